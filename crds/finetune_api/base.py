@@ -1,0 +1,98 @@
+"""What every model of the API shares: strictness, names, effects and cross-field rules.
+
+A rule is written once, by one of the combinators below. It is checked here by Python and rendered to CEL for the API
+server by `crd.py`, so that `finetune validate` and `kubectl apply` say the same thing in the same words.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.alias_generators import to_camel
+from pydantic_core import PydanticCustomError
+
+Effect = Literal["train", "evaluate", "publish", "judge", "attempt", "live"]
+"""What changing a field causes: a new run, a new evaluation, a new publication, a new judgement of stored metrics,
+a restart of the pods from the last checkpoint, or nothing."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A condition over several fields of one object: CEL for the API server, Python for everybody else."""
+
+    cel: str
+    message: str
+    holds: Callable[[Any], bool]
+
+
+def _names(names: tuple[str, ...]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _attribute(model: BaseModel, camel: str) -> Any:
+    for name, info in type(model).model_fields.items():
+        if (info.alias or name) == camel:
+            return getattr(model, name)
+    raise AttributeError(f"{type(model).__name__} has no field {camel}")
+
+
+def _count(model: BaseModel, names: tuple[str, ...]) -> int:
+    return sum(_attribute(model, name) is not None for name in names)
+
+
+def exactly_one_of(*names: str) -> Rule:
+    cel = " + ".join(f"(has(self.{name}) ? 1 : 0)" for name in names) + " == 1"
+    return Rule(cel, f"give exactly one of {_names(names)}", lambda model: _count(model, names) == 1)
+
+
+def at_most_one_of(*names: str) -> Rule:
+    cel = " + ".join(f"(has(self.{name}) ? 1 : 0)" for name in names) + " <= 1"
+    return Rule(cel, f"give {_names(names)} not together: at most one of them", lambda model: _count(model, names) <= 1)
+
+
+def only_with(field: str, *, values: tuple[str, ...], fields: tuple[str, ...]) -> Rule:
+    """`fields` may be set only when the required string `field` has one of `values`."""
+    allowed = " or ".join(values)
+    options = ", ".join(f"'{value}'" for value in values)
+    cel = f"self.{field} in [{options}] || !({' || '.join(f'has(self.{name})' for name in fields)})"
+    return Rule(
+        cel,
+        f"{_names(fields)} {'goes' if len(fields) == 1 else 'go'} only with {field}: {allowed}",
+        lambda model: _attribute(model, field) in values or _count(model, fields) == 0,
+    )
+
+
+class Model(BaseModel):
+    """A frozen, strict object with camelCase names outside and snake_case inside; unknown fields are errors."""
+
+    model_config = ConfigDict(
+        alias_generator=to_camel,
+        populate_by_name=True,
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        ser_json_inf_nan="null",
+    )
+    rules: ClassVar[tuple[Rule, ...]] = ()
+
+    @model_validator(mode="after")
+    def _rules_hold(self) -> Self:
+        for rule in self.rules:
+            if not rule.holds(self):
+                raise PydanticCustomError("rule", "{message}", {"message": rule.message})
+        return self
+
+    def document(self) -> dict[str, Any]:
+        """The object as JSON values, unset fields left out."""
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+def spec_field(effect: Effect | None, description: str, *, required: bool = False, **constraints: Any) -> Any:
+    """A field of a spec. `effect` says what changing it causes; None for an object whose fields say it themselves.
+
+    No field of a spec has a schema default: unset stays visible, so that a profile's default can apply.
+    """
+    extra: dict[str, Any] = {} if effect is None else {"x-effect": effect}
+    default: Any = ... if required else None
+    return Field(default, description=description, json_schema_extra=extra, **constraints)

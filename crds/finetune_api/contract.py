@@ -1,0 +1,234 @@
+"""What crosses between operator and trainer: RunConfig in, Progress meanwhile, LastMessage at the end, exit codes.
+
+RunConfig lies in an immutable ConfigMap and is mounted into the pods; Progress is served as JSON by the pod's
+supervisor; LastMessage is the container's termination message.
+"""
+
+from enum import IntEnum
+from typing import Literal
+
+from pydantic import Field
+
+from finetune_api.base import Model
+from finetune_api.job import (
+    BestCheckpoint,
+    EvaluationStatus,
+    MethodType,
+    Metric,
+    ModelStatus,
+    Overlong,
+    PodTemplate,
+    PreflightStatus,
+    TaskType,
+)
+
+RECIPE_VERSION = 1
+"""Raised only when the trainer's numerics change on purpose; part of a run's identity, unlike any package version."""
+
+CONFIG_PATH = "/etc/finetune/config.json"
+"""Where the ConfigMap's key `config.json` is mounted."""
+CREDENTIALS_PATH = "/etc/finetune/credentials"
+"""Where the credentials Secret is mounted."""
+WORK_PATH = "/work"
+"""The emptyDir for downloads and scratch files; /tmp is one too, all else is read-only."""
+PROGRESS_PORT = 9090
+"""Serves /progress (JSON), /metrics (Prometheus) and /healthz."""
+RENDEZVOUS_PORT = 29400
+MESSAGE_LIMIT = 3500
+"""Bytes of a termination message; Kubernetes cuts at 4096."""
+
+
+class ExitCode(IntEnum):
+    DONE = 0
+    INVALID = 42
+    """The document or the data is wrong: final until they change."""
+    DAMAGED = 43
+    """Stored data does not match its digest."""
+    FENCED = 44
+    """A newer attempt holds the run."""
+    STOPPED = 45
+    """Stopped on request after a committed checkpoint."""
+    HUNG = 46
+    DIVERGED = 47
+    """The loss became NaN or infinite."""
+    GATE = 48
+    """A gate of the evaluation was not met."""
+    STORAGE = 49
+    """Storage or credentials unavailable: recovers by itself once mended."""
+    MEMORY = 50
+    """Out of memory: the next attempt halves the micro-batch."""
+
+
+class TaskConfig(Model):
+    type: TaskType
+    text_column: str
+    label_column: str
+    labels: list[str] | None
+    """None: preflight finds them and fixes them in run.json."""
+
+
+class DataConfig(Model):
+    train: list[str]
+    validation_fraction: float | None
+    """None exactly when validation_uri is given."""
+    validation_group_by: str | None
+    validation_uri: str | None
+    test_uri: str | None
+    max_length: int
+    overlong: Overlong
+
+
+class MethodConfig(Model):
+    type: MethodType
+    rank: int
+    alpha: float
+    dropout: float
+    targets: list[str] | None
+    """None: every linear layer of the trunk."""
+
+
+class TrainingConfig(Model):
+    epochs: float | None
+    """None exactly when max_steps is given."""
+    max_steps: int | None
+    batch_size: int
+    learning_rate: float
+    schedule: Literal["linear", "cosine", "constant"]
+    warmup_percent: float | None
+    """None exactly when warmup_steps is given."""
+    warmup_steps: int | None
+    optimizer: Literal["adamw", "sgd"]
+    weight_decay: float
+    max_grad_norm: float
+    precision: Literal["auto", "fp32", "bf16"]
+    micro_batch: int
+    seed: int
+    evaluate_steps: int | None
+    """None exactly when evaluate_epochs is given."""
+    evaluate_epochs: float | None
+    patience: int | None
+    """None: no early stopping."""
+    min_delta: float
+
+
+class CheckpointConfig(Model):
+    every_seconds: float | None
+    """None exactly when every_steps is given."""
+    every_steps: int | None
+    keep_last: int
+
+
+class OutputConfig(Model):
+    uri: str
+    merge: bool
+    weights: Literal["Best", "Last"]
+
+
+class StorageConfig(Model):
+    endpoint: str | None
+    region: str
+    credentials_secret: str | None
+
+
+class PodsConfig(Model):
+    """Everything that shapes pods and nothing that shapes the model."""
+
+    nodes: int
+    gpus: int
+    cpu: str
+    memory: str
+    gpu_resource: str
+    trainer_image: str
+    preflight_image: str
+    pull_policy: Literal["Always", "IfNotPresent", "Never"]
+    template: PodTemplate
+
+
+class RunConfig(Model):
+    """One resolved FineTuneJob: every default filled in, nothing left to decide but what the data says."""
+
+    schema_version: Literal[1] = 1
+    recipe_version: int = RECIPE_VERSION
+    generation: int
+    job: str = Field(description="namespace/name, for messages only")
+    job_uid: str = Field(description="UID of the FineTuneJob, or of the local document")
+    task: TaskConfig
+    model: str = Field(description="URI of the base model")
+    data: DataConfig
+    method: MethodConfig
+    training: TrainingConfig
+    primary: Metric
+    checkpoint: CheckpointConfig
+    output: OutputConfig
+    storage: StorageConfig
+    pods: PodsConfig
+    max_retries: int
+
+
+class Checkpointed(Model):
+    """The last committed checkpoint."""
+
+    step: int
+    uri: str
+    committed_at: str
+    best: BestCheckpoint | None = None
+
+
+class Progress(Model):
+    """What GET /progress answers. Times are RFC 3339 in UTC, the loss a mean over labels."""
+
+    schema_version: Literal[1] = 1
+    run_id: str
+    attempt: int | None = Field(None, description="number of the claim, once it is made")
+    stage: Literal["Loading", "Training", "Evaluating", "Publishing"]
+    step: int
+    total_steps: int
+    resumed_from_step: int | None = None
+    epoch: float | None = None
+    loss: float | None = None
+    learning_rate: float | None = None
+    samples_per_second: float | None = None
+    estimated_completion_time: str | None = None
+    checkpoint: Checkpointed | None = None
+    started_at: str
+    updated_at: str
+
+
+class PreflightOutcome(Model):
+    """What a preflight Job found out. Exactly one state, from the run's log in storage.
+
+    Fresh: no checkpoint yet. Resume: something is committed, a train pod goes on from there (perhaps only to evaluate or
+    to publish). Reused: the very model that is asked for is published; LastMessage.result describes it.
+    """
+
+    state: Literal["Fresh", "Resume", "Reused"]
+    run_id: str
+    step: int | None = Field(None, description="Resume: step of the last committed checkpoint")
+    summary: PreflightStatus
+
+
+class TrainOutcome(Model):
+    """What a finished run leaves behind; also inside a preflight's message when the run is Reused."""
+
+    final_step: int
+    total_steps: int
+    final_loss: float | None = None
+    best: BestCheckpoint | None = None
+    evaluation: EvaluationStatus
+    model: ModelStatus
+
+
+class LastMessage(Model):
+    """The termination message: one JSON object of at most MESSAGE_LIMIT bytes, free of secrets and of rows."""
+
+    schema_version: Literal[1] = 1
+    code: int
+    reason: str = Field(max_length=64)
+    """PascalCase; becomes the reason of conditions and events."""
+    message: str = Field(max_length=512)
+    run_id: str | None = None
+    attempt: int | None = None
+    step: int | None = Field(None, description="last committed step")
+    resumed_from_step: int | None = None
+    preflight: PreflightOutcome | None = None
+    result: TrainOutcome | None = None

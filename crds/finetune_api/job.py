@@ -1,0 +1,435 @@
+"""FineTuneJob: what a user asks for, and what the operator says of it."""
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, StringConstraints
+
+from finetune_api.base import Model, Rule, at_most_one_of, exactly_one_of, only_with, spec_field
+
+Uri = Annotated[str, StringConstraints(pattern=r"^(s3|file)://[^\s]+$", max_length=1024)]
+S3OrFile = "an s3:// or file:// address (file:// only outside a cluster)"
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)]
+Column = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+Label = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+Quantity = Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$", max_length=32)]
+Duration = Annotated[str, StringConstraints(pattern=r"^([0-9]+h)?([0-9]+m)?([0-9]+s)?$", min_length=2, max_length=32)]
+LabelValue = Annotated[str, StringConstraints(max_length=63)]
+Key = Annotated[str, StringConstraints(max_length=317)]
+Text = Annotated[str, StringConstraints(max_length=1024)]
+
+TaskType = Literal["text-classification"]
+MethodType = Literal["full", "head", "lora"]
+Metric = Literal["accuracy", "precision", "recall", "f1", "f1-micro", "f1-weighted", "loss"]
+Overlong = Literal["Truncate", "Drop", "Fail"]
+
+
+class TextColumns(Model):
+    text: Column | None = spec_field("train", "Column that holds the text. Default: text.")
+    label: Column | None = spec_field(
+        "train", "Column that holds the label: one value, or a list of values for multi-label rows. Default: label."
+    )
+
+
+class Task(Model):
+    type: TaskType = spec_field("train", "What the model learns to do.", required=True)
+    columns: TextColumns | None = spec_field(None, "Names of the columns in the data.")
+    labels: list[Label] | None = spec_field(
+        "train",
+        "The labels, in the order of the model's outputs. Default: found in the data by preflight and fixed from then on.",
+        min_length=2,
+        max_length=10000,
+    )
+
+
+class ModelSource(Model):
+    uri: Uri = spec_field(
+        "train",
+        f"Directory of the base model, with config.json, tokenizer.json and safetensors weights: {S3OrFile}.",
+        required=True,
+    )
+
+
+class DataSource(Model):
+    uri: Uri = spec_field(
+        "train",
+        f"One file of rows: jsonl, csv, tsv or parquet, jsonl and csv also with .gz or .zst: {S3OrFile}.",
+        required=True,
+    )
+
+
+class Validation(Model):
+    rules: ClassVar[tuple[Rule, ...]] = (
+        exactly_one_of("fraction", "uri"),
+        Rule(
+            "!has(self.groupBy) || has(self.fraction)",
+            "groupBy goes only with fraction",
+            lambda model: model.group_by is None or model.fraction is not None,
+        ),
+    )
+
+    fraction: float | None = spec_field(
+        "train", "Share of the training rows held out, chosen by a hash of their content.", gt=0, lt=1
+    )
+    group_by: Column | None = spec_field(
+        "train", "Rows with the same value in this column stay on one side of the split."
+    )
+    uri: Uri | None = spec_field("train", f"File of validation rows: {S3OrFile}.")
+
+
+class TestSource(Model):
+    __test__ = False
+    uri: Uri = spec_field("evaluate", f"File of test rows: {S3OrFile}.", required=True)
+
+
+class Data(Model):
+    train: list[DataSource] = spec_field(None, "Files of training rows.", required=True, min_length=1, max_length=64)
+    validation: Validation | None = spec_field(None, "Rows that choose the best checkpoint. Default: fraction 0.1.")
+    test: TestSource | None = spec_field(None, "Rows the final metrics are measured on. Default: the validation rows.")
+    max_length: int | None = spec_field(
+        "train", "Tokens a row may have. Default: 256, or the model's limit if that is lower.", ge=8, le=131072
+    )
+    overlong: Overlong | None = spec_field(
+        "train", "What happens to longer rows; they are always counted. Default: Truncate."
+    )
+
+
+class Method(Model):
+    rules: ClassVar[tuple[Rule, ...]] = (
+        only_with("type", values=("lora",), fields=("rank", "alpha", "dropout", "targets")),
+    )
+
+    type: MethodType = spec_field(
+        "train", "full trains all weights, head only the new output layer, lora low-rank additions.", required=True
+    )
+    rank: int | None = spec_field("train", "Rank of the LoRA matrices. Default: 16.", ge=1, le=1024)
+    alpha: float | None = spec_field(
+        "train", "Scale of the LoRA update, divided by the rank. Default: twice the rank.", gt=0
+    )
+    dropout: float | None = spec_field("train", "Dropout in front of the LoRA matrices. Default: 0.05.", ge=0, lt=1)
+    targets: list[Column] | None = spec_field(
+        "train",
+        "Name endings of the linear layers that get LoRA matrices. Default: every linear layer of the trunk.",
+        min_length=1,
+        max_length=64,
+    )
+
+
+class Warmup(Model):
+    rules: ClassVar[tuple[Rule, ...]] = (exactly_one_of("percent", "steps"),)
+
+    percent: float | None = spec_field("train", "Share of all steps, in percent.", ge=0, le=100)
+    steps: int | None = spec_field("train", "Number of steps.", ge=0, le=10_000_000)
+
+
+class Schedule(Model):
+    type: Literal["linear", "cosine", "constant"] = spec_field(
+        "train", "How the learning rate falls after the warm-up.", required=True
+    )
+    warmup: Warmup | None = spec_field(None, "How long the learning rate rises at first. Default: percent 6.")
+
+
+class Optimizer(Model):
+    type: Literal["adamw", "sgd"] = spec_field("train", "The optimizer.", required=True)
+    weight_decay: float | None = spec_field(
+        "train", "Decay of the weights; biases and norms are spared. Default: 0.01.", ge=0, le=1
+    )
+
+
+class Every(Model):
+    rules: ClassVar[tuple[Rule, ...]] = (exactly_one_of("steps", "epochs"),)
+
+    steps: int | None = spec_field("train", "Optimizer steps between two evaluations.", ge=1, le=10_000_000)
+    epochs: float | None = spec_field("train", "Epochs between two evaluations.", gt=0, le=1000)
+
+
+class EarlyStopping(Model):
+    patience: int = spec_field(
+        "train",
+        "Evaluations without an improvement of evaluation.primary after which training ends.",
+        required=True,
+        ge=1,
+        le=1000,
+    )
+    min_delta: float | None = spec_field("train", "Smallest change that counts as an improvement. Default: 0.", ge=0)
+
+
+class Training(Model):
+    rules: ClassVar[tuple[Rule, ...]] = (at_most_one_of("epochs", "maxSteps"),)
+
+    epochs: float | None = spec_field("train", "How often each row is seen. Default: 3.", gt=0, le=1000)
+    max_steps: int | None = spec_field("train", "Optimizer steps, instead of epochs.", ge=1, le=10_000_000)
+    batch_size: int | None = spec_field(
+        "train", "Rows per optimizer step over the whole job, whatever the number of GPUs. Default: 32.", ge=1, le=65536
+    )
+    learning_rate: float | None = spec_field(
+        "train", "Peak learning rate. Default: 2e-5 for full, 1e-3 for head, 2e-4 for lora.", gt=0, le=10
+    )
+    schedule: Schedule | None = spec_field(None, "Learning rate over time. Default: linear.")
+    optimizer: Optimizer | None = spec_field(None, "Default: adamw.")
+    max_grad_norm: float | None = spec_field("train", "Gradients are clipped to this norm. Default: 1.0.", gt=0)
+    precision: Literal["auto", "fp32", "bf16"] | None = spec_field(
+        "train", "Arithmetic. Default: auto, bf16 where the GPU has it, else fp32, kept for the whole run."
+    )
+    micro_batch: int | None = spec_field(
+        "attempt",
+        "Rows that go through the model at once; batchSize is cut into such pieces. Default: 16.",
+        ge=1,
+        le=65536,
+    )
+    seed: int | None = spec_field("train", "Seed of everything random. Default: 17.", ge=0, le=2**31 - 1)
+    evaluate_every: Every | None = spec_field(None, "How often the validation rows are evaluated. Default: epochs 1.")
+    early_stopping: EarlyStopping | None = spec_field(None, "Default: none.")
+
+
+class Evaluation(Model):
+    primary: Metric | None = spec_field(
+        "train", "Metric that chooses the best checkpoint; f1, precision and recall are macro averages. Default: f1."
+    )
+
+
+class CheckpointEvery(Model):
+    rules: ClassVar[tuple[Rule, ...]] = (exactly_one_of("duration", "steps"),)
+
+    duration: Duration | None = spec_field("live", "Time between two checkpoints, such as 10m.")
+    steps: int | None = spec_field("live", "Optimizer steps between two checkpoints.", ge=1, le=10_000_000)
+
+
+class Checkpoint(Model):
+    every: CheckpointEvery | None = spec_field(None, "Default: duration 10m.")
+    keep_last: int | None = spec_field(
+        "live", "Checkpoints that are kept beside the best one. Default: 2.", ge=2, le=100
+    )
+
+
+class Output(Model):
+    uri: Uri = spec_field("train", f"Where checkpoints, reports and the model go: {S3OrFile}.", required=True)
+    merge: bool | None = spec_field(
+        "publish",
+        "Write a LoRA result as a plain model with the base merged in. Default: false, an adapter in PEFT's format.",
+    )
+    weights: Literal["Best", "Last"] | None = spec_field("publish", "Which weights are published. Default: Best.")
+
+
+class Storage(Model):
+    endpoint: Annotated[str, StringConstraints(pattern=r"^https?://[^\s/]+/?$", max_length=512)] | None = spec_field(
+        "attempt", "Address of the S3 server. Default: the profile's, else AWS. Only what the profile allows."
+    )
+    region: Annotated[str, StringConstraints(max_length=64)] | None = spec_field(
+        "attempt", "Default: the profile's, else us-east-1."
+    )
+    credentials_secret: Name | None = spec_field(
+        "attempt",
+        "Secret of the job's namespace with AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and perhaps AWS_SESSION_TOKEN, mounted "
+        "as files. Default: the profile's, else the SDK's own chain (workload identity).",
+    )
+
+
+class PerNode(Model):
+    gpus: int | None = spec_field("attempt", "GPUs a pod; 0 trains on CPUs. Default: 1.", ge=0, le=64)
+    cpu: Quantity | None = spec_field("attempt", 'CPU request a pod, such as "4". Default: "2".')
+    memory: Quantity | None = spec_field("attempt", "Memory request and limit a pod. Default: 8Gi.")
+
+
+class Resources(Model):
+    nodes: int | None = spec_field("attempt", "Pods that train together, one a node. Default: 1.", ge=1, le=512)
+    per_node: PerNode | None = spec_field(None, "What each pod gets.")
+
+
+class EnvVar(Model):
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=128)] = spec_field(
+        "attempt", "Name of the environment variable.", required=True
+    )
+    value: Annotated[str, StringConstraints(max_length=4096)] = spec_field("attempt", "Its value.", required=True)
+
+
+class Toleration(Model):
+    key: Key | None = spec_field("attempt", "Taint key.")
+    operator: Literal["Exists", "Equal"] | None = spec_field("attempt", "Default: Equal.")
+    value: LabelValue | None = spec_field("attempt", "Taint value.")
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = spec_field(
+        "attempt", "Default: every effect."
+    )
+    toleration_seconds: int | None = spec_field("attempt", "How long a NoExecute taint is tolerated.", ge=0)
+
+
+class PullSecret(Model):
+    name: Name = spec_field("attempt", "Name of the Secret.", required=True)
+
+
+class PodMetadata(Model):
+    labels: dict[Key, LabelValue] | None = spec_field("attempt", "Added to the pods' labels.", max_length=32)
+    annotations: dict[Key, Text] | None = spec_field("attempt", "Added to the pods' annotations.", max_length=32)
+
+
+class PodSpec(Model):
+    node_selector: dict[Key, LabelValue] | None = spec_field("attempt", "Labels the node must have.", max_length=32)
+    tolerations: list[Toleration] | None = spec_field("attempt", "Taints the pods tolerate.", max_length=32)
+    runtime_class_name: Name | None = spec_field("attempt", "RuntimeClass of the pods.")
+    priority_class_name: Name | None = spec_field("attempt", "PriorityClass of the pods.")
+    service_account_name: Name | None = spec_field(
+        "attempt", "Service account of the pods, for workload identity. No API token is mounted. Default: default."
+    )
+    image_pull_secrets: list[PullSecret] | None = spec_field(
+        "attempt", "Secrets the images are pulled with.", max_length=8
+    )
+    termination_grace_period_seconds: int | None = spec_field(
+        "attempt", "Time to commit a checkpoint when a pod is asked to stop. Default: 120.", ge=5, le=3600
+    )
+    env: list[EnvVar] | None = spec_field("attempt", "Environment variables of the trainer.", max_length=64)
+
+
+class PodTemplate(Model):
+    metadata: PodMetadata | None = spec_field(None, "Labels and annotations of the pods.")
+    spec: PodSpec | None = spec_field(None, "The parts of a pod's spec that may be chosen.")
+
+
+class Retries(Model):
+    max: int | None = spec_field(
+        "live", "Crashes after which the job fails; preemptions are free. Default: 3.", ge=0, le=100
+    )
+
+
+class FineTuneJobSpec(Model):
+    profile: Name | None = spec_field(
+        "attempt", "FineTuneProfile with the platform's defaults. Default: the one named default."
+    )
+    task: Task = spec_field(None, "What the model learns to do.", required=True)
+    model: ModelSource = spec_field(None, "The base model.", required=True)
+    data: Data = spec_field(None, "The rows.", required=True)
+    method: Method | None = spec_field(None, "How the weights are tuned. Default: full.")
+    training: Training | None = spec_field(None, "Hyperparameters.")
+    evaluation: Evaluation | None = spec_field(None, "How the result is measured.")
+    checkpoint: Checkpoint | None = spec_field(None, "How often progress is committed to storage.")
+    output: Output = spec_field(None, "Where the result goes.", required=True)
+    storage: Storage | None = spec_field(None, "How object storage is reached.")
+    resources: Resources | None = spec_field(None, "What the pods get.")
+    pod_template: PodTemplate | None = spec_field(None, "What else the pods need.")
+    retries: Retries | None = spec_field(None, "What happens after crashes.")
+
+
+# --- status ---
+
+Phase = Literal[
+    "Pending", "Preflight", "Queued", "Starting", "Training", "Evaluating", "Succeeded", "Failed", "Suspended"
+]
+Time = Annotated[str, Field(json_schema_extra={"format": "date-time"}, max_length=40)]
+Metrics = Annotated[dict[Annotated[str, StringConstraints(max_length=64)], float], Field(max_length=32)]
+
+
+class RunStatus(Model):
+    id: str = Field(description="Hash of everything that determines the weights.", max_length=64)
+    generation: int = Field(description="metadata.generation this run was resolved from.")
+    attempt: int | None = Field(None, description="Number of the attempt's claim in storage.")
+    started_at: Time | None = Field(None, description="When the first attempt began.")
+
+
+class BestCheckpoint(Model):
+    step: int
+    metric: str = Field(max_length=64)
+    value: float
+
+
+class CheckpointStatus(Model):
+    step: int = Field(description="Optimizer step of the last committed checkpoint.")
+    uri: str | None = Field(None, max_length=2048)
+    committed_at: Time | None = None
+    best: BestCheckpoint | None = None
+
+
+class ProgressStatus(Model):
+    step: int
+    total_steps: int
+    epoch: float | None = None
+    percent: int
+    loss: float | None = None
+    learning_rate: float | None = None
+    samples_per_second: float | None = None
+    estimated_completion_time: Time | None = None
+    updated_at: Time | None = None
+
+
+class Restart(Model):
+    attempt: int
+    reason: str = Field(max_length=64)
+    at: Time
+    resumed_from_step: int | None = None
+    lost_steps: int | None = None
+
+
+class RowCounts(Model):
+    train: int
+    validation: int
+    test: int | None = None
+
+
+class TokenLengths(Model):
+    p50: int
+    p99: int
+    max: int
+
+
+class PreflightStatus(Model):
+    rows: RowCounts | None = None
+    labels: int | None = None
+    multi_label: bool | None = None
+    tokens: TokenLengths | None = None
+    truncated_percent: float | None = None
+    warnings: list[Text] | None = Field(None, max_length=10)
+    report_uri: str | None = Field(None, max_length=2048)
+
+
+class EvaluationStatus(Model):
+    rows: int | None = Field(None, description="Rows the metrics were measured on.")
+    on: Literal["test", "validation"] | None = Field(None, description="Which rows they were.")
+    majority: Metrics | None = Field(None, description="Always answering the most frequent label.")
+    probe: Metrics | None = Field(None, description="A linear model on the frozen features of the base.")
+    tuned: Metrics | None = Field(None, description="The published model.")
+
+
+class ModelStatus(Model):
+    uri: str = Field(max_length=2048)
+    digest: str = Field(max_length=80)
+    size_bytes: int
+
+
+class Usage(Model):
+    gpu_seconds: int | None = None
+    attempts: int | None = None
+    lost_steps: int | None = None
+
+
+class Condition(Model):
+    type: str = Field(max_length=64)
+    status: Literal["True", "False", "Unknown"]
+    reason: str = Field(max_length=128)
+    message: str = Field(max_length=2048)
+    last_transition_time: Time
+    observed_generation: int
+
+
+class FineTuneJobStatus(Model):
+    observed_generation: int = Field(-1, description="The generation this status speaks of.")
+    phase: Phase | None = Field(None, description="Where the job is.")
+    message: str | None = Field(None, description="The same in a sentence.", max_length=2048)
+    run: RunStatus | None = None
+    progress: ProgressStatus | None = None
+    checkpoint: CheckpointStatus | None = None
+    restarts: list[Restart] | None = Field(None, description="The last ten.", max_length=10)
+    preflight: PreflightStatus | None = None
+    evaluation: EvaluationStatus | None = None
+    model: ModelStatus | None = Field(None, description="The last published one, until another is committed.")
+    usage: Usage | None = None
+    last_handled_retry: str | None = Field(
+        None, description="The annotation finetune.dev/retry that was last acted upon.", max_length=256
+    )
+    conditions: list[Condition] | None = Field(None, max_length=16)
+
+
+class FineTuneJob(Model):
+    """The whole document. metadata is Kubernetes' own and only carried."""
+
+    api_version: Literal["finetune.dev/v1alpha1"]
+    kind: Literal["FineTuneJob"]
+    metadata: dict[str, Any]
+    spec: FineTuneJobSpec
+    status: FineTuneJobStatus | None = None

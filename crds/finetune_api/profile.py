@@ -1,0 +1,47 @@
+"""FineTuneProfile: the platform team's defaults and limits, cluster-scoped."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import StringConstraints
+
+from finetune_api.base import Model, spec_field
+from finetune_api.job import PodTemplate, Resources, Storage
+
+Image = Annotated[str, StringConstraints(pattern=r"^[^\s]+$", max_length=512)]
+EndpointPattern = Annotated[str, StringConstraints(pattern=r"^https?://[^\s]+$", max_length=512)]
+
+
+class Images(Model):
+    trainer: Image | None = spec_field("attempt", "Image of train pods. Default: the operator's flag.")
+    preflight: Image | None = spec_field("attempt", "Image of preflight pods. Default: the operator's flag.")
+    pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = spec_field("attempt", "Default: IfNotPresent.")
+
+
+class Gpu(Model):
+    resource_name: Annotated[str, StringConstraints(max_length=317)] | None = spec_field(
+        "attempt", "Resource that stands for one GPU. Default: nvidia.com/gpu."
+    )
+
+
+class FineTuneProfileSpec(Model):
+    images: Images | None = spec_field(None, "Images of the pods.")
+    storage: Storage | None = spec_field(None, "How object storage is reached when a job does not say it.")
+    allowed_endpoints: list[EndpointPattern] | None = spec_field(
+        "attempt",
+        "Endpoints a job may name, * standing for any characters but a slash. Default: only the profile's own endpoint.",
+        max_length=64,
+    )
+    resources: Resources | None = spec_field(None, "What the pods get when a job does not say it.")
+    gpu: Gpu | None = spec_field(None, "How GPUs are asked for.")
+    pod_template: PodTemplate | None = spec_field(
+        None, "Merged under the job's: maps merge, lists append, the job wins."
+    )
+
+
+class FineTuneProfile(Model):
+    """The whole document. metadata is Kubernetes' own and only carried."""
+
+    api_version: Literal["finetune.dev/v1alpha1"]
+    kind: Literal["FineTuneProfile"]
+    metadata: dict[str, Any]
+    spec: FineTuneProfileSpec

@@ -1,0 +1,339 @@
+"""Pure: job + profile -> RunConfig with every default filled in, and the identities of a run.
+
+The defaults of the API live here and nowhere else.
+"""
+
+import fnmatch
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import rfc8785
+
+from finetune_api.contract import (
+    CheckpointConfig,
+    DataConfig,
+    MethodConfig,
+    OutputConfig,
+    PodsConfig,
+    RunConfig,
+    StorageConfig,
+    TaskConfig,
+    TrainingConfig,
+)
+from finetune_api.job import (
+    Checkpoint,
+    CheckpointEvery,
+    Evaluation,
+    Every,
+    FineTuneJobSpec,
+    Method,
+    Optimizer,
+    PerNode,
+    PodMetadata,
+    PodSpec,
+    PodTemplate,
+    Resources,
+    Retries,
+    Schedule,
+    Storage,
+    TextColumns,
+    Training,
+    Validation,
+    Warmup,
+)
+from finetune_api.profile import FineTuneProfileSpec, Gpu, Images
+
+T = TypeVar("T")
+
+LEARNING_RATES = {"full": 2e-5, "head": 1e-3, "lora": 2e-4}
+
+
+class ResolveError(Exception):
+    """The document asks for what the profile does not allow, or what does not fit together."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What the operator's command line supplies."""
+
+    trainer_image: str
+    preflight_image: str
+    in_cluster: bool = True
+
+
+def first(*values: T | None, default: T) -> T:
+    """The first value that is set."""
+    return next((value for value in values if value is not None), default)
+
+
+def seconds(duration: str) -> float:
+    """A Kubernetes-style duration such as 1h30m in seconds."""
+    match = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", duration)
+    if match is None:
+        raise ValueError(f"{duration!r} is no duration like 1h30m")
+    hours, minutes, secs = (int(part or 0) for part in match.groups())
+    return float(hours * 3600 + minutes * 60 + secs)
+
+
+def resolve(
+    spec: FineTuneJobSpec,
+    profile: FineTuneProfileSpec,
+    *,
+    job: str,
+    job_uid: str,
+    generation: int,
+    defaults: Defaults,
+) -> RunConfig:
+    """The run a document asks for.
+
+    Raises ResolveError when the profile forbids what the document names.
+    """
+    if defaults.in_cluster:
+        _refuse_files(spec)
+    return RunConfig(
+        generation=generation,
+        job=job,
+        job_uid=job_uid,
+        task=_task(spec),
+        model=spec.model.uri.rstrip("/"),
+        data=_data(spec),
+        method=_method(spec),
+        training=_training(spec),
+        primary=first((spec.evaluation or Evaluation()).primary, default="f1"),
+        checkpoint=_checkpoint(spec),
+        output=OutputConfig(
+            uri=spec.output.uri.rstrip("/"),
+            merge=first(spec.output.merge, default=False),
+            weights=first(spec.output.weights, default="Best"),
+        ),
+        storage=_storage(spec.storage or Storage(), profile),
+        pods=_pods(spec, profile, defaults),
+        max_retries=first((spec.retries or Retries()).max, default=3),
+    )
+
+
+def _refuse_files(spec: FineTuneJobSpec) -> None:
+    validation = spec.data.validation
+    uris = {
+        "spec.model.uri": spec.model.uri,
+        "spec.output.uri": spec.output.uri,
+        "spec.data.validation.uri": (validation.uri if validation else None) or "",
+        "spec.data.test.uri": spec.data.test.uri if spec.data.test else "",
+        **{f"spec.data.train[{i}].uri": source.uri for i, source in enumerate(spec.data.train)},
+    }
+    for path, uri in uris.items():
+        if uri.startswith("file:"):
+            raise ResolveError("FileUriInCluster", f"{path}: {uri} names a file of one machine; in a cluster use s3://")
+
+
+def _task(spec: FineTuneJobSpec) -> TaskConfig:
+    columns = spec.task.columns or TextColumns()
+    return TaskConfig(
+        type=spec.task.type,
+        text_column=first(columns.text, default="text"),
+        label_column=first(columns.label, default="label"),
+        labels=spec.task.labels,
+    )
+
+
+def _data(spec: FineTuneJobSpec) -> DataConfig:
+    validation = spec.data.validation or Validation(fraction=0.1)
+    return DataConfig(
+        train=[source.uri for source in spec.data.train],
+        validation_fraction=validation.fraction,
+        validation_group_by=validation.group_by,
+        validation_uri=validation.uri,
+        test_uri=spec.data.test.uri if spec.data.test else None,
+        max_length=first(spec.data.max_length, default=256),
+        overlong=first(spec.data.overlong, default="Truncate"),
+    )
+
+
+def _method(spec: FineTuneJobSpec) -> MethodConfig:
+    method = spec.method or Method(type="full")
+    rank = first(method.rank, default=16)
+    return MethodConfig(
+        type=method.type,
+        rank=rank,
+        alpha=first(method.alpha, default=2.0 * rank),
+        dropout=first(method.dropout, default=0.05),
+        targets=method.targets,
+    )
+
+
+def _training(spec: FineTuneJobSpec) -> TrainingConfig:
+    training = spec.training or Training()
+    method = spec.method.type if spec.method else "full"
+    schedule = training.schedule or Schedule(type="linear")
+    warmup = schedule.warmup or Warmup(percent=6.0)
+    optimizer = training.optimizer or Optimizer(type="adamw")
+    every = training.evaluate_every or Every(epochs=1.0)
+    stopping = training.early_stopping
+    return TrainingConfig(
+        epochs=None if training.max_steps else first(training.epochs, default=3.0),
+        max_steps=training.max_steps,
+        batch_size=first(training.batch_size, default=32),
+        learning_rate=first(training.learning_rate, default=LEARNING_RATES[method]),
+        schedule=schedule.type,
+        warmup_percent=warmup.percent,
+        warmup_steps=warmup.steps,
+        optimizer=optimizer.type,
+        weight_decay=first(optimizer.weight_decay, default=0.01),
+        max_grad_norm=first(training.max_grad_norm, default=1.0),
+        precision=first(training.precision, default="auto"),
+        micro_batch=first(training.micro_batch, default=16),
+        seed=first(training.seed, default=17),
+        evaluate_steps=every.steps,
+        evaluate_epochs=every.epochs,
+        patience=stopping.patience if stopping else None,
+        min_delta=first(stopping.min_delta, default=0.0) if stopping else 0.0,
+    )
+
+
+def _checkpoint(spec: FineTuneJobSpec) -> CheckpointConfig:
+    checkpoint = spec.checkpoint or Checkpoint()
+    every = checkpoint.every or CheckpointEvery(duration="10m")
+    return CheckpointConfig(
+        every_seconds=None if every.duration is None else seconds(every.duration),
+        every_steps=every.steps,
+        keep_last=first(checkpoint.keep_last, default=2),
+    )
+
+
+def _storage(asked: Storage, profile: FineTuneProfileSpec) -> StorageConfig:
+    theirs = profile.storage or Storage()
+    own = (theirs.endpoint or "").rstrip("/")
+    endpoint = first(asked.endpoint, default=own).rstrip("/")
+    patterns = profile.allowed_endpoints or []
+    if endpoint != own and not any(_endpoint_matches(endpoint, pattern) for pattern in patterns):
+        allowed = ", ".join(filter(None, [own, *patterns])) or "none but AWS"
+        raise ResolveError(
+            "EndpointNotAllowed",
+            f"spec.storage.endpoint: {endpoint} is not allowed by the profile; allowed: {allowed}",
+        )
+    return StorageConfig(
+        endpoint=endpoint or None,
+        region=first(asked.region, theirs.region, default="us-east-1"),
+        credentials_secret=asked.credentials_secret or theirs.credentials_secret,
+    )
+
+
+def _endpoint_matches(endpoint: str, pattern: str) -> bool:
+    """Scheme, host and port must match as a whole; * never crosses a slash, and user information is never allowed."""
+    if "@" in endpoint:
+        return False
+    parts, wanted = endpoint.rstrip("/").split("/"), pattern.rstrip("/").split("/")
+    return len(parts) == len(wanted) and all(fnmatch.fnmatchcase(a, b) for a, b in zip(parts, wanted, strict=True))
+
+
+def _pods(spec: FineTuneJobSpec, profile: FineTuneProfileSpec, defaults: Defaults) -> PodsConfig:
+    images = profile.images or Images()
+    asked, theirs = spec.resources or Resources(), profile.resources or Resources()
+    ours, low = asked.per_node or PerNode(), theirs.per_node or PerNode()
+    gpu = profile.gpu or Gpu()
+    return PodsConfig(
+        nodes=first(asked.nodes, theirs.nodes, default=1),
+        gpus=first(ours.gpus, low.gpus, default=1),
+        cpu=first(ours.cpu, low.cpu, default="2"),
+        memory=first(ours.memory, low.memory, default="8Gi"),
+        gpu_resource=first(gpu.resource_name, default="nvidia.com/gpu"),
+        trainer_image=first(images.trainer, default=defaults.trainer_image),
+        preflight_image=first(images.preflight, default=defaults.preflight_image),
+        pull_policy=first(images.pull_policy, default="IfNotPresent"),
+        template=merge_templates(profile.pod_template, spec.pod_template),
+    )
+
+
+def merge_templates(base: PodTemplate | None, ours: PodTemplate | None) -> PodTemplate:
+    """`ours` over `base`: maps merge, lists append (env by name), single values win."""
+    low, high = base or PodTemplate(), ours or PodTemplate()
+    return PodTemplate(
+        metadata=_merge(PodMetadata, low.metadata, high.metadata), spec=_merge(PodSpec, low.spec, high.spec)
+    )
+
+
+M = TypeVar("M", PodMetadata, PodSpec)
+
+
+def _merge(kind: type[M], low: M | None, high: M | None) -> M | None:
+    if low is None or high is None:
+        return high or low
+    merged: dict[str, Any] = {}
+    for name in kind.model_fields:
+        a, b = getattr(low, name), getattr(high, name)
+        if isinstance(a, dict) and isinstance(b, dict):
+            merged[name] = {**a, **b}
+        elif isinstance(a, list) and isinstance(b, list):
+            named = {item.name for item in b if hasattr(item, "name")}
+            merged[name] = [item for item in a if getattr(item, "name", None) not in named] + b
+        else:
+            merged[name] = a if b is None else b
+    return kind(**merged)
+
+
+# --- identities ---
+
+
+def digest(value: Any) -> str:
+    """SHA-256, in hexadecimal, over RFC 8785 canonical JSON of typed values."""
+    return hashlib.sha256(rfc8785.dumps(value)).hexdigest()
+
+
+def train_identity(config: RunConfig, *, labels: list[str], inputs: Mapping[str, str]) -> dict[str, Any]:
+    """Everything that determines the weights. `inputs` maps a role ("model", "train/0", "validation") to a SHA-256.
+
+    URIs are left out on purpose: the same bytes under another name are the same run. So are the micro-batch, resources,
+    images and package versions, which decide bits but not the run; they are recorded with each attempt.
+    """
+    training = config.training.document()
+    del training["microBatch"]
+    return {
+        "recipeVersion": config.recipe_version,
+        "task": {**config.task.document(), "labels": labels},
+        "data": {
+            "maxLength": config.data.max_length,
+            "overlong": config.data.overlong,
+            "validationFraction": config.data.validation_fraction,
+            "groupBy": config.data.validation_group_by,
+        },
+        "inputs": dict(inputs),
+        "method": _relevant_method(config),
+        "training": training,
+        "primary": config.primary,
+    }
+
+
+def _relevant_method(config: RunConfig) -> dict[str, Any]:
+    document = config.method.document()
+    return document if config.method.type == "lora" else {"type": document["type"]}
+
+
+def run_id(identity: Mapping[str, Any]) -> str:
+    """16 hexadecimal characters that name a run under its output."""
+    return digest(identity)[:16]
+
+
+def evaluation_id(run: str, *, test: str | None) -> str:
+    """Identity of an evaluation; `test` is the SHA-256 of the test rows, None for the validation rows."""
+    return digest({"run": run, "test": test})[:16]
+
+
+def publication_id(evaluation: str, config: RunConfig) -> str:
+    """Identity of a publication."""
+    return digest({"evaluation": evaluation, "merge": config.output.merge, "weights": config.output.weights})[:16]
+
+
+def restart_key(config: RunConfig) -> str:
+    """Equal for two configs that can share running pods: everything but what is `live` or names the generation."""
+    document = config.document()
+    for live in ("generation", "maxRetries", "checkpoint"):
+        document.pop(live)
+    return digest(document)[:16]
