@@ -197,8 +197,8 @@ class Progress(Model):
 class PreflightOutcome(Model):
     """What a preflight Job found out. Exactly one state, from the run's log in storage.
 
-    Fresh: no checkpoint yet. Resume: something is committed, a train pod goes on from there (perhaps only to evaluate or
-    to publish). Reused: the very model that is asked for is published; LastMessage.result describes it.
+    Fresh: no checkpoint yet. Resume: something is committed, a train pod goes on from there (perhaps only to evaluate
+    or publish). Reused: the very model that is asked for is published; LastMessage.result describes it.
     """
 
     state: Literal["Fresh", "Resume", "Reused"]
