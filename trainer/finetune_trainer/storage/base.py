@@ -1,0 +1,253 @@
+"""What every store offers, and how it fails.
+
+A store holds objects below one root, `s3://bucket/prefix` or `file:///directory`. Objects become visible whole or not
+at all, and keys are relative to the root. Everything above this package speaks to a `Store`; nothing else looks at a
+URI's scheme.
+"""
+
+import hashlib
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import BinaryIO, Literal, Protocol, runtime_checkable
+from urllib.parse import unquote
+
+MIB = 1024 * 1024
+SCHEMES = ("s3://", "file://")
+
+
+@dataclass(frozen=True)
+class StorageSettings:
+    """How one store is reached. Holds where the credentials lie, never the credentials.
+
+    `credentials_dir` is a directory with the files AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and optionally
+    AWS_SESSION_TOKEN (a mounted Secret), read again whenever they change; None leaves credentials to the SDK's own
+    chain. `addressing` auto means path style when an endpoint is set, virtual hosts otherwise.
+
+    Times are in seconds. `deadline` bounds how long one request is retried without progress; `connect_deadline`
+    replaces it until the store has answered for the first time, so that a mistyped endpoint is reported within
+    seconds while an outage in mid-run is waited for.
+    """
+
+    endpoint: str | None = None
+    region: str | None = None
+    credentials_dir: Path | None = None
+    addressing: Literal["auto", "path", "virtual"] = "auto"
+    ca_file: Path | None = None
+    connect_timeout: float = 3.0
+    read_timeout: float = 30.0
+    deadline: float = 120.0
+    connect_deadline: float = 8.0
+
+
+@dataclass(frozen=True)
+class ObjectInfo:
+    """One object as the store describes it: size in bytes, opaque version tag, hex SHA-256 where it is known."""
+
+    key: str
+    size: int
+    etag: str
+    modified: datetime | None
+    sha256: str | None = None
+
+
+class StorageError(Exception):
+    """A storage operation failed.
+
+    `reason` is PascalCase and stable; the message is one sentence that names the object, the operation and the
+    remedy, and never a secret. `environment` is true where mending the environment (bucket, permission, network,
+    space) is enough to go on: exit code 49. Otherwise the document or the stored data is wrong.
+    """
+
+    def __init__(self, reason: str, message: str, *, environment: bool = True) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+        self.environment = environment
+
+    def __reduce__(self) -> tuple[Callable[..., "StorageError"], tuple[object, ...]]:
+        return _rebuild, (type(self), self.reason, self.message, self.environment)
+
+
+def _rebuild(kind: type[StorageError], reason: str, message: str, environment: bool) -> StorageError:
+    """Unpickle an error as it was: it crosses process boundaries in worker pools."""
+    return kind(reason, message, environment=environment)
+
+
+class NotFound(StorageError):
+    """The bucket or the object does not exist: reasons BucketNotFound, ObjectNotFound."""
+
+
+class AccessDenied(StorageError):
+    """The store refused the identity: InvalidCredentials, CredentialsMissing, CredentialsExpired, AccessDenied."""
+
+
+class Unreachable(StorageError):
+    """Nothing answered at the endpoint: reason EndpointUnreachable."""
+
+
+class Unavailable(StorageError):
+    """The store answered, but only with errors of its own until the deadline: reason StoreUnavailable."""
+
+
+class AlreadyExists(StorageError):
+    """`create` found the key taken: reason AlreadyExists."""
+
+    def __init__(self, reason: str, message: str, *, environment: bool = False) -> None:
+        super().__init__(reason, message, environment=environment)
+
+
+class PreconditionFailed(StorageError):
+    """The object is not the version that was asked for: reason ObjectChanged."""
+
+    def __init__(self, reason: str, message: str, *, environment: bool = False) -> None:
+        super().__init__(reason, message, environment=environment)
+
+
+class Damaged(StorageError):
+    """Bytes are not those that were written: reason ChecksumMismatch, exit code 43."""
+
+    def __init__(self, reason: str, message: str, *, environment: bool = False) -> None:
+        super().__init__(reason, message, environment=environment)
+
+
+@runtime_checkable
+class Store(Protocol):
+    """Objects below one root. Every method may raise the errors above; keys are relative and cannot leave the root."""
+
+    @property
+    def uri(self) -> str:
+        """The root, without a trailing slash."""
+        ...
+
+    def now(self) -> datetime:
+        """The store's own clock: ages of objects are measured against it, never against this machine's."""
+        ...
+
+    def head(self, key: str) -> ObjectInfo | None:
+        """Describe an object, or None when it does not exist. Raises NotFound when its bucket does not."""
+        ...
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """All objects whose key starts with `prefix`, at any depth, in the order of their keys."""
+        ...
+
+    def read(self, key: str, *, if_match: str | None = None, limit: int | None = None) -> bytes:
+        """The object's bytes, or the first `limit` of them. Another version than the etag `if_match` raises PreconditionFailed."""
+        ...
+
+    def stream(self, key: str, *, if_match: str | None = None) -> AbstractContextManager[BinaryIO]:
+        """Read sequentially. A broken connection is resumed where it broke, on the same version of the object."""
+        ...
+
+    def download(
+        self,
+        key: str,
+        path: Path,
+        *,
+        if_match: str | None = None,
+        sha256: str | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> ObjectInfo:
+        """Copy an object to a file that appears whole or not at all; the returned info carries its SHA-256.
+
+        `progress` is called with the bytes done so far. Raises Damaged when the digest is not `sha256`.
+        """
+        ...
+
+    def write(self, key: str, data: bytes) -> ObjectInfo:
+        """Write an object, replacing whatever is there."""
+        ...
+
+    def upload(self, path: Path, key: str) -> ObjectInfo:
+        """Copy a file to an object, verified on arrival by size and checksum; the returned info carries its SHA-256."""
+        ...
+
+    def create(self, key: str, data: bytes) -> ObjectInfo:
+        """Write an object that must not exist: of many callers exactly one succeeds, the others get AlreadyExists."""
+        ...
+
+    def replace(self, key: str, data: bytes, *, if_match: str | None) -> ObjectInfo:
+        """Write an object if its etag is still `if_match` (None: if there is none), else raise PreconditionFailed."""
+        ...
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """Delete objects; those that do not exist are no error."""
+        ...
+
+
+def check_key(key: str) -> str:
+    """The key itself, or StorageError InvalidKey where it could leave the root or mean two things on two stores."""
+    parts = key.split("/")
+    if not key or "\0" in key or any(part in ("", ".", "..") for part in parts):
+        raise StorageError(
+            "InvalidKey",
+            f"The key {key!r} is not a relative path of plain names: separate names by single slashes, without . or ..",
+            environment=False,
+        )
+    return key
+
+
+def check_prefix(prefix: str) -> str:
+    """A prefix is the beginning of a key; it may be empty or end within a name or with a slash."""
+    if prefix:
+        check_key(prefix.removesuffix("/"))
+    return prefix
+
+
+def parse_uri(uri: str) -> tuple[str, str, str]:
+    """Split a URI into scheme, bucket (empty for files) and path. Raises StorageError InvalidUri.
+
+    Keys of s3:// are taken as they stand; paths of file:// are percent-decoded, as `Path.as_uri` encodes them.
+    """
+    scheme, separator, rest = uri.partition("://")
+    if separator and scheme == "s3":
+        bucket, _, path = rest.partition("/")
+        if bucket and "@" not in bucket:
+            return "s3", bucket, path.strip("/")
+    if separator and scheme == "file":
+        host, _, path = rest.partition("/")
+        if host in ("", "localhost"):
+            return "file", "", "/" + unquote(path).strip("/")
+    raise StorageError(
+        "InvalidUri",
+        f"The URI {uri!r} names no store: use s3://bucket/key or file:///absolute/path.",
+        environment=False,
+    )
+
+
+def split_uri(uri: str) -> tuple[str, str]:
+    """Split an object's URI into that of its store (bucket or directory) and its key. Raises StorageError InvalidUri."""
+    scheme, bucket, path = parse_uri(uri)
+    if scheme == "s3" and path and not uri.endswith("/"):
+        return f"s3://{bucket}", path
+    directory, _, name = path.rpartition("/")
+    if scheme == "file" and name and not uri.endswith("/"):
+        return Path(directory or "/").as_uri(), name
+    raise StorageError(
+        "InvalidUri",
+        f"The URI {uri!r} names no object: add the object's key after the bucket or directory.",
+        environment=False,
+    )
+
+
+def digest_of(data: bytes) -> str:
+    """Hex SHA-256."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def mismatch(uri: str, *, wanted: str, found: str) -> Damaged:
+    """The error for bytes with another digest than the recorded one."""
+    return Damaged(
+        "ChecksumMismatch",
+        f"{uri} has SHA-256 {found[:16]}... where {wanted[:16]}... was recorded: its content was damaged or replaced; "
+        "restore the object or start from data that is whole.",
+    )
+
+
+def monotonic() -> float:
+    """Seconds on a clock that never goes back."""
+    return time.monotonic()

@@ -1,0 +1,404 @@
+"""The log of a run: what has been committed, and by which attempt.
+
+Data objects come first, under keys used once; then one record, created with a conditional write. The highest valid
+record is the truth, so nothing is ever half committed. Records are numbered without gaps and never deleted. An
+attempt begins with a claim record, whose number is the attempt's name; from then on every older attempt finds its
+next number taken and is fenced.
+
+A record's body names the data objects that it commits under `objects`, a list of {key, size, sha256} with keys
+relative to the store, or under `prefix`, which covers everything below it. Garbage collection believes these two
+fields alone.
+"""
+
+import json
+import threading
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from typing import Any
+
+from .base import AlreadyExists, Damaged, NotFound, ObjectInfo, PreconditionFailed, StorageError, Store, digest_of
+
+CURRENT = "current.json"
+_FORMAT = 1
+# A bound against a store that answers AlreadyExists for ever; a real log is never this far ahead of a reader.
+_MAX_TRIES = 1000
+
+
+class RecordKind(StrEnum):
+    """What a record commits."""
+
+    CLAIM = "claim"
+    CHECKPOINT = "checkpoint"
+    BASELINE = "baseline"
+    TRAINED = "trained"
+    EVALUATED = "evaluated"
+    PUBLISHED = "published"
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a claim: cluster id, FineTuneJob UID, Job UID and pod UID; empty where there is none."""
+
+    cluster: str = ""
+    job_uid: str = ""
+    owner: str = ""
+    pod_uid: str = ""
+
+    def __str__(self) -> str:
+        named = [f"{name} {value}" for name, value in asdict(self).items() if value]
+        return ", ".join(named) or "an unnamed local process"
+
+
+@dataclass(frozen=True)
+class Record:
+    """One committed record. `previous`, `sha256`: hex SHA-256; `live`: the numbers of the checkpoints still valid."""
+
+    number: int
+    kind: RecordKind
+    attempt: int
+    previous: str
+    body: Mapping[str, Any]
+    live: tuple[int, ...]
+    at: datetime
+    sha256: str = ""
+
+    def content(self) -> dict[str, Any]:
+        """Everything the digest covers."""
+        return {
+            "format": _FORMAT,
+            "number": self.number,
+            "kind": self.kind.value,
+            "attempt": self.attempt,
+            "previous": self.previous,
+            "body": self.body,
+            "live": list(self.live),
+            "at": self.at.isoformat(),
+        }
+
+    def encoded(self) -> bytes:
+        """The object's bytes: canonical JSON with the digest of the rest beside it."""
+        return _canonical({**self.content(), "sha256": self.sha256})
+
+
+class Fenced(Exception):
+    """A newer attempt has claimed the run: this one ends with exit code 44 and has changed nothing."""
+
+    def __init__(self, run_id: str, attempt: int, newer: int, holder: Holder | None) -> None:
+        self.run_id, self.attempt, self.newer, self.holder = run_id, attempt, newer, holder
+        super().__init__(
+            f"Attempt {attempt} of run {run_id} was superseded by attempt {newer}, "
+            f"held by {holder or 'an unknown holder'}; nothing is to be done, the newer attempt goes on."
+        )
+
+
+class RunLog:
+    """The log of one run, as far as it has been read. Valid records are kept, because they never change."""
+
+    def __init__(self, store: Store, run_id: str) -> None:
+        self.store = store
+        self.run_id = run_id
+        self.prefix = f"runs/{run_id}/log/"
+        self._found: dict[int, Record] = {}
+        self._last = 0
+
+    def key(self, number: int) -> str:
+        """Where a record lies."""
+        return f"{self.prefix}{number}.json"
+
+    @property
+    def last(self) -> int:
+        """The highest number seen, whether its record is valid or not; 0 when the log is empty."""
+        return self._last
+
+    @property
+    def records(self) -> list[Record]:
+        """Valid records in order, as far as read: the digest is right and the record before is the one it names."""
+        return [self._found[number] for number, valid in self._judged() if valid]
+
+    @property
+    def damaged(self) -> list[int]:
+        """Numbers whose record is missing, unreadable or does not continue the one before."""
+        return [number for number, valid in self._judged() if not valid]
+
+    def read(self) -> list[Record]:
+        """Read what is new and return all valid records in order."""
+        numbers = (_number_in(info, self.prefix) for info in self.store.list(self.prefix))
+        self._last = max(self._last, *numbers, 0)
+        for number in range(1, self._last + 1):
+            self.look(number)
+        while self.look(self._last + 1):  # a listing may lag behind
+            pass
+        return self.records
+
+    def look(self, number: int) -> bool:
+        """Read one number. True when something lies there, readable or not."""
+        if number in self._found:
+            return True
+        try:
+            record = decode(self.store.read(self.key(number)))
+        except NotFound as error:
+            if error.reason == "ObjectNotFound":
+                return False
+            raise
+        except Damaged:
+            record = None
+        if record is not None and record.number == number:
+            self._found[number] = record
+        self._last = max(self._last, number)
+        return True
+
+    def claim(self, *, holder: Holder, numerics: Mapping[str, Any] | None = None) -> "Claim":
+        """Begin an attempt: from the moment this returns, every older attempt is fenced.
+
+        `numerics` is what decides bits but not the run (precision, micro-batch, world size, versions).
+        """
+        # The nonce tells two claims of one holder apart, and makes a repeated write of one claim recognisable.
+        body = {"holder": asdict(holder), "numerics": dict(numerics or {}), "nonce": uuid.uuid4().hex}
+        for _ in range(_MAX_TRIES):
+            records = self.read()
+            number = self._last + 1
+            record = _sealed(number, RecordKind.CLAIM, attempt=number, records=records, body=body, live=_live(records))
+            if self.put(record):
+                return Claim(self, record)
+        raise _never_free(self, "claim")
+
+    def put(self, record: Record) -> bool:
+        """Create a record. False when its number is taken by another; a lost answer to our own write is a success."""
+        try:
+            self.store.create(self.key(record.number), record.encoded())
+        except AlreadyExists:
+            self.look(record.number)
+            found = self._found.get(record.number)
+            return found is not None and found.sha256 == record.sha256
+        self._found[record.number] = record
+        self._last = max(self._last, record.number)
+        return True
+
+    def at(self, number: int) -> Record | None:
+        """The readable record of that number, as far as read."""
+        return self._found.get(number)
+
+    def _judged(self) -> Iterator[tuple[int, bool]]:
+        before: str | None = ""  # None: the record before is damaged, so its digest is unknown
+        for number in range(1, self._last + 1):
+            record = self._found.get(number)
+            valid = record is not None and before in (None, record.previous)
+            before = record.sha256 if record is not None and valid else None
+            yield number, valid
+
+
+class Claim:
+    """One attempt's right to append. Safe to use from several threads."""
+
+    def __init__(self, log: RunLog, record: Record) -> None:
+        self.log = log
+        self.record = record
+        self.number = record.number
+        self.prefix = f"runs/{log.run_id}/attempts/{record.number}/"
+        self._lock = threading.Lock()
+
+    @property
+    def records(self) -> list[Record]:
+        """Valid records in order, including this attempt's own."""
+        return self.log.records
+
+    def append(self, kind: RecordKind, body: Mapping[str, Any], *, live: Iterable[int] | None = None) -> Record:
+        """Commit one record. Raises Fenced when a newer attempt holds the run.
+
+        `live` are the numbers of the earlier checkpoints that stay valid; None keeps all of them. A checkpoint's own
+        number is added by itself.
+        """
+        with self._lock:
+            for _ in range(_MAX_TRIES):
+                records = self.log.records
+                kept = _live(records) if live is None else _known(live, records)
+                number = self.log.last + 1
+                if kind is RecordKind.CHECKPOINT:
+                    kept = (*kept, number)
+                record = _sealed(number, kind, attempt=self.number, records=records, body=body, live=kept)
+                if self.log.put(record):
+                    return record
+                found = self.log.at(number)
+                if found is not None and found.attempt > self.number:
+                    self._check()
+            raise _never_free(self.log, kind.value)
+
+    def check(self) -> None:
+        """Raise Fenced when a newer attempt holds the run."""
+        with self._lock:
+            self._check()
+
+    def _check(self) -> None:
+        newest = max(self.log.read(), key=lambda record: record.attempt, default=self.record)
+        if newest.attempt > self.number:
+            claim = self.log.at(newest.attempt)
+            raise Fenced(self.log.run_id, self.number, newest.attempt, holder_of(claim) if claim else None)
+
+
+def find(records: Iterable[Record], kind: RecordKind) -> list[Record]:
+    """All records of a kind, oldest first."""
+    return [record for record in records if record.kind is kind]
+
+
+def published(records: Iterable[Record]) -> Record | None:
+    """The last publication, or None."""
+    return next(reversed(find(records, RecordKind.PUBLISHED)), None)
+
+
+def live_checkpoints(records: Sequence[Record]) -> list[Record]:
+    """Checkpoints that the last valid record still names, newest first: try them in this order."""
+    live = set(_live(records))
+    return [record for record in reversed(find(records, RecordKind.CHECKPOINT)) if record.number in live]
+
+
+def latest_checkpoint(records: Sequence[Record]) -> Record | None:
+    """The newest checkpoint that is still live, or None."""
+    return next(iter(live_checkpoints(records)), None)
+
+
+def holder_of(claim: Record) -> Holder:
+    """Who made a claim record; an empty holder where the record names none."""
+    found = claim.body.get("holder")
+    known = found if isinstance(found, Mapping) else {}
+    return Holder(**{item.name: str(known.get(item.name, "")) for item in fields(Holder)})
+
+
+def object_entry(info: ObjectInfo) -> dict[str, Any]:
+    """How a record's body names a data object: key, size in bytes and hex SHA-256."""
+    return {"key": info.key, "size": info.size, "sha256": info.sha256}
+
+
+def publish_current(store: Store, body: Mapping[str, Any]) -> None:
+    """Replace `current.json`, what consumers read: the last act, after the published record.
+
+    Raises PreconditionFailed when others replace it faster than this process can.
+    """
+    data = _canonical(body)
+    for tries_left in reversed(range(10)):
+        found = store.head(CURRENT)
+        if found is not None and found.size == len(data) and store.read(CURRENT) == data:
+            return
+        try:
+            store.replace(CURRENT, data, if_match=found.etag if found else None)
+            return
+        except PreconditionFailed:
+            if not tries_left:
+                raise
+
+
+def collect_garbage(store: Store, run_id: str, claim: Claim, grace: timedelta) -> list[str]:
+    """Delete what no valid record needs any more; returns the keys. Raises Fenced when a newer attempt holds the run.
+
+    Of older attempts, everything goes that is not committed by a live checkpoint or by another kind of record. Of
+    this attempt, only checkpoints go that were committed and are no longer live, since what no record names may be on
+    its way. Nothing younger than `grace` by the store's own clock goes.
+    """
+    claim.check()
+    records = claim.log.records
+    live = set(_live(records))
+    kept = [record for record in records if record.kind is not RecordKind.CHECKPOINT or record.number in live]
+    dropped = [record for record in records if record.kind is RecordKind.CHECKPOINT and record.number not in live]
+    before = store.now() - grace
+    garbage: list[str] = []
+    root = f"runs/{run_id}/attempts/"
+    for info in store.list(root):
+        attempt = info.key.removeprefix(root).partition("/")[0]
+        if not attempt.isdecimal() or int(attempt) > claim.number or info.modified is None or info.modified > before:
+            continue
+        mine = int(attempt) == claim.number
+        if not _names(kept, info.key) and (not mine or _names(dropped, info.key)):
+            garbage.append(info.key)
+    store.delete(garbage)
+    return garbage
+
+
+def decode(data: bytes) -> Record | None:
+    """The record in an object's bytes, or None when they are not one. Raises StorageError for a format of a later version."""
+    try:
+        content = json.loads(data)
+        record = Record(
+            number=int(content["number"]),
+            kind=RecordKind(content["kind"]),
+            attempt=int(content["attempt"]),
+            previous=str(content["previous"]),
+            body=dict(content["body"]),
+            live=tuple(int(number) for number in content["live"]),
+            at=datetime.fromisoformat(content["at"]),
+            sha256=str(content["sha256"]),
+        )
+        whole = (
+            digest_of(_canonical({key: value for key, value in content.items() if key != "sha256"})) == record.sha256
+        )
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None
+    if whole and content.get("format") != _FORMAT:
+        raise StorageError(
+            "UnknownFormat",
+            f"Record {record.number} has format {content.get('format')}, this version knows {_FORMAT}: "
+            "use the version that wrote it.",
+            environment=False,
+        )
+    return record if whole else None
+
+
+def _sealed(
+    number: int,
+    kind: RecordKind,
+    *,
+    attempt: int,
+    records: Sequence[Record],
+    body: Mapping[str, Any],
+    live: tuple[int, ...],
+) -> Record:
+    """A record with its digest, continuing `records`."""
+    previous = records[-1].sha256 if records else ""
+    # Through JSON once, so that what is kept in memory is what a reader will find.
+    plain = json.loads(_canonical(body))
+    record = Record(number, kind, attempt, previous, plain, tuple(sorted(set(live))), datetime.now(UTC))
+    return replace(record, sha256=digest_of(_canonical(record.content())))
+
+
+def _live(records: Sequence[Record]) -> tuple[int, ...]:
+    return records[-1].live if records else ()
+
+
+def _known(live: Iterable[int], records: Iterable[Record]) -> tuple[int, ...]:
+    wanted = tuple(live)
+    unknown = set(wanted) - {record.number for record in find(records, RecordKind.CHECKPOINT)}
+    if unknown:
+        raise ValueError(f"live names {sorted(unknown)}, which are no valid checkpoints of this log")
+    return wanted
+
+
+def _names(records: Iterable[Record], key: str) -> bool:
+    """Whether one of the records commits this key."""
+    for record in records:
+        prefix = record.body.get("prefix")
+        if isinstance(prefix, str) and prefix and key.startswith(prefix.rstrip("/") + "/"):
+            return True
+        if any(entry.get("key") == key for entry in record.body.get("objects") or ()):
+            return True
+    return False
+
+
+def _number_in(info: ObjectInfo, prefix: str) -> int:
+    name = info.key.removeprefix(prefix).removesuffix(".json")
+    return int(name) if name.isdecimal() and name == str(int(name)) else 0
+
+
+def _canonical(value: Mapping[str, Any]) -> bytes:
+    """One byte string for equal values. NaN and infinity raise ValueError, because JSON has none."""
+    return (
+        json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    )
+
+
+def _never_free(log: RunLog, what: str) -> StorageError:
+    return StorageError(
+        "LogContended",
+        f"No free number for a {what} record of run {log.run_id} in {log.store.uri} after {_MAX_TRIES} tries: "
+        "check that the store's conditional writes work.",
+    )
