@@ -13,10 +13,11 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import zstandard
-from finetune_trainer.data.read import MIB, DataError, Row, Rows
-from finetune_trainer.storage import StorageError, StorageSettings, open_store
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from finetune_trainer.data.read import MIB, DataError, Row, Rows
+from finetune_trainer.storage import StorageError, StorageSettings, open_store
 
 ROWS = [{"text": "one, and\ntwo", "label": "a"}, {"text": "drei äöü", "label": "b"}]
 

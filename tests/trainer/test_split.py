@@ -1,7 +1,8 @@
-from finetune_trainer.data.split import content_hash, normalise, side
-from finetune_trainer.run import TRAIN, VALIDATION
 from hypothesis import given
 from hypothesis import strategies as st
+
+from finetune_trainer.data.split import content_hash, normalise, side
+from finetune_trainer.run import TRAIN, VALIDATION
 
 FRACTIONS = st.floats(0.001, 0.999)
 TEXTS = st.text(min_size=1).filter(lambda text: not any("\ud800" <= char <= "\udfff" for char in text))

@@ -1,11 +1,11 @@
 """Rows out of one object: jsonl, csv, tsv or parquet, the text formats also as .gz and .zst.
 
 The object is read once, in a stream of bounded memory, and its SHA-256 comes out of the same pass. (Parquet keeps its
-directory at the end of the file, so it goes through a scratch file, hashed while it is written.) Files come from strangers:
-a row may have 64 MiB, and what decompresses to more than 200 times its size is refused.
+directory at the end of the file, so it goes through a scratch file, hashed while it is written.) Files come from
+strangers: a row may have 64 MiB, and what decompresses to more than 200 times its size is refused.
 
-Two kinds of error: a row that cannot be read is *yielded* as a DataError, so that one pass can report many of them; a file
-that cannot be read any further *raises* one. No message holds a row's content.
+Two kinds of error: a row that cannot be read is *yielded* as a DataError, so that one pass can report many of them; a
+file that cannot be read any further *raises* one. No message holds a row's content.
 """
 
 import csv
@@ -72,7 +72,8 @@ def format_of(uri: str) -> Format:
     if kind not in FORMATS or "." not in name or (kind == "parquet" and compression):
         raise DataError(
             "UnknownFormat",
-            f"{uri}: its name ends in none of .jsonl, .csv, .tsv (each also with .gz or .zst) and .parquet; rename or convert the file.",
+            f"{uri}: its name ends in none of .jsonl, .csv, .tsv (each also with .gz or .zst) and .parquet; "
+            "rename or convert the file.",
         )
     return Format(kind, compression)
 
@@ -80,13 +81,14 @@ def format_of(uri: str) -> Format:
 class Rows:
     """The rows of one object, to be iterated once.
 
-    Iterating yields a Row or, for a row that cannot be read, a DataError; it raises DataError where nothing further can be
-    read and StorageError where the store fails. Afterwards `sha256` holds the hex digest of the object's bytes as stored.
-    `columns` are the names found: the header, or the keys of the first row.
+    Iterating yields a Row or, for a row that cannot be read, a DataError; it raises DataError where nothing further can
+    be read and StorageError where the store fails. Afterwards `sha256` holds the hex digest of the object's bytes as
+    they are stored. `columns` are the names found: the header, or the keys of the first row.
     """
 
     def __init__(self, store: Store, key: str, *, uri: str, wanted: Sequence[str], scratch: Path) -> None:
-        """`wanted`: columns that are needed, all that is read of a parquet file. `scratch`: directory for temporary files.
+        """`wanted`: columns that are needed, all that is read of a parquet file. `scratch`: a directory for temporary
+        files.
 
         Raises DataError UnknownFormat, StorageError when the object does not exist.
         """
@@ -127,9 +129,9 @@ class Rows:
             said = f"is named {named} but is {found or f'not {wanted}'} data"
             raise DataError("InvalidFile", f"{self.uri}: the file {said}; give it the name of its format.")
         if not wanted:
-            return cast(BinaryIO, io.BufferedReader(source, _BLOCK))
+            return cast("BinaryIO", io.BufferedReader(source, _BLOCK))
         inflate = _gunzip if wanted == "gzip" else _unzstd
-        return cast(BinaryIO, io.BufferedReader(_Inflated(source, inflate, self.uri), _BLOCK))
+        return cast("BinaryIO", io.BufferedReader(_Inflated(source, inflate, self.uri), _BLOCK))
 
     def _jsonl(self, lines: Iterator[tuple[int, str | DataError]]) -> Iterator[Row | DataError]:
         for number, line in lines:
@@ -352,7 +354,7 @@ class _Inflated(io.RawIOBase):
             if self._count > FREE_BYTES and self._count > RATIO_LIMIT * self._source.count:
                 raise DataError(
                     "DecompressionBomb",
-                    f"{self._uri}: decompresses to more than {RATIO_LIMIT} times its size; store the file uncompressed.",
+                    f"{self._uri}: decompresses to more than {RATIO_LIMIT} times its size; store it uncompressed.",
                 )
         count = min(len(buffer), len(self._block))
         buffer[:count] = self._block[:count]

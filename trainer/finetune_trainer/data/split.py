@@ -1,7 +1,7 @@
 """Which rows are held out: a pure function of the row's own content.
 
-A row's side is decided by a hash of its normalised input (or of the value of its group), never of labels, seed, position
-or the other rows. So equal texts never lie on both sides, and appending rows moves none of the old ones.
+A row's side is decided by a hash of its normalised input (or of the value of its group), never of labels, seed,
+position or the other rows. So equal texts never lie on both sides, and appending rows moves none of the old ones.
 """
 
 import hashlib
