@@ -6,7 +6,6 @@ URI's scheme.
 """
 
 import hashlib
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -136,7 +135,7 @@ class Store(Protocol):
         ...
 
     def read(self, key: str, *, if_match: str | None = None, limit: int | None = None) -> bytes:
-        """The object's bytes, or the first `limit` of them. Another version than the etag `if_match` raises PreconditionFailed."""
+        """The object's bytes, or the first `limit`. A version other than `if_match` raises PreconditionFailed."""
         ...
 
     def stream(self, key: str, *, if_match: str | None = None) -> AbstractContextManager[BinaryIO]:
@@ -220,7 +219,7 @@ def parse_uri(uri: str) -> tuple[str, str, str]:
 
 
 def split_uri(uri: str) -> tuple[str, str]:
-    """Split an object's URI into that of its store (bucket or directory) and its key. Raises StorageError InvalidUri."""
+    """Split an object's URI into its store's (bucket or directory) and its key. Raises StorageError InvalidUri."""
     scheme, bucket, path = parse_uri(uri)
     if scheme == "s3" and path and not uri.endswith("/"):
         return f"s3://{bucket}", path
@@ -246,8 +245,3 @@ def mismatch(uri: str, *, wanted: str, found: str) -> Damaged:
         f"{uri} has SHA-256 {found[:16]}... where {wanted[:16]}... was recorded: its content was damaged or replaced; "
         "restore the object or start from data that is whole.",
     )
-
-
-def monotonic() -> float:
-    """Seconds on a clock that never goes back."""
-    return time.monotonic()

@@ -316,7 +316,7 @@ def collect_garbage(store: Store, run_id: str, claim: Claim, grace: timedelta) -
 
 
 def decode(data: bytes) -> Record | None:
-    """The record in an object's bytes, or None when they are not one. Raises StorageError for a format of a later version."""
+    """The record in an object's bytes, or None when they are none. Raises StorageError for a later version's format."""
     try:
         content = json.loads(data)
         record = Record(

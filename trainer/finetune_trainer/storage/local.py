@@ -13,7 +13,6 @@ import fcntl
 import hashlib
 import io
 import os
-import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -23,7 +22,6 @@ from typing import BinaryIO, cast
 
 from .base import (
     MIB,
-    AccessDenied,
     AlreadyExists,
     NotFound,
     ObjectInfo,
@@ -35,9 +33,8 @@ from .base import (
     digest_of,
     mismatch,
 )
+from .files import TEMPORARY, file_changed, local_failure, publish, sync, temporary
 
-# Hidden from listings, so that a temporary file left by a killed process is never taken for an object.
-TEMPORARY = ".finetune-tmp-"
 _BLOCK = 4 * MIB
 
 
@@ -167,10 +164,10 @@ class LocalStore:
         """Make a written temporary file durable, then visible."""
         now = time.time_ns()
         os.utime(target, ns=(now, now))
-        _sync(target)
+        sync(target)
         info = _info(key, target.stat(), sha256)
         commit(target, final)
-        _sync(final.parent)
+        sync(final.parent)
         return info
 
     def _rename(self, target: Path, final: Path) -> None:
@@ -235,15 +232,9 @@ class LocalStore:
             if isinstance(error, IsADirectoryError):
                 missing = "it is a directory"
             return NotFound("ObjectNotFound", f"The {what} failed: {missing}; correct the path or put the file there.")
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            return AccessDenied(
-                "AccessDenied",
-                f"The {what} was denied ({error.strerror}): give user {os.getuid()} the permission on "
-                f"{error.filename or self.root}.",
-            )
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return StorageError("NoSpace", f"The {what} failed ({error.strerror}): free space or use a larger volume.")
-        return Unavailable("StoreUnavailable", f"The {what} failed ({error.strerror or error}): check the file system.")
+        return local_failure(error, what) or Unavailable(
+            "StoreUnavailable", f"The {what} failed ({error.strerror or error}): check the file system."
+        )
 
 
 class _TakenError(Exception):
@@ -276,38 +267,6 @@ class _Unchanging(io.FileIO):
             raise self._error()
 
 
-@contextmanager
-def temporary(final: Path) -> Iterator[Path]:
-    """A fresh file beside `final`, gone afterwards unless it was renamed. Directories are made as needed."""
-    path = final.with_name(f"{TEMPORARY}{secrets.token_hex(8)}")
-    for attempt in range(10):
-        final.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            path.touch(exist_ok=False)
-            break
-        except FileNotFoundError:  # another process pruned the empty directory in between
-            if attempt == 9:
-                raise
-    try:
-        yield path
-    finally:
-        path.unlink(missing_ok=True)
-
-
-def publish(source: Path, final: Path) -> None:
-    """Make a finished temporary file visible under its name, durably."""
-    _sync(source)
-    os.replace(source, final)
-    _sync(final.parent)
-
-
-def file_changed(path: Path) -> StorageError:
-    """The error for a file that grew or shrank while it was uploaded."""
-    return StorageError(
-        "FileChanged", f"{path} changed while it was uploaded: upload files that nothing writes to.", environment=False
-    )
-
-
 def _link(source: Path, final: Path) -> None:
     """Give the file its name unless the name is taken; raises _TakenError."""
     try:
@@ -322,14 +281,6 @@ def _link(source: Path, final: Path) -> None:
                 "use a POSIX file system or object storage.",
             ) from error
         raise
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _copy(source: BinaryIO, target: Path, progress: Callable[[int], None] | None) -> tuple[str, int]:

@@ -1,0 +1,723 @@
+"""S3 as a store, on any server that speaks it. The only importer of the SDK.
+
+The SDK's own transfer manager and its retries are not used: its fast variant ignores a configured endpoint, and
+neither resumes a broken read. One loop here decides what is tried again: answers of 5xx, 408 and 429, timeouts,
+resets and short reads, with full jitter until a deadline; never another 4xx. Records are committed by one conditional
+PutObject; completing a multipart upload conditionally had several winners on a real server.
+
+Redirects are not followed, and requests to link-local addresses (the metadata services of clouds) are refused.
+"""
+
+import base64
+import hashlib
+import io
+import os
+import random
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from functools import lru_cache
+from ipaddress import IPv6Address, ip_address
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar, cast
+from urllib.parse import urlsplit
+
+from botocore.config import Config
+from botocore.credentials import CredentialResolver, Credentials, ReadOnlyCredentials
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    ConnectTimeoutError,
+    CredentialRetrievalError,
+    EndpointConnectionError,
+    HTTPClientError,
+    IncompleteReadError,
+    NoCredentialsError,
+    ParamValidationError,
+    PartialCredentialsError,
+    SSLError,
+)
+from botocore.exceptions import ConnectionError as ConnectError
+from botocore.parsers import ResponseParserError
+from botocore.session import Session
+
+from .answers import EXPIRED, Answer, Request, changed, meaning, unavailable, unreachable, without_credentials
+from .base import (
+    MIB,
+    AccessDenied,
+    AlreadyExists,
+    NotFound,
+    ObjectInfo,
+    PreconditionFailed,
+    StorageError,
+    StorageSettings,
+    check_key,
+    check_prefix,
+    digest_of,
+    mismatch,
+)
+from .files import file_changed, file_error, publish, temporary
+from .transfer import Write, fetch_ranges, part_size, send_parts
+
+T = TypeVar("T")
+
+_SINGLE_PUT = 32 * MIB
+_BLOCK = MIB
+_SHA256 = "finetune-sha256"  # user metadata of objects written from memory
+_NONCE = "finetune-write"  # user metadata that tells our own write from another's
+_FIRST_DELAY, _LONGEST_DELAY = 0.1, 8.0  # seconds
+_RESOLVED_FOR = 60.0  # seconds that an endpoint's addresses are trusted
+# Addresses of cloud metadata services that are not link-local.
+_METADATA = {ip_address("fd00:ec2::254"), ip_address("100.100.100.200")}
+
+
+class S3Store:
+    """Objects below `s3://bucket/prefix`. Opens no connection before the first operation."""
+
+    def __init__(self, bucket: str, prefix: str, settings: StorageSettings) -> None:
+        self.bucket = bucket
+        self.settings = settings
+        self.uri = f"s3://{bucket}/{prefix}".rstrip("/")
+        self._prefix = f"{prefix}/" if prefix else ""
+        self._connection = _connection(settings)
+        self._bucket_seen = False
+
+    def __repr__(self) -> str:
+        return f"S3Store({self.uri})"
+
+    def now(self) -> datetime:
+        def date(client: Any) -> datetime:
+            try:
+                answer = client.head_bucket(Bucket=self.bucket)
+            except ClientError as error:
+                if _status(error) not in (403, 404):
+                    raise
+                answer = error.response
+            value = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
+            return parsedate_to_datetime(value).astimezone(UTC) if value else datetime.now(UTC)
+
+        return self._call("bucket check", "", date)
+
+    def head(self, key: str) -> ObjectInfo | None:
+        try:
+            answer = self._call("head", key, lambda client: client.head_object(**self._target(key)))
+        except NotFound:
+            self._check_bucket()
+            return None
+        return _info(key, answer, answer["ContentLength"])
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        check_prefix(prefix)
+        found: list[ObjectInfo] = []
+        token: str | None = ""
+        while token is not None:
+            items, token = self._list_page(prefix, token)
+            found += items
+        # Not every server lists in the order of the keys.
+        return iter(sorted(found, key=lambda info: info.key))
+
+    def _list_page(self, prefix: str, token: str) -> tuple[Sequence[ObjectInfo], str | None]:
+        request = {"Bucket": self.bucket, "Prefix": self._prefix + prefix}
+        if token:
+            request["ContinuationToken"] = token
+        answer = self._call("list", prefix, lambda client: client.list_objects_v2(**request))
+        found = [
+            ObjectInfo(key, item["Size"], _plain(item["ETag"]), item["LastModified"])
+            for item in answer.get("Contents", ())
+            # A key ending in a slash is a console's idea of a directory.
+            if (key := item["Key"].removeprefix(self._prefix)) and not key.endswith("/")
+        ]
+        return found, answer.get("NextContinuationToken") if answer.get("IsTruncated") else None
+
+    def read(self, key: str, *, if_match: str | None = None, limit: int | None = None) -> bytes:
+        with self._open(key, if_match) as source:
+            if limit is not None:
+                return io.BufferedReader(source, _BLOCK).read(limit)
+            data = source.readall()
+            recorded = source.info.sha256
+            if recorded is not None and digest_of(data) != recorded:
+                raise mismatch(self._name(key), wanted=recorded, found=digest_of(data))
+            return data
+
+    @contextmanager
+    def stream(self, key: str, *, if_match: str | None = None) -> Iterator[BinaryIO]:
+        with self._open(key, if_match) as source:
+            yield cast("BinaryIO", io.BufferedReader(source, _BLOCK))
+
+    def download(
+        self,
+        key: str,
+        path: Path,
+        *,
+        if_match: str | None = None,
+        sha256: str | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> ObjectInfo:
+        info = self.head(key)
+        if info is None:
+            raise meaning(self._request("download", key), Answer(404, ""))
+        if if_match is not None and info.etag != if_match:
+            raise changed(self._request("download", key), "its etag differs")
+
+        def fetch(offset: int, length: int, write: Write) -> None:
+            self._fetch_range(key, info.etag, offset, length, write)
+
+        with file_error(path), temporary(path) as target:
+            found = fetch_ranges(fetch, target, info.size, progress=progress)
+            for wanted in (sha256, info.sha256):
+                if wanted is not None and found != wanted:
+                    raise mismatch(self._name(key), wanted=wanted, found=found)
+            publish(target, path)
+        return replace(info, sha256=found)
+
+    def write(self, key: str, data: bytes) -> ObjectInfo:
+        return self._put("write", key, data)
+
+    def upload(self, path: Path, key: str) -> ObjectInfo:
+        with open(path, "rb") as source:
+            size = os.fstat(source.fileno()).st_size
+            if size <= _SINGLE_PUT:
+                data = source.read(size + 1)
+                if len(data) != size:
+                    raise file_changed(path)
+                info = self._put("upload", key, data)
+                return self._verified(key, info, _md5(data).hex())
+            info, etag = self._put_parts(key, source, size)
+        if info.size != size:
+            raise file_changed(path)
+        return self._verified(key, info, etag)
+
+    def create(self, key: str, data: bytes) -> ObjectInfo:
+        try:
+            return self._put("create", key, data, IfNoneMatch="*")
+        except PreconditionFailed:
+            raise AlreadyExists(
+                "AlreadyExists", f"{self._name(key)} exists already and is never overwritten."
+            ) from None
+
+    def replace(self, key: str, data: bytes, *, if_match: str | None) -> ObjectInfo:
+        condition = {"IfNoneMatch": "*"} if if_match is None else {"IfMatch": f'"{if_match}"'}
+        try:
+            return self._put("replace", key, data, **condition)
+        except NotFound as error:  # AWS answers 404 to If-Match on a key that does not exist
+            if error.reason == "ObjectNotFound":
+                raise changed(self._request("replace", key), "it does not exist") from None
+            raise
+
+    def delete(self, keys: Iterable[str]) -> None:
+        # One request a key: the batch request is missing or different on several servers.
+        def remove(key: str) -> None:
+            self._call("delete", key, lambda client: client.delete_object(**self._target(key)))
+
+        wanted = [check_key(key) for key in keys]
+        if wanted:
+            with ThreadPoolExecutor(min(8, len(wanted)), "delete") as pool:
+                for _ in pool.map(remove, wanted):
+                    pass
+
+    def _put(self, operation: str, key: str, data: bytes, **condition: str) -> ObjectInfo:
+        """One PutObject, with the digest beside the data. A conditional one recognises its own earlier try."""
+        self._check_bucket()
+        md5, sha256, nonce = _md5(data), digest_of(data), secrets.token_hex(8)
+        request = {
+            **self._target(key),
+            "Body": data,
+            "ContentMD5": base64.b64encode(md5).decode(),
+            "Metadata": {_SHA256: sha256, _NONCE: nonce},
+            **condition,
+        }
+        tries = 0
+
+        def put(client: Any) -> Any:
+            nonlocal tries
+            tries += 1
+            return client.put_object(**request)
+
+        try:
+            answer = self._call(operation, key, put)
+        except PreconditionFailed:
+            # A first try whose answer was lost may have succeeded; the second then finds the key taken by ourselves.
+            found = self._written_by(nonce, key) if tries > 1 else None
+            if found is None:
+                raise
+            return found
+        info = ObjectInfo(key, len(data), _plain(answer["ETag"]), None, sha256)
+        if info.etag != md5.hex():
+            self._read_back(info)
+        return info
+
+    def _written_by(self, nonce: str, key: str) -> ObjectInfo | None:
+        answer = self._call("head", key, lambda client: client.head_object(**self._target(key)))
+        return _info(key, answer, answer["ContentLength"]) if answer["Metadata"].get(_NONCE) == nonce else None
+
+    def _put_parts(self, key: str, source: BinaryIO, size: int) -> tuple[ObjectInfo, str]:
+        """A multipart upload; returns what was sent and the etag that most servers give it."""
+        self._check_bucket()
+        target = self._target(key)
+        started = self._call("upload", key, lambda client: client.create_multipart_upload(**target))
+        upload = {**target, "UploadId": started["UploadId"]}
+        sha256, sums, sent, step = hashlib.sha256(), [], 0, part_size(size)
+
+        def parts() -> Iterator[bytes]:
+            nonlocal sent
+            while data := source.read(step):
+                sha256.update(data)
+                sums.append(_md5(data))
+                sent += len(data)
+                yield data
+
+        def send(number: int, data: bytes) -> str:
+            request = {**upload, "PartNumber": number, "Body": data}
+            request["ContentMD5"] = base64.b64encode(sums[number - 1]).decode()
+            return str(self._call("upload", key, lambda client: client.upload_part(**request))["ETag"])
+
+        try:
+            etags = send_parts(send, parts())
+            listed = [{"ETag": etag, "PartNumber": number} for number, etag in enumerate(etags, 1)]
+            expected = f"{_md5(b''.join(sums)).hex()}-{len(sums)}"
+            self._complete(key, {**upload, "MultipartUpload": {"Parts": listed}}, expected)
+        except BaseException:
+            with suppress(StorageError):  # the first error is the one to tell
+                self._call("upload", key, lambda client: client.abort_multipart_upload(**upload))
+            raise
+        return ObjectInfo(key, sent, expected, None, sha256.hexdigest()), expected
+
+    def _complete(self, key: str, request: dict[str, Any], expected: str) -> None:
+        try:
+            self._call("upload", key, lambda client: client.complete_multipart_upload(**request))
+        except NotFound:
+            # A repeated completion finds the upload gone when the first one's answer was lost.
+            found = self.head(key)
+            if found is None or found.etag != expected:
+                raise
+
+    def _verified(self, key: str, sent: ObjectInfo, etag: str) -> ObjectInfo:
+        """What the store holds, compared with what was sent: by size and MD5, or by reading back where it tells none."""
+        found = self.head(key)
+        if found is None:
+            raise meaning(self._request("upload", key), Answer(404, ""))
+        if found.size != sent.size:
+            raise mismatch(self._name(key), wanted=f"{sent.size} bytes", found=f"{found.size} bytes")
+        info = replace(found, sha256=sent.sha256)
+        if found.etag != etag:
+            self._read_back(info)
+        return info
+
+    def _read_back(self, info: ObjectInfo) -> None:
+        """Encrypted and some foreign stores have etags of their own; only the bytes can prove the upload then."""
+        sha256 = hashlib.sha256()
+        with self.stream(info.key, if_match=info.etag) as source:
+            while block := source.read(_BLOCK):
+                sha256.update(block)
+        if info.sha256 is not None and sha256.hexdigest() != info.sha256:
+            raise mismatch(self._name(info.key), wanted=info.sha256, found=sha256.hexdigest())
+
+    def _open(self, key: str, if_match: str | None) -> "_Stream":
+        return _Stream(self, key, if_match)
+
+    def _get(self, client: Any, key: str, etag: str | None, offset: int, end: int | None = None) -> Any:
+        """GetObject of bytes `offset` to before `end`, of the version `etag` alone where it is given."""
+        request: dict[str, Any] = self._target(key)
+        if etag is not None:
+            request["IfMatch"] = f'"{etag}"'
+        if offset or end is not None:
+            request["Range"] = f"bytes={offset}-{'' if end is None else end - 1}"
+        return client.get_object(**request)
+
+    def _fetch_range(self, key: str, etag: str, offset: int, length: int, write: Write) -> None:
+        """One range, going on behind the last byte that arrived whenever the connection breaks."""
+        position, end = offset, offset + length
+
+        def step(client: Any) -> None:
+            nonlocal position
+            with closing(self._get(client, key, etag, position, end)["Body"]) as body:
+                while position < end:
+                    block = body.read(min(_BLOCK, end - position))
+                    if not block:
+                        raise IncompleteReadError(actual_bytes=position - offset, expected_bytes=length)
+                    write(position, block)
+                    position += len(block)
+
+        self._call("download", key, step, progress=lambda: position)
+
+    def _check_bucket(self) -> None:
+        """Raise BucketNotFound before a write: some servers would make the bucket, and so hide a typing error."""
+        if self._bucket_seen:
+            return
+        try:
+            self._call("bucket check", "", lambda client: client.head_bucket(Bucket=self.bucket))
+        except AccessDenied as error:
+            if error.reason != "AccessDenied":  # an identity may write objects without seeing the bucket
+                raise
+        self._bucket_seen = True
+
+    def _target(self, key: str) -> dict[str, Any]:
+        return {"Bucket": self.bucket, "Key": self._prefix + check_key(key)}
+
+    def _name(self, key: str) -> str:
+        return f"{self.uri}/{key}" if key else self.uri
+
+    def _request(self, operation: str, key: str) -> Request:
+        return self._connection.request(operation, self._name(key), self.bucket)
+
+    def _call(
+        self, operation: str, key: str, function: Callable[[Any], T], *, progress: Callable[[], int] = lambda: 0
+    ) -> T:
+        request = self._request(operation, key)
+        try:
+            result = self._connection.call(request, function, progress)
+        except StorageError as error:
+            if operation not in ("head", "bucket check") or error.reason not in ("AccessDenied", "RequestRefused"):
+                raise
+            # The answer to HEAD has no body and so no code: ask for one. This also renews expired credentials.
+            self._connection.call(request, lambda client: client.list_objects_v2(Bucket=self.bucket, MaxKeys=1))
+            result = self._connection.call(request, function, progress)
+        if operation not in ("bucket check", "delete"):
+            self._bucket_seen = True
+        return result
+
+
+class _Stream(io.RawIOBase):
+    """One version of an object read from beginning to end, over as many connections as it takes."""
+
+    def __init__(self, store: S3Store, key: str, if_match: str | None) -> None:
+        super().__init__()
+        self._store, self._key = store, key
+        self._etag, self._body, self._position = if_match, None, 0
+        self._body, self.info = store._call("read", key, self._first)
+
+    def _first(self, client: Any) -> tuple[Any, ObjectInfo]:
+        answer = self._store._get(client, self._key, self._etag, 0)
+        return answer["Body"], _info(self._key, answer, answer["ContentLength"])
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        wanted = min(len(buffer), self.info.size - self._position)
+        if wanted <= 0:
+            return 0
+        data = self._store._call("read", self._key, lambda client: self._next(client, wanted))
+        buffer[: len(data)] = data
+        self._position += len(data)
+        return len(data)
+
+    def _next(self, client: Any, wanted: int) -> bytes:
+        try:
+            if self._body is None:
+                answer = self._store._get(client, self._key, self.info.etag, self._position)
+                self._body = answer["Body"]
+            data: bytes = self._body.read(wanted)
+            if not data:
+                raise IncompleteReadError(actual_bytes=self._position, expected_bytes=self.info.size)
+            return data
+        except BaseException:
+            self._drop()
+            raise
+
+    def _drop(self) -> None:
+        body, self._body = self._body, None
+        if body is not None:
+            body.close()
+
+    def close(self) -> None:
+        self._drop()
+        super().close()
+
+
+class Connection:
+    """A client of one endpoint, and the one loop that repeats what failed."""
+
+    def __init__(self, settings: StorageSettings) -> None:
+        self._settings = settings
+        self._endpoint = _checked_endpoint(settings.endpoint)
+        self._credentials = f"{settings.credentials_dir}" if settings.credentials_dir else "the SDK's credential chain"
+        # What accepts connections and never answers is found out as soon as what refuses them.
+        self._first_timeout = min(settings.read_timeout, settings.connect_deadline)
+        self._lock = threading.Lock()
+        self._client: Any = None
+        self._session: Any = None
+        self._pid = 0
+        self._answered = False
+        self._trusted_until: dict[str, float] = {}
+
+    def request(self, operation: str, uri: str, bucket: str) -> Request:
+        """Describe a request for error messages."""
+        return Request(operation, uri, bucket, self._endpoint or "AWS", self._credentials)
+
+    def call(self, request: Request, function: Callable[[Any], T], progress: Callable[[], int] = lambda: 0) -> T:
+        """Run function(client) until it succeeds or fails for good.
+
+        `progress` is a number that grows while data arrives; the deadline counts from the last growth. Raises
+        StorageError.
+        """
+        started, tries, renewed, reached = time.monotonic(), 0, False, progress()
+        while True:
+            try:
+                result = function(self._connected(request))
+            except ClientError as error:
+                self._note_answer()
+                answer = _answer(error)
+                if answer.code in EXPIRED and not renewed:
+                    renewed = True
+                    self._forget_client()
+                    continue
+                if not answer.temporary:
+                    raise meaning(request, self._told(answer)) from None
+                failure: StorageError = unavailable(request, str(answer))
+            except (BotoCoreError, ResponseParserError) as error:
+                failure = self._transport_failure(request, error)
+            else:
+                self._note_answer()
+                return result
+            if progress() > reached:
+                started, tries, reached = time.monotonic(), 0, progress()
+            limit = self._settings.deadline if self._answered else self._settings.connect_deadline
+            delay = random.uniform(0, min(_LONGEST_DELAY, _FIRST_DELAY * 2**tries))
+            if time.monotonic() + delay - started > limit:
+                raise failure from None
+            time.sleep(delay)
+            tries += 1
+
+    def _connected(self, request: Request) -> Any:
+        with self._lock:
+            # A forked child must not share its parent's sockets.
+            if self._client is None or self._pid != os.getpid():
+                try:
+                    self._client = self._make_client()
+                except ValueError as error:
+                    raise _invalid_endpoint(self._endpoint or "", "it is no URL") from error
+                except BotoCoreError:
+                    raise without_credentials(request) from None
+                self._pid = os.getpid()
+            return self._client
+
+    def _note_answer(self) -> None:
+        if not self._answered:
+            self._answered = True
+            if self._first_timeout < self._settings.read_timeout:
+                self._forget_client()
+
+    def _forget_client(self) -> None:
+        with self._lock:
+            self._client = None
+
+    def _make_client(self) -> Any:
+        settings = self._settings
+        self._session = session = Session()
+        if settings.credentials_dir is not None:
+            provider = _FileProvider(settings.credentials_dir)
+            session.register_component("credential_provider", CredentialResolver([provider]))
+        style = settings.addressing
+        if style == "auto":
+            style = "path" if self._endpoint else "virtual"
+        config = Config(
+            connect_timeout=settings.connect_timeout,
+            read_timeout=settings.read_timeout if self._answered else self._first_timeout,
+            retries={"total_max_attempts": 1},
+            max_pool_connections=32,
+            tcp_keepalive=True,
+            s3={"addressing_style": style},
+            # Content-MD5 is sent instead: every server knows it, and it needs no second encoding of the body.
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+            # An endpoint out of the environment would pass by what the profile allows.
+            ignore_configured_endpoint_urls=True,
+            user_agent_extra="finetune-operator",
+        )
+        client = session.create_client(
+            "s3",
+            region_name=settings.region or session.get_config_variable("region") or "us-east-1",
+            endpoint_url=self._endpoint,
+            verify=str(settings.ca_file) if settings.ca_file else None,
+            config=config,
+        )
+        client.meta.events.register("before-send.s3", self._refuse_link_local)
+        return client
+
+    def _refuse_link_local(self, request: Any, **_: Any) -> None:
+        """Resolve where a request goes: the metadata services of clouds hand out credentials to whoever asks."""
+        parts = urlsplit(request.url)
+        host = parts.hostname or ""
+        if self._trusted_until.get(host, 0.0) > time.monotonic():
+            return
+        try:
+            found = socket.getaddrinfo(host, parts.port or 443, type=socket.SOCK_STREAM)
+        except OSError:
+            return  # the connection itself will tell
+        for item in found:
+            address = ip_address(str(item[4][0]).partition("%")[0])
+            if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+                address = address.ipv4_mapped
+            if address.is_link_local or address in _METADATA:
+                raise _invalid_endpoint(f"{parts.scheme}://{parts.netloc}", f"{address} is a link-local address")
+        self._trusted_until[host] = time.monotonic() + _RESOLVED_FOR
+
+    def _transport_failure(self, request: Request, error: Exception) -> StorageError:
+        """What a failure without a usable answer amounts to; raises it where repeating cannot help."""
+        if isinstance(error, NoCredentialsError | PartialCredentialsError | CredentialRetrievalError):
+            raise without_credentials(request) from None
+        if isinstance(error, ParamValidationError):
+            detail = " ".join(str(error).split())
+            raise StorageError("InvalidUri", f"The {request} cannot be sent: {detail}.", environment=False) from None
+        if isinstance(error, SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error):
+            raise unreachable(request, "its certificate is not trusted; name its authority in the CA file") from None
+        if isinstance(error, EndpointConnectionError | ConnectTimeoutError | ConnectError):
+            return unreachable(request, _cause(error))
+        if isinstance(error, HTTPClientError | IncompleteReadError | ResponseParserError):
+            if not self._answered:
+                return unreachable(request, _cause(error))
+            return unavailable(request, _cause(error))
+        raise StorageError(
+            "RequestFailed", f"The {request} failed in the SDK ({type(error).__name__}).", environment=True
+        ) from error
+
+    def _told(self, answer: Answer) -> Answer:
+        """The answer as it may be shown: servers quote what they were sent."""
+        message = " ".join(answer.message.split())[:200].rstrip(".")
+        for secret in self._secrets():
+            message = message.replace(secret, "***")
+        return replace(answer, message=message)
+
+    def _secrets(self) -> list[str]:
+        credentials = self._session.get_credentials() if self._session is not None else None
+        if credentials is None:
+            return []
+        with suppress(BotoCoreError):
+            frozen = credentials.get_frozen_credentials()
+            return [value for value in (frozen.secret_key, frozen.token, frozen.access_key) if value]
+        return []
+
+
+def _connection(settings: StorageSettings) -> Connection:
+    """Stores with the same credential files share one client; the SDK's own chain is asked anew by each store."""
+    return Connection(settings) if settings.credentials_dir is None else _shared_connection(settings)
+
+
+_shared_connection = lru_cache(maxsize=16)(Connection)
+
+
+class _FileCredentials(Credentials):  # type: ignore[misc]
+    """Credentials in a directory of files, read again whenever one of them has changed, as a mounted Secret does."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._seen: tuple[object, ...] = ()
+        self._frozen = ReadOnlyCredentials(None, None, None)
+        super().__init__("", "", method="files")
+
+    def get_frozen_credentials(self) -> Any:
+        """Called by the SDK for every request that it signs."""
+        paths = [self._directory / name for name in _FileProvider.FILES]
+        seen = tuple(_stamp(path) for path in paths)
+        if seen != self._seen:
+            access, secret, token = (_text(path) for path in paths)
+            if not access or not secret:
+                raise NoCredentialsError
+            self._frozen, self._seen = ReadOnlyCredentials(access, secret, token or None), seen
+        return self._frozen
+
+
+class _FileProvider:
+    """The SDK's interface for a source of credentials."""
+
+    FILES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+    METHOD = "files"
+    CANONICAL_NAME = None
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def load(self) -> _FileCredentials:
+        return _FileCredentials(self._directory)
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_ino, status.st_size
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
+
+
+def _checked_endpoint(endpoint: str | None) -> str | None:
+    if endpoint is None:
+        return None
+    try:
+        parts = urlsplit(endpoint)
+        _ = parts.port
+    except ValueError:
+        raise _invalid_endpoint(endpoint, "it is no URL") from None
+    if parts.username or parts.password:
+        raise _invalid_endpoint(f"{parts.scheme}://...@{parts.hostname}", "credentials do not belong there")
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise _invalid_endpoint(endpoint, "it is no http:// or https:// address")
+    return endpoint.rstrip("/")
+
+
+def _invalid_endpoint(endpoint: str, detail: str) -> StorageError:
+    return StorageError(
+        "EndpointRefused",
+        f"The endpoint {endpoint} is refused because {detail}: set the address of the S3 server itself.",
+        environment=False,
+    )
+
+
+def _answer(error: ClientError) -> Answer:
+    told, meta = error.response.get("Error", {}), error.response.get("ResponseMetadata", {})
+    return Answer(
+        _status(error), str(told.get("Code", "")), str(told.get("Message", "")), str(meta.get("RequestId") or "")
+    )
+
+
+def _status(error: ClientError) -> int:
+    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def _cause(error: Exception) -> str:
+    """A transport error in a few words; the SDK's own text may quote a whole signed URL."""
+    text = str(getattr(error, "kwargs", {}).get("error", error))
+    for sign, words in (
+        ("Connection refused", "connection refused"),
+        ("resolve", "its name does not resolve"),
+        ("Name or service not known", "its name does not resolve"),
+        ("No route", "no route to it"),
+        ("unreachable", "no route to it"),
+        ("onnect timeout", "no connection within the time limit"),
+        ("Read timeout", "no answer within the time limit"),
+        ("SSL", "the TLS handshake failed"),
+        ("reset", "the connection was reset"),
+        ("closed", "the connection was closed"),
+    ):
+        if sign in text:
+            return words
+    return type(error).__name__
+
+
+def _info(key: str, answer: Any, size: int) -> ObjectInfo:
+    return ObjectInfo(
+        key, int(size), _plain(answer["ETag"]), answer.get("LastModified"), answer.get("Metadata", {}).get(_SHA256)
+    )
+
+
+def _plain(etag: str) -> str:
+    return etag.strip('"')
+
+
+def _md5(data: bytes) -> bytes:
+    """What Content-MD5 and most etags are made of; a checksum against accidents, not against attackers."""
+    return hashlib.md5(data, usedforsecurity=False).digest()
