@@ -1,0 +1,108 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from finetune_trainer.data.order import (
+    Order,
+    evaluation_interval,
+    micro_batches,
+    permute,
+    total_steps,
+)
+
+SIZES = st.integers(1, 3000)
+SEEDS = st.integers(0, 2**31 - 1)
+
+
+def order(rows: int, batch_size: int, seed: int, *, lengths: int = 50) -> Order:
+    return Order(rows, batch_size, seed, np.random.default_rng(rows).integers(1, lengths, rows))
+
+
+@given(SIZES, SEEDS)
+def test_the_keyed_permutation_is_one(size: int, key: int) -> None:
+    assert sorted(permute(np.arange(size), size=size, key=key)) == list(range(size))
+
+
+@given(SIZES, SEEDS, st.data())
+def test_a_position_is_permuted_alone_as_among_others(size: int, key: int, data: st.DataObject) -> None:
+    position = data.draw(st.integers(0, size - 1))
+    whole = permute(np.arange(size), size=size, key=key)
+    assert permute(np.array([position]), size=size, key=key)[0] == whole[position]
+
+
+def test_a_permutation_of_a_billion_rows_needs_no_memory() -> None:
+    assert len(set(permute(np.arange(10**9 - 50, 10**9), size=10**9, key=1))) == 50
+
+
+@settings(deadline=None)
+@given(SIZES, st.integers(1, 40), SEEDS, st.integers(0, 3))
+def test_each_row_comes_exactly_once_an_epoch(rows: int, batch_size: int, seed: int, epoch: int) -> None:
+    batches = order(rows, batch_size, seed)
+    first = epoch * batches.steps_per_epoch
+    seen = [batches.batch(step) for step in range(first, first + batches.steps_per_epoch)]
+    assert sorted(np.concatenate(seen)) == list(range(rows))
+    assert sorted(map(len, seen))[1:] == [batch_size] * (len(seen) - 1)
+
+
+@settings(deadline=None)
+@given(SIZES, st.integers(1, 40), SEEDS, st.integers(0, 500))
+def test_resuming_at_any_step_yields_the_identical_next_batch(rows: int, batch_size: int, seed: int, step: int) -> None:
+    through = order(rows, batch_size, seed)
+    for earlier in range(max(0, step - 3), step):
+        through.batch(earlier)
+    assert through.batch(step).tolist() == order(rows, batch_size, seed).batch(step).tolist()
+
+
+def test_epochs_and_seeds_differ() -> None:
+    batches = order(1000, 10, 1)
+    assert batches.batch(0).tolist() != batches.batch(100).tolist()
+    assert batches.batch(0).tolist() != order(1000, 10, 2).batch(0).tolist()
+
+
+def test_the_order_is_the_same_in_another_process() -> None:
+    program = (
+        "import numpy as np; from finetune_trainer.data.order import Order;"
+        "print(Order(997, 8, 17, np.arange(997) % 61).batch(200).tolist())"
+    )
+    other = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert other.stdout.strip() == str(Order(997, 8, 17, np.arange(997) % 61).batch(200).tolist())
+
+
+def test_batches_hold_rows_of_like_length() -> None:
+    lengths = np.random.default_rng(0).integers(5, 200, 20000)
+    batches = Order(20000, 32, 3, lengths)
+    padded = sum(lengths[batches.batch(step)].max() * 32 for step in range(batches.steps_per_epoch))
+    assert padded < 1.1 * lengths.sum()
+
+
+def test_long_and_short_batches_are_mixed_within_an_epoch() -> None:
+    lengths = np.random.default_rng(0).integers(5, 200, 6400)
+    batches = Order(6400, 32, 3, lengths)
+    means = np.array([lengths[batches.batch(step)].mean() for step in range(200)])
+    assert abs(np.corrcoef(means, np.arange(200))[0, 1]) < 0.2
+
+
+@given(st.integers(1, 100), st.integers(1, 40), st.integers(1, 9))
+def test_micro_batches_of_all_ranks_are_the_batch(rows: int, size: int, ranks: int) -> None:
+    batch = np.arange(rows)
+    pieces = [piece for rank in range(ranks) for piece in micro_batches(batch, size=size, rank=rank, ranks=ranks)]
+    assert [number for number, _ in sorted(pieces, key=lambda piece: piece[0])] == list(range(-(-rows // size)))
+    assert sorted(row for _, piece in pieces for row in piece) == batch.tolist()
+    assert all(len(piece) <= size for _, piece in pieces)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "max_steps", "steps"), [(3.0, None, 12), (0.5, None, 2), (0.01, None, 1), (None, 7, 7), (2.1, None, 9)]
+)
+def test_total_steps(epochs: float | None, max_steps: int | None, steps: int) -> None:
+    assert total_steps(rows=100, batch_size=32, epochs=epochs, max_steps=max_steps) == steps
+
+
+def test_the_evaluation_interval_is_at_least_one_step() -> None:
+    assert evaluation_interval(steps_per_epoch=10, steps=None, epochs=0.5) == 5
+    assert evaluation_interval(steps_per_epoch=10, steps=None, epochs=0.01) == 1
+    assert evaluation_interval(steps_per_epoch=10, steps=3, epochs=None) == 3
