@@ -1,0 +1,265 @@
+"""What is wrong, or only odd, about rows: every problem with its file and line, before a GPU is asked for.
+
+Problems end a preflight (exit code 42); they are collected, because ten problems in one message save nine more tries.
+Warnings are for people to judge. Neither holds the text of a row.
+"""
+
+from array import array
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from finetune_trainer.data.read import DataError, Row, Rows
+from finetune_trainer.data.split import content_hash
+from finetune_trainer.run import TEST, TRAIN, VALIDATION
+from finetune_trainer.tasks import Columns, Labels, RowError, Task
+
+SHOWN = 10
+MAX_LABELS = 10_000
+FEW_ROWS = 10
+SPLIT_NAMES = {TRAIN: "training", VALIDATION: "validation", TEST: "test"}
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A row that can be used. `key` decides its side of the split: the content hash of its text, or of its group."""
+
+    row: int
+    text: str
+    labels: Labels
+    key: int
+    text_hash: int
+
+
+class Problems:
+    """Everything that is wrong, the first ten in full."""
+
+    def __init__(self) -> None:
+        self.first: list[DataError] = []
+        self.count = 0
+
+    def add(self, problem: DataError) -> None:
+        self.count += 1
+        if len(self.first) < SHOWN:
+            self.first.append(problem)
+
+    def raise_any(self) -> None:
+        """Raise the first problem as a DataError that says how many more there are."""
+        if self.count == 1:
+            raise self.first[0]
+        if self.count:
+            first = self.first[0]
+            raise DataError(first.reason, f"{first.message} (and {self.count - 1} more)")
+
+
+class Checker:
+    """Turns rows into examples, or into problems. Rows must all have one label, or all a list of labels."""
+
+    def __init__(self, task: Task, *, columns: Columns, group_by: str | None, problems: Problems) -> None:
+        self.task = task
+        self.columns = columns
+        self.problems = problems
+        self.group_by = group_by
+        self.multi_label: bool | None = None
+        self.labels: Sequence[str] | None = None
+        """Once set, a label that is not among them is a problem."""
+        self.named = "spec.task.labels"
+        """Where `labels` come from, for messages."""
+
+    def each(self, rows: Rows, *, group: bool) -> Iterator[Example]:
+        """The examples of an object, in order. `group`: whether the column of groupBy is needed there."""
+        wanted = [*self.columns, self.group_by] if group and self.group_by else [*self.columns]
+        seen = False
+        try:
+            for item in rows:
+                seen = True
+                example = item if isinstance(item, DataError) else self._checked(item, rows, wanted)
+                if isinstance(example, DataError):
+                    self.problems.add(example)
+                else:
+                    yield example
+            if not seen:
+                raise DataError("EmptyData", f"{rows.uri}: the file has no rows; give it at least one.")
+        except DataError as error:
+            self.problems.add(error)
+
+    def _checked(self, row: Row, rows: Rows, wanted: list[str]) -> Example | DataError:
+        where = f"{rows.uri}:{row.number}"
+        missing = [name for name in wanted if name not in row.values]
+        if missing:
+            return self._missing(missing[0], row, rows, where)
+        try:
+            text, labels = self.task.read_row(row.values, columns=self.columns)
+        except RowError as error:
+            return DataError("InvalidRow", f"{where}: {error}; mend the row.")
+        problem = _text_problem(text) or self._labels_problem(labels)
+        if problem:
+            return DataError("InvalidRow", f"{where}: {problem}")
+        unknown = self._unknown(labels)
+        if unknown is not None:
+            return DataError(
+                "UnknownLabel",
+                f"{where}: the label {unknown[:64]!r} is not in {self.named} ({_some(self.labels or ())}); "
+                "mend the row or add the label.",
+            )
+        text_hash = content_hash(text)
+        key = text_hash
+        if self.group_by in wanted:
+            group = row.values[self.group_by]
+            if group is None or isinstance(group, list | dict):
+                return DataError("InvalidRow", f"{where}: the column {self.group_by!r} of groupBy must hold one value.")
+            key = content_hash(str(group))
+        return Example(row.number, text, labels, key, text_hash)
+
+    def _missing(self, name: str, row: Row, rows: Rows, where: str) -> DataError:
+        """A column that the whole file lacks is reported once; raises then. Else the row's problem."""
+        found = rows.columns or list(row.values)
+        error = DataError(
+            "ColumnMissing",
+            f"{where}: no column {name!r}; columns found: {_some(found) or 'none'}. "
+            f"Name the right one in {self._field(name)}.",
+        )
+        if name not in found:
+            raise error
+        return DataError("InvalidRow", f"{where}: the row has no {name!r}, which other rows have; mend the row.")
+
+    def _field(self, name: str) -> str:
+        if name == self.columns.text:
+            return "spec.task.columns.text"
+        return "spec.task.columns.label" if name == self.columns.label else "spec.data.validation.groupBy"
+
+    def _labels_problem(self, labels: Labels) -> str | None:
+        multi_label = not isinstance(labels, str)
+        if self.multi_label is None:
+            self.multi_label = multi_label
+        if multi_label != self.multi_label:
+            kinds = ("a list of labels", "one label") if multi_label else ("one label", "a list of labels")
+            return f"the row has {kinds[0]} where the first row has {kinds[1]}; write all rows in one way."
+        bad = [label for label in ([labels] if isinstance(labels, str) else labels) if not _encodable(label)]
+        return "a label holds half a surrogate pair, which is no character; mend the row." if bad else None
+
+    def _unknown(self, labels: Labels) -> str | None:
+        if self.labels is None:
+            return None
+        each = [labels] if isinstance(labels, str) else labels
+        return next((label for label in each if label not in self.labels), None)
+
+
+class Survey:
+    """Counts over all examples, from which warnings are made. Takes 17 bytes a row and an entry a label."""
+
+    def __init__(self) -> None:
+        self.rows: Counter[int] = Counter()
+        self.labels: dict[int, Counter[str]] = {TRAIN: Counter(), VALIDATION: Counter(), TEST: Counter()}
+        self._texts = array("Q")
+        self._answers = array("Q")
+        self._splits = array("B")
+
+    def add(self, example: Example, split: int) -> None:
+        """Raises DataError when there are more labels than any model could have outputs."""
+        each = [example.labels] if isinstance(example.labels, str) else example.labels
+        self.rows[split] += 1
+        counts = self.labels[split]
+        counts.update(each)
+        if len(counts) > MAX_LABELS:
+            raise DataError(
+                "TooManyLabels", f"There are more than {MAX_LABELS} different labels: is it the right column?"
+            )
+        self._texts.append(example.text_hash)
+        self._answers.append(content_hash("\n".join(sorted(each))))
+        self._splits.append(split)
+
+    def found(self) -> set[str]:
+        """Labels of the rows that make the model: training and validation, never test."""
+        return set(self.labels[TRAIN]) | set(self.labels[VALIDATION])
+
+    def repeated(self) -> dict[str, int]:
+        """How many rows repeat an earlier text, how many texts have different labels, and how many rows of the other
+        sides have a text of the training rows."""
+        texts = np.frombuffer(self._texts, dtype=np.uint64)
+        answers = np.frombuffer(self._answers, dtype=np.uint64)
+        splits = np.frombuffer(self._splits, dtype=np.uint8)
+        different = np.unique(texts)
+        pairs = np.unique(texts ^ (answers * np.uint64(0x9E3779B97F4A7C15)))
+        train = np.unique(texts[splits == TRAIN])
+        return {
+            "duplicates": len(texts) - len(different),
+            "conflicts": int(len(pairs) - len(different)),
+            "validationInTrain": int(np.isin(texts[splits == VALIDATION], train).sum()),
+            "testInTrain": int(np.isin(texts[splits == TEST], train).sum()),
+        }
+
+
+def check_labels(survey: Survey, *, labels: Sequence[str], problems: Problems, fraction: float | None) -> None:
+    """Add what makes training or evaluation impossible: an empty side, one class only."""
+    if not survey.rows[TRAIN] or not survey.rows[VALIDATION]:
+        side = SPLIT_NAMES[VALIDATION if survey.rows[TRAIN] else TRAIN]
+        total = survey.rows[TRAIN] + survey.rows[VALIDATION]
+        how = f" with validation.fraction {fraction}" if fraction is not None else ""
+        problems.add(
+            DataError("EmptySplit", f"Of {total} rows none is left for {side}{how}; give more rows or another split.")
+        )
+        return
+    trained = survey.labels[TRAIN]
+    if len(trained) < 2:
+        only = f"the label {next(iter(trained))[:64]!r} alone" if trained else "no label at all"
+        problems.add(
+            DataError(
+                "OneClassOnly",
+                f"The {survey.rows[TRAIN]} training rows have {only}, so there is nothing to learn; "
+                "add rows with other labels or name another label column.",
+            )
+        )
+
+
+def warnings(survey: Survey, *, labels: Sequence[str], truncated: int, dropped: int, max_length: int) -> list[str]:
+    """What a person should know before trusting the result, the most important first."""
+    repeated = survey.repeated()
+    total = sum(survey.rows.values())
+    found: list[str] = []
+    trained = survey.labels[TRAIN]
+    if never := [label for label in labels if not trained[label]]:
+        found.append(f"No training row has {_these(never)}: the model cannot learn it.")
+    if few := [label for label in labels if 0 < trained[label] < FEW_ROWS]:
+        found.append(f"Fewer than {FEW_ROWS} training rows have {_these(few)}.")
+    if unseen := [label for label in labels if trained[label] and not survey.labels[VALIDATION][label]]:
+        found.append(f"No validation row has {_these(unseen)}, so its quality is not measured.")
+    for name, where in (("validationInTrain", "validation"), ("testInTrain", "test")):
+        if count := repeated[name]:
+            found.append(f"{count} {where} rows have the text of a training row: metrics look better than they are.")
+    if count := repeated["conflicts"]:
+        found.append(f"{count} times the same text has another label in another row.")
+    if dropped:
+        found.append(f"{dropped} rows of more than {max_length} tokens were dropped (overlong: Drop).")
+    if truncated * 20 > total:
+        found.append(f"{100 * truncated / total:.0f} % of the rows were cut to {max_length} tokens (data.maxLength).")
+    if repeated["duplicates"] * 20 > total:
+        found.append(f"{repeated['duplicates']} of {total} rows repeat the text of another row.")
+    return found
+
+
+def _text_problem(text: str) -> str | None:
+    if not text or text.isspace():
+        return "the text is empty; mend or remove the row."
+    return None if _encodable(text) else "the text holds half a surrogate pair, which is no character; mend the row."
+
+
+def _encodable(text: str) -> bool:
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _these(labels: list[str]) -> str:
+    return f"{'the label' if len(labels) == 1 else f'{len(labels)} labels,'} {_some(labels, 5)}"
+
+
+def _some(names: Sequence[str], limit: int = 10) -> str:
+    shown = ", ".join(name[:64] for name in names[:limit])
+    return f"{shown} and {len(names) - limit} more" if len(names) > limit else shown
