@@ -6,7 +6,7 @@ from pydantic import Field, StringConstraints
 
 from finetune_api.base import Model, Rule, at_most_one_of, exactly_one_of, only_with, spec_field
 
-Uri = Annotated[str, StringConstraints(pattern=r"^(s3|file)://[^\s]+$", max_length=1024)]
+Uri = Annotated[str, StringConstraints(pattern=r"^(s3|file)://[^ \t\r\n]+$", max_length=1024)]
 S3OrFile = "an s3:// or file:// address (file:// only outside a cluster)"
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)]
 Column = Annotated[str, StringConstraints(min_length=1, max_length=256)]
@@ -165,7 +165,7 @@ class Training(Model):
         "train", "Peak learning rate. Default: 2e-5 for full, 1e-3 for head, 2e-4 for lora.", gt=0, le=10
     )
     schedule: Schedule | None = spec_field(None, "Learning rate over time. Default: linear.")
-    optimizer: Optimizer | None = spec_field(None, "Default: adamw.")
+    optimizer: Optimizer | None = spec_field(None, "What turns gradients into steps. Default: adamw.")
     max_grad_norm: float | None = spec_field("train", "Gradients are clipped to this norm. Default: 1.0.", gt=0)
     precision: Literal["auto", "fp32", "bf16"] | None = spec_field(
         "train", "Arithmetic. Default: auto, bf16 where the GPU has it, else fp32, kept for the whole run."
@@ -178,7 +178,7 @@ class Training(Model):
     )
     seed: int | None = spec_field("train", "Seed of everything random. Default: 17.", ge=0, le=2**31 - 1)
     evaluate_every: Every | None = spec_field(None, "How often the validation rows are evaluated. Default: epochs 1.")
-    early_stopping: EarlyStopping | None = spec_field(None, "Default: none.")
+    early_stopping: EarlyStopping | None = spec_field(None, "When training ends before its last step. Default: never.")
 
 
 class Evaluation(Model):
@@ -195,7 +195,7 @@ class CheckpointEvery(Model):
 
 
 class Checkpoint(Model):
-    every: CheckpointEvery | None = spec_field(None, "Default: duration 10m.")
+    every: CheckpointEvery | None = spec_field(None, "Time or steps between two checkpoints. Default: duration 10m.")
     keep_last: int | None = spec_field(
         "live", "Checkpoints that are kept beside the best one. Default: 2.", ge=2, le=100
     )
@@ -211,11 +211,13 @@ class Output(Model):
 
 
 class Storage(Model):
-    endpoint: Annotated[str, StringConstraints(pattern=r"^https?://[^\s/]+/?$", max_length=512)] | None = spec_field(
-        "attempt", "Address of the S3 server. Default: the profile's, else AWS. Only what the profile allows."
+    endpoint: Annotated[str, StringConstraints(pattern=r"^https?://[^ \t\r\n/]+/?$", max_length=512)] | None = (
+        spec_field(
+            "attempt", "Address of the S3 server. Default: the profile's, else AWS. Only what the profile allows."
+        )
     )
     region: Annotated[str, StringConstraints(max_length=64)] | None = spec_field(
-        "attempt", "Default: the profile's, else us-east-1."
+        "attempt", "Region of the S3 server. Default: the profile's, else us-east-1."
     )
     credentials_secret: Name | None = spec_field(
         "attempt",
@@ -244,12 +246,14 @@ class EnvVar(Model):
 
 class Toleration(Model):
     key: Key | None = spec_field("attempt", "Taint key.")
-    operator: Literal["Exists", "Equal"] | None = spec_field("attempt", "Default: Equal.")
+    operator: Literal["Exists", "Equal"] | None = spec_field("attempt", "How the taint is compared. Default: Equal.")
     value: LabelValue | None = spec_field("attempt", "Taint value.")
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = spec_field(
-        "attempt", "Default: every effect."
+        "attempt", "Effect of the taint. Default: every effect."
     )
-    toleration_seconds: int | None = spec_field("attempt", "How long a NoExecute taint is tolerated.", ge=0)
+    toleration_seconds: int | None = spec_field(
+        "attempt", "Seconds for which a NoExecute taint is tolerated.", ge=0, le=2**31 - 1
+    )
 
 
 class PullSecret(Model):
@@ -263,19 +267,17 @@ class PodMetadata(Model):
 
 class PodSpec(Model):
     node_selector: dict[Key, LabelValue] | None = spec_field("attempt", "Labels the node must have.", max_length=32)
-    tolerations: list[Toleration] | None = spec_field("attempt", "Taints the pods tolerate.", max_length=32)
+    tolerations: list[Toleration] | None = spec_field(None, "Taints the pods tolerate.", max_length=32)
     runtime_class_name: Name | None = spec_field("attempt", "RuntimeClass of the pods.")
     priority_class_name: Name | None = spec_field("attempt", "PriorityClass of the pods.")
     service_account_name: Name | None = spec_field(
         "attempt", "Service account of the pods, for workload identity. No API token is mounted. Default: default."
     )
-    image_pull_secrets: list[PullSecret] | None = spec_field(
-        "attempt", "Secrets the images are pulled with.", max_length=8
-    )
+    image_pull_secrets: list[PullSecret] | None = spec_field(None, "Secrets the images are pulled with.", max_length=8)
     termination_grace_period_seconds: int | None = spec_field(
         "attempt", "Time to commit a checkpoint when a pod is asked to stop. Default: 120.", ge=5, le=3600
     )
-    env: list[EnvVar] | None = spec_field("attempt", "Environment variables of the trainer.", max_length=64)
+    env: list[EnvVar] | None = spec_field(None, "Environment variables of the trainer.", max_length=64)
 
 
 class PodTemplate(Model):
@@ -324,58 +326,60 @@ class RunStatus(Model):
 
 
 class BestCheckpoint(Model):
-    step: int
-    metric: str = Field(max_length=64)
-    value: float
+    step: int = Field(description="Optimizer step of the best checkpoint.")
+    metric: str = Field(description="The metric that chose it, evaluation.primary.", max_length=64)
+    value: float = Field(description="Its value on the validation rows.")
 
 
 class CheckpointStatus(Model):
     step: int = Field(description="Optimizer step of the last committed checkpoint.")
-    uri: str | None = Field(None, max_length=2048)
-    committed_at: Time | None = None
-    best: BestCheckpoint | None = None
+    uri: str | None = Field(None, description="Where it lies.", max_length=2048)
+    committed_at: Time | None = Field(None, description="When it was committed.")
+    best: BestCheckpoint | None = Field(None, description="The best one so far.")
 
 
 class ProgressStatus(Model):
-    step: int
-    total_steps: int
-    epoch: float | None = None
-    percent: int
-    loss: float | None = None
-    learning_rate: float | None = None
-    samples_per_second: float | None = None
-    estimated_completion_time: Time | None = None
-    updated_at: Time | None = None
+    step: int = Field(description="Optimizer steps done.")
+    total_steps: int = Field(description="Optimizer steps to do.")
+    epoch: float | None = Field(None, description="How often the training rows were seen so far.")
+    percent: int = Field(description="Share of the steps done.")
+    loss: float | None = Field(None, description="Training loss of the last steps, a mean over labels.")
+    learning_rate: float | None = Field(None, description="Learning rate of the last step.")
+    samples_per_second: float | None = Field(None, description="Training rows per second over the whole job.")
+    estimated_completion_time: Time | None = Field(None, description="When the last step is expected to be done.")
+    updated_at: Time | None = Field(None, description="When the trainer said this.")
 
 
 class Restart(Model):
-    attempt: int
-    reason: str = Field(max_length=64)
-    at: Time
-    resumed_from_step: int | None = None
-    lost_steps: int | None = None
+    attempt: int = Field(description="The attempt that ended.")
+    reason: str = Field(description="Why it ended, in one word.", max_length=64)
+    at: Time = Field(description="When it ended.")
+    resumed_from_step: int | None = Field(None, description="Step of the checkpoint the next attempt began with.")
+    lost_steps: int | None = Field(None, description="Steps that had to be done again.")
 
 
 class RowCounts(Model):
-    train: int
-    validation: int
-    test: int | None = None
+    train: int = Field(description="Rows trained on.")
+    validation: int = Field(description="Rows that choose the best checkpoint.")
+    test: int | None = Field(None, description="Rows of data.test.")
 
 
 class TokenLengths(Model):
-    p50: int
-    p99: int
-    max: int
+    p50: int = Field(description="Half of the rows have at most so many tokens.")
+    p99: int = Field(description="99 of 100 rows have at most so many tokens.")
+    max: int = Field(description="Tokens of the longest row.")
 
 
 class PreflightStatus(Model):
-    rows: RowCounts | None = None
-    labels: int | None = None
-    multi_label: bool | None = None
-    tokens: TokenLengths | None = None
-    truncated_percent: float | None = None
-    warnings: list[Text] | None = Field(None, max_length=10)
-    report_uri: str | None = Field(None, max_length=2048)
+    rows: RowCounts | None = Field(None, description="Rows found.")
+    labels: int | None = Field(None, description="Number of labels.")
+    multi_label: bool | None = Field(None, description="Whether a row may have several labels.")
+    tokens: TokenLengths | None = Field(None, description="Lengths of the rows, before any cut.")
+    truncated_percent: float | None = Field(None, description="Share of rows longer than data.maxLength.")
+    warnings: list[Text] | None = Field(
+        None, description="What looks wrong but stops nothing; the first ten.", max_length=10
+    )
+    report_uri: str | None = Field(None, description="The full report.", max_length=2048)
 
 
 class EvaluationStatus(Model):
@@ -387,49 +391,51 @@ class EvaluationStatus(Model):
 
 
 class ModelStatus(Model):
-    uri: str = Field(max_length=2048)
-    digest: str = Field(max_length=80)
-    size_bytes: int
+    uri: str = Field(description="Directory of the model, readable by from_pretrained.", max_length=2048)
+    digest: str = Field(description="SHA-256 over its files.", max_length=80)
+    size_bytes: int = Field(description="Size of its files in bytes.")
 
 
 class Usage(Model):
-    gpu_seconds: int | None = None
-    attempts: int | None = None
-    lost_steps: int | None = None
+    gpu_seconds: int | None = Field(None, description="Seconds times GPUs, over all attempts.")
+    attempts: int | None = Field(None, description="Attempts so far.")
+    lost_steps: int | None = Field(None, description="Steps done again, over all attempts.")
 
 
 class Condition(Model):
-    type: str = Field(max_length=64)
-    status: Literal["True", "False", "Unknown"]
-    reason: str = Field(max_length=128)
-    message: str = Field(max_length=2048)
-    last_transition_time: Time
-    observed_generation: int
+    type: str = Field(
+        description="Accepted, PreflightPassed, Evaluated, Succeeded, Suspended, Reconciling or Stalled.", max_length=64
+    )
+    status: Literal["True", "False", "Unknown"] = Field(description="Whether it holds.")
+    reason: str = Field(description="Why, in one word.", max_length=128)
+    message: str = Field(description="Why, in a sentence.", max_length=2048)
+    last_transition_time: Time = Field(description="When status last changed.")
+    observed_generation: int = Field(description="The generation it speaks of.")
 
 
 class FineTuneJobStatus(Model):
     observed_generation: int = Field(-1, description="The generation this status speaks of.")
     phase: Phase | None = Field(None, description="Where the job is.")
     message: str | None = Field(None, description="The same in a sentence.", max_length=2048)
-    run: RunStatus | None = None
-    progress: ProgressStatus | None = None
-    checkpoint: CheckpointStatus | None = None
+    run: RunStatus | None = Field(None, description="The run: what the document resolved to.")
+    progress: ProgressStatus | None = Field(None, description="How far training is.")
+    checkpoint: CheckpointStatus | None = Field(None, description="What is committed to storage.")
     restarts: list[Restart] | None = Field(None, description="The last ten.", max_length=10)
-    preflight: PreflightStatus | None = None
-    evaluation: EvaluationStatus | None = None
+    preflight: PreflightStatus | None = Field(None, description="What was found out before training.")
+    evaluation: EvaluationStatus | None = Field(None, description="Metrics of the last evaluation.")
     model: ModelStatus | None = Field(None, description="The last published one, until another is committed.")
-    usage: Usage | None = None
+    usage: Usage | None = Field(None, description="What it has cost so far.")
     last_handled_retry: str | None = Field(
         None, description="The annotation finetune.dev/retry that was last acted upon.", max_length=256
     )
-    conditions: list[Condition] | None = Field(None, max_length=16)
+    conditions: list[Condition] | None = Field(None, description="The same for programs (kstatus).", max_length=16)
 
 
 class FineTuneJob(Model):
-    """The whole document. metadata is Kubernetes' own and only carried."""
+    """Asks for a model: this base, tuned on these rows in this way, evaluated, and published at this address."""
 
     api_version: Literal["finetune.dev/v1alpha1"]
     kind: Literal["FineTuneJob"]
     metadata: dict[str, Any]
-    spec: FineTuneJobSpec
-    status: FineTuneJobStatus | None = None
+    spec: FineTuneJobSpec = Field(description="What is asked for.")
+    status: FineTuneJobStatus | None = Field(None, description="What the operator says of it.")

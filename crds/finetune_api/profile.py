@@ -2,19 +2,21 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import StringConstraints
+from pydantic import Field, StringConstraints
 
 from finetune_api.base import Model, spec_field
 from finetune_api.job import PodTemplate, Resources, Storage
 
-Image = Annotated[str, StringConstraints(pattern=r"^[^\s]+$", max_length=512)]
-EndpointPattern = Annotated[str, StringConstraints(pattern=r"^https?://[^\s]+$", max_length=512)]
+Image = Annotated[str, StringConstraints(pattern=r"^[^ \t\r\n]+$", max_length=512)]
+EndpointPattern = Annotated[str, StringConstraints(pattern=r"^https?://[^ \t\r\n]+$", max_length=512)]
 
 
 class Images(Model):
     trainer: Image | None = spec_field("attempt", "Image of train pods. Default: the operator's flag.")
     preflight: Image | None = spec_field("attempt", "Image of preflight pods. Default: the operator's flag.")
-    pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = spec_field("attempt", "Default: IfNotPresent.")
+    pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = spec_field(
+        "attempt", "When the kubelet pulls the images. Default: IfNotPresent."
+    )
 
 
 class Gpu(Model):
@@ -39,9 +41,9 @@ class FineTuneProfileSpec(Model):
 
 
 class FineTuneProfile(Model):
-    """The whole document. metadata is Kubernetes' own and only carried."""
+    """The platform team's defaults and limits for FineTuneJobs; the one named default serves jobs that name none."""
 
     api_version: Literal["finetune.dev/v1alpha1"]
     kind: Literal["FineTuneProfile"]
     metadata: dict[str, Any]
-    spec: FineTuneProfileSpec
+    spec: FineTuneProfileSpec = Field(description="Defaults and limits.")
