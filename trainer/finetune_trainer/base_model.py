@@ -1,0 +1,161 @@
+"""The base model's directory, as far as a CPU without torch can judge it: complete, and free of pickles."""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from finetune_api.resolve import digest
+from finetune_trainer.data.read import DataError
+from finetune_trainer.run import Input
+from finetune_trainer.storage import NotFound, ObjectInfo, Store
+
+_MIB = 1024 * 1024
+_LISTED = 100_000
+_SMALL = 512 * _MIB
+_HEADER_LIMIT = 100 * _MIB
+INDEX = "model.safetensors.index.json"
+WEIGHTS = "model.safetensors"
+_TEXT_FILES = re.compile(
+    r"(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab)\.json"
+    r"|vocab\.txt|merges\.txt|.+\.model|chat_template\.jinja"
+)
+_PICKLES = re.compile(r".+\.(bin|pt|pth|ckpt|pkl)")
+_DEFAULT_LABEL = re.compile(r"LABEL_\d+")
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """The files that count, by name, and the contents of the small ones."""
+
+    uri: str
+    files: Mapping[str, ObjectInfo]
+    config: Mapping[str, Any]
+    tokenizer_json: str
+    tokenizer_config: Mapping[str, Any]
+
+    @property
+    def labels(self) -> list[str] | None:
+        """The labels of its head in order, None when it has none or only LABEL_0 and the like."""
+        found = self.config.get("id2label")
+        if not isinstance(found, dict) or not found:
+            return None
+        labels = [found.get(str(number)) for number in range(len(found))]
+        if not all(isinstance(label, str) and not _DEFAULT_LABEL.fullmatch(label) for label in labels):
+            return None
+        names = [str(label) for label in labels]
+        return names if len(set(names)) == len(names) else None
+
+
+def read_base_model(store: Store) -> BaseModel:
+    """List the directory, choose the files that count and read the small ones.
+
+    Raises NotFound when there is nothing, DataError ModelIncomplete or PickleModel when it is no usable model.
+    """
+    found = {info.key: info for info in islice(store.list(), _LISTED) if "/" not in info.key}
+    if not found:
+        raise NotFound(
+            "ObjectNotFound", f"There is no model at {store.uri}: correct the address or upload the model's directory."
+        )
+    if "config.json" not in found:
+        adapter = " (adapter_config.json is there: publish an adapter with output.merge)"
+        hint = adapter if "adapter_config.json" in found else ""
+        raise _incomplete(store, f"config.json is missing{hint}")
+    config = _json(store, found["config.json"])
+    weights = _weights(store, found)
+    if "tokenizer.json" not in found:
+        raise _incomplete(
+            store,
+            "tokenizer.json is missing; make it with AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)",
+        )
+    chosen = {name: info for name, info in found.items() if name in weights or _TEXT_FILES.fullmatch(name)}
+    if INDEX in found:
+        chosen[INDEX] = found[INDEX]
+    for name in weights:
+        _check_weights(store, found[name])
+    tokenizer_config = _json(store, found["tokenizer_config.json"]) if "tokenizer_config.json" in found else {}
+    return BaseModel(
+        uri=store.uri,
+        files=dict(sorted(chosen.items())),
+        config=config,
+        tokenizer_json=_text(store, found["tokenizer.json"]),
+        tokenizer_config=tokenizer_config,
+    )
+
+
+def model_digest(inputs: Sequence[Input]) -> str:
+    """One SHA-256 over the names and digests of the model's files."""
+    return digest({entry.role.removeprefix("model/"): entry.sha256 for entry in inputs})
+
+
+def hash_object(store: Store, info: ObjectInfo) -> str:
+    """SHA-256 of an object, in a stream of bounded memory."""
+    sha256 = hashlib.sha256()
+    with store.stream(info.key, if_match=info.etag) as source:
+        while block := source.read(4 * _MIB):
+            sha256.update(block)
+    return sha256.hexdigest()
+
+
+def _weights(store: Store, found: Mapping[str, ObjectInfo]) -> list[str]:
+    """Names of the safetensors files."""
+    if INDEX in found:
+        mapped = _json(store, found[INDEX]).get("weight_map")
+        names = sorted({str(name) for name in mapped.values()}) if isinstance(mapped, dict) else []
+        missing = [name for name in names if name not in found]
+        if missing or not names:
+            raise _incomplete(store, f"{missing[0] if missing else 'weight_map'}, which {INDEX} needs, is missing")
+        return names
+    if WEIGHTS in found:
+        return [WEIGHTS]
+    pickles = [name for name in sorted(found) if _PICKLES.fullmatch(name)]
+    if pickles:
+        raise DataError(
+            "PickleModel",
+            f"{store.uri}: the weights are pickles ({', '.join(pickles[:3])}), which can run any code when loaded and are "
+            'never read; convert a model you trust with: python -c "from transformers import AutoModel; '
+            "AutoModel.from_pretrained('DIR').save_pretrained('DIR')\" and upload model.safetensors.",
+        )
+    raise _incomplete(store, f"{WEIGHTS} is missing")
+
+
+def _check_weights(store: Store, info: ObjectInfo) -> None:
+    """Compare the file's size with what its header says: an upload that was cut short is found here."""
+    start = store.read(info.key, if_match=info.etag, limit=8)
+    length = int.from_bytes(start, "little")
+    if len(start) < 8 or length > min(_HEADER_LIMIT, info.size):
+        raise _incomplete(store, f"{info.key} is not a safetensors file or cut short")
+    try:
+        header = json.loads(store.read(info.key, if_match=info.etag, limit=8 + length)[8:])
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        wanted = 8 + length + max(ends)
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
+        raise _incomplete(store, f"{info.key} is not a safetensors file") from None
+    if wanted != info.size:
+        raise _incomplete(store, f"{info.key} has {info.size} bytes where its header says {wanted}")
+
+
+def _json(store: Store, info: ObjectInfo) -> dict[str, Any]:
+    try:
+        value = json.loads(_text(store, info))
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise _incomplete(store, f"{info.key} is not a JSON object")
+    return value
+
+
+def _text(store: Store, info: ObjectInfo) -> str:
+    if info.size > _SMALL:
+        raise _incomplete(store, f"{info.key} has {info.size} bytes, which is no such file")
+    try:
+        return store.read(info.key, if_match=info.etag).decode()
+    except UnicodeDecodeError:
+        raise _incomplete(store, f"{info.key} is not UTF-8 text") from None
+
+
+def _incomplete(store: Store, what: str) -> DataError:
+    return DataError("ModelIncomplete", f"{store.uri}: {what}; upload the whole model directory.")

@@ -1,0 +1,527 @@
+"""What can be known on a CPU, before a GPU is asked for: access, model, rows, identity, and what is done already.
+
+The order is: output writable -> base model whole -> rows read, checked, split and encoded -> digests and run id ->
+encoded store and run.json written -> log read -> report. Nothing is written to the output before everything is right,
+but for a probe that is deleted at once. Run again at any time, it comes to the same end.
+"""
+
+import json
+import logging
+import os
+import shutil
+import sys
+import time
+import traceback
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from finetune_api.contract import ExitCode, LastMessage, PreflightOutcome, RunConfig, TrainOutcome
+from finetune_api.job import PreflightStatus, RowCounts
+from finetune_api.resolve import digest, evaluation_id, publication_id, run_id, train_identity
+from finetune_trainer import lastmessage, tasks
+from finetune_trainer.base_model import BaseModel, hash_object, model_digest, read_base_model
+from finetune_trainer.data.check import Checker, Problems, Survey, check_labels, warnings
+from finetune_trainer.data.encode import Encoded, Encoder, TextModel, text_model
+from finetune_trainer.data.read import DataError, Rows
+from finetune_trainer.data.split import side
+from finetune_trainer.run import TEST, TRAIN, VALIDATION, EncodedRef, Input, RunRecord, encoded_key, run_key
+from finetune_trainer.storage import (
+    AlreadyExists,
+    Damaged,
+    PreconditionFailed,
+    StorageError,
+    StorageSettings,
+    Store,
+    open_store,
+    probe_conditional_writes,
+    split_uri,
+)
+from finetune_trainer.storage.commit import Record, RecordKind, RunLog, find, latest_checkpoint
+
+log = logging.getLogger("finetune.preflight")
+
+FINISHED = ("complete", "early-stopped")
+"""Ends of a run after which there is nothing left to train."""
+_TRIES = 5
+
+
+def main(*, config: Path, credentials: Path | None, message: Path | None, work: Path) -> int:
+    """`finetune preflight`: returns the exit code, having written the last message to `message`."""
+    secrets = lastmessage.secrets_of(credentials)
+    with _quiet_on_bad_input() as outcome:
+        outcome.message = preflight(read_config(config), credentials=credentials, work=work)
+    last = outcome.message
+    assert last is not None
+    print(lastmessage.scrub(f"{last.reason}: {last.message}", secrets), file=sys.stderr, flush=True)
+    lastmessage.write(message, last, secrets)
+    return last.code
+
+
+@dataclass
+class _Outcome:
+    message: LastMessage | None = None
+
+
+@contextmanager
+def _quiet_on_bad_input() -> Iterator[_Outcome]:
+    """Every expected error becomes a last message; a traceback is for errors of our own."""
+    outcome = _Outcome()
+    try:
+        yield outcome
+    except PreconditionFailed as error:
+        outcome.message = lastmessage.changed_meanwhile(error)
+    except (StorageError, DataError) as error:
+        outcome.message = lastmessage.failure(error)
+    except MemoryError:
+        outcome.message = LastMessage(
+            code=ExitCode.MEMORY, reason="OutOfMemory", message="Preflight ran out of memory; give the pod more."
+        )
+    except OSError as error:
+        outcome.message = LastMessage(
+            code=ExitCode.STORAGE,
+            reason="ScratchUnusable",
+            message=lastmessage.clip(f"The scratch directory cannot be used ({error}); free space or choose another."),
+        )
+    except Exception as error:
+        traceback.print_exc()
+        outcome.message = LastMessage(
+            code=1,
+            reason="InternalError",
+            message=f"Preflight failed with {type(error).__name__}, an error of its own; its log has the details.",
+        )
+
+
+def read_config(path: Path) -> RunConfig:
+    """The resolved run. Raises DataError InvalidConfig."""
+    try:
+        return RunConfig.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise DataError("InvalidConfig", f"The run's config {path} cannot be read: {error.strerror}.") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the document"
+        raise DataError(
+            "InvalidConfig",
+            f"The run's config {path} is not of this version: {where}: {first['msg']}; "
+            "operator and trainer must match.",
+        ) from error
+
+
+def storage_settings(config: RunConfig, credentials: Path | None) -> StorageSettings:
+    """How all stores of a run are reached."""
+    storage = config.storage
+    return StorageSettings(endpoint=storage.endpoint, region=storage.region, credentials_dir=credentials)
+
+
+def preflight(config: RunConfig, *, credentials: Path | None, work: Path) -> LastMessage:
+    """Do all of it and say what was found. Raises DataError and StorageError."""
+    settings = storage_settings(config, credentials)
+    output = open_store(config.output.uri, settings)
+    check_output(output)
+    base = read_base_model(open_store(config.model, settings))
+    log.info("base model %s: %d files", base.uri, len(base.files))
+    text = text_model(
+        base.config, base.tokenizer_json, base.tokenizer_config, asked=config.data.max_length, uri=base.uri
+    )
+    scratch = work / "preflight"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    try:
+        data = read_data(config, base=base, text=text, settings=settings, scratch=scratch)
+        return _commit(config, output=output, base=base, text=text, data=data, settings=settings)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def check_output(output: Store) -> None:
+    """Write and delete a probe. Raises StorageError, with reason OutputNotWritable where writing alone is denied."""
+    try:
+        kept = probe_conditional_writes(output, "")
+    except StorageError as error:
+        if error.reason in ("AccessDenied", "ObjectNotFound", "NoSpace"):
+            raise StorageError("OutputNotWritable", f"spec.output.uri is not writable: {error.message}") from error
+        raise
+    if not kept:
+        raise StorageError(
+            "ConditionalWritesUnsupported",
+            f"{output.uri}: the store ignores conditional writes (If-None-Match), without which two attempts could "
+            "both commit; use a store that honours them.",
+            environment=False,
+        )
+
+
+# --- rows ---
+
+
+@dataclass(frozen=True)
+class Data:
+    """Everything known of the rows."""
+
+    inputs: list[Input]
+    labels: list[str]
+    multi_label: bool
+    encoded: Encoded
+    survey: Survey
+    warnings: list[str]
+
+
+@dataclass(frozen=True)
+class _Source:
+    """One file of rows. `split` None: its rows are divided between training and validation."""
+
+    role: str
+    uri: str
+    split: int | None
+
+
+def _sources(config: RunConfig) -> list[_Source]:
+    data = config.data
+    split = None if data.validation_uri is None else TRAIN
+    found = [_Source(f"train/{number}", uri, split) for number, uri in enumerate(data.train)]
+    if data.validation_uri is not None:
+        found.append(_Source("validation", data.validation_uri, VALIDATION))
+    if data.test_uri is not None:
+        found.append(_Source("test", data.test_uri, TEST))
+    return found
+
+
+@dataclass
+class _Reading:
+    """The state of one pass over all files."""
+
+    config: RunConfig
+    checker: Checker
+    survey: Survey
+    encoder: Encoder
+    problems: Problems
+    settings: StorageSettings
+    scratch: Path
+    inputs: list[Input] = field(default_factory=list)
+
+    def read(self, source: _Source, position: int) -> None:
+        """Check, split and encode the rows of one file, whose place in the manifest is `position`."""
+        started = time.monotonic()
+        store_uri, key = split_uri(source.uri)
+        task, data = self.config.task, self.config.data
+        wanted = [task.text_column, task.label_column]
+        grouped = source.split is None and data.validation_group_by is not None
+        if grouped:
+            wanted.append(str(data.validation_group_by))
+        store = open_store(store_uri, self.settings)
+        try:
+            rows = Rows(store, key, uri=source.uri, wanted=wanted, scratch=self.scratch)
+        except DataError as error:
+            self.problems.add(error)
+            return
+        count = 0
+        for example in self.checker.each(rows, group=grouped):
+            count += 1
+            split = source.split
+            if split is None:
+                split = side(example.key, data.validation_fraction or 0.0)
+            self.survey.add(example, split)
+            if not self.problems.count:
+                self.encoder.add(example, split=split, source=position)
+        if rows.sha256 is not None:
+            info = rows.info
+            entry = Input(role=source.role, uri=source.uri, size=info.size, etag=info.etag, sha256=rows.sha256)
+            self.inputs.append(entry)
+        log.info("%s: %d rows in %.1f s", source.uri, count, time.monotonic() - started)
+
+
+def read_data(config: RunConfig, *, base: BaseModel, text: TextModel, settings: StorageSettings, scratch: Path) -> Data:
+    """One pass over all files of rows. Raises DataError with the first problem and the number of the others."""
+    task = tasks.get(config.task.type)
+    problems, survey = Problems(), Survey()
+    checker = Checker(
+        task,
+        columns=tasks.Columns(config.task.text_column, config.task.label_column),
+        group_by=config.data.validation_group_by,
+        problems=problems,
+    )
+    checker.labels = config.task.labels
+    _check_wanted(config.task.labels)
+    sources = _sources(config)
+    models = [f"{base.uri}/{name}" for name in base.files]
+    encoder = Encoder(
+        text,
+        overlong=config.data.overlong,
+        scratch=scratch,
+        sources=models + [source.uri for source in sources],
+        problem=problems.add,
+        beat=lambda rows: log.info("%d rows encoded", rows) if rows % 102_400 < 1024 else None,
+    )
+    reading = _Reading(config, checker, survey, encoder, problems, settings, scratch)
+    labels: list[str] = []
+    for position, source in enumerate(sources, start=len(models)):
+        if source.split == TEST:
+            labels = _fix_labels(config, base=base, reading=reading)
+        reading.read(source, position)
+    labels = labels or _fix_labels(config, base=base, reading=reading)
+    _raise_problems(problems)
+    multi_label = bool(checker.multi_label)
+    encoded = encoder.finish(labels, multi_label=multi_label, path=scratch / "encoded.safetensors")
+    _check_encoded(encoded, config, problems)
+    _raise_problems(problems)
+    said = warnings(
+        survey, labels=labels, truncated=encoded.truncated, dropped=encoded.dropped, max_length=text.max_length
+    )
+    return Data(reading.inputs, labels, multi_label, encoded, survey, said)
+
+
+def _check_wanted(labels: Sequence[str] | None) -> None:
+    twice = sorted({label for label in labels or () if (labels or []).count(label) > 1})
+    if twice:
+        raise DataError("InvalidLabels", f"spec.task.labels names {twice[0][:64]!r} twice; name each label once.")
+
+
+def _fix_labels(config: RunConfig, *, base: BaseModel, reading: _Reading) -> list[str]:
+    """Settle the labels once training and validation rows are read; test rows may bring no others."""
+    task = tasks.get(config.task.type)
+    labels = task.order_labels(reading.survey.found(), wanted=config.task.labels, base=base.labels)
+    if not reading.problems.count:
+        fraction = config.data.validation_fraction
+        check_labels(reading.survey, labels=labels, problems=reading.problems, fraction=fraction)
+    if reading.checker.labels is None:
+        reading.checker.labels = labels
+        reading.checker.named = "the labels of the training and validation rows"
+    return labels
+
+
+def _check_encoded(encoded: Encoded, config: RunConfig, problems: Problems) -> None:
+    """Dropping overlong rows may have emptied a side."""
+    needed = {TRAIN: "training", VALIDATION: "validation"} | ({TEST: "test"} if config.data.test_uri else {})
+    for split, name in needed.items():
+        if not encoded.rows_by_split.get(split) and not problems.count:
+            problems.add(
+                DataError(
+                    "EmptySplit",
+                    f"All {name} rows were dropped as longer than data.maxLength allows; raise it or choose Truncate.",
+                )
+            )
+
+
+def _raise_problems(problems: Problems) -> None:
+    for problem in problems.first:
+        log.error("%s: %s", problem.reason, problem.message)
+    problems.raise_any()
+
+
+# --- what is written ---
+
+
+def _commit(
+    config: RunConfig, *, output: Store, base: BaseModel, text: TextModel, data: Data, settings: StorageSettings
+) -> LastMessage:
+    """Everything is right: find the identity, write what train pods need, and say what is left to do."""
+    manifest = _model_inputs(base, output=output, settings=settings) + data.inputs
+    digests = {entry.role: entry.sha256 for entry in data.inputs}
+    test = digests.pop("test", None)
+    model = model_digest([entry for entry in manifest if entry.role.startswith("model/")])
+    identity = train_identity(config, labels=data.labels, inputs={"model": model, **digests})
+    run = run_id(identity)
+    record = RunRecord(
+        run_id=run,
+        identity=identity,
+        manifest=manifest,
+        labels=data.labels,
+        multi_label=data.multi_label,
+        model_max_length=text.max_length,
+        pad_token_id=text.pad_token_id,
+        encoded=EncodedRef(
+            key=encoded_key(data.encoded.sha256[:32]), sha256=data.encoded.sha256, rows=data.encoded.rows
+        ),
+    )
+    record = pin(output, record, data.encoded)
+    publication = publication_id(evaluation_id(run, test=test), config)
+    result, step, trouble = progress_of(RunLog(output, run).read(), publication=publication, output=output)
+    summary = _summary(config, data=data, trouble=trouble, report=f"{output.uri}/{_report_key(run)}")
+    output.write(_report_key(run), _report(record, data=data, summary=summary, publication=publication))
+    return _passed(run, result=result, step=step, summary=summary)
+
+
+def _passed(run: str, *, result: TrainOutcome | None, step: int | None, summary: PreflightStatus) -> LastMessage:
+    state: Literal["Fresh", "Resume", "Reused"]
+    if result is not None:
+        state, sentence = "Reused", f"Run {run} is trained and published already; its model is reused."
+    elif step is not None:
+        state, sentence = "Resume", f"All checks passed; run {run} goes on from step {step}."
+    else:
+        state, sentence = "Fresh", f"All checks passed; run {run} begins."
+    return LastMessage(
+        code=ExitCode.DONE,
+        reason="Reused" if result is not None else "PreflightPassed",
+        message=sentence,
+        run_id=run,
+        step=step,
+        preflight=PreflightOutcome(state=state, run_id=run, step=step, summary=summary),
+        result=result,
+    )
+
+
+def _report(record: RunRecord, *, data: Data, summary: PreflightStatus, publication: str) -> bytes:
+    """The full report, for people."""
+    names = ((TRAIN, "train"), (VALIDATION, "validation"), (TEST, "test"))
+    report = {
+        "checkedAt": datetime.now(UTC).isoformat(timespec="seconds"),
+        "publicationId": publication,
+        "summary": summary.document(),
+        "warnings": data.warnings,
+        "labels": {name: dict(sorted(data.survey.labels[split].items())) for split, name in names},
+        "repeated": data.survey.repeated(),
+        "truncated": data.encoded.truncated,
+        "dropped": data.encoded.dropped,
+        "record": record.document(),
+        "versions": {name: version(name) for name in ("numpy", "tokenizers", "pyarrow", "safetensors")},
+    }
+    return json.dumps(report, indent=1, sort_keys=True, ensure_ascii=False).encode()
+
+
+def _report_key(run: str) -> str:
+    name = os.environ.get("FINETUNE_POD_UID") or _LOCAL_UID
+    return f"runs/{run}/preflight/{name}.json"
+
+
+_LOCAL_UID = uuid.uuid4().hex
+
+
+def _summary(config: RunConfig, *, data: Data, trouble: list[str], report: str) -> PreflightStatus:
+    encoded, rows = data.encoded, data.encoded.rows_by_split
+    return PreflightStatus(
+        rows=RowCounts(
+            train=rows.get(TRAIN, 0),
+            validation=rows.get(VALIDATION, 0),
+            test=rows.get(TEST, 0) if config.data.test_uri else None,
+        ),
+        labels=len(data.labels),
+        multi_label=data.multi_label,
+        tokens=encoded.lengths,
+        truncated_percent=round(100 * encoded.truncated / max(1, encoded.rows), 2),
+        warnings=[sentence[:1024] for sentence in trouble + data.warnings][:10] or None,
+        report_uri=report,
+    )
+
+
+def _model_inputs(base: BaseModel, *, output: Store, settings: StorageSettings) -> list[Input]:
+    """The model's part of the manifest. Digests of large files are kept in the output by URI, ETag and size."""
+    store = open_store(base.uri, settings)
+    found = []
+    for name, info in base.files.items():
+        uri = f"{base.uri}/{name}"
+        cache = f"digests/{digest([uri, info.etag, info.size])}.json"
+        sha256 = info.sha256 or _cached_digest(output, cache)
+        if sha256 is None:
+            started = time.monotonic()
+            sha256 = hash_object(store, info)
+            log.info("%s: %d bytes hashed in %.1f s", uri, info.size, time.monotonic() - started)
+            entry = {"uri": uri, "etag": info.etag, "size": info.size, "sha256": sha256}
+            output.write(cache, json.dumps(entry, sort_keys=True).encode())
+        found.append(Input(role=f"model/{name}", uri=uri, size=info.size, etag=info.etag, sha256=sha256))
+    return found
+
+
+def _cached_digest(output: Store, key: str) -> str | None:
+    try:
+        found = json.loads(output.read(key))["sha256"]
+    except StorageError as error:
+        if error.reason == "ObjectNotFound":
+            return None
+        raise
+    except (ValueError, TypeError, KeyError):
+        return None
+    return found if isinstance(found, str) and len(found) == 64 else None
+
+
+def pin(output: Store, record: RunRecord, encoded: Encoded) -> RunRecord:
+    """Make run.json say where this run's inputs lie now, and the encoded store be there.
+
+    The identity fixes the content of all inputs but the test rows; what may differ from an earlier preflight is where
+    they lie, and what the run is tested on. Then run.json is replaced, with If-Match. When nothing differs, an
+    earlier encoded store stays, even if this version of the tokenizer library would make another.
+    """
+    key = run_key(record.run_id)
+    for _ in range(_TRIES):
+        info = output.head(key)
+        if info is not None:
+            known = _stored_record(output, key, info.etag)
+            if known.manifest == record.manifest and output.head(known.encoded.key) is not None:
+                return known
+        target = output.head(record.encoded.key)
+        if target is None or target.size != encoded.size:
+            output.upload(encoded.path, record.encoded.key)
+        data = record.model_dump_json(by_alias=True, indent=1).encode()
+        try:
+            if info is None:
+                output.create(key, data)
+            else:
+                output.replace(key, data, if_match=info.etag)
+        except (AlreadyExists, PreconditionFailed):
+            continue  # another preflight of the same run was faster
+        return record
+    raise StorageError("StoreUnavailable", f"{output.uri}/{key} changes faster than it can be read; try again.")
+
+
+def _stored_record(output: Store, key: str, etag: str) -> RunRecord:
+    data = output.read(key, if_match=etag)
+    try:
+        return RunRecord.model_validate_json(data)
+    except ValidationError as error:
+        raise Damaged(
+            "RunRecordDamaged",
+            f"{output.uri}/{key} is not what a preflight writes; restore it, or delete it so that it is made anew.",
+        ) from error
+
+
+# --- what is done already ---
+
+
+def progress_of(
+    records: Sequence[Record], *, publication: str, output: Store
+) -> tuple[TrainOutcome | None, int | None, list[str]]:
+    """The published result that is asked for, the last committed step, and what is wrong with what was published."""
+    trouble: list[str] = []
+    for record in reversed(find(records, RecordKind.PUBLISHED)):
+        if record.body.get("publicationId") != publication or record.body.get("end") not in FINISHED:
+            continue
+        missing = _missing(record.body, output)
+        outcome = _outcome(record.body.get("outcome"))
+        if missing is None and outcome is not None:
+            return outcome, _step(records), trouble
+        trouble.append(
+            f"The published model is not whole ({missing or 'its record cannot be read'}); it is made again."
+        )
+    return None, _step(records), trouble
+
+
+def _step(records: Sequence[Record]) -> int | None:
+    trained = find(records, RecordKind.TRAINED)
+    last = trained[-1] if trained else latest_checkpoint(records)
+    step = last.body.get("step") if last is not None else None
+    return step if isinstance(step, int) else None
+
+
+def _outcome(document: Any) -> TrainOutcome | None:
+    try:
+        return TrainOutcome.model_validate_json(json.dumps(document))
+    except ValidationError:
+        return None
+
+
+def _missing(body: Mapping[str, Any], output: Store) -> str | None:
+    """The first object of a publication that is gone or of another size; None when all are there."""
+    entries = body.get("objects") or body.get("files") or []
+    for entry in entries:
+        info = output.head(str(entry["key"]))
+        if info is None:
+            return f"{entry['key']} is missing"
+        if info.size != entry["size"]:
+            return f"{entry['key']} has {info.size} bytes instead of {entry['size']}"
+    return None if entries else "it names no objects"
