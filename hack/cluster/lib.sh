@@ -1,4 +1,4 @@
-# Shared by the scripts of hack/cluster; sourced, not run.
+# Shared by the scripts of hack/cluster and hack/images; sourced, not run.
 # STATE holds one cluster's life (keys, etcd, logs, pids); CACHE outlives it (binaries, containerd's images).
 VERSION=${KUBE_VERSION:-v1.35.4}
 CACHE=${FINETUNE_CACHE:-$HOME/.cache/finetune-operator}
@@ -10,11 +10,14 @@ GPUS=4
 KIND=finetune
 export KUBECONFIG=$STATE/kubeconfig
 export PATH=$PATH:$KUBE_BIN # kubectl, where the machine has none
+mkdir -p "$CACHE"
 t0=$SECONDS
 say() { printf '[%4ds] %s\n' $((SECONDS - t0)) "$*"; }
 die() { echo "${0##*/}: $*" >&2; exit 1; }
 
 use_kind() { command -v kind >/dev/null && docker info >/dev/null 2>&1; }
+# buildah keeps its storage in the cache, so that layers outlive clusters and checkouts.
+bah() { buildah --root "$CACHE/buildah" --runroot /run/finetune-buildah "$@"; }
 ctrk() { ctr -a "$STATE/containerd.sock" -n k8s.io "$@"; }
 await() { # await SECONDS WHAT COMMAND...
   local end=$((SECONDS + $1))
