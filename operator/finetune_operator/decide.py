@@ -1,0 +1,185 @@
+"""Pure: from everything observed to what is said and done next.
+
+Every decision is made from the whole state, so a missed event, a restarted operator or a second one changes nothing.
+The steps of a run are separated by status writes where an order matters: the run's name is written before its train
+Job is made (so that twins see each other), and a preflight Job is deleted only after what it said is acted upon.
+"""
+
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+from finetune_operator.policies.accept import Refusal, Target, accept, target_of
+from finetune_operator.policies.attempt import POLL, attempt
+from finetune_operator.policies.preflight import preflight
+from finetune_operator.policies.restarts import lost
+from finetune_operator.policies.rivals import ahead, wait_for
+from finetune_operator.status import compose, notes, worth_writing
+from finetune_operator.verdict import (
+    IDENTICAL,
+    PASSED,
+    STOPPING,
+    CreateConfig,
+    CreateTrain,
+    Decision,
+    DeleteJob,
+    Mark,
+    Observed,
+    Verdict,
+    mark_of,
+    reason_of,
+)
+from finetune_operator.views import Child, Counters, Pod
+
+ZOMBIE = timedelta(seconds=60)
+"""How long after its deadline a pod that should have ended is still waited for."""
+STARTED = ("Queued", "Starting", "Training", "Evaluating")
+
+
+def decide(o: Observed, *, now: datetime) -> Decision:
+    """The one entry: nothing for a FineTuneJob that goes away or is done."""
+    subject = o.subject
+    if subject.deleting or (subject.finished and not _retry_asked(o)):
+        return Decision()
+    verdict = _again(o, now=now) if subject.finished else _pursue(o, now=now)
+    if subject.retry is not None:
+        verdict = verdict.stating(last_handled_retry=subject.retry)
+    after = compose(subject, verdict, now=now)
+    write = worth_writing(subject.status, after, now=now, last_write=o.last_write)
+    return Decision(
+        status=after if write else None,
+        actions=verdict.actions,
+        again_after=verdict.again_after,
+        events=notes(subject.status, after) if write else (),
+    )
+
+
+# --- a terminal failure that is asked to be tried again ---
+
+
+def _retry_asked(o: Observed) -> bool:
+    status, retry = o.subject.status, o.subject.retry
+    return status.phase == "Failed" and retry is not None and retry != status.last_handled_retry
+
+
+def _again(o: Observed, *, now: datetime) -> Verdict:
+    """As if the document were new, but what was said of it before stays."""
+    blank = o.subject.status.model_copy(update={"phase": None, "message": None, "conditions": None})
+    old = [child for child in o.children if child.retry != o.subject.retry]
+    fresh = replace(
+        o,
+        subject=replace(o.subject, status=blank),
+        children=tuple(replace(child, deleting=child.deleting or child in old) for child in o.children),
+    )
+    verdict = _pursue(fresh, now=now)
+    reset = {kind: Mark("Unknown", "NotYet", "asked to try again") for kind in ("PreflightPassed", "Evaluated")}
+    return replace(verdict, marks={**reset, **verdict.marks}).doing(*(DeleteJob.of(c) for c in old if not c.deleting))
+
+
+# --- the ordinary way ---
+
+
+def _pursue(o: Observed, *, now: datetime) -> Verdict:
+    target = accept(o)
+    job = next(reversed(o.jobs("train")), None)
+    if isinstance(target, Refusal):
+        return _beside(o, _refused(target), job, now=now) if job else _refused(target)
+    accepted = Mark("True", "Resolved", "the document is resolved and pinned")
+    verdict = _run(o, target, job, now=now).marking(Accepted=accepted)
+    if target.is_pinned:
+        return verdict
+    return replace(verdict, actions=(CreateConfig(target.config, target.key), *verdict.actions))
+
+
+def _refused(refusal: Refusal) -> Verdict:
+    refused = Mark("False", refusal.reason, refusal.message)
+    if refusal.final:
+        return Verdict("Failed", refusal.reason, refusal.message).marking(Accepted=refused)
+    return Verdict("Pending", refusal.reason, refusal.message, stalled=True, again_after=300.0).marking(
+        Accepted=refused
+    )
+
+
+def _run(o: Observed, target: Target, job: Child | None, *, now: datetime) -> Verdict:
+    if job is not None and job.key == target.key:
+        verdict = attempt(o, target, job, now=now)
+        return verdict.doing(*_leftovers(o, job, verdict))
+    if _passed(o):
+        return _start(o, target, now=now)
+    verdict = preflight(o, target, now=now)
+    return _beside(o, verdict, job, now=now) if job else verdict
+
+
+def _leftovers(o: Observed, job: Child, verdict: Verdict) -> list[DeleteJob]:
+    """With a train Job there, what preflight said is known; unless the verdict itself looks again."""
+    mark = verdict.marks.get("PreflightPassed")
+    spare = [] if mark is not None and mark.status == "Unknown" else o.jobs("preflight")
+    return [DeleteJob.of(child) for child in (*spare, *(other for other in o.jobs("train") if other is not job))]
+
+
+def _passed(o: Observed) -> bool:
+    """Preflight's word for this generation still holds: nobody else took the run over meanwhile, no Job was lost."""
+    mark, run = mark_of(o.subject, "PreflightPassed"), o.subject.status.run
+    if mark is None or mark.status != "True" or run is None:
+        return False
+    reason = reason_of(o.subject.status)
+    if reason == IDENTICAL:
+        return ahead(o, run.id, holding=False) is not None
+    lost = o.subject.status.phase in STARTED and reason not in (PASSED, STOPPING)
+    return not lost
+
+
+def _start(o: Observed, target: Target, *, now: datetime) -> Verdict:
+    """Preflight has passed and no train Job of this document is there: make room, then make it."""
+    run = o.subject.status.run
+    assert run is not None
+    former = [job for job in o.jobs("train") if job.key != target.key]
+    if former or any(_still_runs(pod, target, now=now) for pod in o.pods):
+        message = "the run of the generation before commits a checkpoint and ends"
+        return Verdict("Queued", STOPPING, message, again_after=2.0).doing(*(DeleteJob.of(job) for job in former))
+    rival = ahead(o, run.id, holding=False)
+    if rival is not None:
+        return wait_for(rival).doing(*(DeleteJob.of(job) for job in o.jobs("preflight")))
+    looked = next(reversed(o.jobs("preflight")), None)
+    counters = looked.counters if looked else Counters()
+    ordinal = o.next_ordinal("train")
+    action = CreateTrain(target.config, target.key, run.id, ordinal, counters)
+    verdict = Verdict("Queued", "PodsPending", "waiting for a node", again_after=POLL, facts=lost(o, now=now))
+    return verdict.doing(action)
+
+
+def _still_runs(pod: Pod, target: Target, *, now: datetime) -> bool:
+    """A pod of another document's train Job that has not ended; one that a dead node never ends does not count."""
+    zombie = pod.gone_by is not None and now > pod.gone_by + ZOMBIE
+    return pod.role == "train" and pod.key != target.key and not pod.over and not zombie
+
+
+# --- a changed document while the run before it goes on ---
+
+
+def _beside(o: Observed, verdict: Verdict, job: Child, *, now: datetime) -> Verdict:
+    """Join what is said of the new generation with the old run, which goes on until the new one may begin."""
+    pinned = o.pinned.get(job.generation)
+    if verdict.phase == "Succeeded" or _just_passed(verdict) or pinned is None:
+        return verdict.doing(DeleteJob.of(job)) if verdict.phase == "Succeeded" else verdict
+    old = attempt(o, target_of(pinned), job, now=now, superseded=True)
+    generation = o.subject.generation
+    if old.final:  # its model counts, its failure does not: the document asks for something else by now
+        return verdict.stating(**old.facts)
+    trouble = verdict.final or verdict.stalled
+    said = f"generation {generation} was refused" if verdict.final else f"generation {generation}"
+    message = f"{old.message}; {said}: {verdict.message}"
+    again = [seconds for seconds in (verdict.again_after, old.again_after) if seconds is not None]
+    return Verdict(
+        old.phase,
+        verdict.reason if trouble else old.reason,
+        message,
+        marks=verdict.marks,
+        facts={**verdict.facts, **old.facts},
+        actions=(*verdict.actions, *old.actions),
+        again_after=min(again, default=None),
+    )
+
+
+def _just_passed(verdict: Verdict) -> bool:
+    mark = verdict.marks.get("PreflightPassed")
+    return mark is not None and mark.status == "True"

@@ -1,0 +1,295 @@
+"""Pure: from a RunConfig to the objects that the cluster runs.
+
+Every child carries the labels that the watches select by, the FineTuneJob as its controller, and annotations that the
+next decision reads. blockOwnerDeletion is false: true would need the right to update finalizers.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from finetune_api import GROUP, VERSION
+from finetune_api.contract import CONFIG_PATH, CREDENTIALS_PATH, PROGRESS_PORT, WORK_PATH, RunConfig
+from finetune_api.job import PodMetadata, PodSpec
+from finetune_operator.views import (
+    FAILURES,
+    GENERATION,
+    JOB_UID,
+    MANAGED_BY,
+    MANAGER,
+    ORDINAL,
+    RESTART_KEY,
+    RETRY,
+    ROLE,
+    RUN,
+    TRIES,
+    Counters,
+    Role,
+    Subject,
+)
+
+Manifest = dict[str, Any]
+
+USER = 65532
+"""The images' own user; a platform may run them as another, so only the group of the files is set."""
+KEEP_SECONDS = 3600
+"""How long a finished child Job stays for reading its logs."""
+CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+OWN_ENVIRONMENT = {"HOME", "JOB_COMPLETION_INDEX"}
+
+
+def base_name(subject: Subject) -> str:
+    """At most 46 characters: with `-t<ordinal>` and a pod's index it still is a host name."""
+    return f"{subject.name[:40].replace('.', '-').strip('-')}-{subject.uid[:5]}"
+
+
+def config_name(subject: Subject, generation: int) -> str:
+    return f"{base_name(subject)}-g{generation}"
+
+
+def child_name(subject: Subject, role: Role, ordinal: int) -> str:
+    return f"{base_name(subject)}-{role[0]}{ordinal}"
+
+
+def service_name(subject: Subject) -> str:
+    """Unlike other names, a Service's must begin with a letter."""
+    name = base_name(subject)
+    return name if name[0].isalpha() else f"n{name}"
+
+
+def config_map(subject: Subject, config: RunConfig, *, key: str) -> Manifest:
+    """The pinned run of one generation. Immutable: what a pod reads is what was decided."""
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {
+            "name": config_name(subject, config.generation),
+            "namespace": subject.namespace,
+            "labels": _labels(subject, role="config", generation=config.generation),
+            "annotations": {RESTART_KEY: key},
+            "ownerReferences": [owner_reference(subject)],
+        },
+        "immutable": True,
+        "data": {"config.json": config.model_dump_json(by_alias=True, indent=2) + "\n"},
+    }
+
+
+def service(subject: Subject) -> Manifest:
+    """Names for the pods of a run on several nodes, published before they are ready: they meet while starting."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {
+            "name": service_name(subject),
+            "namespace": subject.namespace,
+            "labels": {MANAGED_BY: MANAGER, JOB_UID: subject.uid, ROLE: "service"},
+            "ownerReferences": [owner_reference(subject)],
+        },
+        "spec": {
+            "clusterIP": "None",
+            "publishNotReadyAddresses": True,
+            "selector": {JOB_UID: subject.uid, ROLE: "train"},
+        },
+    }
+
+
+def preflight_job(subject: Subject, config: RunConfig, *, key: str, ordinal: int, counters: Counters) -> Manifest:
+    """One pod without a GPU that looks at the document, the data and what storage already holds."""
+    container: Manifest = {
+        "name": "preflight",
+        "image": config.pods.preflight_image,
+        "args": _arguments("preflight", config),
+        "resources": {"requests": {"cpu": "250m", "memory": "512Mi"}, "limits": {"memory": "2Gi"}},
+    }
+    name = child_name(subject, "preflight", ordinal)
+    pod = _pod(subject, config, container, job=name)
+    pod.pop("runtimeClassName", None)  # a GPU's runtime is of no use here
+    labels = _labels(subject, role="preflight", generation=config.generation)
+    spec = {"template": _template(config, pod, labels, key)}
+    return _job(subject, name, labels, spec, annotations=_notes(subject, key, ordinal, counters))
+
+
+def train_job(
+    subject: Subject, config: RunConfig, *, key: str, run_id: str, ordinal: int, counters: Counters
+) -> Manifest:
+    """An attempt: one pod a node, each with its GPUs. A new attempt is a new Job, so nothing is retried in place."""
+    pods, name = config.pods, child_name(subject, "train", ordinal)
+    amounts = {"memory": pods.memory, **({pods.gpu_resource: str(pods.gpus)} if pods.gpus else {})}
+    container: Manifest = {
+        "name": "trainer",
+        "image": pods.trainer_image,
+        "args": [*_arguments("train", config), "--run-id", run_id],
+        "ports": [{"name": "metrics", "containerPort": PROGRESS_PORT}],
+        "resources": {"requests": {"cpu": pods.cpu, **amounts}, "limits": amounts},
+    }
+    pod = _pod(subject, config, container, job=name)
+    pod["terminationGracePeriodSeconds"] = (pods.template.spec or PodSpec()).termination_grace_period_seconds or 120
+    container["volumeMounts"].append({"name": "shm", "mountPath": "/dev/shm"})  # noqa: S108 (what torch shares tensors by)
+    pod["volumes"].append({"name": "shm", "emptyDir": {"medium": "Memory"}})
+    if pods.nodes > 1:
+        pod["subdomain"] = service_name(subject)
+        master = {"name": "FINETUNE_MASTER", "value": f"{name}-0.{service_name(subject)}"}
+        container["env"].append(master)
+    labels = {**_labels(subject, role="train", generation=config.generation), RUN: run_id}
+    spec = {
+        "completionMode": "Indexed",
+        "completions": pods.nodes,
+        "parallelism": pods.nodes,
+        "template": _template(config, pod, labels, key),
+    }
+    return _job(subject, name, labels, spec, annotations=_notes(subject, key, ordinal, counters))
+
+
+def event(subject: Subject, *, kind: str, reason: str, message: str, now: str) -> Manifest:
+    """An Event about the FineTuneJob; `kind` is Normal or Warning."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Event",
+        "metadata": {"generateName": f"{subject.name[:200]}.", "namespace": subject.namespace},
+        "involvedObject": {
+            "apiVersion": f"{GROUP}/{VERSION}",
+            "kind": "FineTuneJob",
+            "namespace": subject.namespace,
+            "name": subject.name,
+            "uid": subject.uid,
+        },
+        "type": kind,
+        "reason": reason,
+        "message": message[:1024],
+        "source": {"component": MANAGER},
+        "firstTimestamp": now,
+        "lastTimestamp": now,
+        "count": 1,
+    }
+
+
+def owner_reference(subject: Subject) -> Manifest:
+    return {
+        "apiVersion": f"{GROUP}/{VERSION}",
+        "kind": "FineTuneJob",
+        "name": subject.name,
+        "uid": subject.uid,
+        "controller": True,
+        "blockOwnerDeletion": False,
+    }
+
+
+def _labels(subject: Subject, *, role: str, generation: int) -> dict[str, str]:
+    return {MANAGED_BY: MANAGER, JOB_UID: subject.uid, ROLE: role, GENERATION: str(generation)}
+
+
+def _notes(subject: Subject, key: str, ordinal: int, counters: Counters) -> dict[str, str]:
+    notes = {
+        RESTART_KEY: key,
+        ORDINAL: str(ordinal),
+        FAILURES: str(counters.failures),
+        TRIES: str(counters.tries),
+    }
+    return {**notes, RETRY: subject.retry} if subject.retry else notes
+
+
+def _arguments(command: str, config: RunConfig) -> list[str]:
+    credentials = ["--credentials", CREDENTIALS_PATH] if config.storage.credentials_secret else []
+    return [command, "--config", CONFIG_PATH, *credentials, "--message", "/dev/termination-log", "--work", WORK_PATH]
+
+
+def _job(subject: Subject, name: str, labels: dict[str, str], spec: Manifest, *, annotations: Manifest) -> Manifest:
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {
+            "name": name,
+            "namespace": subject.namespace,
+            "labels": labels,
+            "annotations": annotations,
+            "ownerReferences": [owner_reference(subject)],
+        },
+        "spec": {"backoffLimit": 0, "ttlSecondsAfterFinished": KEEP_SECONDS, **spec},
+    }
+
+
+def _template(config: RunConfig, pod: Manifest, labels: dict[str, str], key: str) -> Manifest:
+    theirs = config.pods.template.metadata or PodMetadata()
+    return {
+        "metadata": {
+            "labels": {**(theirs.labels or {}), **labels},
+            "annotations": {**(theirs.annotations or {}), RESTART_KEY: key},
+        },
+        "spec": pod,
+    }
+
+
+def _pod(subject: Subject, config: RunConfig, container: Manifest, *, job: str) -> Manifest:
+    """What both kinds of pods share; satisfies the Pod Security Standard `restricted`."""
+    theirs = config.pods.template.spec or PodSpec()
+    container |= {
+        "imagePullPolicy": config.pods.pull_policy,
+        "env": _environment(config, theirs, job=job),
+        "terminationMessagePolicy": "File",
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "readOnlyRootFilesystem": True,
+            "runAsNonRoot": True,
+        },
+        "volumeMounts": [
+            {"name": "config", "mountPath": "/etc/finetune", "readOnly": True},
+            {"name": "work", "mountPath": WORK_PATH},
+            {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108 (the only other writable place)
+        ],
+    }
+    return {
+        **_placement(theirs),
+        "restartPolicy": "Never",
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "securityContext": {"runAsNonRoot": True, "fsGroup": USER, "seccompProfile": {"type": "RuntimeDefault"}},
+        "containers": [container],
+        "volumes": [
+            {"name": "config", "projected": {"defaultMode": 0o440, "sources": _sources(subject, config)}},
+            {"name": "work", "emptyDir": {}},
+            {"name": "tmp", "emptyDir": {}},
+        ],
+    }
+
+
+def _sources(subject: Subject, config: RunConfig) -> list[Manifest]:
+    """Config and credentials as one volume: a mount inside a read-only mount cannot be made.
+
+    The Secret is optional, so that a missing one is preflight's to name; a pod that cannot mount it would only hang.
+    """
+    name = config_name(subject, config.generation)
+    pinned = {"configMap": {"name": name, "items": [{"key": "config.json", "path": "config.json"}]}}
+    if config.storage.credentials_secret is None:
+        return [pinned]
+    items = [{"key": key, "path": f"credentials/{key}"} for key in CREDENTIALS]
+    return [pinned, {"secret": {"name": config.storage.credentials_secret, "optional": True, "items": items}}]
+
+
+def _environment(config: RunConfig, theirs: PodSpec, *, job: str) -> list[Manifest]:
+    return [
+        *(
+            {"name": variable.name, "value": variable.value}
+            for variable in theirs.env or []
+            if variable.name not in OWN_ENVIRONMENT and not variable.name.startswith("FINETUNE_")
+        ),
+        {"name": "HOME", "value": "/tmp"},  # noqa: S108
+        {"name": "FINETUNE_OWNER", "value": job},
+        {"name": "FINETUNE_POD_UID", "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}},
+        {"name": "FINETUNE_NODES", "value": str(config.pods.nodes)},
+    ]
+
+
+def _placement(theirs: PodSpec) -> Manifest:
+    chosen: dict[str, Any] = {
+        "nodeSelector": theirs.node_selector,
+        "tolerations": _documents(theirs.tolerations),
+        "runtimeClassName": theirs.runtime_class_name,
+        "priorityClassName": theirs.priority_class_name,
+        "serviceAccountName": theirs.service_account_name,
+        "imagePullSecrets": _documents(theirs.image_pull_secrets),
+    }
+    return {name: value for name, value in chosen.items() if value}
+
+
+def _documents(models: Sequence[Any] | None) -> list[Manifest]:
+    return [model.document() for model in models or []]

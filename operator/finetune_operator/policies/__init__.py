@@ -1,0 +1,1 @@
+"""Pure policies, one a file: each looks at what was observed and answers one question."""

@@ -1,0 +1,122 @@
+"""What does a pod without a GPU find out: may the run begin, go on, or is it done already?"""
+
+from dataclasses import replace
+from datetime import datetime
+
+from finetune_api.contract import LastMessage, PreflightOutcome
+from finetune_api.job import CheckpointStatus, Phase, RunStatus
+from finetune_operator.policies.accept import Target
+from finetune_operator.policies.endings import End, Kind, ending
+from finetune_operator.policies.restarts import after, crash_delay, environment_delay
+from finetune_operator.policies.success import succeeded
+from finetune_operator.policies.waiting import wait_of
+from finetune_operator.verdict import PASSED, CreatePreflight, DeleteJob, Mark, Observed, Verdict, mark_of
+from finetune_operator.views import Child, Counters, format_time
+
+
+def preflight(o: Observed, target: Target, *, now: datetime, carried: Counters | None = None) -> Verdict:
+    """Run a preflight Job, wait for it, or act on what it said. Jobs of other documents are deleted."""
+    jobs = o.jobs("preflight")
+    mine = [job for job in jobs if job.key == target.key]
+    if not mine:
+        failed = _failed_before(o)
+        if failed is not None:
+            return failed
+        begun = _begin(o, target, counters=carried or Counters())
+        return begun.doing(*(DeleteJob.of(job) for job in jobs))
+    newest = mine[-1]
+    verdict = _look(o, target, newest, now=now)
+    return verdict.doing(*(DeleteJob.of(job) for job in jobs if job is not newest))
+
+
+def _failed_before(o: Observed) -> Verdict | None:
+    """A Job that is gone does not make a refused generation worth another look."""
+    mark = mark_of(o.subject, "PreflightPassed")
+    return _failure(mark.reason, mark.message) if mark is not None and mark.status == "False" else None
+
+
+def _begin(o: Observed, target: Target, *, counters: Counters) -> Verdict:
+    action = CreatePreflight(target.config, target.key, o.next_ordinal("preflight"), counters)
+    return _checking("Checking", "checking storage, data and labels").doing(action)
+
+
+def _checking(reason: str, message: str) -> Verdict:
+    return Verdict("Preflight", reason, message).marking(PreflightPassed=Mark("Unknown", reason, message))
+
+
+def _look(o: Observed, target: Target, job: Child, *, now: datetime) -> Verdict:
+    pods = o.pods_of(job)
+    end = ending(job, pods, nodes=1, now=now)
+    if end is not None:
+        return _ended(o, target, job, end, now=now)
+    wait = wait_of(job, pods, nodes=1, refusal=o.refusals.get(job.uid))
+    if wait is None:
+        return _checking("Checking", "checking storage, data and labels")
+    phase: Phase = "Pending" if wait.stalled else "Preflight"
+    unknown = Mark("Unknown", wait.reason, wait.message)
+    again = 5.0 if not pods else None
+    return Verdict(phase, wait.reason, wait.message, stalled=wait.stalled, again_after=again).marking(
+        PreflightPassed=unknown
+    )
+
+
+def _ended(o: Observed, target: Target, job: Child, end: End, *, now: datetime) -> Verdict:
+    outcome = end.last.preflight if end.last else None
+    if end.kind is Kind.DONE and end.last is not None and outcome is not None:
+        return _passed(o, target, end.last, outcome, now=now)
+    if end.kind is Kind.FINAL:
+        return _failure(end.reason, end.message)
+    if end.kind is Kind.CRASH and job.counters.failures + 1 > target.config.max_retries:
+        message = f"preflight crashed {job.counters.failures + 1} times, the last time: {end.message}"
+        return _failure(end.reason, message)
+    return _again(o, target, job, end, now=now)
+
+
+def _again(o: Observed, target: Target, job: Child, end: End, *, now: datetime) -> Verdict:
+    counters = after(job, end)
+    if end.kind is Kind.CRASH:
+        delay = crash_delay(job.counters.failures)
+    else:  # also what is free or lost is spaced, or a cluster that takes every pod away would be hammered
+        counters = Counters(failures=counters.failures, tries=job.counters.tries + 1)
+        delay = environment_delay(job.counters.tries)
+    due = end.at + delay
+    if now >= due:
+        action = CreatePreflight(target.config, target.key, o.next_ordinal("preflight"), counters)
+        return _retrying(end, f"{end.message}; looking again now").doing(action)
+    message = f"{end.message}; next try at {format_time(due)}"
+    return replace(_retrying(end, message), again_after=(due - now).total_seconds())
+
+
+def _retrying(end: End, message: str) -> Verdict:
+    stalled = end.kind is Kind.ENVIRONMENT
+    phase: Phase = "Pending" if stalled else "Preflight"
+    return Verdict(phase, end.reason, message, stalled=stalled).marking(
+        PreflightPassed=Mark("Unknown", end.reason, message)
+    )
+
+
+def _failure(reason: str, message: str) -> Verdict:
+    return Verdict("Failed", reason, message).marking(PreflightPassed=Mark("False", reason, message))
+
+
+def _passed(o: Observed, target: Target, last: LastMessage, outcome: PreflightOutcome, *, now: datetime) -> Verdict:
+    facts = {"preflight": outcome.summary, **_run_facts(o, target, outcome)}
+    if outcome.state == "Reused" and last.result is not None:
+        verdict = succeeded(last.result, reason="Reused", now=now, metric=target.config.primary)
+        return verdict.marking(PreflightPassed=Mark("True", "Reused", "the very model is published already")).stating(
+            **facts, **{name: verdict.facts[name] for name in verdict.facts if name != "progress"}
+        )
+    message = f"goes on from step {outcome.step}" if outcome.state == "Resume" else "the run may begin"
+    verdict = Verdict("Queued", PASSED, message, facts=facts, again_after=0.0)
+    return verdict.marking(PreflightPassed=Mark("True", outcome.state, message))
+
+
+def _run_facts(o: Observed, target: Target, outcome: PreflightOutcome) -> dict[str, object]:
+    """The run's name in the status; another run than before begins with a clean sheet, the model stays."""
+    status = o.subject.status
+    before = status.run
+    if before is not None and before.id == outcome.run_id:
+        return {"run": before.model_copy(update={"generation": target.config.generation})}
+    checkpoint = CheckpointStatus(step=outcome.step) if outcome.step is not None else None
+    run = RunStatus(id=outcome.run_id, generation=target.config.generation)
+    return {"run": run, "progress": None, "checkpoint": checkpoint, "restarts": None}

@@ -1,0 +1,42 @@
+"""What the status says of a finished run."""
+
+from datetime import datetime
+
+from finetune_api.contract import TrainOutcome
+from finetune_api.job import CheckpointStatus, FineTuneJobStatus, ProgressStatus
+from finetune_operator.verdict import Mark, Verdict
+from finetune_operator.views import format_time
+
+
+def succeeded(result: TrainOutcome, *, reason: str, now: datetime, metric: str) -> Verdict:
+    """`metric` names the number that goes into the message."""
+    message = _sentence(result, metric)
+    progress = ProgressStatus(
+        step=result.final_step,
+        total_steps=result.total_steps,
+        percent=100,
+        loss=result.final_loss,
+        updated_at=format_time(now),
+    )
+    facts = {"evaluation": result.evaluation, "model": result.model, "progress": progress}
+    verdict = Verdict("Succeeded", reason, message, facts=facts)
+    return verdict.marking(Evaluated=Mark("True", "Evaluated", message))
+
+
+def with_best(status: FineTuneJobStatus, result: TrainOutcome) -> CheckpointStatus | None:
+    """The checkpoint of the status, with the best one that the result knows."""
+    if status.checkpoint is None or result.best is None:
+        return status.checkpoint
+    return status.checkpoint.model_copy(update={"best": result.best})
+
+
+def _sentence(result: TrainOutcome, metric: str) -> str:
+    """For instance: f1 0.861 on test (majority 0.080, probe 0.790)."""
+    evaluation = result.evaluation
+    value = (evaluation.tuned or {}).get(metric)
+    if value is None:
+        return f"the model is published at {result.model.uri}"
+    rivals = {"majority": evaluation.majority, "probe": evaluation.probe}
+    compared = [f"{name} {values[metric]:.3f}" for name, values in rivals.items() if values and metric in values]
+    where = f" on {evaluation.on}" if evaluation.on else ""
+    return f"{metric} {value:.3f}{where}" + (f" ({', '.join(compared)})" if compared else "")

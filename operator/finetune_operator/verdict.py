@@ -1,0 +1,179 @@
+"""The vocabulary of decisions: what was seen, what is to be said, what is to be done."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any, Literal
+
+from finetune_api.contract import Progress, RunConfig
+from finetune_api.job import Condition, FineTuneJobStatus, Phase
+from finetune_api.resolve import Defaults
+from finetune_operator.views import Child, Counters, Pinned, Pod, Profile, Role, Subject
+
+IDENTICAL = "IdenticalRunInProgress"
+PASSED = "PreflightPassed"
+STOPPING = "StoppingPreviousRun"
+
+
+@dataclass(frozen=True)
+class Rival:
+    """Another FineTuneJob with the same output."""
+
+    name: str
+    """namespace/name"""
+    uid: str
+    created: datetime
+    run: str | None
+    unfinished: bool
+    holding: bool
+    """It has a train Job that has not ended."""
+
+
+@dataclass(frozen=True)
+class Observed:
+    """Everything one decision depends on."""
+
+    subject: Subject
+    defaults: Defaults
+    profiles: Mapping[str, Profile] = field(default_factory=dict, hash=False)
+    pinned: Mapping[int, Pinned] = field(default_factory=dict, hash=False)
+    """By generation."""
+    unreadable: frozenset[int] = frozenset()
+    """Generations whose ConfigMap this version cannot read."""
+    children: tuple[Child, ...] = ()
+    pods: tuple[Pod, ...] = ()
+    rivals: tuple[Rival, ...] = ()
+    progress: Progress | None = None
+    """Of the newest train Job, when its pods answered."""
+    refusals: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """By UID of a child Job: why the cluster refuses to create its pods."""
+    last_write: datetime | None = None
+    """When this process last wrote the status; None when it has not yet."""
+
+    def jobs(self, role: Role) -> list[Child]:
+        """Children that are not being deleted, the newest last."""
+        mine = (child for child in self.children if child.role == role and not child.deleting)
+        return sorted(mine, key=lambda child: (child.ordinal, child.created))
+
+    def pods_of(self, child: Child) -> list[Pod]:
+        return sorted((pod for pod in self.pods if pod.owner == child.uid), key=lambda pod: (pod.index, pod.name))
+
+    def next_ordinal(self, role: Role) -> int:
+        highest = max((child.ordinal for child in self.children if child.role == role), default=0)
+        attempts = self.subject.status.usage.attempts if self.subject.status.usage else None
+        return max(highest, (attempts or 0) if role == "train" else 0) + 1
+
+
+@dataclass(frozen=True)
+class CreateConfig:
+    config: RunConfig
+    key: str
+
+
+@dataclass(frozen=True)
+class CreatePreflight:
+    config: RunConfig
+    key: str
+    ordinal: int
+    counters: Counters
+
+
+@dataclass(frozen=True)
+class CreateTrain:
+    config: RunConfig
+    key: str
+    run_id: str
+    ordinal: int
+    counters: Counters
+
+
+@dataclass(frozen=True)
+class DeleteJob:
+    """In the background, and only if the UID still is this one: its pods get SIGTERM and their grace period."""
+
+    name: str
+    uid: str
+
+    @classmethod
+    def of(cls, child: Child) -> "DeleteJob":
+        return cls(name=child.name, uid=child.uid)
+
+
+Action = CreateConfig | CreatePreflight | CreateTrain | DeleteJob
+Truth = Literal["True", "False", "Unknown"]
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A condition without its times."""
+
+    status: Truth
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is to be said of a FineTuneJob, and done for it. Succeeded, Reconciling and Stalled follow from it."""
+
+    phase: Phase
+    reason: str
+    message: str
+    stalled: bool = False
+    """Nothing moves until somebody mends something; it is tried again all the same."""
+    marks: Mapping[str, Mark] = field(default_factory=dict, hash=False)
+    """Accepted, PreflightPassed and Evaluated, as far as this decision knows more than the status."""
+    facts: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """Other fields of the status, by name, where they change."""
+    actions: tuple[Action, ...] = ()
+    again_after: float | None = None
+    """Seconds until the next look, whatever happens before."""
+
+    @property
+    def final(self) -> bool:
+        return self.phase in ("Succeeded", "Failed")
+
+    def doing(self, *actions: Action) -> "Verdict":
+        return replace(self, actions=(*self.actions, *(a for a in actions if a not in self.actions)))
+
+    def marking(self, **marks: Mark) -> "Verdict":
+        return replace(self, marks={**self.marks, **marks})
+
+    def stating(self, **facts: Any) -> "Verdict":
+        return replace(self, facts={**self.facts, **facts})
+
+
+@dataclass(frozen=True)
+class Note:
+    """An Event to be."""
+
+    kind: Literal["Normal", "Warning"]
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Decision:
+    status: FineTuneJobStatus | None = None
+    """The whole new status; None: leave it as it is."""
+    actions: tuple[Action, ...] = ()
+    again_after: float | None = None
+    events: tuple[Note, ...] = ()
+
+
+def condition(status: FineTuneJobStatus, kind: str) -> Condition | None:
+    return next((c for c in status.conditions or [] if c.type == kind), None)
+
+
+def reason_of(status: FineTuneJobStatus) -> str:
+    """Why the phase is what it is: the reason of Succeeded."""
+    found = condition(status, "Succeeded")
+    return found.reason if found else ""
+
+
+def mark_of(subject: Subject, kind: str) -> Mark | None:
+    """A condition, if it speaks of the generation that is asked for now."""
+    found = condition(subject.status, kind)
+    if found is None or found.observed_generation != subject.generation:
+        return None
+    return Mark(found.status, found.reason, found.message)

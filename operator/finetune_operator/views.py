@@ -1,0 +1,305 @@
+"""The cluster as decisions see it: frozen, typed, and holding only the fields that a decision reads.
+
+Each view is made from the raw object by `of`; nothing else in the operator looks into raw objects.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from finetune_api.contract import LastMessage, RunConfig
+from finetune_api.job import FineTuneJobStatus
+
+MANAGED_BY = "app.kubernetes.io/managed-by"
+MANAGER = "finetune-operator"
+SELECTOR = f"{MANAGED_BY}={MANAGER}"
+JOB_UID = "finetune.dev/job-uid"
+ROLE = "finetune.dev/role"
+RUN = "finetune.dev/run"
+GENERATION = "finetune.dev/generation"
+RESTART_KEY = "finetune.dev/restart-key"
+ORDINAL = "finetune.dev/ordinal"
+FAILURES = "finetune.dev/failures"
+TRIES = "finetune.dev/tries"
+RETRY = "finetune.dev/retry"
+
+Raw = Mapping[str, Any]
+Role = Literal["preflight", "train"]
+
+
+def parse_time(text: str | None) -> datetime | None:
+    """An RFC 3339 time of the API server."""
+    return datetime.fromisoformat(text.replace("Z", "+00:00")) if text else None
+
+
+def format_time(moment: datetime) -> str:
+    """RFC 3339 in UTC, to the second, as Kubernetes writes it."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _number(text: str | None) -> int:
+    return int(text) if text and re.fullmatch(r"\d{1,9}", text) else 0
+
+
+def _created(meta: Raw) -> datetime:
+    return parse_time(meta.get("creationTimestamp")) or datetime.fromtimestamp(0, UTC)
+
+
+def _parse_status(raw: Raw) -> FineTuneJobStatus:
+    """A status that does not parse is as good as a wiped one: everything in it can be found out again."""
+    try:
+        return FineTuneJobStatus.model_validate(dict(raw))
+    except ValidationError:
+        return FineTuneJobStatus()
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A FineTuneJob."""
+
+    namespace: str
+    name: str
+    uid: str
+    generation: int
+    resource_version: str
+    created: datetime
+    deleting: bool
+    retry: str | None
+    """The annotation finetune.dev/retry."""
+    spec: Raw = field(hash=False)
+    status: FineTuneJobStatus
+
+    @classmethod
+    def of(cls, raw: Raw) -> "Subject":
+        meta = raw["metadata"]
+        return cls(
+            namespace=meta["namespace"],
+            name=meta["name"],
+            uid=meta["uid"],
+            generation=meta.get("generation", 1),
+            resource_version=meta.get("resourceVersion", ""),
+            created=_created(meta),
+            deleting="deletionTimestamp" in meta,
+            retry=(meta.get("annotations") or {}).get(RETRY, "")[:256] or None,
+            spec=raw.get("spec") or {},
+            status=_parse_status(raw.get("status") or {}),
+        )
+
+    @property
+    def finished(self) -> bool:
+        """Terminal for the generation that is asked for now."""
+        return self.status.phase in ("Succeeded", "Failed") and self.status.observed_generation == self.generation
+
+    @property
+    def output(self) -> str:
+        output = self.spec.get("output") or {}
+        return str(output.get("uri", "")).rstrip("/")
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A FineTuneProfile; whether its spec is valid is found out when it is used."""
+
+    name: str
+    spec: Raw = field(hash=False)
+
+    @classmethod
+    def of(cls, raw: Raw) -> "Profile":
+        return cls(name=raw["metadata"]["name"], spec=raw.get("spec") or {})
+
+
+@dataclass(frozen=True)
+class Pinned:
+    """What a ConfigMap of ours holds. `key` was computed when it was pinned: a newer operator may compute another."""
+
+    generation: int
+    config: RunConfig
+    key: str
+
+    @classmethod
+    def of(cls, raw: Raw) -> "Pinned":
+        """Raises ValidationError for a config that this version cannot read."""
+        meta = raw["metadata"]
+        return cls(
+            generation=_number((meta.get("labels") or {}).get(GENERATION)),
+            config=RunConfig.model_validate_json((raw.get("data") or {}).get("config.json", "")),
+            key=(meta.get("annotations") or {}).get(RESTART_KEY, ""),
+        )
+
+
+@dataclass(frozen=True)
+class Counters:
+    """What is carried from one child Job to the next, so that no memory of ours matters."""
+
+    failures: int = 0
+    """Crashes so far: those that `retries.max` bounds."""
+    tries: int = 0
+    """Attempts in a row that the environment ended: they only space the next ones."""
+
+
+@dataclass(frozen=True)
+class Child:
+    """A batch/v1 Job that a FineTuneJob controls."""
+
+    name: str
+    uid: str
+    owner: str
+    """UID of the controlling FineTuneJob."""
+    role: Role
+    generation: int
+    run: str | None
+    key: str
+    ordinal: int
+    counters: Counters
+    retry: str
+    created: datetime
+    deleting: bool
+    suspended: bool
+    ended: Literal["Complete", "Failed"] | None
+    """Failed already at FailureTarget: Failed itself waits for pods that a dead node never ends."""
+    ended_at: datetime | None
+    ended_reason: str
+
+    @classmethod
+    def of(cls, raw: Raw) -> "Child":
+        meta, status = raw["metadata"], raw.get("status") or {}
+        labels, notes = meta.get("labels") or {}, meta.get("annotations") or {}
+        ended, when, reason = _job_end(status)
+        return cls(
+            name=meta["name"],
+            uid=meta["uid"],
+            owner=controller(raw),
+            role="train" if labels.get(ROLE) == "train" else "preflight",
+            generation=_number(labels.get(GENERATION)),
+            run=labels.get(RUN),
+            key=notes.get(RESTART_KEY, ""),
+            ordinal=_number(notes.get(ORDINAL)),
+            counters=Counters(failures=_number(notes.get(FAILURES)), tries=_number(notes.get(TRIES))),
+            retry=notes.get(RETRY, ""),
+            created=_created(meta),
+            deleting="deletionTimestamp" in meta,
+            suspended=bool((raw.get("spec") or {}).get("suspend")),
+            ended=ended,
+            ended_at=when,
+            ended_reason=reason,
+        )
+
+
+def _job_end(status: Raw) -> tuple[Literal["Complete", "Failed"] | None, datetime | None, str]:
+    for condition in status.get("conditions") or []:
+        if condition.get("status") == "True" and condition.get("type") in ("FailureTarget", "Failed", "Complete"):
+            ended: Literal["Complete", "Failed"] = "Complete" if condition["type"] == "Complete" else "Failed"
+            return ended, parse_time(condition.get("lastTransitionTime")), condition.get("reason", "")
+    return None, None, ""
+
+
+def controller(raw: Raw) -> str:
+    """UID of the controlling owner, or an empty string."""
+    references = raw["metadata"].get("ownerReferences") or []
+    return next((str(ref["uid"]) for ref in references if ref.get("controller")), "")
+
+
+@dataclass(frozen=True)
+class Exit:
+    """How a container ended."""
+
+    code: int
+    reason: str
+    """The kubelet's word: Completed, Error, OOMKilled, ..."""
+    at: datetime | None
+    last: LastMessage | None
+    """None when the message is empty or not one of ours."""
+
+
+@dataclass(frozen=True)
+class Pod:
+    """A pod of a child Job."""
+
+    name: str
+    uid: str
+    owner: str
+    """UID of the controlling Job."""
+    subject: str
+    """UID of the FineTuneJob, from the label."""
+    key: str
+    role: str
+    index: int
+    phase: str
+    ip: str | None
+    node: str | None
+    gone_by: datetime | None
+    """The deletion's deadline, grace period included, when the pod is being deleted."""
+    disrupted: str
+    """Why the cluster took the pod away, or an empty string."""
+    unschedulable: str
+    """The scheduler's words while no node fits, or an empty string."""
+    waiting: tuple[str, str] | None
+    """Reason and message of a container that waits."""
+    running: bool
+    exit: Exit | None
+
+    @classmethod
+    def of(cls, raw: Raw) -> "Pod":
+        meta, status = raw["metadata"], raw.get("status") or {}
+        labels, notes = meta.get("labels") or {}, meta.get("annotations") or {}
+        state = next((c.get("state") or {} for c in status.get("containerStatuses") or []), {})
+        waiting = state.get("waiting")
+        return cls(
+            name=meta["name"],
+            uid=meta["uid"],
+            owner=controller(raw),
+            subject=labels.get(JOB_UID, ""),
+            key=notes.get(RESTART_KEY, ""),
+            role=labels.get(ROLE, ""),
+            index=_number(notes.get("batch.kubernetes.io/job-completion-index")),
+            phase=status.get("phase", "Pending"),
+            ip=status.get("podIP"),
+            node=(raw.get("spec") or {}).get("nodeName"),
+            gone_by=parse_time(meta.get("deletionTimestamp")),
+            disrupted=_disruption(status),
+            unschedulable=_unschedulable(status),
+            waiting=(waiting.get("reason", ""), waiting.get("message", "")) if waiting else None,
+            running="running" in state,
+            exit=_exit(state.get("terminated")),
+        )
+
+    @property
+    def over(self) -> bool:
+        return self.phase in ("Succeeded", "Failed")
+
+
+def _disruption(status: Raw) -> str:
+    for condition in status.get("conditions") or []:
+        if condition.get("type") == "DisruptionTarget" and condition.get("status") == "True":
+            return str(condition.get("reason") or "Disrupted")
+    reason = status.get("reason", "")
+    return reason if reason in ("Evicted", "NodeLost", "Terminated", "Shutdown", "NodeShutdown", "Preempting") else ""
+
+
+def _unschedulable(status: Raw) -> str:
+    for condition in status.get("conditions") or []:
+        if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
+            return str(condition.get("message") or condition.get("reason") or "no node fits")
+    return ""
+
+
+def _exit(terminated: Raw | None) -> Exit | None:
+    if terminated is None:
+        return None
+    return Exit(
+        code=int(terminated.get("exitCode", 0)),
+        reason=terminated.get("reason", ""),
+        at=parse_time(terminated.get("finishedAt")),
+        last=_last_message(terminated.get("message", "")),
+    )
+
+
+def _last_message(text: str) -> LastMessage | None:
+    try:
+        return LastMessage.model_validate_json(text)
+    except ValidationError:
+        return None
