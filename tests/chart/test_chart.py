@@ -1,0 +1,236 @@
+"""The chart as real Helm renders it. Needs Helm, or Go to build it, which only `make e2e` asks a machine to have.
+
+UPDATE_GOLDEN=1 rewrites the golden files.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+pytestmark = pytest.mark.e2e
+
+ROOT = Path(__file__).resolve().parents[2]
+CHART = ROOT / "charts/finetune-operator"
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="session")
+def helm() -> str:
+    built = subprocess.run([ROOT / "hack/helm"], capture_output=True, text=True, timeout=1200)
+    assert built.returncode == 0, built.stderr
+    return built.stdout.strip()
+
+
+class Chart:
+    def __init__(self, helm: str, tmp: Path) -> None:
+        self.helm, self.tmp = helm, tmp
+
+    def run(self, command: list[str], values: dict[str, Any]) -> subprocess.CompletedProcess[str]:
+        path = self.tmp / "values.yaml"
+        path.write_text(yaml.safe_dump(values), encoding="utf-8")
+        return subprocess.run(
+            [self.helm, *command, str(CHART), "--values", str(path)], capture_output=True, text=True, timeout=60
+        )
+
+    def render(self, values: dict[str, Any] | None = None, *, release: str = "ft") -> list[dict[str, Any]]:
+        done = self.run(["template", release, "--namespace", "finetune-system"], values or {})
+        assert done.returncode == 0, done.stderr
+        return [document for document in yaml.safe_load_all(done.stdout) if document]
+
+    def one(self, kind: str, values: dict[str, Any] | None = None, *, release: str = "ft") -> dict[str, Any]:
+        found = [document for document in self.render(values, release=release) if document["kind"] == kind]
+        assert len(found) == 1, found
+        return found[0]
+
+    def refusal(self, values: dict[str, Any]) -> str:
+        done = self.run(["template", "ft"], values)
+        assert done.returncode != 0, done.stdout
+        return done.stderr
+
+
+@pytest.fixture
+def chart(helm: str, tmp_path: Path) -> Chart:
+    return Chart(helm, tmp_path)
+
+
+PROFILE = {
+    "images": {"pullPolicy": "Never"},
+    "storage": {"endpoint": "http://seaweedfs.storage:8333", "region": "eu-west-1", "credentialsSecret": "s3"},
+    "allowedEndpoints": ["https://*.example.com"],
+    "resources": {"nodes": 1, "perNode": {"gpus": 0, "cpu": "500m", "memory": "2Gi"}},
+    "gpu": {"resourceName": "example.com/gpu"},
+    "podTemplate": {
+        "metadata": {"labels": {"team": "a"}},
+        "spec": {"nodeSelector": {"pool": "gpu"}, "tolerations": [{"key": "spot", "operator": "Exists"}]},
+    },
+}
+
+GOOD: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "one-namespace": {"watchNamespaces": ["team-a"]},
+    "two-namespaces": {"watchNamespaces": ["team-a", "team-b"]},
+    "images": {"images": {"operator": "registry.example.com:5000/op@sha256:" + "0" * 64, "pullPolicy": "Always"}},
+    "profile": {"profile": PROFILE},
+    "no-profile": {"profile": {"create": False}},
+    "other-profile": {"profile": {"name": "gpu-spot"}},
+    "scheduling": {
+        "nodeSelector": {"pool": "system"},
+        "tolerations": [{"key": "system", "operator": "Exists"}],
+        "priorityClassName": "system-cluster-critical",
+    },
+    "pull-secrets": {"imagePullSecrets": [{"name": "registry"}]},
+    "resources": {"resources": {"requests": {"cpu": 1, "memory": "1Gi"}, "limits": {"memory": "1Gi"}}},
+    "logs": {"log": {"format": "json", "level": "debug"}},
+    "metrics": {"metrics": {"port": 9400}},
+    "annotations": {"serviceAccount": {"annotations": {"example.com/role": "finetune"}}},
+}
+
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "an unknown value": ({"replicas": 2}, "additional properties 'replicas' not allowed"),
+    "an unknown value of the profile": (
+        {"profile": {"storage": {"endpont": "http://s3"}}},
+        "'/profile/storage': additional properties 'endpont' not allowed",
+    ),
+    "an unknown value in the pod template": (
+        {"profile": {"podTemplate": {"spec": {"hostNetwork": True}}}},
+        "'/profile/podTemplate/spec': additional properties 'hostNetwork' not allowed",
+    ),
+    "an endpoint without a scheme": ({"profile": {"storage": {"endpoint": "s3:8333"}}}, "'/profile/storage/endpoint'"),
+    "a namespace that is no name": ({"watchNamespaces": ["Team_A"]}, "'/watchNamespaces/0'"),
+    "one namespace as a string": ({"watchNamespaces": "team-a"}, "'/watchNamespaces': got string, want array"),
+    "the same namespace twice": ({"watchNamespaces": ["a", "a"]}, "'/watchNamespaces': items at 0 and 1 are equal"),
+    "an empty image": ({"images": {"trainer": ""}}, "'/images/trainer'"),
+    "a log level that is none": ({"log": {"level": "trace"}}, "'/log/level': value must be one of"),
+    "a port of the system": ({"metrics": {"port": 80}}, "'/metrics/port': minimum: got 80, want 1,024"),
+    "a negative number of GPUs": (
+        {"profile": {"resources": {"perNode": {"gpus": -1}}}},
+        "'/profile/resources/perNode/gpus': minimum: got -1, want 0",
+    ),
+    "a pull secret without a name": ({"imagePullSecrets": [{}]}, "missing property 'name'"),
+}
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_good_values_lint_without_a_warning(chart: Chart, name: str) -> None:
+    done = chart.run(["lint", "--strict"], GOOD[name])
+    assert done.returncode == 0, done.stdout
+    assert "0 chart(s) failed" in done.stdout
+    assert "[WARNING]" not in done.stdout
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_good_values_render_unique_objects(chart: Chart, name: str) -> None:
+    seen = [(d["kind"], d["metadata"].get("namespace"), d["metadata"]["name"]) for d in chart.render(GOOD[name])]
+    assert len(seen) == len(set(seen))
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_values_are_refused_and_named(chart: Chart, name: str) -> None:
+    values, words = BAD[name]
+    assert words in chart.refusal(values)
+
+
+@pytest.mark.parametrize("name", ["defaults", "two-namespaces"])
+def test_rights_are_those_of_the_golden_file(chart: Chart, name: str) -> None:
+    kinds = {"ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding", "ServiceAccount"}
+    rendered = yaml.safe_dump_all([d for d in chart.render(GOOD[name]) if d["kind"] in kinds], sort_keys=False)
+    golden = GOLDEN / f"rbac-{name}.yaml"
+    if os.environ.get("UPDATE_GOLDEN"):
+        golden.write_text(rendered, encoding="utf-8")
+    assert rendered == golden.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_no_role_reaches_secrets_or_everything(chart: Chart, name: str) -> None:
+    for role in chart.render(GOOD[name]):
+        for rule in role.get("rules", []) if role["kind"] in ("Role", "ClusterRole") else []:
+            assert "secrets" not in rule["resources"]
+            assert "*" not in [*rule["resources"], *rule["verbs"], *rule["apiGroups"]]
+            assert not {"escalate", "bind", "impersonate"} & set(rule["verbs"])
+
+
+def test_a_namespaced_operator_writes_nothing_cluster_wide(chart: Chart) -> None:
+    role = chart.one("ClusterRole", GOOD["two-namespaces"])
+    assert role["rules"] == [
+        {"apiGroups": ["finetune.dev"], "resources": ["finetuneprofiles"], "verbs": ["get", "list", "watch"]}
+    ]
+
+
+def test_a_namespaced_operator_is_told_its_namespaces(chart: Chart) -> None:
+    container = _container(chart.one("Deployment", GOOD["two-namespaces"]))
+    assert [a for a in container["args"] if "namespace" in a] == ["--namespace=team-a", "--namespace=team-b"]
+    assert not [a for a in _container(chart.one("Deployment"))["args"] if "namespace" in a]
+
+
+def test_the_pod_meets_the_restricted_pod_security_standard(chart: Chart) -> None:
+    pod = chart.one("Deployment")["spec"]["template"]["spec"]
+    assert pod["securityContext"] == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+    assert [c["securityContext"] for c in pod["containers"]] == [
+        {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
+    ]
+    assert [set(volume) for volume in pod["volumes"]] == [{"name", "emptyDir"}]
+
+
+def test_only_the_operators_pod_gets_a_token(chart: Chart) -> None:
+    assert chart.one("ServiceAccount")["automountServiceAccountToken"] is False
+    assert chart.one("Deployment")["spec"]["template"]["spec"]["automountServiceAccountToken"] is True
+
+
+def test_never_two_operators_at_once(chart: Chart) -> None:
+    spec = chart.one("Deployment")["spec"]
+    assert (spec["replicas"], spec["strategy"]) == (1, {"type": "Recreate"})
+
+
+def test_the_service_reaches_the_pod(chart: Chart) -> None:
+    service, deployment = chart.one("Service", GOOD["metrics"]), chart.one("Deployment", GOOD["metrics"])
+    labels = deployment["spec"]["template"]["metadata"]["labels"]
+    assert service["spec"]["selector"].items() <= labels.items()
+    assert service["spec"]["ports"] == [{"name": "metrics", "port": 9400, "targetPort": "metrics"}]
+    assert _container(deployment)["ports"] == [{"name": "metrics", "containerPort": 9400}]
+    assert "--metrics-port=9400" in _container(deployment)["args"]
+
+
+def test_the_profile_holds_what_the_values_say_and_nothing_else(chart: Chart) -> None:
+    assert chart.one("FineTuneProfile", GOOD["profile"])["spec"] == PROFILE
+    assert chart.one("FineTuneProfile")["spec"] == {}
+    assert "FineTuneProfile" not in [d["kind"] for d in chart.render(GOOD["no-profile"])]
+
+
+def test_two_releases_share_no_name(chart: Chart) -> None:
+    names = [
+        {(d["kind"], d["metadata"].get("namespace"), d["metadata"]["name"]) for d in chart.render(values, release=name)}
+        for name, values in (("one", {}), ("two", GOOD["no-profile"]))
+    ]
+    assert not names[0] & names[1]
+
+
+@pytest.mark.parametrize("release", ["finetune-operator", "ft", "x" * 53])
+def test_names_fit_whatever_the_release_is_called(chart: Chart, release: str) -> None:
+    names = [document["metadata"]["name"] for document in chart.render(release=release)]
+    assert all(len(name) <= 253 for name in names)
+    assert len(chart.one("Service", release=release)["metadata"]["name"]) <= 63
+
+
+def test_the_crds_are_the_generated_ones() -> None:
+    for name in ("finetunejobs.yaml", "finetuneprofiles.yaml"):
+        assert (CHART / "crds" / name).read_bytes() == (ROOT / "crds" / name).read_bytes()
+
+
+def test_the_schema_of_the_values_is_fresh() -> None:
+    done = subprocess.run(
+        [sys.executable, ROOT / "hack/chart_schema.py", "--check"], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    json.loads((CHART / "values.schema.json").read_text(encoding="utf-8"))
+
+
+def _container(deployment: dict[str, Any]) -> dict[str, Any]:
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    assert isinstance(container, dict)
+    return container
