@@ -1,0 +1,20 @@
+"""How the weights are tuned: one file a method. Nothing outside this package branches on the method."""
+
+from finetune_api.contract import MethodConfig
+from finetune_trainer.adapt.base import Method, Shortcut
+from finetune_trainer.adapt.full import Full
+from finetune_trainer.adapt.head import Head
+from finetune_trainer.adapt.lora import Lora
+
+__all__ = ["Method", "Shortcut", "get"]
+
+
+def get(config: MethodConfig) -> Method:
+    """The method of that configuration."""
+    match config.type:
+        case "full":
+            return Full()
+        case "head":
+            return Head()
+        case "lora":
+            return Lora(config)

@@ -1,0 +1,284 @@
+"""Checkpoints: safetensors and JSON, committed by the protocol of the run's log; no pickle anywhere.
+
+A checkpoint holds what trains (never a frozen base), the optimizer's moments, the loss of every step and the state of
+the course. It is copied to host memory, then written and uploaded by a thread while training goes on.
+"""
+
+import json
+import logging
+import shutil
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from finetune_trainer.storage import Damaged, NotFound, StorageError, Store
+from finetune_trainer.storage.commit import Claim, Record, RecordKind, collect_garbage, live_checkpoints, object_entry
+
+Tensors = dict[str, torch.Tensor]
+WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
+FORMAT = 1
+GRACE = timedelta(minutes=10)
+"""Age at which objects that no record needs are deleted."""
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best evaluation so far."""
+
+    step: int
+    metric: str
+    value: float
+
+    def document(self) -> dict[str, Any]:
+        return {"step": self.step, "metric": self.metric, "value": self.value}
+
+
+@dataclass
+class State:
+    """The course of a run after `step` steps: all that, with the weights and the optimizer, decides the rest of it."""
+
+    step: int = 0
+    micro_batch: int = 0
+    losses: list[float] = field(default_factory=list)
+    """Mean loss of each step."""
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
+    """Step and metrics of each evaluation."""
+    best: Best | None = None
+    stale: int = 0
+    """Evaluations without an improvement."""
+    stopped_early: bool = False
+
+    @property
+    def evaluated(self) -> bool:
+        """Whether the weights of this step have been evaluated."""
+        return bool(self.evaluations) and self.evaluations[-1]["step"] == self.step
+
+    def document(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "step": self.step,
+            "microBatch": self.micro_batch,
+            "evaluations": self.evaluations,
+            "best": self.best.document() if self.best else None,
+            "stale": self.stale,
+            "stoppedEarly": self.stopped_early,
+        }
+
+
+def state_from(document: Mapping[str, Any], losses: list[float]) -> State:
+    """The state in a checkpoint. Raises KeyError, TypeError or ValueError when it is none."""
+    if document["format"] != FORMAT:
+        raise ValueError(f"format {document['format']}")
+    best = document["best"]
+    return State(
+        step=int(document["step"]),
+        micro_batch=int(document["microBatch"]),
+        losses=losses,
+        evaluations=list(document["evaluations"]),
+        best=Best(int(best["step"]), str(best["metric"]), float(best["value"])) if best else None,
+        stale=int(document["stale"]),
+        stopped_early=bool(document["stoppedEarly"]),
+    )
+
+
+@dataclass(frozen=True)
+class Restored:
+    """A checkpoint in memory, verified by its digests."""
+
+    record: Record
+    state: State
+    weights: Tensors
+    optimizer: Tensors
+
+
+# --- tensors of a model and its optimizer, by name ---
+
+
+def trainable(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def snapshot_weights(model: torch.nn.Module) -> Tensors:
+    """What trains, copied to host memory."""
+    return {name: _copied(parameter.detach()) for name, parameter in trainable(model).items()}
+
+
+def snapshot_optimizer(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Tensors:
+    """The optimizer's state as `<parameter>/<name>`, copied to host memory."""
+    return {
+        f"{name}/{key}": _copied(torch.as_tensor(value))
+        for name, parameter in trainable(model).items()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def _copied(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to("cpu", copy=True).contiguous()
+
+
+@torch.no_grad()
+def restore_weights(model: torch.nn.Module, weights: Tensors) -> None:
+    """Raises Damaged when they are of another model."""
+    parameters = trainable(model)
+    if {name: parameter.shape for name, parameter in parameters.items()} != {
+        name: tensor.shape for name, tensor in weights.items()
+    }:
+        raise Damaged(
+            "CheckpointMismatch",
+            "The checkpoint's parameters are not those of this model: it was written for another model or method; "
+            "use a new output.uri.",
+        )
+    for name, parameter in parameters.items():
+        parameter.copy_(weights[name])
+
+
+def restore_optimizer(model: torch.nn.Module, optimizer: torch.optim.Optimizer, tensors: Tensors) -> None:
+    """The optimizer continues where the snapshot was taken."""
+    numbers = {id(p): n for n, p in enumerate(p for group in optimizer.param_groups for p in group["params"])}
+    parameters = trainable(model)
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for key, tensor in tensors.items():
+        name, _, part = key.rpartition("/")
+        state.setdefault(numbers[id(parameters[name])], {})[part] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+# --- in storage ---
+
+
+class Checkpoints:
+    """Writes an attempt's checkpoints in the background, one at a time. Rank 0 only."""
+
+    def __init__(
+        self,
+        store: Store,
+        claim: Claim,
+        *,
+        work: Path,
+        keep_last: int,
+        committed: Callable[[Record], None] = lambda record: None,
+    ) -> None:
+        self._store, self._claim, self._work = store, claim, work / "upload"
+        self._keep_last = keep_last
+        self._committed = committed
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
+        self._used: dict[int, int] = {}
+
+    def save(self, state: State, *, weights: Tensors, optimizer: Tensors) -> None:
+        """Commit a snapshot in the background; waits for the one before. Raises what that one raised."""
+        self.wait()
+        document = json.dumps(state.document(), sort_keys=True).encode()
+        optimizer = {**optimizer, "losses": torch.tensor(state.losses, dtype=torch.float64)}
+        best = state.best
+        self._pending = self._thread.submit(self._commit, state.step, best, document, weights, optimizer)
+
+    def poll(self) -> None:
+        """Raise what a finished commit raised (Fenced, StorageError), without waiting."""
+        if self._pending is not None and self._pending.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Until nothing is on its way."""
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            pending.result()
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=True)
+
+    def _commit(self, step: int, best: Best | None, document: bytes, weights: Tensors, optimizer: Tensors) -> None:
+        shutil.rmtree(self._work, ignore_errors=True)
+        self._work.mkdir(parents=True)
+        self._used[step] = again = self._used.get(step, 0) + 1  # a step is done again after a divergence; keys never
+        prefix = f"{self._claim.prefix}step-{step}{f'-{again}' if again > 1 else ''}/"
+        save_file(weights, self._work / WEIGHTS)
+        save_file(optimizer, self._work / OPTIMIZER)
+        (self._work / STATE).write_bytes(document)
+        objects = []
+        for name in (WEIGHTS, OPTIMIZER, STATE):
+            objects.append(object_entry(self._store.upload(self._work / name, prefix + name)))
+            (self._work / name).unlink()
+        at_best = best is not None and best.step == step
+        body = {
+            "step": step,
+            "objects": objects,
+            "metric": {"name": best.metric, "value": best.value} if best and at_best else None,
+            "best": at_best,
+            "bestStep": best.step if best else None,
+            "committedAt": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        record = self._claim.append(RecordKind.CHECKPOINT, body, live=self._kept(best))
+        self._committed(record)
+        try:
+            collect_garbage(self._store, self._claim.log.run_id, self._claim, GRACE)
+        except StorageError as error:
+            _log.warning("old checkpoints were not deleted: %s", error)
+
+    def _kept(self, best: Best | None) -> list[int]:
+        """Earlier checkpoints that stay live beside the one being written: the last ones, and the best of each."""
+        records = live_checkpoints(self._claim.records)
+        last = records[: self._keep_last - 1]
+        needed = {record.body.get("bestStep") for record in last} | {best.step if best else None}
+        bests: dict[int, int] = {}
+        for record in records:  # newest first: of two of the same step, the newer
+            if record.body["best"] and record.body["step"] in needed:
+                bests.setdefault(record.body["step"], record.number)
+        return sorted({record.number for record in last} | set(bests.values()))
+
+
+def fetch(
+    record: Record, store: Store, directory: Path, *, only: tuple[str, ...] = (WEIGHTS, OPTIMIZER, STATE)
+) -> None:
+    """Download a checkpoint's files, verified. Raises Damaged, NotFound."""
+    for entry in record.body["objects"]:
+        name = entry["key"].rpartition("/")[2]
+        if name in only and not (directory / name).exists():
+            store.download(entry["key"], directory / name, sha256=entry["sha256"])
+
+
+def open_fetched(record: Record, directory: Path) -> Restored:
+    """Read a downloaded checkpoint. Raises Damaged."""
+    try:
+        optimizer = load_file(directory / OPTIMIZER)
+        losses = optimizer.pop("losses").tolist()
+        state = state_from(json.loads((directory / STATE).read_bytes()), losses)
+        return Restored(record, state, load_file(directory / WEIGHTS), optimizer)
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise Damaged(
+            "CheckpointUnreadable",
+            f"The checkpoint of step {record.body.get('step')} cannot be read ({error}): an older one is used.",
+        ) from error
+
+
+def newest_whole(records: list[Record], store: Store, work: Path) -> Record | None:
+    """The newest live checkpoint whose every byte is right, downloaded below `work`; None when there is no checkpoint.
+
+    Raises Damaged when there are checkpoints and all are damaged.
+    """
+    last: StorageError | None = None
+    for record in live_checkpoints(records):
+        directory = directory_of(work, record.number)
+        try:
+            fetch(record, store, directory)
+            open_fetched(record, directory)
+            return record
+        except (Damaged, NotFound) as error:
+            _log.warning("the checkpoint of step %s is passed over: %s", record.body.get("step"), error)
+            shutil.rmtree(directory, ignore_errors=True)
+            last = error
+    if last is not None:
+        raise Damaged("CheckpointsDamaged", f"No checkpoint of the run is whole; of the oldest: {last}") from last
+    return None
+
+
+def directory_of(work: Path, number: int) -> Path:
+    """Where a checkpoint is downloaded to."""
+    return work / "checkpoints" / str(number)

@@ -1,0 +1,57 @@
+"""The course of a run: how long it is, what ends it, and which evaluation is the best."""
+
+import math
+from dataclasses import dataclass
+
+from finetune_trainer.checkpoint import Best, State
+from finetune_trainer.tasks import Metrics
+
+
+class Stopped(Exception):
+    """Asked to stop; a checkpoint of this step has been handed over."""
+
+
+class Diverged(Exception):
+    """The loss or the gradient of a step became NaN or infinite."""
+
+    def __init__(self, step: int, what: str) -> None:
+        super().__init__(f"the {what} of step {step} is NaN or infinite")
+        self.step = step
+
+
+class OutOfMemory(Exception):
+    """A single row does not fit, or one of several ranks ran out of memory: the next attempt halves the micro-batch."""
+
+    def __init__(self, micro_batch: int) -> None:
+        super().__init__(f"micro-batches of {micro_batch} rows do not fit into memory")
+        self.micro_batch = micro_batch
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long a run is, when it is evaluated, and what an improvement is."""
+
+    total: int
+    evaluate_every: int | None
+    """None: there are no validation rows."""
+    metric: str
+    higher_is_better: bool
+    patience: int | None = None
+    min_delta: float = 0.0
+
+    def evaluates(self, step: int) -> bool:
+        return self.evaluate_every is not None and step > 0 and (step % self.evaluate_every == 0 or step == self.total)
+
+    def judge(self, state: State, metrics: Metrics) -> bool:
+        """Write an evaluation into the state; whether it is the best so far. Raises Diverged for a loss of NaN."""
+        if not all(math.isfinite(value) for value in metrics.values()):
+            raise Diverged(state.step, "evaluation")
+        state.evaluations.append({"step": state.step, "metrics": metrics})
+        value, best = metrics[self.metric], state.best
+        gain = math.inf if best is None else (value - best.value if self.higher_is_better else best.value - value)
+        improved = gain > self.min_delta
+        if improved:
+            state.best = Best(state.step, self.metric, value)
+        state.stale = 0 if improved else state.stale + 1
+        state.stopped_early = self.patience is not None and state.stale >= self.patience and state.step < self.total
+        return improved

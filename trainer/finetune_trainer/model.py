@@ -1,0 +1,98 @@
+"""Loading the base model: safetensors only, no code from elsewhere, a new head that depends on the seed alone."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from finetune_trainer.data.order import derive
+from finetune_trainer.tasks import Task
+
+
+class ModelError(ValueError):
+    """The base model cannot be used: exit code 42."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model in fp32 on the CPU, and the names of its parameters that are not from the base."""
+
+    model: Any
+    fresh: frozenset[str]
+
+
+def load(directory: Path, *, task: Task, labels: Sequence[str], multi_label: bool, seed: int) -> Loaded:
+    """The base model with an output for each label. Raises ModelError.
+
+    The base's own head is kept when its labels are `labels`; otherwise a new one is drawn from (seed, "head").
+    """
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    kinds = {"local_files_only": True, "trust_remote_code": False}
+    try:
+        config = transformers.AutoConfig.from_pretrained(directory, **kinds)
+        before = [config.id2label.get(number) for number in range(config.num_labels)]
+        for name, value in task.model_settings(labels, multi_label=multi_label).items():
+            setattr(config, name, value)
+        model, found = getattr(transformers, task.auto_class).from_pretrained(
+            directory,
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            **kinds,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelError(
+            f"The base model cannot be loaded as {task.auto_class} ({_first_line(error)}): give a model of a known "
+            "architecture with config.json and safetensors weights; code from model directories is never run."
+        ) from error
+    model.config._name_or_path = ""
+    fresh = set(found["missing_keys"]) | {entry[0] for entry in found["mismatched_keys"]}
+    if before != list(labels):
+        fresh |= _outputs(model, len(labels))
+    parameters = dict(model.named_parameters())
+    fresh &= parameters.keys()
+    _initialise({name: parameters[name] for name in sorted(fresh)}, model.config, seed)
+    return Loaded(model, frozenset(fresh))
+
+
+def trunk_of(model: Any) -> torch.nn.Module:
+    """The part of a model below its head."""
+    trunk: torch.nn.Module = model.base_model
+    if trunk is model:
+        raise ModelError(f"{type(model).__name__} has no trunk apart from its head: use method full.")
+    return trunk
+
+
+def outside_trunk(model: Any) -> set[str]:
+    """Names of the parameters of the head."""
+    inside = {id(parameter) for parameter in trunk_of(model).parameters()}
+    return {name for name, parameter in model.named_parameters() if id(parameter) not in inside}
+
+
+def _outputs(model: Any, count: int) -> set[str]:
+    """Parameters of the head's last layer, which belong to other labels."""
+    parameters = dict(model.named_parameters())
+    return {name for name in outside_trunk(model) if parameters[name].shape[:1] == (count,)}
+
+
+def _initialise(parameters: dict[str, torch.nn.Parameter], config: Any, seed: int) -> None:
+    """Matrices normal, biases zero, norms one; each from a generator of its own."""
+    spread = float(getattr(config, "initializer_range", 0.02))
+    for name, parameter in parameters.items():
+        generator = torch.Generator().manual_seed(derive(seed, "head", name))
+        with torch.no_grad():
+            if parameter.ndim >= 2:
+                parameter.normal_(0.0, spread, generator=generator)
+            else:
+                parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")[:200]

@@ -1,0 +1,102 @@
+"""The ranks of a run and what they say to each other; no object crosses as a pickle."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+# Ranks wait for one another while files are downloaded. A rank that hangs is found by the supervisor's watchdog, which
+# sees every rank's sign of life; a collective's own timeout could only end a slow but healthy run.
+TIMEOUT = timedelta(hours=12)
+_LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+@dataclass(frozen=True)
+class World:
+    """This rank's place among all ranks, and its device."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def leads(self) -> bool:
+        """Rank 0 alone speaks to the log and to the supervisor."""
+        return self.rank == 0
+
+    @property
+    def leads_node(self) -> bool:
+        """One rank a node downloads what the others of the node read."""
+        return self.local_rank == 0
+
+    def share(self, value: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Rank 0's JSON object, on every rank."""
+        data = json.dumps(value).encode() if self.leads else b""
+        if self.size == 1:
+            return dict(json.loads(data))
+        size = torch.tensor([len(data)])
+        dist.broadcast(size, src=0)
+        buffer = torch.empty(int(size), dtype=torch.uint8)
+        if self.leads:
+            buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        dist.broadcast(buffer, src=0)
+        return dict(json.loads(bytes(buffer.numpy())))
+
+    def flags(self, mine: Sequence[bool]) -> "Flags":
+        """Begin to combine flags: each is set when any rank has set it. They travel while the gradients do."""
+        tensor = torch.tensor(mine, dtype=torch.uint8)
+        if self.size == 1:
+            return Flags(tensor, None)
+        return Flags(tensor, dist.all_reduce(tensor, op=dist.ReduceOp.MAX, async_op=True))
+
+    def total(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The sum of the ranks' tensors, in place."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def spread(self, tensor: torch.Tensor, *, source: int) -> torch.Tensor:
+        """`source`'s tensor on every rank, in place."""
+        if self.size > 1:
+            dist.broadcast(tensor, src=source)
+        return tensor
+
+    def leave(self) -> None:
+        """Leave the group: from here on ranks end when they like."""
+        if self.size > 1:
+            dist.destroy_process_group()
+
+
+@dataclass(frozen=True)
+class Flags:
+    """Flags on their way."""
+
+    tensor: torch.Tensor
+    work: Any
+
+    def wait(self) -> list[bool]:
+        if self.work is not None:
+            self.work.wait()
+        return [bool(flag) for flag in self.tensor]
+
+
+def join() -> World:
+    """This process's world, from the launcher's environment; one rank alone needs no group and no port."""
+    rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", local) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    if size == 1:
+        for name in _LAUNCHER:  # accelerate would make a group of one
+            os.environ.pop(name, None)
+        return World(device=device)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=TIMEOUT)
+    return World(rank, size, local, device)
