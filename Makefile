@@ -1,0 +1,56 @@
+# Every target works on a fresh clone; `make help` says what each does.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+BIN := .venv/bin
+export PYTHON
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: help demo test e2e lint verify cluster-up cluster-down image bench lock clean .venv
+
+help: ## What the targets do
+	@sed -nE 's/^([a-z0-9-]+):.*## (.*)$$/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+.venv: ## (made by the targets that need it)
+	@hack/venv
+
+demo: .venv ## Fine-tune a real model on this machine, without a cluster
+	@$(BIN)/python hack/demo.py
+
+test: .venv ## All tests that need no cluster
+	@$(BIN)/pytest tests --ignore=tests/e2e
+
+e2e: .venv ## The tests on a real cluster: brings it up, builds the images, runs tests/e2e
+	@hack/timed "cluster" hack/cluster/up
+	@hack/timed "S3 server" hack/cluster/seaweedfs up
+	@hack/timed "images" hack/images/build
+	@hack/timed "tests/e2e" $(BIN)/pytest tests/e2e --durations=0
+
+lint: .venv ## ruff, mypy --strict, import-linter
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+verify: .venv ## Fail when a generated file (CRDs, chart copies, docs, locks) is not fresh
+	@$(BIN)/python hack/verify.py
+
+cluster-up: .venv ## A real single-node Kubernetes and an S3 server on this machine (root), or kind where Docker runs
+	@hack/cluster/up
+	@hack/cluster/seaweedfs up
+
+cluster-down: ## Take both down; the images stay in the cache (hack/cluster/down --purge removes them)
+	@hack/cluster/down
+
+image: ## Build the three images and put them into the cluster when it is up
+	@hack/images/build
+
+bench: .venv ## Measure against the peers (bench/)
+	@$(BIN)/python -m bench
+
+lock: .venv ## Write requirements/*.lock again from pyproject.toml (UPGRADE=1 takes the newest versions)
+	@hack/lock
+
+clean: ## Remove what was made in the checkout; caches and cluster stay
+	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build
+	@find . -name __pycache__ -prune -exec rm -r {} +
