@@ -1,0 +1,565 @@
+"""Preflight on real stores: what passes, what it leaves behind, and one clear sentence for every bad input."""
+
+import gzip
+import json
+import shutil
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from finetune_api.contract import MESSAGE_LIMIT, ExitCode, LastMessage, RunConfig, TrainOutcome
+from finetune_api.job import EvaluationStatus, FineTuneJobSpec, ModelStatus
+from finetune_api.profile import FineTuneProfileSpec
+from finetune_api.resolve import Defaults, evaluation_id, publication_id, resolve
+from finetune_trainer import preflight
+from finetune_trainer.run import RunRecord
+from finetune_trainer.storage import StorageSettings, open_store
+from finetune_trainer.storage.commit import Holder, RecordKind, RunLog
+
+SECRET_TEXT = "the launch code is 12345"
+
+
+def rows(count: int = 60, labels: str = "ab") -> list[dict[str, Any]]:
+    return [{"text": f"this is row number {i} of the set", "label": labels[i % len(labels)]} for i in range(count)]
+
+
+def jsonl(items: list[dict[str, Any]]) -> bytes:
+    return b"".join(json.dumps(item).encode() + b"\n" for item in items)
+
+
+class Bench:
+    """A model, a data set and an output in one directory, and a document that names them."""
+
+    def __init__(self, root: Path, minilm_dir: Path) -> None:
+        self.root = root
+        self.credentials: Path | None = None
+        model = root / "model"
+        model.mkdir()
+        for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+            shutil.copy(minilm_dir / name, model / name)
+        save_file({"weight": np.arange(12, dtype=np.float32)}, model / "model.safetensors")
+        self.put("train.jsonl", jsonl(rows()))
+        self.spec: dict[str, Any] = {
+            "task": {"type": "text-classification"},
+            "model": {"uri": model.as_uri()},
+            "data": {"train": [{"uri": self.uri("train.jsonl")}], "validation": {"fraction": 0.2}},
+            "output": {"uri": self.uri("output")},
+        }
+
+    def put(self, name: str, data: bytes) -> None:
+        path = self.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+
+    def uri(self, name: str) -> str:
+        return (self.root / name).as_uri()
+
+    def config(self) -> RunConfig:
+        spec = FineTuneJobSpec.model_validate_json(json.dumps(self.spec))
+        defaults = Defaults(trainer_image="trainer", preflight_image="preflight", in_cluster=False)
+        profile = FineTuneProfileSpec(allowed_endpoints=["http://*"])
+        return resolve(spec, profile, job="default/test", job_uid="uid", generation=1, defaults=defaults)
+
+    def run(self) -> LastMessage:
+        (self.root / "config.json").write_text(self.config().model_dump_json(by_alias=True))
+        message = self.root / "message"
+        code = preflight.main(
+            config=self.root / "config.json", credentials=self.credentials, message=message, work=self.root / "work"
+        )
+        data = message.read_bytes()
+        assert len(data) <= MESSAGE_LIMIT
+        last = LastMessage.model_validate_json(data)
+        assert last.code == code
+        return last
+
+    def refused(self, code: ExitCode, reason: str, *parts: str) -> LastMessage:
+        last = self.run()
+        assert (last.code, last.reason) == (code, reason), last.message
+        for part in parts:
+            assert part in last.message
+        assert "Traceback" not in last.message
+        return last
+
+    def record(self, last: LastMessage) -> RunRecord:
+        return RunRecord.model_validate_json((self.root / f"output/runs/{last.run_id}/run.json").read_bytes())
+
+
+@pytest.fixture
+def bench(tmp_path: Path, minilm_dir: Path) -> Bench:
+    return Bench(tmp_path, minilm_dir)
+
+
+# --- what passes ---
+
+
+def test_a_good_document_leaves_what_a_train_pod_needs(bench: Bench) -> None:
+    bench.put("test.jsonl", jsonl(rows(10)))
+    bench.spec["data"]["test"] = {"uri": bench.uri("test.jsonl")}
+    last = bench.run()
+    assert (last.code, last.reason) == (0, "PreflightPassed")
+    assert last.preflight is not None
+    assert last.preflight.state == "Fresh"
+    summary = last.preflight.summary
+    assert summary.rows is not None
+    assert (summary.rows.train + summary.rows.validation, summary.rows.test) == (60, 10)
+    assert (summary.labels, summary.multi_label) == (2, False)
+    record = bench.record(last)
+    assert record.labels == ["a", "b"]
+    assert (record.model_max_length, record.pad_token_id) == (256, 0)
+    assert [entry.role for entry in record.manifest] == [
+        "model/config.json",
+        "model/model.safetensors",
+        "model/tokenizer.json",
+        "model/tokenizer_config.json",
+        "train/0",
+        "test",
+    ]
+    store = load_file(bench.root / "output" / record.encoded.key)
+    assert np.bincount(store["split"]).tolist() == [summary.rows.train, summary.rows.validation, 10]
+    sources = [record.manifest[number].role for number in store["source"]]
+    assert sources == ["train/0"] * 60 + ["test"] * 10
+    assert store["row"].tolist() == [*range(1, 61), *range(1, 11)]
+    assert summary.report_uri is not None
+    assert (bench.root / summary.report_uri.removeprefix(bench.root.as_uri() + "/")).is_file()
+    assert not (bench.root / "work/preflight").exists()
+
+
+def test_run_again_it_comes_to_the_same_end_and_changes_nothing(bench: Bench) -> None:
+    one = bench.run()
+    before = bench.record(one)
+    written = (bench.root / f"output/runs/{one.run_id}/run.json").stat().st_mtime_ns
+    two = bench.run()
+    assert two.run_id == one.run_id
+    assert bench.record(two) == before
+    assert (bench.root / f"output/runs/{one.run_id}/run.json").stat().st_mtime_ns == written
+
+
+def test_names_and_places_do_not_make_another_run_but_content_does(bench: Bench) -> None:
+    one = bench.run()
+    bench.put("moved.jsonl", jsonl(rows()))
+    bench.spec["data"]["train"] = [{"uri": bench.uri("moved.jsonl")}]
+    moved = bench.run()
+    assert moved.run_id == one.run_id
+    assert bench.record(moved).manifest[-1].uri == bench.uri("moved.jsonl")
+    bench.put("moved.jsonl", jsonl(rows(61)))
+    assert bench.run().run_id != one.run_id
+
+
+def test_another_test_set_is_the_same_run_with_other_test_rows(bench: Bench) -> None:
+    bench.put("test.jsonl", jsonl(rows(10)))
+    one = bench.run()
+    bench.spec["data"]["test"] = {"uri": bench.uri("test.jsonl")}
+    two = bench.run()
+    assert two.run_id == one.run_id
+    assert bench.record(two).manifest[-1].role == "test"
+    store = load_file(bench.root / "output" / bench.record(two).encoded.key)
+    assert (store["split"] == 2).sum() == 10
+
+
+def test_the_digest_of_a_large_file_is_taken_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[str] = []
+    original = preflight.hash_object
+    monkeypatch.setattr(
+        preflight, "hash_object", lambda store, info: (hashed.append(info.key), original(store, info))[1]
+    )
+    bench.run()
+    assert "model.safetensors" in hashed
+    hashed.clear()
+    bench.run()
+    assert hashed == []
+    save_file({"weight": np.arange(13, dtype=np.float32)}, bench.root / "model/model.safetensors")
+    bench.run()
+    assert hashed == ["model.safetensors"]
+
+
+def test_labels_follow_the_document_else_the_base_model_else_code_points(bench: Bench) -> None:
+    assert bench.record(bench.run()).labels == ["a", "b"]
+    config = json.loads((bench.root / "model/config.json").read_text())
+    config["id2label"] = {"0": "b", "1": "a", "2": "c"}
+    bench.put("model/config.json", json.dumps(config).encode())
+    assert bench.record(bench.run()).labels == ["b", "a", "c"]
+    config["id2label"] = {"0": "LABEL_0", "1": "LABEL_1"}
+    bench.put("model/config.json", json.dumps(config).encode())
+    assert bench.record(bench.run()).labels == ["a", "b"]
+    bench.spec["task"]["labels"] = ["b", "a", "z"]
+    last = bench.run()
+    assert bench.record(last).labels == ["b", "a", "z"]
+    assert last.preflight is not None
+    assert any("No training row has the label z" in text for text in last.preflight.summary.warnings or [])
+
+
+def test_a_group_stays_on_one_side(bench: Bench) -> None:
+    grouped = [{**row, "who": f"customer {i // 6}"} for i, row in enumerate(rows(300))]
+    bench.put("train.jsonl", jsonl(grouped))
+    bench.spec["data"]["validation"] = {"fraction": 0.3, "groupBy": "who"}
+    store = load_file(bench.root / "output" / bench.record(bench.run()).encoded.key)
+    sides: dict[int, set[int]] = {}
+    for row, split in zip(store["row"].tolist(), store["split"].tolist(), strict=True):
+        sides.setdefault((row - 1) // 6, set()).add(split)
+    assert all(len(side) == 1 for side in sides.values())
+    assert {0} in sides.values()
+    assert {1} in sides.values()
+
+
+def test_rows_with_lists_of_labels_are_multi_label(bench: Bench) -> None:
+    lists = [{"text": f"row {i}", "label": ["x", "y"][: i % 3]} for i in range(60)]
+    bench.put("train.jsonl", jsonl(lists))
+    last = bench.run()
+    assert bench.record(last).multi_label
+    assert load_file(bench.root / "output" / bench.record(last).encoded.key)["labels"].shape == (60, 2)
+
+
+def test_odd_data_passes_with_warnings(bench: Bench) -> None:
+    odd = rows(80) + [{"text": "word " * 400, "label": "a"}] * 10 + [{"text": "word " * 400, "label": "b"}] * 2
+    bench.put("train.jsonl", jsonl([*odd, {"text": "rare one", "label": "c"}]))
+    bench.put("test.jsonl", jsonl(rows(5)))
+    bench.spec["data"] |= {"test": {"uri": bench.uri("test.jsonl")}, "maxLength": 64}
+    last = bench.run()
+    assert last.preflight is not None
+    found = " ".join(last.preflight.summary.warnings or [])
+    assert last.preflight.summary.truncated_percent == pytest.approx(100 * 12 / 98, abs=0.01)
+    for sentence in (
+        "Fewer than 10 training rows have",
+        "test rows have the text of a training row",
+        "1 times the same text has another label",
+        "% of the rows were cut to 64 tokens",
+        "of 98 rows repeat the text",
+    ):
+        assert sentence in found
+
+
+# --- what is done already ---
+
+
+def commit(bench: Bench, last: LastMessage, kind: RecordKind, body: dict[str, Any]) -> None:
+    store = open_store(bench.spec["output"]["uri"], StorageSettings())
+    RunLog(store, str(last.run_id)).claim(holder=Holder()).append(kind, body)
+
+
+def publish(bench: Bench, last: LastMessage, *, end: str = "complete") -> TrainOutcome:
+    store = open_store(bench.spec["output"]["uri"], StorageSettings())
+    info = store.write(f"runs/{last.run_id}/attempts/1/model/model.safetensors", b"weights")
+    outcome = TrainOutcome(
+        final_step=30,
+        total_steps=30,
+        evaluation=EvaluationStatus(rows=12, on="validation", tuned={"f1": 0.9}),
+        model=ModelStatus(uri="file:///somewhere", digest="sha256:0", size_bytes=7),
+    )
+    body = {
+        "publicationId": publication_id(evaluation_id(str(last.run_id), test=None), bench.config()),
+        "end": end,
+        "objects": [{"key": info.key, "size": info.size, "sha256": info.sha256}],
+        "outcome": outcome.document(),
+    }
+    commit(bench, last, RecordKind.PUBLISHED, body)
+    return outcome
+
+
+def test_a_committed_checkpoint_is_gone_on_from(bench: Bench) -> None:
+    last = bench.run()
+    commit(bench, last, RecordKind.CHECKPOINT, {"step": 12, "objects": []})
+    again = bench.run()
+    assert again.preflight is not None
+    assert (again.preflight.state, again.preflight.step, again.step) == ("Resume", 12, 12)
+
+
+def test_a_published_result_is_reused(bench: Bench) -> None:
+    outcome = publish(bench, bench.run())
+    again = bench.run()
+    assert (again.code, again.reason) == (0, "Reused")
+    assert again.preflight is not None
+    assert again.preflight.state == "Reused"
+    assert again.result == outcome
+
+
+def test_another_publication_of_the_run_is_not_reused(bench: Bench) -> None:
+    publish(bench, bench.run())
+    bench.spec["output"]["weights"] = "Last"
+    again = bench.run()
+    assert again.preflight is not None
+    assert again.preflight.state == "Fresh"
+
+
+def test_a_result_that_ended_early_for_its_budget_is_not_reused(bench: Bench) -> None:
+    publish(bench, bench.run(), end="budget")
+    again = bench.run()
+    assert again.preflight is not None
+    assert again.preflight.state == "Fresh"
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(b"short")])
+def test_a_published_model_that_is_not_whole_is_made_again(bench: Bench, damage: Callable[[Path], None]) -> None:
+    last = bench.run()
+    publish(bench, last)
+    damage(bench.root / f"output/runs/{last.run_id}/attempts/1/model/model.safetensors")
+    again = bench.run()
+    assert again.preflight is not None
+    assert again.preflight.state != "Reused"
+    assert "The published model is not whole" in (again.preflight.summary.warnings or [""])[0]
+
+
+def test_a_damaged_run_record_is_told_as_damage(bench: Bench) -> None:
+    last = bench.run()
+    bench.put(f"output/runs/{last.run_id}/run.json", b"{}")
+    bench.refused(ExitCode.DAMAGED, "RunRecordDamaged", "run.json is not what a preflight writes")
+
+
+# --- bad content: 42, and nothing is left behind ---
+
+BAD_ROWS: dict[str, tuple[bytes, str, tuple[str, ...]]] = {
+    "line 17 is not JSON": (
+        jsonl(rows(16)) + b'{"text": "' + SECRET_TEXT.encode() + b'", label}\n' + jsonl(rows(9)),
+        "InvalidRow",
+        ("train.jsonl:17:", "not JSON", "every line must be one JSON object"),
+    ),
+    "two bad lines": (
+        b"[]\n" + jsonl(rows(16)) + b'{"text": null, "label": "a"}\n',
+        "InvalidRow",
+        ("train.jsonl:1: the line is an array", "(and 1 more)"),
+    ),
+    "a column is missing": (
+        jsonl([{"body": "x", "intent": "y"}]),
+        "ColumnMissing",
+        ("train.jsonl:1: no column 'text'; columns found: body, intent", "spec.task.columns.text"),
+    ),
+    "the file is empty": (b"", "EmptyData", ("train.jsonl: the file is empty",)),
+    "the file has blank lines only": (b"\n \n", "EmptyData", ("train.jsonl: the file has no rows",)),
+    "one class only": (jsonl(rows(40, "a")), "OneClassOnly", ("the label 'a' alone", "nothing to learn")),
+    "a label is null": (
+        jsonl([*rows(4), {"text": SECRET_TEXT, "label": None}]),
+        "InvalidRow",
+        ("train.jsonl:5: the column 'label' must hold a label", "found nothing (null)"),
+    ),
+    "a text is a number": (
+        jsonl([*rows(4), {"text": 5, "label": "a"}]),
+        "InvalidRow",
+        ("train.jsonl:5: the column 'text' must hold text, found the number 5",),
+    ),
+    "a text is empty": (
+        jsonl([*rows(4), {"text": " \t", "label": "a"}]),
+        "InvalidRow",
+        ("train.jsonl:5: the text is empty",),
+    ),
+    "a list of labels among single ones": (
+        jsonl([*rows(4), {"text": SECRET_TEXT, "label": ["a"]}]),
+        "InvalidRow",
+        ("train.jsonl:5: the row has a list of labels where the first row has one label",),
+    ),
+    "half a surrogate pair": (
+        jsonl([*rows(4), {"text": "\ud800 x", "label": "a"}]),
+        "InvalidRow",
+        ("train.jsonl:5: the text holds half a surrogate pair",),
+    ),
+    "nothing left to validate": (
+        jsonl([{"text": "this row", "label": "a"}, {"text": "that row", "label": "b"}]),
+        "EmptySplit",
+        ("is left for", "with validation.fraction 0.2"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_ROWS)
+def test_bad_rows_end_with_one_clear_sentence(bench: Bench, name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    data, reason, parts = BAD_ROWS[name]
+    bench.put("train.jsonl", data)
+    last = bench.refused(ExitCode.INVALID, reason, *parts)
+    assert SECRET_TEXT not in last.message
+    said = capfd.readouterr()
+    assert SECRET_TEXT not in said.out + said.err
+    assert "Traceback" not in said.err
+    assert not list((bench.root / "output").rglob("*")), "nothing is half-written"
+
+
+def test_a_label_outside_the_documents_labels_is_named(bench: Bench) -> None:
+    bench.spec["task"]["labels"] = ["a", "c"]
+    bench.refused(
+        ExitCode.INVALID,
+        "UnknownLabel",
+        "train.jsonl:2: the label 'b' is not in spec.task.labels (a, c)",
+        "(and 29 more)",
+    )
+
+
+def test_a_label_that_only_test_rows_have_is_refused(bench: Bench) -> None:
+    bench.put("test.jsonl", jsonl(rows(6, "abc")))
+    bench.spec["data"]["test"] = {"uri": bench.uri("test.jsonl")}
+    bench.refused(
+        ExitCode.INVALID, "UnknownLabel", "test.jsonl:3: the label 'c'", "training and validation rows (a, b)"
+    )
+
+
+def test_a_label_named_twice_is_refused(bench: Bench) -> None:
+    bench.spec["task"]["labels"] = ["a", "b", "a"]
+    bench.refused(ExitCode.INVALID, "InvalidLabels", "names 'a' twice")
+
+
+def test_a_csv_without_the_column_names_those_of_its_header(bench: Bench) -> None:
+    bench.put("train.csv", b"body;intent\nx;y\n")
+    bench.spec["data"]["train"] = [{"uri": bench.uri("train.csv")}]
+    bench.refused(ExitCode.INVALID, "ColumnMissing", "train.csv:2: no column 'text'; columns found: body;intent")
+
+
+def test_a_missing_group_column_is_named(bench: Bench) -> None:
+    bench.spec["data"]["validation"] = {"fraction": 0.2, "groupBy": "customer"}
+    bench.refused(ExitCode.INVALID, "ColumnMissing", "no column 'customer'", "spec.data.validation.groupBy")
+
+
+def test_a_file_that_is_not_what_its_name_says_is_refused(bench: Bench) -> None:
+    bench.put("train.jsonl.zst", gzip.compress(jsonl(rows())))
+    bench.spec["data"]["train"] = [{"uri": bench.uri("train.jsonl.zst")}]
+    bench.refused(ExitCode.INVALID, "InvalidFile", "is named train.jsonl.zst but is gzip data")
+
+
+def test_overlong_rows_fail_when_the_document_says_so(bench: Bench) -> None:
+    bench.put("train.jsonl", jsonl([*rows(), {"text": "word " * 100, "label": "a"}]))
+    bench.spec["data"] |= {"maxLength": 32, "overlong": "Fail"}
+    bench.refused(ExitCode.INVALID, "RowTooLong", "train.jsonl:61: the row has 102 tokens, 32 are allowed")
+
+
+def test_dropping_all_rows_is_refused(bench: Bench) -> None:
+    bench.spec["data"] |= {"maxLength": 8, "overlong": "Drop"}
+    bench.refused(ExitCode.INVALID, "EmptySplit", "rows were dropped as longer than data.maxLength allows")
+
+
+BAD_MODELS: dict[str, tuple[Callable[[Path], Any], str, tuple[str, ...]]] = {
+    "no config.json": (lambda m: (m / "config.json").unlink(), "ModelIncomplete", ("config.json is missing",)),
+    "config.json is a list": (
+        lambda m: (m / "config.json").write_text("[]"),
+        "ModelIncomplete",
+        ("config.json is not a JSON object",),
+    ),
+    "no tokenizer.json": (lambda m: (m / "tokenizer.json").unlink(), "ModelIncomplete", ("save_pretrained(DIR)",)),
+    "a tokenizer of nothing": (
+        lambda m: (m / "tokenizer.json").write_text("{}"),
+        "ModelIncomplete",
+        ("not a tokenizer of the tokenizers library",),
+    ),
+    "no weights": (lambda m: (m / "model.safetensors").unlink(), "ModelIncomplete", ("model.safetensors is missing",)),
+    "weights cut short": (
+        lambda m: (m / "model.safetensors").write_bytes((m / "model.safetensors").read_bytes()[:-4]),
+        "ModelIncomplete",
+        ("where its header says",),
+    ),
+    "weights that are none": (
+        lambda m: (m / "model.safetensors").write_bytes(b"<html>not found</html>"),
+        "ModelIncomplete",
+        ("not a safetensors file",),
+    ),
+    "a shard is missing": (
+        lambda m: (m / "model.safetensors.index.json").write_text('{"weight_map": {"w": "model-1.safetensors"}}'),
+        "ModelIncomplete",
+        ("model-1.safetensors, which model.safetensors.index.json needs, is missing",),
+    ),
+    "pickles only": (
+        lambda m: (m / "model.safetensors").rename(m / "pytorch_model.bin"),
+        "PickleModel",
+        ("the weights are pickles (pytorch_model.bin)", "convert a model you trust with: python -c"),
+    ),
+    "an adapter": (
+        lambda m: (m / "config.json").rename(m / "adapter_config.json"),
+        "ModelIncomplete",
+        ("publish an adapter with output.merge",),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_MODELS)
+def test_a_bad_model_ends_with_one_clear_sentence(bench: Bench, name: str) -> None:
+    spoil, reason, parts = BAD_MODELS[name]
+    spoil(bench.root / "model")
+    bench.refused(ExitCode.INVALID, reason, bench.uri("model"), *parts)
+    assert not list((bench.root / "output").rglob("*"))
+
+
+def test_a_config_of_another_version_is_told(bench: Bench, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"schemaVersion": 2}')
+    code = preflight.main(
+        config=tmp_path / "config.json", credentials=None, message=tmp_path / "message", work=tmp_path / "work"
+    )
+    assert code == ExitCode.INVALID
+    assert "operator and trainer must match" in (tmp_path / "message").read_text()
+
+
+# --- the environment: 49, and it passes once mended ---
+
+
+def test_an_output_that_cannot_be_written_is_told(bench: Bench) -> None:
+    bench.put("file", b"")
+    bench.spec["output"]["uri"] = bench.uri("file/output")
+    bench.refused(ExitCode.STORAGE, "OutputNotWritable", "spec.output.uri is not writable", "file/output")
+
+
+@pytest.mark.parametrize("what", ["model", "train.jsonl"])
+def test_a_missing_object_passes_once_it_is_uploaded(bench: Bench, what: str) -> None:
+    (bench.root / what).rename(bench.root / "away")
+    bench.refused(ExitCode.STORAGE, "ObjectNotFound", bench.uri(what), "upload")
+    (bench.root / "away").rename(bench.root / what)
+    assert bench.run().code == 0
+
+
+@pytest.fixture
+def s3_bench(bench: Bench, s3_server: Any, s3_bucket: str) -> Bench:
+    """The same on a real S3 server."""
+    client = s3_server.client()
+    for path in sorted(bench.root.rglob("*")):
+        if path.is_file():
+            client.put_object(Bucket=s3_bucket, Key=path.relative_to(bench.root).as_posix(), Body=path.read_bytes())
+    bench.credentials = s3_server.admin
+    bench.spec |= {
+        "model": {"uri": f"s3://{s3_bucket}/model"},
+        "data": {"train": [{"uri": f"s3://{s3_bucket}/train.jsonl"}], "validation": {"fraction": 0.2}},
+        "output": {"uri": f"s3://{s3_bucket}/output"},
+        "storage": {"endpoint": s3_server.endpoint},
+    }
+    return bench
+
+
+def test_a_good_document_passes_on_s3_twice(s3_bench: Bench) -> None:
+    one, two = s3_bench.run(), s3_bench.run()
+    assert (one.code, one.reason, two.reason) == (0, "PreflightPassed", "PreflightPassed")
+    assert one.run_id == two.run_id
+
+
+def test_the_same_rows_are_the_same_run_on_s3_and_in_a_directory(bench: Bench, request: pytest.FixtureRequest) -> None:
+    one = bench.run()
+    assert request.getfixturevalue("s3_bench").run().run_id == one.run_id
+
+
+@pytest.mark.parametrize("field", ["model", "output", "data"])
+def test_a_missing_bucket_is_named(s3_bench: Bench, field: str) -> None:
+    for source in (s3_bench.spec[field],) if field != "data" else s3_bench.spec["data"]["train"]:
+        source["uri"] = "s3://no-such-bucket/train.jsonl"
+    s3_bench.refused(ExitCode.STORAGE, "BucketNotFound", "no-such-bucket does not exist", "create it or correct")
+
+
+def test_wrong_credentials_pass_once_mended(s3_bench: Bench, s3_server: Any, tmp_path: Path) -> None:
+    s3_bench.credentials = tmp_path / "credentials"
+    shutil.copytree(s3_server.admin, s3_bench.credentials)
+    (s3_bench.credentials / "AWS_SECRET_ACCESS_KEY").write_text("wrong-secret-wrong-secret")
+    last = s3_bench.refused(ExitCode.STORAGE, "InvalidCredentials", "AWS_SECRET_ACCESS_KEY")
+    assert "wrong-secret-wrong-secret" not in last.message
+    shutil.copy(s3_server.admin / "AWS_SECRET_ACCESS_KEY", s3_bench.credentials)
+    assert s3_bench.run().code == 0
+
+
+def test_missing_credentials_are_told_with_their_place(s3_bench: Bench, tmp_path: Path) -> None:
+    s3_bench.credentials = tmp_path / "nowhere"
+    s3_bench.refused(ExitCode.STORAGE, "CredentialsMissing", "AWS_ACCESS_KEY_ID")
+
+
+def test_an_identity_that_may_only_read_cannot_be_given_an_output(s3_bench: Bench, s3_server: Any) -> None:
+    s3_bench.credentials = s3_server.read_only
+    s3_bench.refused(ExitCode.STORAGE, "OutputNotWritable", "spec.output.uri is not writable", "denied")
+
+
+def test_an_unreachable_endpoint_is_told_within_20_seconds(s3_bench: Bench) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+    s3_bench.spec["storage"]["endpoint"] = f"http://127.0.0.1:{port}"
+    s3_bench.refused(ExitCode.STORAGE, "EndpointUnreachable", f"127.0.0.1:{port}")
