@@ -9,6 +9,7 @@ import sysconfig
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,17 +33,22 @@ class S3Server:
 
     def client(self) -> Any:
         """The SDK's own client with all permissions, for what a store does not offer, as making buckets."""
-        from botocore.config import Config
-        from botocore.session import Session
+        return _client(self.endpoint, self.admin)
 
-        return Session().create_client(
-            "s3",
-            endpoint_url=self.endpoint,
-            region_name="us-east-1",
-            aws_access_key_id=(self.admin / "AWS_ACCESS_KEY_ID").read_text(),
-            aws_secret_access_key=(self.admin / "AWS_SECRET_ACCESS_KEY").read_text(),
-            config=Config(s3={"addressing_style": "path"}, retries={"total_max_attempts": 4}),
-        )
+
+@cache
+def _client(endpoint: str, credentials: Path) -> Any:
+    from botocore.config import Config
+    from botocore.session import Session
+
+    return Session().create_client(
+        "s3",
+        endpoint_url=endpoint,
+        region_name="us-east-1",
+        aws_access_key_id=(credentials / "AWS_ACCESS_KEY_ID").read_text(),
+        aws_secret_access_key=(credentials / "AWS_SECRET_ACCESS_KEY").read_text(),
+        config=Config(s3={"addressing_style": "path"}, retries={"total_max_attempts": 4}),
+    )
 
 
 @pytest.fixture(scope="session")

@@ -62,7 +62,7 @@ def local_failure(error: OSError, what: str) -> StorageError | None:
             "AccessDenied",
             f"The {what} was denied ({error.strerror}): give user {os.getuid()} the permission on {place}.",
         )
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return StorageError("NoSpace", f"The {what} failed ({error.strerror}): free space or use a larger volume.")
     return None
 

@@ -45,6 +45,7 @@ from botocore.exceptions import (
     SSLError,
 )
 from botocore.exceptions import ConnectionError as ConnectError
+from botocore.loaders import create_loader
 from botocore.parsers import ResponseParserError
 from botocore.session import Session
 
@@ -73,6 +74,7 @@ _BLOCK = MIB
 _SHA256 = "finetune-sha256"  # user metadata of objects written from memory
 _NONCE = "finetune-write"  # user metadata that tells our own write from another's
 _FIRST_DELAY, _LONGEST_DELAY = 0.1, 8.0  # seconds
+_LOADER = create_loader()  # parses the SDK's description of S3 once a process
 _RESOLVED_FOR = 60.0  # seconds that an endpoint's addresses are trusted
 # Addresses of cloud metadata services that are not link-local.
 _METADATA = {ip_address("fd00:ec2::254"), ip_address("100.100.100.200")}
@@ -128,13 +130,15 @@ class S3Store:
         if token:
             request["ContinuationToken"] = token
         answer = self._call("list", prefix, lambda client: client.list_objects_v2(**request))
+        if "IsTruncated" not in answer:
+            raise _no_s3()
         found = [
             ObjectInfo(key, item["Size"], _plain(item["ETag"]), item["LastModified"])
             for item in answer.get("Contents", ())
             # A key ending in a slash is a console's idea of a directory.
             if (key := item["Key"].removeprefix(self._prefix)) and not key.endswith("/")
         ]
-        return found, answer.get("NextContinuationToken") if answer.get("IsTruncated") else None
+        return found, answer.get("NextContinuationToken") if answer["IsTruncated"] else None
 
     def read(self, key: str, *, if_match: str | None = None, limit: int | None = None) -> bytes:
         with self._open(key, if_match) as source:
@@ -248,7 +252,7 @@ class S3Store:
             if found is None:
                 raise
             return found
-        info = ObjectInfo(key, len(data), _plain(answer["ETag"]), None, sha256)
+        info = ObjectInfo(key, len(data), _etag(answer), None, sha256)
         if info.etag != md5.hex():
             self._read_back(info)
         return info
@@ -299,7 +303,7 @@ class S3Store:
                 raise
 
     def _verified(self, key: str, sent: ObjectInfo, etag: str) -> ObjectInfo:
-        """What the store holds, compared with what was sent: by size and MD5, or by reading back where it tells none."""
+        """What the store holds, compared with what was sent: by size and MD5, or read back where it tells none."""
         found = self.head(key)
         if found is None:
             raise meaning(self._request("upload", key), Answer(404, ""))
@@ -512,6 +516,7 @@ class Connection:
     def _make_client(self) -> Any:
         settings = self._settings
         self._session = session = Session()
+        session.register_component("data_loader", _LOADER)
         if settings.credentials_dir is not None:
             provider = _FileProvider(settings.credentials_dir)
             session.register_component("credential_provider", CredentialResolver([provider]))
@@ -698,6 +703,7 @@ def _cause(error: Exception) -> str:
         ("No route", "no route to it"),
         ("unreachable", "no route to it"),
         ("onnect timeout", "no connection within the time limit"),
+        ("Read timed out", "no answer within the time limit"),
         ("Read timeout", "no answer within the time limit"),
         ("SSL", "the TLS handshake failed"),
         ("reset", "the connection was reset"),
@@ -710,7 +716,22 @@ def _cause(error: Exception) -> str:
 
 def _info(key: str, answer: Any, size: int) -> ObjectInfo:
     return ObjectInfo(
-        key, int(size), _plain(answer["ETag"]), answer.get("LastModified"), answer.get("Metadata", {}).get(_SHA256)
+        key, int(size), _etag(answer), answer.get("LastModified"), answer.get("Metadata", {}).get(_SHA256)
+    )
+
+
+def _etag(answer: Any) -> str:
+    if "ETag" not in answer:
+        raise _no_s3()
+    return _plain(answer["ETag"])
+
+
+def _no_s3() -> StorageError:
+    """The error for a web server that says 200 to everything."""
+    return StorageError(
+        "NotAnS3Server",
+        "What answered at the endpoint is no S3 server: set the endpoint to the S3 server's own address.",
+        environment=False,
     )
 
 

@@ -1,0 +1,412 @@
+"""What is particular to S3, on a real server: errors told apart, broken connections, credentials, endpoints."""
+
+import hashlib
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune_trainer.storage import (
+    AccessDenied,
+    Damaged,
+    NotFound,
+    PreconditionFailed,
+    StorageError,
+    StorageSettings,
+    Store,
+    Unavailable,
+    Unreachable,
+    open_store,
+)
+from finetune_trainer.storage.answers import Answer, Request, meaning
+from finetune_trainer.storage.transfer import fetch_ranges, part_size, range_size, send_parts
+
+MIB = 1 << 20
+
+
+def credentials(directory: Path, access: str, secret: str, token: str = "") -> Path:
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "AWS_ACCESS_KEY_ID").write_text(access + "\n")
+    (directory / "AWS_SECRET_ACCESS_KEY").write_text(secret + "\n")
+    if token:
+        (directory / "AWS_SESSION_TOKEN").write_text(token)
+    return directory
+
+
+def everything(store: Store, path: Path) -> Iterator[Any]:
+    """Each kind of operation once."""
+    path.write_bytes(b"x")
+    yield lambda: store.head("a")
+    yield lambda: list(store.list())
+    yield lambda: store.read("a")
+    yield lambda: store.download("a", path.with_name("target"))
+    yield lambda: store.write("a", b"x")
+    yield lambda: store.upload(path, "a")
+    yield lambda: store.create("b", b"x")
+    yield lambda: store.replace("c", b"x", if_match=None)
+
+
+def test_a_missing_bucket_is_told_by_every_operation_and_never_made(
+    s3_server: Any, s3_settings: StorageSettings, tmp_path: Path
+) -> None:
+    for number in range(8):
+        store = open_store("s3://no-such-bucket/prefix", s3_settings)
+        with pytest.raises(NotFound, match=r"bucket no-such-bucket does not exist.*create it") as caught:
+            list(everything(store, tmp_path / "file"))[number]()
+        assert caught.value.reason == "BucketNotFound"
+        assert caught.value.environment
+        assert s3_server.admin_secret not in str(caught.value)
+    assert "no-such-bucket" not in [bucket["Name"] for bucket in s3_server.client().list_buckets()["Buckets"]]
+
+
+@pytest.mark.parametrize(("kind", "words"), [("access", "access key id is unknown"), ("secret", "does not belong")])
+def test_wrong_credentials_are_told_by_every_operation(
+    s3_server: Any, s3_bucket: str, tmp_path: Path, kind: str, words: str
+) -> None:
+    access = "WRONG" if kind == "access" else (s3_server.admin / "AWS_ACCESS_KEY_ID").read_text()
+    directory = credentials(tmp_path / "credentials", access, "wrong-secret-value")
+    store = open_store(f"s3://{s3_bucket}/prefix", s3_server.settings(directory))
+    for operation in everything(store, tmp_path / "file"):
+        with pytest.raises(AccessDenied, match=words) as caught:
+            operation()
+        assert caught.value.reason == "InvalidCredentials"
+        assert caught.value.environment
+        assert "wrong-secret-value" not in f"{caught.value!r}{caught.value}"
+        assert str(directory) in str(caught.value)
+        assert f"s3://{s3_bucket}/prefix" in str(caught.value)
+        assert "HTTP 403" in str(caught.value)
+        assert "request " in str(caught.value)
+
+
+def test_wrong_credentials_recover_when_the_files_are_mended(s3_server: Any, s3_bucket: str, tmp_path: Path) -> None:
+    directory = credentials(tmp_path / "credentials", "WRONG", "wrong")
+    store = open_store(f"s3://{s3_bucket}", s3_server.settings(directory))
+    with pytest.raises(AccessDenied):
+        store.write("a", b"1")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        (directory / name).write_text((s3_server.admin / name).read_text())
+    store.write("a", b"1")
+    assert store.read("a") == b"1"
+
+
+def test_a_read_only_identity_reads_and_is_told_what_it_lacks(s3_server: Any, s3_bucket: str, tmp_path: Path) -> None:
+    open_store(f"s3://{s3_bucket}", s3_server.settings()).write("a", b"1")
+    store = open_store(f"s3://{s3_bucket}", s3_server.settings(s3_server.read_only))
+    assert store.read("a") == b"1"
+    assert store.head("b") is None
+    (tmp_path / "large").write_bytes(bytes(33 * MIB))
+    for write in (
+        lambda: store.write("b", b"1"),
+        lambda: store.create("b", b"1"),
+        lambda: store.upload(tmp_path / "large", "b"),
+    ):
+        with pytest.raises(AccessDenied, match=f"of s3://{s3_bucket}/b .*denied.*allow s3:PutObject") as caught:
+            write()
+        assert caught.value.reason == "AccessDenied"
+    with pytest.raises(AccessDenied, match="allow s3:DeleteObject"):
+        store.delete(["a"])
+
+
+def test_missing_credentials_are_told_with_their_place(s3_server: Any, tmp_path: Path) -> None:
+    store = open_store("s3://bucket", s3_server.settings(tmp_path / "nothing"))
+    with pytest.raises(AccessDenied, match=f"no credentials.*{tmp_path}/nothing") as caught:
+        store.read("a")
+    assert caught.value.reason == "CredentialsMissing"
+    assert caught.value.environment
+
+
+def test_the_sdk_chain_is_used_without_a_directory(
+    s3_server: Any, s3_bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, (s3_server.admin / name).read_text())
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    open_store(f"s3://{s3_bucket}", StorageSettings(s3_server.endpoint)).write("a", b"1")
+
+
+def closed_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def test_an_endpoint_that_refuses_is_named_within_seconds(s3_server: Any) -> None:
+    endpoint = f"http://127.0.0.1:{closed_port()}"
+    store = open_store("s3://bucket", replace(s3_server.settings(), endpoint=endpoint))
+    started = time.monotonic()
+    with pytest.raises(Unreachable, match=f"{endpoint} .*connection refused") as caught:
+        store.head("a")
+    assert time.monotonic() - started < 15
+    assert caught.value.reason == "EndpointUnreachable"
+    assert caught.value.environment
+
+
+def test_an_endpoint_that_never_answers_is_named_within_the_deadline(s3_server: Any) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        settings = replace(s3_server.settings(), endpoint=endpoint, connect_deadline=1.0)
+        started = time.monotonic()
+        with pytest.raises(Unreachable, match=f"{endpoint}.*no answer within the time limit"):
+            open_store("s3://bucket", settings).read("a")
+        assert time.monotonic() - started < 5
+
+
+def test_a_name_that_does_not_resolve_is_told(s3_server: Any) -> None:
+    settings = replace(s3_server.settings(), endpoint="http://no-such-host.invalid", connect_deadline=0.5)
+    with pytest.raises(Unreachable, match="does not resolve"):
+        open_store("s3://bucket", settings).read("a")
+
+
+@pytest.mark.parametrize("host", ["169.254.169.254", "[fe80::1]", "[::ffff:169.254.1.1]", "[fd00:ec2::254]"])
+def test_metadata_services_are_refused(s3_server: Any, host: str) -> None:
+    store = open_store("s3://bucket", replace(s3_server.settings(), endpoint=f"http://{host}"))
+    with pytest.raises(StorageError, match="link-local") as caught:
+        store.read("a")
+    assert caught.value.reason == "EndpointRefused"
+    assert not caught.value.environment
+
+
+@pytest.mark.parametrize("endpoint", ["ftp://host", "host:9000", "http://", "http://key:secret@host", "http://h:x"])
+def test_what_is_no_endpoint_is_refused_at_once(endpoint: str) -> None:
+    with pytest.raises(StorageError) as caught:
+        open_store("s3://bucket", StorageSettings(endpoint))
+    assert caught.value.reason == "EndpointRefused"
+    assert "secret" not in str(caught.value)
+
+
+def answer(status: str, code: str = "", header: str = "") -> bytes:
+    body = f"<Error><Code>{code}</Code><Message>said so</Message></Error>" if code else ""
+    return f"HTTP/1.1 {status}\r\n{header}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n{body}".encode()
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [("503 Slow", "SlowDown"), ("500 E", "InternalError"), ("429 E", ""), ("408 E", ""), ("400 E", "RequestTimeout")],
+)
+def test_what_may_pass_is_tried_again(proxied: Store, proxy: Any, status: str, code: str) -> None:
+    proxied.write("a", b"1")
+    proxy.answers += [answer(status, code)] * 3
+    assert proxied.read("a") == b"1"
+    assert proxy.answers == []
+
+
+@pytest.mark.parametrize(("status", "code"), [("403 F", "AccessDenied"), ("400 B", "InvalidArgument"), ("404 N", "")])
+def test_what_is_refused_is_not_tried_again(proxied: Store, proxy: Any, status: str, code: str) -> None:
+    proxied.write("a", b"1")
+    proxy.answers += [answer(status, code)] * 2
+    before = proxy.requests
+    with pytest.raises(StorageError):
+        proxied.read("a")
+    assert proxy.requests == before + 1
+    assert len(proxy.answers) == 1
+
+
+def test_errors_of_the_server_end_at_the_deadline(proxy: Any, s3_settings: StorageSettings, s3_bucket: str) -> None:
+    store = open_store(f"s3://{s3_bucket}", replace(s3_settings, endpoint=proxy.endpoint, deadline=1.0))
+    proxy.answers += [answer("503 Slow", "SlowDown")] * 1000
+    started = time.monotonic()
+    with pytest.raises(Unavailable, match="HTTP 503 SlowDown") as caught:
+        store.read("a")
+    assert 0.2 < time.monotonic() - started < 4
+    assert caught.value.reason == "StoreUnavailable"
+    assert caught.value.environment
+
+
+def test_expired_credentials_are_read_again_once(proxied: Store, proxy: Any) -> None:
+    proxied.write("a", b"1")
+    proxy.answers.append(answer("400 Bad", "ExpiredToken"))
+    assert proxied.read("a") == b"1"
+    proxy.answers.append(answer("400 Bad Request"))  # all that HEAD is told about expired credentials
+    assert proxied.head("a") is not None
+    proxy.answers += [answer("400 Bad", "ExpiredToken")] * 2
+    with pytest.raises(AccessDenied) as caught:
+        proxied.read("a")
+    assert caught.value.reason == "CredentialsExpired"
+    assert proxy.answers == []
+
+
+def test_redirects_are_refused(proxied: Store, proxy: Any) -> None:
+    proxied.write("a", b"1")
+    with socket.create_server(("127.0.0.1", 0)) as elsewhere:
+        elsewhere.settimeout(0.5)
+        target = f"Location: http://127.0.0.1:{elsewhere.getsockname()[1]}/a\r\n"
+        proxy.answers += [answer("307 Moved", "TemporaryRedirect", target)] * 3
+        with pytest.raises(StorageError, match="redirect") as caught:
+            proxied.read("a")
+        with pytest.raises(TimeoutError):
+            elsewhere.accept()
+    assert caught.value.reason == "RedirectRefused"
+
+
+def test_a_server_that_is_no_s3_is_told(proxy: Any, s3_settings: StorageSettings) -> None:
+    page = (
+        "HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 15\r\nConnection: close\r\n\r\n<p>Welcome!</p>\n"
+    )
+    proxy.answers += [page.encode()] * 1000
+    store = open_store("s3://bucket", replace(s3_settings, endpoint=proxy.endpoint, connect_deadline=0.3, deadline=0.3))
+    for use in (lambda: store.head("a"), lambda: store.write("a", b"1"), lambda: list(store.list())):
+        with pytest.raises(StorageError):
+            use()
+
+
+@pytest.mark.parametrize("operation", ["create", "replace"])
+def test_a_lost_answer_is_recognised_as_our_own_write(proxied: Store, proxy: Any, operation: str) -> None:
+    proxied.write("warm", b"1")
+    proxy.drop_marker, proxy.drop_answers = b"/claimed", 1
+    if operation == "create":
+        proxied.create("claimed", b"mine")
+    else:
+        proxied.replace("claimed", b"mine", if_match=None)
+    assert proxy.dropped == 1
+    assert proxied.read("claimed") == b"mine"
+
+
+def test_a_lost_answer_to_another_is_still_a_conflict(proxied: Store, proxy: Any) -> None:
+    proxied.write("claimed", b"theirs")
+    proxy.drop_marker, proxy.drop_answers = b"/claimed", 1
+    with pytest.raises(PreconditionFailed):
+        proxied.replace("claimed", b"mine", if_match=None)
+    assert proxied.read("claimed") == b"theirs"
+
+
+def test_broken_connections_are_resumed_where_they_broke(proxied: Store, proxy: Any, tmp_path: Path) -> None:
+    data = os.urandom(40 * MIB)
+    (tmp_path / "source").write_bytes(data)
+    sent = proxied.upload(tmp_path / "source", "big")
+    proxy.cuts, proxy.cut_after = 6, 5 * MIB
+    got = proxied.download("big", tmp_path / "target", if_match=sent.etag, sha256=sent.sha256)
+    assert proxy.cuts == 0
+    assert got.sha256 == hashlib.sha256(data).hexdigest()
+    assert (tmp_path / "target").read_bytes() == data
+    proxy.cuts = 5
+    with proxied.stream("big") as source:
+        assert source.read() == data
+    assert proxy.cuts == 0
+
+
+def test_a_stream_never_mixes_two_versions(proxied: Store, proxy: Any) -> None:
+    proxied.write("big", bytes(20 * MIB))
+    proxy.cuts, proxy.cut_after = 1, 2 * MIB
+    with proxied.stream("big") as source:
+        assert source.read(MIB) == bytes(MIB)
+        proxied.write("big", bytes([1]) * 20 * MIB)
+        with pytest.raises(PreconditionFailed):
+            source.read()
+
+
+def test_lost_answers_during_an_upload_are_survived(proxied: Store, proxy: Any, tmp_path: Path) -> None:
+    data = os.urandom(40 * MIB)
+    (tmp_path / "source").write_bytes(data)
+    proxied.write("warm", b"1")
+    for marker in (b"partNumber=2", b"POST /"):
+        proxy.drop_marker, proxy.drop_answers = marker, 1
+        sent = proxied.upload(tmp_path / "source", "big")
+        assert sent.sha256 == hashlib.sha256(data).hexdigest()
+    assert proxy.dropped == 2
+    assert proxied.download("big", tmp_path / "target").sha256 == sent.sha256
+
+
+def test_a_failed_upload_leaves_no_parts(
+    proxied: Store, proxy: Any, s3_server: Any, s3_bucket: str, tmp_path: Path
+) -> None:
+    (tmp_path / "source").write_bytes(bytes(40 * MIB))
+    proxy.answer_marker = b"partNumber=3"
+    proxy.answers += [answer("403 F", "AccessDenied")]
+    with pytest.raises(AccessDenied):
+        proxied.upload(tmp_path / "source", "big")
+    assert proxy.answers == []
+    assert proxied.head("big") is None
+    assert s3_server.client().list_multipart_uploads(Bucket=s3_bucket).get("Uploads", []) == []
+
+
+def test_damage_behind_the_stores_back_is_found(
+    s3_server: Any, s3_bucket: str, s3_settings: Any, tmp_path: Path
+) -> None:
+    store = open_store(f"s3://{s3_bucket}", s3_settings)
+    written = store.write("a", b"right")
+    client = s3_server.client()
+    metadata = client.head_object(Bucket=s3_bucket, Key="a")["Metadata"]
+    assert metadata["finetune-sha256"] == written.sha256
+    client.put_object(Bucket=s3_bucket, Key="a", Body=b"wrong", Metadata=metadata)
+    for read in (lambda: store.read("a"), lambda: store.download("a", tmp_path / "a")):
+        with pytest.raises(Damaged) as caught:
+            read()
+        assert caught.value.reason == "ChecksumMismatch"
+        assert not caught.value.environment
+    assert not (tmp_path / "a").exists()
+
+
+def test_an_object_of_anyone_is_read(s3_server: Any, s3_bucket: str, s3_settings: Any, tmp_path: Path) -> None:
+    s3_server.client().put_object(Bucket=s3_bucket, Key="data/train.jsonl", Body=b"{}\n")
+    store = open_store(f"s3://{s3_bucket}", s3_settings)
+    found = store.head("data/train.jsonl")
+    assert found is not None
+    assert found.sha256 is None
+    assert store.download("data/train.jsonl", tmp_path / "x").sha256 == hashlib.sha256(b"{}\n").hexdigest()
+
+
+def test_ranges_and_parts_fit_their_limits() -> None:
+    for size in (0, 1, 100 * MIB, 5 << 30, 5 << 40):
+        assert 16 * MIB <= range_size(size) <= 64 * MIB
+        assert part_size(size) >= 16 * MIB
+        assert -(-size // part_size(size)) <= 10_000
+        assert part_size(size) % MIB == 0
+
+
+def test_the_first_failing_range_ends_a_transfer(tmp_path: Path) -> None:
+    (tmp_path / "target").touch()
+
+    def fetch(offset: int, length: int, write: Any) -> None:
+        if offset:
+            raise Unavailable("StoreUnavailable", "gone")
+        write(offset, bytes(length))
+
+    with pytest.raises(Unavailable):
+        fetch_ranges(fetch, tmp_path / "target", 64 * MIB)
+
+
+def test_parts_are_sent_in_bounded_number_and_reported_in_order() -> None:
+    under_way, most, lock = 0, 0, threading.Lock()
+
+    def send(number: int, data: bytes) -> str:
+        nonlocal under_way, most
+        with lock:
+            under_way += 1
+            most = max(most, under_way)
+        time.sleep(0.002)
+        with lock:
+            under_way -= 1
+        return f"{number}{data.decode()}"
+
+    assert send_parts(send, (b"x" for _ in range(40))) == [f"{number}x" for number in range(1, 41)]
+    assert 1 < most <= 4
+
+
+@pytest.mark.parametrize(
+    ("operation", "answered", "reason", "environment"),
+    [
+        ("create", Answer(501, "NotImplemented"), "ConditionalWritesUnsupported", False),
+        ("read", Answer(403, "RequestTimeTooSkewed"), "ClockSkewed", True),
+        ("read", Answer(400, "AuthorizationHeaderMalformed"), "WrongRegion", False),
+        ("read", Answer(403, "InvalidToken"), "InvalidCredentials", True),
+        ("write", Answer(400, "BadDigest"), "StoreUnavailable", True),
+        ("read", Answer(416, "InvalidRange"), "ObjectChanged", False),
+        ("write", Answer(400, "KeyTooLongError", "Your key is too long"), "RequestRefused", False),
+    ],
+)
+def test_answers_that_this_server_never_gives_are_understood(
+    operation: str, answered: Answer, reason: str, environment: bool
+) -> None:
+    error = meaning(Request(operation, "s3://b/k", "b", "http://e", "/c"), answered)
+    assert (error.reason, error.environment) == (reason, environment)
+    assert "s3://b/k" in error.message
+    assert str(answered.status) in error.message
+
+
+def test_what_is_printed_holds_no_secret(s3_server: Any, s3_settings: StorageSettings) -> None:
+    assert s3_server.admin_secret not in f"{s3_settings!r}{open_store('s3://b', s3_settings)!r}"
