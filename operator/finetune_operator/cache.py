@@ -1,0 +1,166 @@
+"""What the watches have brought, kept as views, and what our own writes changed before the watches bring it.
+
+Entries are keyed by UID, so that a namesake is never mistaken for the object it followed, and the higher resource
+version wins, so that an old event never undoes what a newer answer said.
+"""
+
+from collections import OrderedDict, defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from finetune_operator.views import GENERATION, Child, Pinned, Pod, Profile, Raw, Subject, controller
+
+Kind = Literal["finetunejobs", "finetuneprofiles", "jobs", "pods", "configmaps"]
+View = Subject | Profile | Child | Pod | Pinned | int
+"""An int stands for a ConfigMap of that generation that cannot be read."""
+REMEMBERED = 10_000
+
+
+@dataclass(frozen=True)
+class Entry:
+    kind: Kind
+    namespace: str
+    version: int
+    subject: str
+    """UID of the FineTuneJob it belongs to; empty for a profile."""
+    view: View
+
+
+class Cache:
+    """All objects of the watched namespaces that are ours or concern us."""
+
+    def __init__(self) -> None:
+        self._entries: dict[str, Entry] = {}
+        self._of: dict[str, set[str]] = defaultdict(set)
+        self._outputs: dict[str, set[str]] = defaultdict(set)
+        self._gone: OrderedDict[str, None] = OrderedDict()
+
+    def apply(self, kind: Kind, raw: Raw) -> frozenset[str]:
+        """Take an object as it is now. Returns the UIDs of the FineTuneJobs it concerns."""
+        uid = raw["metadata"]["uid"]
+        version = _version(raw)
+        before = self._entries.get(uid)
+        if uid in self._gone or (before is not None and before.version > version):
+            return frozenset()
+        entry = Entry(kind, raw["metadata"].get("namespace", ""), version, _subject_of(kind, raw), _view(kind, raw))
+        self._unlink(uid)
+        self._entries[uid] = entry
+        self._of[entry.subject].add(uid)
+        if isinstance(entry.view, Subject):
+            self._outputs[entry.view.output].add(uid)
+        return self._concerned(entry) | (self._concerned(before) if before is not None else frozenset())
+
+    def forget(self, uid: str) -> frozenset[str]:
+        """An object is gone for good: UIDs never come again. Returns the UIDs of the FineTuneJobs it concerned."""
+        entry = self._entries.get(uid)
+        self._gone[uid] = None
+        if len(self._gone) > REMEMBERED:
+            self._gone.popitem(last=False)
+        if entry is None:
+            return frozenset()
+        concerned = self._concerned(entry)
+        self._unlink(uid)
+        del self._entries[uid]
+        return concerned
+
+    def replace(self, kind: Kind, items: Iterable[Raw], *, version: int, namespaces: Iterable[str]) -> frozenset[str]:
+        """Make good what watches have missed, from a list of this resource version; no namespaces: all of them."""
+        concerned: set[str] = set()
+        present = set()
+        for raw in items:
+            present.add(raw["metadata"]["uid"])
+            known = self._entries.get(raw["metadata"]["uid"])
+            if known is None or known.version < _version(raw):
+                concerned |= self.apply(kind, raw)
+        where = set(namespaces)
+        missing = [
+            uid
+            for uid, entry in self._entries.items()
+            if entry.kind == kind
+            and uid not in present
+            and entry.version <= version
+            and (not where or not entry.namespace or entry.namespace in where)
+        ]
+        for uid in missing:
+            concerned |= self.forget(uid)
+        return frozenset(concerned)
+
+    def subject(self, uid: str) -> Subject | None:
+        entry = self._entries.get(uid)
+        return entry.view if entry is not None and isinstance(entry.view, Subject) else None
+
+    def subjects(self) -> Iterator[Subject]:
+        return (entry.view for entry in self._entries.values() if isinstance(entry.view, Subject))
+
+    def profiles(self) -> dict[str, Profile]:
+        views = [self._entries[uid].view for uid in self._of.get("", ())]
+        return {view.name: view for view in views if isinstance(view, Profile)}
+
+    def children(self, subject: str) -> tuple[Child, ...]:
+        """Jobs that the FineTuneJob controls, by owner reference and not by name."""
+        return tuple(view for view in self._views(subject) if isinstance(view, Child))
+
+    def pods(self, subject: str) -> tuple[Pod, ...]:
+        return tuple(view for view in self._views(subject) if isinstance(view, Pod))
+
+    def pinned(self, subject: str) -> Mapping[int, Pinned]:
+        return {view.generation: view for view in self._views(subject) if isinstance(view, Pinned)}
+
+    def unreadable(self, subject: str) -> frozenset[int]:
+        return frozenset(view for view in self._views(subject) if isinstance(view, int))
+
+    def same_output(self, subject: Subject) -> list[Subject]:
+        """Other FineTuneJobs that write to the same place."""
+        uids = self._outputs.get(subject.output, set()) - {subject.uid} if subject.output else set()
+        return [view for uid in uids if isinstance(view := self._entries[uid].view, Subject)]
+
+    def _views(self, subject: str) -> Iterator[View]:
+        return (self._entries[uid].view for uid in self._of.get(subject, ()) if uid != subject)
+
+    def _concerned(self, entry: Entry) -> frozenset[str]:
+        if isinstance(entry.view, Subject):
+            return frozenset({entry.view.uid, *(other.uid for other in self.same_output(entry.view))})
+        if isinstance(entry.view, Profile):
+            return frozenset(subject.uid for subject in self.subjects() if not subject.finished)
+        return frozenset({entry.subject}) if entry.subject else frozenset()
+
+    def _unlink(self, uid: str) -> None:
+        entry = self._entries.get(uid)
+        if entry is None:
+            return
+        _discard(self._of, entry.subject, uid)
+        if isinstance(entry.view, Subject):
+            _discard(self._outputs, entry.view.output, uid)
+
+
+def _discard(index: dict[str, set[str]], key: str, uid: str) -> None:
+    index[key].discard(uid)
+    if not index[key]:
+        del index[key]
+
+
+def _version(raw: Raw) -> int:
+    text = raw["metadata"].get("resourceVersion", "")
+    return int(text) if text.isdigit() else 0
+
+
+def _subject_of(kind: Kind, raw: Raw) -> str:
+    if kind == "finetunejobs":
+        return str(raw["metadata"]["uid"])
+    if kind == "pods":  # controlled by a Job that may be gone by now: the label tells whose it was
+        return Pod.of(raw).subject
+    return controller(raw) if kind != "finetuneprofiles" else ""
+
+
+def _view(kind: Kind, raw: Raw) -> View:
+    makers: dict[Kind, Any] = {"finetunejobs": Subject, "finetuneprofiles": Profile, "jobs": Child, "pods": Pod}
+    if kind != "configmaps":
+        view: View = makers[kind].of(raw)
+        return view
+    try:
+        return Pinned.of(raw)
+    except ValidationError:
+        return int((raw["metadata"].get("labels") or {}).get(GENERATION, "0"))

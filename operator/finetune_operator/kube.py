@@ -1,0 +1,172 @@
+"""The only importer of kubernetes: requests to the API server, as raw JSON, with typed errors."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from kubernetes.aio import client, config
+
+from finetune_api import GROUP, VERSION
+from finetune_operator.cache import Kind
+from finetune_operator.views import SELECTOR, Raw
+
+TIMEOUT = 30.0
+PREFIXES = {
+    "finetunejobs": f"/apis/{GROUP}/{VERSION}",
+    "finetuneprofiles": f"/apis/{GROUP}/{VERSION}",
+    "jobs": "/apis/batch/v1",
+    "pods": "/api/v1",
+    "configmaps": "/api/v1",
+    "services": "/api/v1",
+    "events": "/api/v1",
+}
+PLURALS = {"Job": "jobs", "ConfigMap": "configmaps", "Service": "services", "Event": "events"}
+
+
+class ApiError(Exception):
+    """The API server said no: `code` is the HTTP status, `reason` its word, such as AlreadyExists."""
+
+    def __init__(self, code: int, reason: str, message: str) -> None:
+        super().__init__(f"{code} {reason}: {message}")
+        self.code = code
+        self.reason = reason
+        self.message = message
+
+    @property
+    def lasting(self) -> bool:
+        """The same request would be refused again: somebody has to change something first."""
+        return self.code in (400, 403, 413, 422)
+
+
+@dataclass(frozen=True)
+class Listing:
+    items: list[dict[str, Any]]
+    version: int
+
+
+class Kube:
+    """One connection pool to one API server."""
+
+    def __init__(self, api: client.ApiClient, *, outside: bool) -> None:
+        self._api = api
+        self.outside = outside
+        """True when pods are out of reach and only the API server's proxy leads to them."""
+
+    @classmethod
+    async def connect(cls, kubeconfig: str | None) -> "Kube":
+        """With a kubeconfig from outside, else with the service account of the pod.
+
+        Raises kubernetes' ConfigException when neither is there.
+        """
+        settings = client.Configuration()
+        if kubeconfig is not None:
+            await config.load_kube_config(config_file=kubeconfig, client_configuration=settings)
+        else:
+            config.load_incluster_config(client_configuration=settings)
+        settings.client_session_kwargs = {"trust_env": False}
+        return cls(client.ApiClient(configuration=settings), outside=kubeconfig is not None)
+
+    async def close(self) -> None:
+        await self._api.close()
+
+    async def create(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
+        """The object as created. Raises ApiError, with reason AlreadyExists if the name is taken."""
+        plural, namespace = PLURALS[manifest["kind"]], manifest["metadata"]["namespace"]
+        return await self._request("POST", _path(plural, namespace), body=manifest)
+
+    async def get(self, kind: str, namespace: str, name: str) -> dict[str, Any]:
+        return await self._request("GET", _path(PLURALS[kind], namespace, name))
+
+    async def delete_job(self, namespace: str, name: str, *, uid: str) -> None:
+        """In the background; it is fine if that very Job is gone already. Raises ApiError."""
+        options = {
+            "apiVersion": "v1",
+            "kind": "DeleteOptions",
+            "propagationPolicy": "Background",
+            "preconditions": {"uid": uid},
+        }
+        try:
+            await self._request("DELETE", _path("jobs", namespace, name), body=options)
+        except ApiError as error:
+            if error.code not in (404, 409):  # 409: the name belongs to another Job by now
+                raise
+
+    async def write_status(self, namespace: str, name: str, *, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Replace the status; the body's resourceVersion makes sure nobody else has. Raises ApiError."""
+        return await self._request("PUT", _path("finetunejobs", namespace, name) + "/status", body=body)
+
+    async def list(self, kind: Kind, namespace: str | None) -> Listing:
+        """From the API server's memory, which is cheap and at most moments old."""
+        query = {"resourceVersion": "0"}
+        if kind not in ("finetunejobs", "finetuneprofiles"):
+            query["labelSelector"] = SELECTOR
+        answer = await self._request("GET", _path(kind, namespace), query=query)
+        version = answer["metadata"].get("resourceVersion", "0")
+        return Listing(answer["items"], int(version) if version.isdigit() else 0)
+
+    async def refusal(self, namespace: str, *, uid: str) -> str | None:
+        """Why the Job controller could not create pods for the Job with this UID, from its newest Event."""
+        selector = f"involvedObject.uid={uid},reason=FailedCreate"
+        answer = await self._request(
+            "GET", _path("events", namespace), query={"fieldSelector": selector, "limit": "50"}
+        )
+        newest = max(answer["items"], key=lambda item: item.get("lastTimestamp") or "", default=None)
+        return None if newest is None else str(newest.get("message", ""))
+
+    async def pod_progress(self, namespace: str, pod: str, port: int) -> bytes:
+        """GET /progress through the API server's proxy. Raises ApiError."""
+        path = _path("pods", namespace, f"{pod}:{port}") + "/proxy/progress"
+        return await self._raw("GET", path, seconds=5.0)
+
+    async def served(self) -> bool:
+        """Does the API server know our resources?"""
+        try:
+            answer = await self._request("GET", f"/apis/{GROUP}/{VERSION}")
+        except ApiError as error:
+            if error.code == 404:
+                return False
+            raise
+        return {"finetunejobs", "finetuneprofiles"} <= {item["name"] for item in answer["resources"]}
+
+    async def _request(
+        self, method: str, path: str, *, query: Mapping[str, str] | None = None, body: Raw | None = None
+    ) -> dict[str, Any]:
+        answer: dict[str, Any] = json.loads(await self._raw(method, path, query=query, body=body))
+        return answer
+
+    async def _raw(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        body: Raw | None = None,
+        seconds: float = TIMEOUT,
+    ) -> bytes:
+        request = await self._api.param_serialize(
+            method=method,
+            resource_path=path,
+            query_params=list((query or {}).items()),
+            header_params={"Accept": "application/json"},
+            body=body,
+            auth_settings=["BearerToken"],
+        )
+        answer = await self._api.call_api(*request, _request_timeout=seconds)
+        content: bytes = await answer.read()
+        if answer.status >= 400:
+            raise _error(answer.status, content)
+        return content
+
+
+def _path(plural: str, namespace: str | None, name: str | None = None) -> str:
+    where = f"/namespaces/{namespace}" if namespace else ""
+    return f"{PREFIXES[plural]}{where}/{plural}" + (f"/{name}" if name else "")
+
+
+def _error(code: int, content: bytes) -> ApiError:
+    try:
+        status = json.loads(content)
+        return ApiError(code, status.get("reason") or str(code), status.get("message") or "")
+    except (ValueError, AttributeError):
+        return ApiError(code, str(code), content[:200].decode(errors="replace"))

@@ -1,0 +1,188 @@
+"""Observe, decide, act: one look at one FineTuneJob. The status is written once, at the end, if it changed."""
+
+import logging
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from finetune_api import GROUP, VERSION
+from finetune_api.job import FineTuneJobStatus
+from finetune_operator import manifests
+from finetune_operator.cache import Cache, Kind
+from finetune_operator.decide import decide
+from finetune_operator.kube import ApiError, Kube
+from finetune_operator.manifests import Manifest
+from finetune_operator.metrics import ACTIONS, RECONCILE_SECONDS, RECONCILES, STATUS_WRITES
+from finetune_operator.observe import Observer
+from finetune_operator.status import compose, notes, worth_writing
+from finetune_operator.verdict import (
+    Action,
+    CreateConfig,
+    CreatePreflight,
+    CreateTrain,
+    DeleteJob,
+    Note,
+    Observed,
+    Verdict,
+)
+from finetune_operator.views import Subject, controller, format_time
+
+logger = logging.getLogger(__name__)
+
+KINDS: dict[str, Kind] = {"Job": "jobs", "ConfigMap": "configmaps"}
+REFUSED_AGAIN = 60.0
+
+
+class Behind(Exception):
+    """The cache did not know an object that is there: look again, nothing is decided on a wrong picture."""
+
+
+class Reconciler:
+    """The queue's work. Keys are UIDs of FineTuneJobs."""
+
+    def __init__(
+        self, cache: Cache, kube: Kube, observer: Observer, *, clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+    ) -> None:
+        self._cache = cache
+        self._kube = kube
+        self._observer = observer
+        self._clock = clock
+        self._written: dict[str, datetime] = {}
+        """When a status was last written, to space writes of mere progress; nothing else depends on it."""
+
+    async def __call__(self, key: str) -> float | None:
+        """Seconds until the next look, or None. Raises ApiError and what the network raises."""
+        started = time.monotonic()
+        outcome = "error"
+        try:
+            again = await self._look(key)
+            outcome = "done"
+            return again
+        except Behind:
+            outcome = "behind"
+            return 0.0
+        finally:
+            RECONCILES.labels(outcome).inc()
+            RECONCILE_SECONDS.observe(time.monotonic() - started)
+
+    async def _look(self, key: str) -> float | None:
+        now = self._clock()
+        observed = await self._observer.observe(key, now=now, last_write=self._written.get(key))
+        if observed is None or observed.subject.deleting:
+            self._written.pop(key, None)
+            return None
+        decision = decide(observed, now=now)
+        try:
+            for action in decision.actions:
+                await self._act(observed.subject, action)
+        except ApiError as error:
+            if not error.lasting:
+                raise
+            return await self._refused(observed, error, now=now)
+        if decision.status is not None:
+            await self._write(observed.subject, decision.status, now=now)
+        await self._tell(observed.subject, decision.events, now=now)
+        return decision.again_after
+
+    # --- actions ---
+
+    async def _act(self, subject: Subject, action: Action) -> None:
+        ACTIONS.labels(type(action).__name__).inc()
+        logger.info("%s/%s: %s", subject.namespace, subject.name, _told(action))
+        match action:
+            case CreateConfig(config, key):
+                await self._create(subject, manifests.config_map(subject, config, key=key))
+            case CreatePreflight(config, key, ordinal, counters):
+                job = manifests.preflight_job(subject, config, key=key, ordinal=ordinal, counters=counters)
+                await self._create(subject, job)
+            case CreateTrain(config, key, run_id, ordinal, counters):
+                if config.pods.nodes > 1:
+                    await self._create(subject, manifests.service(subject))
+                job = manifests.train_job(subject, config, key=key, run_id=run_id, ordinal=ordinal, counters=counters)
+                await self._create(subject, job)
+            case DeleteJob(name, uid):
+                await self._kube.delete_job(subject.namespace, name, uid=uid)
+                self._cache.forget(uid)
+
+    async def _create(self, subject: Subject, manifest: Manifest) -> None:
+        kind, name = manifest["kind"], manifest["metadata"]["name"]
+        try:
+            created = await self._kube.create(manifest)
+        except ApiError as error:
+            if error.reason != "AlreadyExists":
+                raise
+            there = await self._kube.get(kind, subject.namespace, name)
+            if controller(there) != subject.uid:
+                message = f"{kind} {name} is in the way: it belongs to something else; delete it"
+                raise ApiError(422, "NameTaken", message) from error
+            if kind in KINDS:
+                self._cache.apply(KINDS[kind], there)
+                raise Behind from error
+            return
+        if kind in KINDS:
+            self._cache.apply(KINDS[kind], created)
+
+    # --- the status ---
+
+    async def _refused(self, observed: Observed, error: ApiError, *, now: datetime) -> float:
+        """The cluster does not let us do what is to be done: say so in its own words and come again."""
+        reason = error.reason if error.reason == "NameTaken" else f"Create{error.reason}"
+        message = f"the API server refuses what the job needs: {error.message}"
+        phase = observed.subject.status.phase
+        verdict = Verdict(
+            phase if phase not in (None, "Succeeded", "Failed") else "Pending", reason, message, stalled=True
+        )
+        status = compose(observed.subject, verdict, now=now)
+        if worth_writing(observed.subject.status, status, now=now, last_write=observed.last_write):
+            await self._write(observed.subject, status, now=now)
+            await self._tell(observed.subject, notes(observed.subject.status, status), now=now)
+        return REFUSED_AGAIN
+
+    async def _write(self, subject: Subject, status: FineTuneJobStatus, *, now: datetime) -> None:
+        body = {
+            "apiVersion": f"{GROUP}/{VERSION}",
+            "kind": "FineTuneJob",
+            "metadata": {
+                "name": subject.name,
+                "namespace": subject.namespace,
+                "uid": subject.uid,
+                "resourceVersion": subject.resource_version,
+            },
+            "spec": dict(subject.spec),
+            "status": status.document(),
+        }
+        try:
+            written = await self._kube.write_status(subject.namespace, subject.name, body=body)
+        except ApiError as error:
+            STATUS_WRITES.labels("conflict" if error.code == 409 else "error").inc()
+            if error.code == 404:
+                return
+            if error.code == 409:
+                raise ApiError(409, error.reason, "the document changed meanwhile") from error
+            raise
+        STATUS_WRITES.labels("written").inc()
+        self._written[subject.uid] = now
+        self._cache.apply("finetunejobs", written)
+        logger.info("%s/%s: %s: %s", subject.namespace, subject.name, status.phase, status.message)
+
+    async def _tell(self, subject: Subject, events: tuple[Note, ...], *, now: datetime) -> None:
+        for note in events:
+            manifest = manifests.event(
+                subject, kind=note.kind, reason=note.reason, message=note.message, now=format_time(now)
+            )
+            try:
+                await self._kube.create(manifest)
+            except ApiError as error:  # the status says the same
+                logger.warning("%s/%s: no Event %s: %s", subject.namespace, subject.name, note.reason, error)
+
+
+def _told(action: Action) -> str:
+    match action:
+        case CreateConfig(config):
+            return f"pin generation {config.generation}"
+        case CreatePreflight():
+            return f"begin preflight {action.ordinal}"
+        case CreateTrain():
+            return f"begin attempt {action.ordinal} of run {action.run_id}"
+        case DeleteJob():
+            return f"delete Job {action.name}"
