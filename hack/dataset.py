@@ -21,10 +21,8 @@ from pathlib import Path
 
 TOPICS: dict[str, tuple[str, ...]] = {
     "algebra": ("sympy",),
-    "arrays": ("numpy",),
     "deep-learning": ("torch",),
     "graphs": ("networkx",),
-    "language-models": ("transformers", "sentence_transformers", "tokenizers", "peft"),
     "machine-learning": ("sklearn",),
     "networking": ("asyncio", "http", "email", "urllib", "aiohttp", "urllib3", "requests", "huggingface_hub"),
     "science": ("scipy",),
@@ -55,7 +53,7 @@ class Row:
     module: str
 
 
-def make(directory: Path, *, rows: int = 2000, test_rows: int = 500) -> tuple[Path, Path]:
+def make(directory: Path, *, rows: int = 1500, test_rows: int = 500) -> tuple[Path, Path]:
     """Writes `train.jsonl` and `test.jsonl` (columns text, label, module) and returns their paths.
 
     No module has rows in both. Raises RuntimeError when the installed packages have too few sentences.
@@ -152,7 +150,7 @@ def read(path: Path) -> list[dict[str, str]]:
 def main() -> int:
     parser = argparse.ArgumentParser(description="Make a real text-classification data set without network")
     parser.add_argument("directory", type=Path)
-    parser.add_argument("--rows", type=int, default=2000, help="training rows (default 2000)")
+    parser.add_argument("--rows", type=int, default=1500, help="training rows (default 1500)")
     parser.add_argument("--test-rows", type=int, default=500, help="test rows of other modules (default 500)")
     arguments = parser.parse_args()
     for path in make(arguments.directory, rows=arguments.rows, test_rows=arguments.test_rows):

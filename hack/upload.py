@@ -1,0 +1,49 @@
+"""Puts the base model and a data set into the S3 server of hack/cluster, where the examples expect them.
+
+python hack/upload.py DIRECTORY   (of hack/dataset.py: train.jsonl, test.jsonl)
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import boto3
+from botocore.config import Config
+from demo import base_model
+
+STATE = Path(os.environ.get("STATE", Path.home() / ".local/state/finetune-operator/cluster"))
+
+
+def client() -> Any:
+    """An S3 client for the cluster's server. Raises RuntimeError when there is none."""
+    path = STATE / "s3.env"
+    if not path.exists():
+        raise RuntimeError("the S3 server is not up; run: make cluster-up")
+    keys = dict(line.split("=", 1) for line in path.read_text(encoding="utf-8").splitlines() if "=" in line)
+    return boto3.client(
+        "s3",
+        endpoint_url=keys["AWS_ENDPOINT_URL"],
+        region_name=keys["AWS_REGION"],
+        aws_access_key_id=keys["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=keys["AWS_SECRET_ACCESS_KEY"],
+        config=Config(s3={"addressing_style": "path"}),
+    )
+
+
+def main() -> int:
+    s3 = client()
+    existing = {bucket["Name"] for bucket in s3.list_buckets()["Buckets"]}
+    for bucket in {"models", "data"} - existing:
+        s3.create_bucket(Bucket=bucket)
+    for path in sorted(base_model().iterdir()):
+        if path.suffix in (".json", ".safetensors", ".txt"):
+            s3.upload_file(str(path), "models", f"minilm/{path.name}")
+    for name in ("train.jsonl", "test.jsonl"):
+        s3.upload_file(str(Path(sys.argv[1]) / name), "data", f"docstrings/{name}")
+    print("uploaded: s3://models/minilm, s3://data/docstrings")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

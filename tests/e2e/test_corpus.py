@@ -1,0 +1,156 @@
+"""Client and API server agree on every document of the corpus, and speak the rules in the same words.
+
+Each document goes through `kubectl apply --dry-run=server --validate=strict`, and as the YAML that it is to the API
+server itself, whose parser is strict where kubectl's is not: of two equal keys kubectl silently keeps the last.
+"""
+
+import base64
+import json
+import os
+import ssl
+import subprocess
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+from finetune_api import crd
+from finetune_api.validate import check
+
+pytestmark = pytest.mark.e2e
+
+ROOT = Path(__file__).parents[2]
+CORPUS = sorted((ROOT / "tests" / "crd" / "corpus").glob("*.yaml"))
+PLURALS = {"FineTuneJob": "namespaces/default/finetunejobs", "FineTuneProfile": "finetuneprofiles"}
+
+Send = Callable[[Path], tuple[int, str]]
+
+
+@dataclass(frozen=True)
+class Case:
+    file: Path
+    valid: bool
+    lenient_kubectl: bool
+    as_body: bool
+
+    @classmethod
+    def read(cls, file: Path) -> "Case":
+        lines = file.read_text().split("\n")
+        head = [line for line in lines[:4] if line.startswith("# ")]
+        return cls(
+            file,
+            valid=head[0] == "# expect: valid",
+            lenient_kubectl=any(line.startswith("# kubectl: accepts") for line in head),
+            as_body=not any(line.startswith("# body: not sent") for line in head),
+        )
+
+
+CASES = [Case.read(file) for file in CORPUS]
+
+
+def kubectl(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["kubectl", *arguments], capture_output=True, text=True, check=False, timeout=60)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def the_definitions() -> None:
+    """The committed CRDs, as the chart installs them."""
+    applied = kubectl(
+        "apply",
+        "--server-side",
+        "--force-conflicts",
+        *(f"--filename={ROOT / 'crds' / name}" for name in crd.definitions()),
+    )
+    assert applied.returncode == 0, applied.stderr
+    names = [f"crd/{definition['metadata']['name']}" for definition in crd.definitions().values()]
+    waited = kubectl("wait", "--for=condition=Established", "--timeout=30s", *names)
+    assert waited.returncode == 0, waited.stderr
+
+
+@pytest.fixture(scope="module")
+def send() -> Send:
+    """Creates a document, dry, by a request whose body is the file as it is."""
+    path = os.environ.get("KUBECONFIG") or str(Path.home() / ".kube" / "config")
+    config = yaml.safe_load(Path(path).read_text())
+    cluster, user = config["clusters"][0]["cluster"], config["users"][0]["user"]
+    context = ssl.create_default_context()
+    if "certificate-authority-data" in cluster:
+        context.load_verify_locations(cadata=base64.b64decode(cluster["certificate-authority-data"]).decode())
+    else:
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    headers = {"Content-Type": "application/yaml", "Accept": "application/json"}
+    if "token" in user:
+        headers["Authorization"] = f"Bearer {user['token']}"
+    else:
+        with tempfile.NamedTemporaryFile("wb", suffix=".pem") as pem:
+            pem.write(base64.b64decode(user["client-certificate-data"]))
+            pem.write(b"\n" + base64.b64decode(user["client-key-data"]))
+            pem.flush()
+            context.load_cert_chain(pem.name)
+
+    def post(file: Path) -> tuple[int, str]:
+        kind = "FineTuneProfile" if file.stem.startswith("profile-") else "FineTuneJob"
+        url = f"{cluster['server']}/apis/finetune.dev/v1alpha1/{PLURALS[kind]}?dryRun=All&fieldValidation=Strict"
+        request = urllib.request.Request(url, file.read_bytes(), headers)
+        try:
+            with urllib.request.urlopen(request, context=context, timeout=30) as answer:
+                return answer.status, ""
+        except urllib.error.HTTPError as error:
+            return error.code, json.load(error).get("message", "")
+
+    return post
+
+
+def rule_messages(file: Path) -> list[str]:
+    """Sentences of broken CEL rules among the client's problems."""
+    known = {rule["message"] for definition in crd.definitions().values() for rule in rules(definition)}
+    problems = [problem.message for document in check(file.read_bytes(), name="") for problem in document.problems]
+    return [message for message in problems if message in known]
+
+
+def rules(schema: object) -> Iterator[dict[str, str]]:
+    if isinstance(schema, dict):
+        yield from schema.get("x-kubernetes-validations", ())
+        for value in schema.values():
+            yield from rules(value)
+    elif isinstance(schema, list):
+        for value in schema:
+            yield from rules(value)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.file.stem)
+def test_kubectl_apply_agrees_with_the_client(case: Case) -> None:
+    applied = kubectl(
+        "apply", "--dry-run=server", "--validate=strict", "--namespace=default", f"--filename={case.file}"
+    )
+    assert (applied.returncode == 0) == (case.valid or case.lenient_kubectl), applied.stdout + applied.stderr
+    for message in rule_messages(case.file):
+        assert message in applied.stderr
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.as_body], ids=lambda case: case.file.stem)
+def test_the_api_server_agrees_with_the_client(case: Case, send: Send) -> None:
+    code, message = send(case.file)
+    assert (code == 201) == case.valid, (code, message)
+    assert code == 201 or 400 <= code < 500
+    for sentence in rule_messages(case.file):
+        assert sentence in message
+
+
+def test_every_rule_is_broken_by_a_document_of_the_corpus() -> None:
+    said = {message for case in CASES for message in rule_messages(case.file)}
+    known = {rule["message"] for definition in crd.definitions().values() for rule in rules(definition)}
+    keys_by_length = {message for message in known if message.startswith("keys have at most")}
+    assert known - said == keys_by_length
+
+
+@pytest.mark.parametrize("field", ["spec.training", "spec.podTemplate.spec", "status.progress"])
+def test_kubectl_explain_describes_every_field(field: str) -> None:
+    explained = kubectl("explain", f"finetunejob.{field}")
+    assert explained.returncode == 0, explained.stderr
+    assert "<no description>" not in explained.stdout
