@@ -115,8 +115,8 @@ def _weights(store: Store, found: Mapping[str, ObjectInfo]) -> list[str]:
     if pickles:
         raise DataError(
             "PickleModel",
-            f"{store.uri}: the weights are pickles ({', '.join(pickles[:3])}), which run code when loaded and are never "
-            'read; convert a model you trust with: python -c "from transformers import AutoModel; '
+            f"{store.uri}: the weights are pickles ({', '.join(pickles[:3])}), which run code when loaded and are "
+            'never read; convert a model you trust with: python -c "from transformers import AutoModel; '
             "AutoModel.from_pretrained('DIR').save_pretrained('DIR')\" and upload model.safetensors.",
         )
     raise _incomplete(store, f"{WEIGHTS} is missing")

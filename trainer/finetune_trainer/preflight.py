@@ -28,6 +28,7 @@ from finetune_api.job import PreflightStatus, RowCounts
 from finetune_api.resolve import digest, evaluation_id, publication_id, run_id, train_identity
 from finetune_trainer import lastmessage, tasks
 from finetune_trainer.base_model import BaseModel, hash_object, model_digest, read_base_model
+from finetune_trainer.config import read_config, storage_settings
 from finetune_trainer.data.check import Checker, Problems, Survey, check_labels, warnings
 from finetune_trainer.data.encode import Encoded, Encoder, TextModel, text_model
 from finetune_trainer.data.read import DataError, Rows
@@ -97,28 +98,6 @@ def _quiet_on_bad_input() -> Iterator[_Outcome]:
             reason="InternalError",
             message=f"Preflight failed with {type(error).__name__}, an error of its own; its log has the details.",
         )
-
-
-def read_config(path: Path) -> RunConfig:
-    """The resolved run. Raises DataError InvalidConfig."""
-    try:
-        return RunConfig.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise DataError("InvalidConfig", f"The run's config {path} cannot be read: {error.strerror}.") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the document"
-        raise DataError(
-            "InvalidConfig",
-            f"The run's config {path} is not of this version: {where}: {first['msg']}; "
-            "operator and trainer must match.",
-        ) from error
-
-
-def storage_settings(config: RunConfig, credentials: Path | None) -> StorageSettings:
-    """How all stores of a run are reached."""
-    storage = config.storage
-    return StorageSettings(endpoint=storage.endpoint, region=storage.region, credentials_dir=credentials)
 
 
 def preflight(config: RunConfig, *, credentials: Path | None, work: Path) -> LastMessage:

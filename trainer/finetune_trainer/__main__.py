@@ -1,0 +1,116 @@
+"""The command line. What a command does not need is not imported: `validate` starts in a fraction of a second."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from finetune_api.contract import PROGRESS_PORT
+
+EPILOG = """\
+exit codes:
+  0   done; of `run`: the model is published
+  42  the document or the data is wrong             43  stored data is damaged
+  44  a newer attempt holds the run                 45  stopped on request after a committed checkpoint
+  46  hung                                          47  the loss became NaN or infinite
+  48  a gate of the evaluation was not met          49  storage or credentials unavailable
+  50  out of memory                                 anything else is a crash
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.command is None:
+        parser.print_help()
+        return 0
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
+    return int(options.action(options))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="finetune",
+        description="Fine-tune a model as a FineTuneJob document says: here with `run`, or in a cluster with kubectl.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    validate = commands.add_parser("validate", help="check documents and name every problem with line and remedy")
+    validate.add_argument("files", nargs="+", metavar="FILE", help="YAML file with FineTuneJobs or FineTuneProfiles")
+    validate.set_defaults(action=_validate)
+    run = commands.add_parser(
+        "run",
+        help="fine-tune on this machine, no cluster needed",
+        description="Run a FineTuneJob on this machine. Ctrl-C stops it after a committed checkpoint; the same command "
+        "goes on from there. A run that is published already is reused. The status is printed as YAML at the end.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    run.add_argument("file", type=Path, metavar="FILE", help="YAML file with one FineTuneJob")
+    run.add_argument("--profile", type=Path, metavar="FILE", help="YAML file with a FineTuneProfile (default: none)")
+    run.add_argument("--work", type=Path, metavar="DIR", help="scratch directory (default: one below ~/.cache)")
+    run.add_argument(
+        "--credentials",
+        type=Path,
+        metavar="DIR",
+        help="directory with files AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (default: the environment's)",
+    )
+    run.set_defaults(action=_run)
+    preflight = commands.add_parser("preflight", help="check a resolved run on a CPU (what a preflight pod does)")
+    _pod_options(preflight)
+    preflight.set_defaults(action=_preflight)
+    train = commands.add_parser("train", help="train a resolved run (what a train pod does)")
+    _pod_options(train)
+    train.add_argument("--run-id", required=True, metavar="ID", help="the run that preflight has found")
+    train.add_argument(
+        "--port", type=int, default=PROGRESS_PORT, help="for /progress, /metrics and /healthz; 0: none (default: 9090)"
+    )
+    train.set_defaults(action=_train)
+    return parser
+
+
+def _pod_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", type=Path, required=True, metavar="PATH", help="the resolved run, config.json")
+    parser.add_argument("--credentials", type=Path, metavar="DIR", help="directory of a mounted Secret")
+    parser.add_argument("--message", type=Path, metavar="PATH", help="where the last message goes")
+    parser.add_argument("--work", type=Path, default=Path("/work"), metavar="DIR", help="scratch (default: /work)")
+
+
+def _validate(options: argparse.Namespace) -> int:
+    from finetune_api.validate import main as validate
+
+    return validate(options.files)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from finetune_trainer import local
+
+    return local.main(options.file, profile=options.profile, work=options.work, credentials=options.credentials)
+
+
+def _preflight(options: argparse.Namespace) -> int:
+    from finetune_trainer import preflight
+
+    return preflight.main(
+        config=options.config, credentials=options.credentials, message=options.message, work=options.work
+    )
+
+
+def _train(options: argparse.Namespace) -> int:
+    from finetune_trainer import supervisor
+
+    return supervisor.main(
+        config=options.config,
+        run_id=options.run_id,
+        credentials=options.credentials,
+        message=options.message,
+        work=options.work,
+        port=options.port,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
