@@ -107,7 +107,13 @@ def _command(directory: Path, ports: list[int]) -> list[str]:
         for index, (name, port) in enumerate(zip(names, ports, strict=True))
     ]
     # Each bucket takes volumes of its own: small ones, and enough of them.
-    arguments += ["-s3", "-s3.allowDeleteBucketNotEmpty", f"-s3.config={directory / 's3.json'}", "-s3.port.iceberg=0", "-s3.port.lance=0"]
+    arguments += [
+        "-s3",
+        "-s3.allowDeleteBucketNotEmpty",
+        f"-s3.config={directory / 's3.json'}",
+        "-s3.port.iceberg=0",
+        "-s3.port.lance=0",
+    ]
     arguments += ["-volume.max=2000", "-master.volumeSizeLimitMB=256", "-ip=127.0.0.1", f"-dir={directory}"]
     arguments += [f"-{name}.localSocket={directory / name}.sock" for name in ("s3", "filer")]
     return [str(Path(sysconfig.get_path("scripts")) / "weed"), "server", *arguments]
