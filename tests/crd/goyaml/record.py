@@ -1,6 +1,6 @@
 """Records what Kubernetes' own YAML libraries make of the cases below, into golden.json. Needs Go; the tests do not.
 
-    python tests/crd/goyaml/record.py
+python tests/crd/goyaml/record.py
 """
 
 import json
@@ -11,16 +11,20 @@ from pathlib import Path
 HERE = Path(__file__).parent
 
 SCALARS = """
-2e-5 2E-5 2e5 1e3 1.5e3 -1e3 +1e3 1e-7 1e20 1e21 1e22 1e400 -1e400 1.e3 1. .5 -.5 +.5 .5e2 .5e-2 . .. .e5 ._5 .1_0 5_ 1_000 1__0 _1 1_000.5
-0 -0 +0 -0.0 0.0 3.0 -3.0 3.10 00 007 0777 -0777 08 09.5 0o17 0O17 -0o17 0o18 017.0 0x1F 0X1f -0x1F 0xfg 0x 0b101 0B101 -0b11 0b102 +12 +0x10 0x_1f
-12345678901234567890 9223372036854775807 9223372036854775808 -9223372036854775808 -9223372036854775809 18446744073709551615 18446744073709551616
-+18446744073709551615 0xffffffffffffffff 0x1ffffffffffffffff 0.1 0.30000000000000004 123456789012345678901234567890 1234567890123456789012
-y Y n N yes Yes YES yEs no No NO on On ON off Off OFF true True TRUE tRue false False FALSE null Null NULL nUll ~ nil none None
-1:30 190:20:30 12:30:45.5 2001-01-01 2001-1-1 2001-01-01T10:00:00Z 2001-13-45 20011 1-2-3 1.2.3 v1.2 1e 1e+ e5 0e0 0e 1e1e1 1,000 $5 50% 4Gi 10m 1h30m
-= << - -- --- --a ? ?a :a a:b a::b s3://bucket/key?x=1&y=2 a#b #a !x @a `a %a *a &a |x >x ! nan NaN inf Infinity .nan .NaN .Nan .inf -.inf +.inf .INF
-"yes" 'yes' "2e-5" '1' "" '' "a\\tb" "\\u00e9" "\\x41" "\\U0001F600" "\\ud83d\\ude00" "\\/" "\\e" "\\N" "\\q" 'it''s' é 日本語 😀 a\u00a0b \u00a0 \ufeffa
-!!str|1 !!str|yes !!int|"3" !!int|0x10 !!int|abc !!int|3.0 !!int|"" !!float|3 !!float|1.5 !!float|x !!bool|yes !!bool|1 !!null|~ !!null|x !!binary|aGk=
-!!binary|@ !!timestamp|2001-01-01 !foo|1 !|yes !|"yes" !!str|~ !!str|"" !!binary|/w== !!float|.5 !!float|0x10 !!float|1e400 !!map|x !!seq|1
+2e-5 2E-5 2e5 1e3 1.5e3 -1e3 +1e3 1e-7 1e20 1e21 1e22 1e400 -1e400 1.e3 1. .5 -.5 +.5 .5e2 .5e-2 . .. .e5 ._5
+.1_0 5_ 1_000 1__0 _1 1_000.5 0 -0 +0 -0.0 0.0 3.0 -3.0 3.10 00 007 0777 -0777 08 09.5 0o17 0O17 -0o17 0o18
+017.0 0x1F 0X1f -0x1F 0xfg 0x 0b101 0B101 -0b11 0b102 +12 +0x10 0x_1f 12345678901234567890 9223372036854775807
+9223372036854775808 -9223372036854775808 -9223372036854775809 18446744073709551615 18446744073709551616
++18446744073709551615 0xffffffffffffffff 0x1ffffffffffffffff 0.1 0.30000000000000004
+123456789012345678901234567890 1234567890123456789012 y Y n N yes Yes YES yEs no No NO on On ON off Off OFF true
+True TRUE tRue false False FALSE null Null NULL nUll ~ nil none None 1:30 190:20:30 12:30:45.5 2001-01-01
+2001-1-1 2001-01-01T10:00:00Z 2001-13-45 20011 1-2-3 1.2.3 v1.2 1e 1e+ e5 0e0 0e 1e1e1 1,000 $5 50% 4Gi 10m
+1h30m = << - -- --- --a ? ?a :a a:b a::b s3://bucket/key?x=1&y=2 a#b #a !x @a `a %a *a &a |x >x ! nan NaN inf
+Infinity .nan .NaN .Nan .inf -.inf +.inf .INF "yes" 'yes' "2e-5" '1' "" '' "a\\tb" "\\u00e9" "\\x41"
+"\\U0001F600" "\\ud83d\\ude00" "\\/" "\\e" "\\N" "\\q" 'it''s' é 日本語 😀 a\u00a0b \u00a0 \ufeffa !!str|1 !!str|yes
+!!int|"3" !!int|0x10 !!int|abc !!int|3.0 !!int|"" !!float|3 !!float|1.5 !!float|x !!bool|yes !!bool|1 !!null|~
+!!null|x !!binary|aGk= !!binary|@ !!timestamp|2001-01-01 !foo|1 !|yes !|"yes" !!str|~ !!str|"" !!binary|/w==
+!!float|.5 !!float|0x10 !!float|1e400 !!map|x !!seq|1
 """
 
 SHAPES = [
@@ -94,7 +98,7 @@ SHAPES = [
     "a:\n\tb: 1\n",
     "a:\n  - b\n\t- c\n",
     "a: [\n\t1,\n\t2\n]\n",
-    "{\n\t\"a\": 1,\n\t\"b\": [true, null, 1.0, 1e3]\n}\n",
+    '{\n\t"a": 1,\n\t"b": [true, null, 1.0, 1e3]\n}\n',
     "a: {b:\t1}\n",
     "-\ta\n",
     "\ta: 1\n",

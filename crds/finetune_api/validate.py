@@ -1,0 +1,562 @@
+"""Every problem of a document at once, each with its place, what is wrong in plain words, and the remedy.
+
+Accepts and refuses what the API server does with `--validate=strict` (a test compares the two on a corpus): the types
+and bounds are the models' own, read by pydantic; unknown fields, empty values and rules over several fields are found
+by a walk along the models, so that one problem never hides another.
+"""
+
+import difflib
+import re
+import sys
+import types
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path as FilePath
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from finetune_api import GROUP, VERSION, job
+from finetune_api.base import Model
+from finetune_api.document import Document, Node, Path, Position, find, plain, read, resolve_scalar
+from finetune_api.job import FineTuneJob
+from finetune_api.profile import FineTuneProfile
+
+API_VERSION = f"{GROUP}/{VERSION}"
+KINDS: dict[str, type[FineTuneJob] | type[FineTuneProfile]] = {
+    "FineTuneJob": FineTuneJob,
+    "FineTuneProfile": FineTuneProfile,
+}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong, or with severity note only worth knowing. Line and column count from 1."""
+
+    file: str
+    line: int
+    column: int
+    path: str
+    message: str
+    severity: Literal["error", "note"] = "error"
+
+    def __str__(self) -> str:
+        where = f"{self.file}:{self.line}:{self.column}: "
+        note = "note: " if self.severity == "note" else ""
+        return where + note + (f"{self.path}: " if self.path else "") + self.message
+
+
+@dataclass(frozen=True)
+class Checked:
+    """One document of a file: `model` is None when it has problems, or is of a kind that is not ours."""
+
+    kind: str
+    name: str
+    model: FineTuneJob | FineTuneProfile | None
+    problems: tuple[Problem, ...]
+
+    @property
+    def valid(self) -> bool:
+        return not any(problem.severity == "error" for problem in self.problems)
+
+
+def check(source: str | bytes, *, name: str) -> list[Checked]:
+    """What is in a file. `name` is what problems call it."""
+    documents = [_check_document(document, name) for document in read(source)]
+    return [checked for checked in documents if checked is not None]
+
+
+M = TypeVar("M", FineTuneJob, FineTuneProfile)
+
+
+def load_job(text: str | bytes, *, name: str) -> tuple[FineTuneJob | None, list[Problem]]:
+    """The one FineTuneJob of a file, or None and every problem of the file."""
+    return _load(text, FineTuneJob, name)
+
+
+def load_profile(text: str | bytes, *, name: str) -> tuple[FineTuneProfile | None, list[Problem]]:
+    """The one FineTuneProfile of a file, or None and every problem of the file."""
+    return _load(text, FineTuneProfile, name)
+
+
+def _load(text: str | bytes, kind: type[M], name: str) -> tuple[M | None, list[Problem]]:
+    documents = check(text, name=name)
+    errors = [problem for document in documents for problem in document.problems if problem.severity == "error"]
+    if errors:
+        return None, errors
+    found = [document.model for document in documents if isinstance(document.model, kind)]
+    if len(found) != 1:
+        message = f"holds {len(found) or 'no'} {kind.__name__}{'s' if len(found) > 1 else ''}: give a file with one"
+        return None, [Problem(name, 1, 1, "", message)]
+    return found[0], []
+
+
+def main(paths: Sequence[str]) -> int:
+    """Prints every problem of the files (- is standard input); 0 when there is none, else 1."""
+    good = True
+    for path in paths:
+        name = "<stdin>" if path == "-" else path
+        try:
+            source = sys.stdin.buffer.read() if path == "-" else FilePath(path).read_bytes()
+        except OSError as error:
+            print(f"{name}: cannot be read: {error.strerror}: give the path of a YAML file")
+            good = False
+            continue
+        documents = check(source, name=name)
+        if not documents:
+            print(f"{name}: holds no document: write a FineTuneJob into it")
+            good = False
+        for document in documents:
+            for problem in document.problems:
+                print(problem)
+            if document.valid and document.model is not None:
+                print(f"{name}: {document.kind} {document.name} is valid")
+            good = good and document.valid
+    return 0 if good else 1
+
+
+# --- one document ---
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A problem before its place is looked up."""
+
+    path: Path
+    message: str
+    at_key: bool = False
+    severity: Literal["error", "note"] = "error"
+    position: Position | None = None
+
+
+def _check_document(document: Document, file: str) -> Checked | None:
+    found = [_Found(fault.path, fault.message, position=fault.position) for fault in document.faults]
+    root = document.root
+    if root is None or root.value is None:
+        return Checked("", "", None, _placed(found, root, file)) if found else None
+    if not isinstance(root.value, dict):
+        found.append(_Found((), "must be a map with apiVersion, kind, metadata and spec"))
+        return Checked("", "", None, _placed(found, root, file))
+    model_type, envelope = _kind(root)
+    found += envelope
+    kind, name = str(plain(root).get("kind")), _name(root)
+    if model_type is None:
+        return Checked(kind, name, None, _placed(found, root, file))
+    model, problems = _validated(model_type, root)
+    found += problems
+    if any(problem.severity == "error" for problem in found):
+        model = None
+    return Checked(kind, name, model, _placed(found, root, file))
+
+
+def _validated(
+    model_type: type[FineTuneJob] | type[FineTuneProfile], root: Node
+) -> tuple[FineTuneJob | FineTuneProfile | None, list[_Found]]:
+    found = [*_metadata(root.value.get("metadata")), *_walk(model_type, root, ())]
+    if "status" in root.value:
+        found.append(_Found(("status",), "is the operator's to write: ignored", at_key=True, severity="note"))
+    elsewhere = {problem.path for problem in found if problem.severity == "error"}
+    data = plain(_without_empty(root))
+    data.pop("status", None)
+    try:
+        model = model_type.model_validate(data)
+    except ValidationError as error:
+        for detail in error.errors(include_url=False):
+            translated = _translated(detail, model_type, root)
+            if translated is not None and translated.path not in elsewhere:
+                found.append(translated)
+        return None, found
+    return model, [*found, *_notes(root, ("spec",))]
+
+
+def _kind(root: Node) -> tuple[type[FineTuneJob] | type[FineTuneProfile] | None, list[_Found]]:
+    """The model of a document, or None with the reason why there is none."""
+    found = []
+    for field in ("apiVersion", "kind"):
+        node = root.value.get(field)
+        if node is None or not isinstance(node.value, str):
+            example = API_VERSION if field == "apiVersion" else "FineTuneJob"
+            found.append(_Found((field,), f"is missing: write {field}: {example}"))
+    if found:
+        return None, found
+    version, kind = root.value["apiVersion"].value, root.value["kind"].value
+    ours = version.split("/")[0] == GROUP
+    if not ours and kind not in KINDS:
+        note = f"{kind} of {version} is not ours: skipped"
+        return None, [_Found((), note, severity="note")]
+    if version != API_VERSION:
+        return None, [_Found(("apiVersion",), f"{version} does not exist: write {API_VERSION}")]
+    if kind not in KINDS:
+        return None, [_Found(("kind",), f"{kind} does not exist{_meant(kind, KINDS)}")]
+    return KINDS[kind], []
+
+
+def _name(root: Node) -> str:
+    node = find(root, ("metadata", "name"))
+    return str(node.value) if node is not None else ""
+
+
+def _placed(found: Iterable[_Found], root: Node | None, file: str) -> tuple[Problem, ...]:
+    problems = []
+    for item in dict.fromkeys(found):
+        position = item.position or (_locate(root, item.path, at_key=item.at_key) if root else Position(1, 1))
+        problems.append(Problem(file, position.line, position.column, written(item.path), item.message, item.severity))
+    return tuple(sorted(problems, key=lambda problem: (problem.line, problem.column)))
+
+
+def _locate(root: Node, path: Path, *, at_key: bool) -> Position:
+    """Where the value at `path` stands, or the key of the innermost part of the path that is there."""
+    node, position = root, root.position
+    for index, part in enumerate(path):
+        inner = find(node, (part,))
+        if inner is None:
+            return position
+        position = node.keys[str(part)] if isinstance(node.value, dict) else inner.position
+        node = inner
+        last = index == len(path) - 1
+        if last and not at_key and node.value is not None and not isinstance(node.value, dict | list):
+            return node.position
+    return position
+
+
+def written(path: Path) -> str:
+    """spec.data.train[0].uri; keys that are no words are put into brackets."""
+    text = ""
+    for part in path:
+        if isinstance(part, int):
+            text += f"[{part}]"
+        elif re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", part):
+            text += f".{part}" if text else part
+        else:
+            text += f'["{part[:60]}"]'
+    return text
+
+
+# --- the walk: unknown fields, empty values, rules ---
+
+
+EMPTY = "has no value and counts as left out: give one or leave the line out"
+
+
+def _without_empty(node: Node) -> Node:
+    """Fields and map entries without a value taken away, as the API server does it; items of lists stay."""
+    if isinstance(node.value, dict):
+        kept = {key: _without_empty(value) for key, value in node.value.items() if value.value is not None}
+        return replace(node, value=kept)
+    if isinstance(node.value, list):
+        return replace(node, value=[_without_empty(value) for value in node.value])
+    return node
+
+
+def _walk(model: type[Model], node: Node, path: Path) -> Iterator[_Found]:
+    if not isinstance(node.value, dict):
+        return
+    fields = _fields(model)
+    for key, value in node.value.items():
+        here = (*path, key)
+        if key not in fields:
+            yield _Found(here, f"is no field{_meant_field(key, model, path)}", at_key=True)
+        elif here == ("metadata",):
+            continue
+        elif value.value is None and here[0] == "spec":
+            yield _Found(here, EMPTY, at_key=True, severity="note")
+        else:
+            yield from _walk_value(fields[key], value, here)
+    if path[:1] == ("spec",):
+        yield from _broken_rules(model, node, path)
+
+
+def _walk_value(field: FieldInfo, node: Node, path: Path) -> Iterator[_Found]:
+    model = _model_of(field.annotation)
+    if isinstance(node.value, list):
+        for index, item in enumerate(node.value):
+            if item.value is None:
+                yield _Found((*path, index), "has no value: give one or take the entry away")
+            elif model is not None:
+                yield from _walk(model, item, (*path, index))
+    elif isinstance(node.value, dict) and model is not None:
+        yield from _walk(model, node, path)
+    elif isinstance(node.value, dict):
+        for key, value in node.value.items():
+            if value.value is None and path[0] == "spec":
+                yield _Found((*path, key), EMPTY, at_key=True, severity="note")
+
+
+def _broken_rules(model: type[Model], node: Node, path: Path) -> Iterator[_Found]:
+    """Rules of the object, unless a field that it requires is missing: that is the problem then."""
+    names = {info.alias or name: name for name, info in model.model_fields.items()}
+    values = _without_empty(node).value
+    if any(info.is_required() and key not in values for key, info in _fields(model).items()):
+        return
+    given = {names[key]: plain(value) for key, value in values.items() if key in names}
+    candidate = model.model_construct(**given)
+    for rule in model.rules:
+        if not rule.holds(candidate):
+            yield _Found(path, rule.message, at_key=True)
+
+
+def _fields(model: type[Model]) -> dict[str, FieldInfo]:
+    return {info.alias or name: info for name, info in model.model_fields.items()}
+
+
+def _model_of(annotation: Any) -> type[Model] | None:
+    """The model inside Model | None, list[Model] and the like."""
+    if isinstance(annotation, type) and not get_origin(annotation) and issubclass(annotation, Model):
+        return annotation
+    if get_origin(annotation) in (Union, types.UnionType, list):
+        return next((model for inner in get_args(annotation) if (model := _model_of(inner))), None)
+    return None
+
+
+def _all_fields(model: type[Model], path: str) -> Iterator[tuple[str, str]]:
+    for name, info in _fields(model).items():
+        yield name, f"{path}.{name}" if path else name
+        inner = _model_of(info.annotation)
+        if inner is not None and name != "status":
+            yield from _all_fields(inner, f"{path}.{name}" if path else name)
+
+
+def _meant_field(key: str, model: type[Model], path: Path) -> str:
+    siblings = _fields(model)
+    close = _closest(key, siblings)
+    if close:
+        return f": did you mean {close}?"
+    elsewhere: list[str] = []
+    for kind in KINDS.values():
+        places = [place for name, place in _all_fields(kind, "") if name.lower() == _plain_word(key)]
+        elsewhere += [place for place in places if place not in elsewhere]
+    if elsewhere and path[:1] != ("metadata",):
+        return f": did you mean {' or '.join(elsewhere[:3])}?"
+    return f"; there are {', '.join(siblings)}" if siblings else ""
+
+
+def _meant(value: str, choices: Iterable[str]) -> str:
+    close = _closest(value, choices)
+    return f": did you mean {close}?" if close else f": write {_or(list(choices))}"
+
+
+def _closest(value: str, choices: Iterable[str]) -> str | None:
+    by_word = {_plain_word(choice): choice for choice in choices}
+    close = difflib.get_close_matches(_plain_word(value), by_word, n=1, cutoff=0.6)
+    return by_word[close[0]] if close else None
+
+
+def _plain_word(text: str) -> str:
+    return text.replace("_", "").replace("-", "").lower()
+
+
+def _or(choices: Sequence[Any]) -> str:
+    words = [str(choice) for choice in choices]
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
+
+
+# --- pydantic's errors in plain words ---
+
+
+def _pattern(kind: Any) -> str:
+    """The pattern of an annotated string type."""
+    return str(next(part.pattern for part in get_args(kind)[1:]))
+
+
+PATTERNS = {
+    job.Uri: "must be an address such as s3://bucket/folder or file:///folder, without spaces",
+    job.Name: "must be lower-case letters, digits, - and . only, a letter or digit first and last",
+    job.Quantity: 'must be an amount such as "2", 500m, 16Gi or 1.5G',
+    job.Duration: "must be a time such as 90s, 10m or 1h30m",
+    job.LabelValue: "must be letters, digits, -, _ and . only, a letter or digit first and last",
+}
+HINTS = {_pattern(kind): hint for kind, hint in PATTERNS.items()}
+NUMBERS = {"int_type": "a whole number", "int_from_float": "a whole number", "float_type": "a number"}
+CONTAINERS = {"list_type": "a list", "dict_type": "a map", "model_type": "a map", "model_attributes_type": "a map"}
+COMPARED = {
+    "greater_than": ("gt", "more than"),
+    "greater_than_equal": ("ge", "at least"),
+    "less_than": ("lt", "less than"),
+    "less_than_equal": ("le", "at most"),
+}
+
+
+def _translated(detail: Mapping[str, Any], model: type[Model], root: Node) -> _Found | None:
+    """One error of pydantic; None for what the walk finds."""
+    kind, context, given = detail["type"], detail.get("ctx", {}), detail.get("input")
+    path: Path = tuple(detail["loc"])
+    if kind in ("extra_forbidden", "rule") or path[:1] == ("metadata",):
+        return None
+    node = find(root, path)
+    if path[-1:] == ("[key]",):
+        return _Found(path[:-2], f"a key of {len(str(given))} characters: at most {context.get('max_length')}")
+    if kind == "missing":
+        what = "is missing" if node is None else "has no value"
+        return _Found(path, what + _purpose(model, path), at_key=True)
+    return _Found(path, _wrong(kind, context, given, node))
+
+
+def _wrong(kind: str, context: Mapping[str, Any], given: Any, node: Node | None) -> str:
+    raw = node.raw if node is not None else None
+    if kind == "string_type":
+        return _not_text(given, raw)
+    if kind in NUMBERS:
+        return _not_number(given, NUMBERS[kind])
+    if kind == "bool_type":
+        return f"must be true or false, without quotes, not {_shown(given)}"
+    if kind in CONTAINERS:
+        how = " (entries that begin with -)" if kind == "list_type" else " (lines of name: value)"
+        return f"must be {CONTAINERS[kind]}{how}, not {_shown(given)}"
+    if kind == "literal_error":
+        return _not_a_choice(given, raw, context)
+    if kind in COMPARED:
+        bound, words = COMPARED[kind]
+        return f"must be {words} {context[bound]:g}, not {given}"
+    return _wrong_size(kind, context, given)
+
+
+def _wrong_size(kind: str, context: Mapping[str, Any], given: Any) -> str:
+    if kind == "string_pattern_mismatch":
+        return HINTS.get(context["pattern"], f"must match {context['pattern']}") + f", not {_shown(given)}"
+    if kind == "string_too_long":
+        return f"has {len(given)} characters, at most {context['max_length']}: shorten it"
+    if kind == "string_too_short":
+        return f"is too short, at least {context['min_length']} characters: {_shown(given)}"
+    if kind == "too_long":
+        return f"has {len(given)} entries, at most {context['max_length']}: take some away"
+    if kind == "too_short":
+        return f"has {len(given) or 'no'} entries, at least {context['min_length']}: add some, or leave the field out"
+    raise AssertionError(f"no words for pydantic's {kind}")
+
+
+def _not_text(given: Any, raw: str | None) -> str:
+    if isinstance(given, bool):
+        return f'{raw or given} is a boolean in YAML: quote it: "{raw or given}"'
+    if isinstance(given, int | float):
+        return f'{raw or given} is a number in YAML: quote it: "{raw or given}"'
+    return f"must be text, not {_shown(given)}"
+
+
+def _not_number(given: Any, wanted: str) -> str:
+    if isinstance(given, str):
+        try:
+            value = resolve_scalar(given)
+        except ValueError:
+            value = given
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return f'"{given[:40]}" is text because of its quotes: take them away'
+    return f"must be {wanted}, not {_shown(given)}"
+
+
+def _not_a_choice(given: Any, raw: str | None, context: Mapping[str, Any]) -> str:
+    choices = re.findall(r"'([^']*)'", str(context["expected"]))
+    if isinstance(given, str):
+        return f"{_shown(given)} is not known{_meant(given, choices)}"
+    if isinstance(given, bool | int | float) and str(raw).lower() in {choice.lower() for choice in choices}:
+        return _not_text(given, raw)
+    return f"must be {_or(choices)}, not {_shown(given)}"
+
+
+def _shown(given: Any) -> str:
+    if isinstance(given, dict):
+        return "a map"
+    if isinstance(given, list):
+        return "a list"
+    if isinstance(given, bool):
+        return "true" if given else "false"
+    text = str(given)
+    return '""' if not text else text if len(text) <= 60 else text[:60] + "..."
+
+
+def _purpose(model: type[Model], path: Path) -> str:
+    """The description of a missing field and what it may be."""
+    field = None
+    current: type[Model] | None = model
+    for part in path:
+        if isinstance(part, str) and current is not None:
+            field = _fields(current).get(part)
+            current = _model_of(field.annotation) if field else None
+    if field is None:
+        return ": add it"
+    choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+    description = (field.description or "").rstrip(".")
+    return f": add it ({description}{': ' + _or(choices) if choices else ''})"
+
+
+# --- metadata, which the API server checks by rules of its own ---
+
+METADATA_FIELDS = (
+    "name", "generateName", "namespace", "labels", "annotations", "finalizers", "ownerReferences", "uid",
+    "resourceVersion", "generation", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds",
+    "managedFields", "selfLink",
+)  # fmt: skip
+SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
+LABEL = re.compile(r"([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]")
+
+
+def _metadata(node: Node | None) -> Iterator[_Found]:
+    if node is None or node.value is None:
+        yield _Found(("metadata",), "is missing: add metadata: {name: ...}")
+        return
+    if not isinstance(node.value, dict):
+        yield _Found(("metadata",), "must be a map (lines of name: value)")
+        return
+    yield from _metadata_name(node.value.get("name"))
+    for key in node.value:
+        if key not in METADATA_FIELDS:
+            close = _closest(key, METADATA_FIELDS)
+            meant = f": did you mean {close}?" if close else "; a note of your own goes into metadata.annotations"
+            yield _Found(("metadata", key), f"is no field{meant}", at_key=True)
+    for key in ("labels", "annotations"):
+        yield from _metadata_map(key, node.value.get(key))
+
+
+def _metadata_name(node: Node | None) -> Iterator[_Found]:
+    path: Path = ("metadata", "name")
+    if node is None or node.value is None or node.value == "":
+        yield _Found(path, "is missing: give the document a name")
+    elif not isinstance(node.value, str):
+        yield _Found(path, _not_text(node.value, node.raw))
+    elif len(node.value) > 253:
+        yield _Found(path, f"has {len(node.value)} characters, at most 253: shorten it")
+    elif not SUBDOMAIN.fullmatch(node.value):
+        yield _Found(path, f"{HINTS[_pattern(job.Name)]}, not {_shown(node.value)}")
+
+
+def _metadata_map(field: str, node: Node | None) -> Iterator[_Found]:
+    path: Path = ("metadata", field)
+    if node is None or node.value is None:
+        return
+    if not isinstance(node.value, dict):
+        yield _Found(path, "must be a map (lines of name: value)")
+        return
+    for key, value in node.value.items():
+        prefix, slash, name = key.rpartition("/")
+        if (
+            (slash and not SUBDOMAIN.fullmatch(prefix))
+            or not LABEL.fullmatch(name)
+            or len(name) > 63
+            or len(prefix) > 253
+        ):
+            yield _Found((*path, key), "must be a key such as team or example.com/team", at_key=True)
+        if value.value is None:
+            continue
+        if not isinstance(value.value, str):
+            yield _Found((*path, key), _not_text(value.value, value.raw))
+        elif field == "labels" and (len(value.value) > 63 or (value.value and not LABEL.fullmatch(value.value))):
+            yield _Found((*path, key), f"{HINTS[_pattern(job.LabelValue)]}, at most 63 of them")
+
+
+def _notes(node: Node, path: Path) -> Iterator[_Found]:
+    """file:// is fine for `finetune run`, and refused by a cluster."""
+    value = find(node, path)
+    if value is None:
+        return
+    if isinstance(value.value, dict):
+        for key in value.value:
+            yield from _notes(node, (*path, key))
+    elif isinstance(value.value, list):
+        for index in range(len(value.value)):
+            yield from _notes(node, (*path, index))
+    elif path[-1] == "uri" and str(value.value).startswith("file://"):
+        yield _Found(path, "file:// works with finetune run only: a cluster needs s3://", severity="note")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
