@@ -17,7 +17,7 @@ die() { echo "${0##*/}: $*" >&2; exit 1; }
 
 use_kind() { command -v kind >/dev/null && docker info >/dev/null 2>&1; }
 # buildah keeps its storage in the cache, so that layers outlive clusters and checkouts.
-bah() { buildah --root "$CACHE/buildah" --runroot /run/finetune-buildah "$@"; }
+bah() { buildah --root "$CACHE/buildah" --runroot "/run/finetune-buildah-$(cksum <<<"$CACHE" | cut -d' ' -f1)" "$@"; }
 ctrk() { ctr -a "$STATE/containerd.sock" -n k8s.io "$@"; }
 await() { # await SECONDS WHAT COMMAND...
   local end=$((SECONDS + $1))
