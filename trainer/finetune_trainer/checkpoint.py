@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from finetune_trainer.storage import Damaged, NotFound, StorageError, Store
@@ -92,7 +93,6 @@ def state_from(document: Mapping[str, Any], losses: list[float]) -> State:
 class Restored:
     """A checkpoint in memory, verified by its digests."""
 
-    record: Record
     state: State
     weights: Tensors
     optimizer: Tensors
@@ -177,8 +177,9 @@ class Checkpoints:
         self.wait()
         document = json.dumps(state.document(), sort_keys=True).encode()
         optimizer = {**optimizer, "losses": torch.tensor(state.losses, dtype=torch.float64)}
-        best = state.best
-        self._pending = self._thread.submit(self._commit, state.step, best, document, weights, optimizer)
+        self._pending = self._thread.submit(
+            self._commit, state.step, state.best, state.micro_batch, document, weights, optimizer
+        )
 
     def poll(self) -> None:
         """Raise what a finished commit raised (Fenced, StorageError), without waiting."""
@@ -194,7 +195,15 @@ class Checkpoints:
     def close(self) -> None:
         self._thread.shutdown(wait=True)
 
-    def _commit(self, step: int, best: Best | None, document: bytes, weights: Tensors, optimizer: Tensors) -> None:
+    def _commit(
+        self,
+        step: int,
+        best: Best | None,
+        micro_batch: int,
+        document: bytes,
+        weights: Tensors,
+        optimizer: Tensors,
+    ) -> None:
         shutil.rmtree(self._work, ignore_errors=True)
         self._work.mkdir(parents=True)
         self._used[step] = again = self._used.get(step, 0) + 1  # a step is done again after a divergence; keys never
@@ -212,7 +221,8 @@ class Checkpoints:
             "objects": objects,
             "metric": {"name": best.metric, "value": best.value} if best and at_best else None,
             "best": at_best,
-            "bestStep": best.step if best else None,
+            "bestSoFar": best.document() if best else None,
+            "microBatch": micro_batch,
             "committedAt": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         record = self._claim.append(RecordKind.CHECKPOINT, body, live=self._kept(best))
@@ -226,7 +236,7 @@ class Checkpoints:
         """Earlier checkpoints that stay live beside the one being written: the last ones, and the best of each."""
         records = live_checkpoints(self._claim.records)
         last = records[: self._keep_last - 1]
-        needed = {record.body.get("bestStep") for record in last} | {best.step if best else None}
+        needed = {(record.body["bestSoFar"] or {}).get("step") for record in last} | {best.step if best else None}
         bests: dict[int, int] = {}
         for record in records:  # newest first: of two of the same step, the newer
             if record.body["best"] and record.body["step"] in needed:
@@ -234,27 +244,24 @@ class Checkpoints:
         return sorted({record.number for record in last} | set(bests.values()))
 
 
-def fetch(
-    record: Record, store: Store, directory: Path, *, only: tuple[str, ...] = (WEIGHTS, OPTIMIZER, STATE)
-) -> None:
-    """Download a checkpoint's files, verified. Raises Damaged, NotFound."""
-    for entry in record.body["objects"]:
-        name = entry["key"].rpartition("/")[2]
-        if name in only and not (directory / name).exists():
-            store.download(entry["key"], directory / name, sha256=entry["sha256"])
+def fetch(body: Mapping[str, Any], store: Store, directory: Path) -> None:
+    """Download the files of a checkpoint record, verified. Raises Damaged, NotFound."""
+    for entry in body["objects"]:
+        path = directory / entry["key"].rpartition("/")[2]
+        if not path.exists():
+            store.download(entry["key"], path, sha256=entry["sha256"])
 
 
-def open_fetched(record: Record, directory: Path) -> Restored:
+def open_fetched(directory: Path) -> Restored:
     """Read a downloaded checkpoint. Raises Damaged."""
     try:
         optimizer = load_file(directory / OPTIMIZER)
         losses = optimizer.pop("losses").tolist()
         state = state_from(json.loads((directory / STATE).read_bytes()), losses)
-        return Restored(record, state, load_file(directory / WEIGHTS), optimizer)
-    except (ValueError, KeyError, TypeError, OSError) as error:
+        return Restored(state, load_file(directory / WEIGHTS), optimizer)
+    except (ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
         raise Damaged(
-            "CheckpointUnreadable",
-            f"The checkpoint of step {record.body.get('step')} cannot be read ({error}): an older one is used.",
+            "CheckpointUnreadable", f"A checkpoint cannot be read ({error}): start the run under a new output.uri."
         ) from error
 
 
@@ -265,10 +272,10 @@ def newest_whole(records: list[Record], store: Store, work: Path) -> Record | No
     """
     last: StorageError | None = None
     for record in live_checkpoints(records):
-        directory = directory_of(work, record.number)
+        directory = directory_of(work, record.sha256)
         try:
-            fetch(record, store, directory)
-            open_fetched(record, directory)
+            fetch(record.body, store, directory)
+            open_fetched(directory)
             return record
         except (Damaged, NotFound) as error:
             _log.warning("the checkpoint of step %s is passed over: %s", record.body.get("step"), error)
@@ -279,6 +286,6 @@ def newest_whole(records: list[Record], store: Store, work: Path) -> Record | No
     return None
 
 
-def directory_of(work: Path, number: int) -> Path:
-    """Where a checkpoint is downloaded to."""
-    return work / "checkpoints" / str(number)
+def directory_of(work: Path, sha256: str) -> Path:
+    """Where the checkpoint of the record with that digest is downloaded to."""
+    return work / "checkpoints" / sha256[:32]

@@ -3,6 +3,8 @@
 import math
 from dataclasses import dataclass
 
+import torch
+
 from finetune_trainer.checkpoint import Best, State
 from finetune_trainer.tasks import Metrics
 
@@ -25,6 +27,13 @@ class OutOfMemory(Exception):
     def __init__(self, micro_batch: int) -> None:
         super().__init__(f"micro-batches of {micro_batch} rows do not fit into memory")
         self.micro_batch = micro_batch
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed: on the CPU torch says so in a plain RuntimeError."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "allocate memory" in str(error)
+    )
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ import torch
 from finetune_api.contract import TrainingConfig
 from finetune_trainer.adapt.base import InputsOf
 from finetune_trainer.checkpoint import State
-from finetune_trainer.course import Diverged, OutOfMemory, Plan, Stopped
+from finetune_trainer.course import Diverged, OutOfMemory, Plan, Stopped, is_out_of_memory
 from finetune_trainer.data.order import Order, Rows, derive, micro_batches
 from finetune_trainer.optim import learning_rate, set_learning_rate
 from finetune_trainer.tasks import Metrics, Task
@@ -149,7 +149,7 @@ def step(setup: Setup, state: State) -> tuple[torch.Tensor, torch.Tensor]:
             loss = _gradients(setup, state)
             break
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not _is_memory(error):
+            if not is_out_of_memory(error):
                 raise
             if setup.world.size > 1 or state.micro_batch == 1:
                 raise OutOfMemory(state.micro_batch) from error
@@ -186,7 +186,3 @@ def seed_all(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed & 0xFFFFFFFF)
     torch.manual_seed(seed)
-
-
-def _is_memory(error: BaseException) -> bool:
-    return not isinstance(error, RuntimeError) or isinstance(error, torch.OutOfMemoryError) or "allocate" in str(error)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from finetune_trainer.data.order import Rows
 
 FORMAT = "finetune-encoded-1"
-_TYPES = {"I32": np.dtype("<i4"), "I64": np.dtype("<i8"), "U8": np.dtype("u1")}
+_TYPES: dict[str, np.dtype[Any]] = {"I32": np.dtype("<i4"), "I64": np.dtype("<i8"), "U8": np.dtype("u1")}
 
 
 class EncodedError(ValueError):

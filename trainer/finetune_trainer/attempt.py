@@ -1,0 +1,226 @@
+"""One attempt at a run: what its parts share, how it begins, and the files it needs."""
+
+import json
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from finetune_api.contract import RunConfig
+from finetune_trainer import numerics, tasks
+from finetune_trainer.adapt.base import Inputs
+from finetune_trainer.course import OutOfMemory, Plan
+from finetune_trainer.data.batch import Encoded
+from finetune_trainer.data.order import Rows, evaluation_interval, total_steps
+from finetune_trainer.evaluate import Evaluator
+from finetune_trainer.model import Loaded, load
+from finetune_trainer.run import TRAIN, VALIDATION, Input, RunRecord
+from finetune_trainer.signs import Heart, Reporter, Signals, wait_for
+from finetune_trainer.storage import (
+    Damaged,
+    NotFound,
+    PreconditionFailed,
+    StorageError,
+    StorageSettings,
+    Store,
+    open_store,
+    split_uri,
+)
+from finetune_trainer.storage.commit import Claim, Holder, Record, RecordKind, RunLog, find, live_checkpoints
+from finetune_trainer.world import World
+
+_MEMORY_NOTE = "out-of-memory.json"
+_log = logging.getLogger("finetune.train")
+
+
+@dataclass
+class Attempt:
+    """What all parts of an attempt share."""
+
+    config: RunConfig
+    record: RunRecord
+    settings: StorageSettings
+    store: Store
+    work: Path
+    world: World
+    signals: Signals
+    heart: Heart
+    reporter: Reporter
+    numerics: dict[str, Any] = field(default_factory=dict)
+    number: int = 0
+    claim: Claim | None = None
+    """Rank 0 only."""
+
+    @cached_property
+    def task(self) -> tasks.Task:
+        return tasks.get(self.config.task.type)
+
+    @property
+    def base(self) -> Path:
+        return self.work / "runs" / self.record.run_id / "base"
+
+    @cached_property
+    def encoded(self) -> Encoded:
+        return Encoded(self.base.parent / "encoded.safetensors")
+
+    @cached_property
+    def accelerator(self) -> Any:
+        from accelerate import Accelerator, DistributedDataParallelKwargs
+
+        # find_unused_parameters also keeps DDP from rearranging its buckets after the first step, so that a resumed
+        # run sums in the same order as an undisturbed one.
+        ddp = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
+        return Accelerator(
+            cpu=self.world.device.type == "cpu",
+            mixed_precision="bf16" if self.numerics["precision"] == "bf16" else "no",
+            kwargs_handlers=[ddp],
+        )
+
+    def evaluator(self, world: World) -> Evaluator:
+        """Measures on all ranks of `world`, with one rank such that a stop is heeded in between."""
+        beat = self.heart.beat_or_stop if world.size == 1 else self.heart.beat
+        return Evaluator(self.task, self.encoded, world, self.accelerator.autocast, beat)
+
+    def inputs_of(self, rows: Rows) -> Inputs:
+        """One micro-batch on this rank's device."""
+        arrays = self.task.collate(
+            self.encoded.texts(rows), self.encoded.labels(rows), pad_token_id=self.record.pad_token_id
+        )
+        return {name: torch.from_numpy(array).to(self.world.device) for name, array in arrays.items()}
+
+    def load(self) -> Loaded:
+        """The base model, freshly loaded."""
+        self.heart.beat()
+        return load(
+            self.base,
+            task=self.task,
+            labels=self.record.labels,
+            multi_label=self.record.multi_label,
+            seed=self.config.training.seed,
+        )
+
+    @cached_property
+    def plan(self) -> Plan:
+        training = self.config.training
+        rows = len(self.encoded.rows(TRAIN))
+        every = evaluation_interval(
+            steps_per_epoch=-(-rows // training.batch_size),
+            steps=training.evaluate_steps,
+            epochs=training.evaluate_epochs,
+        )
+        return Plan(
+            total=total_steps(
+                rows=rows, batch_size=training.batch_size, epochs=training.epochs, max_steps=training.max_steps
+            ),
+            evaluate_every=every if len(self.encoded.rows(VALIDATION)) else None,
+            metric=self.config.primary,
+            higher_is_better=self.task.higher_is_better(self.config.primary),
+            patience=training.patience,
+            min_delta=training.min_delta,
+        )
+
+    @property
+    def records(self) -> list[Record]:
+        assert self.claim is not None
+        return self.claim.records
+
+    @property
+    def trained(self) -> Record | None:
+        return next(reversed(find(self.records, RecordKind.TRAINED)), None)
+
+
+def begin(attempt: Attempt) -> bool:
+    """Claim the run, settle the numerics and tell the other ranks; whether training is over already."""
+    world = attempt.world
+    news: dict[str, Any] | None = None
+    if world.leads:
+        log = RunLog(attempt.store, attempt.record.run_id)
+        before = _numerics_before(log.read(), attempt.store, attempt.record.run_id)
+        settled = numerics.resolve(attempt.config, world=world, before=before)
+        changed = numerics.changes(before, settled)
+        if changed:
+            _log.warning("NumericsChanged: %s; results may differ in their last digits", ", ".join(changed))
+        attempt.claim = log.claim(holder=_holder(attempt.config), numerics=settled)
+        news = {"number": attempt.claim.number, "numerics": settled, "over": attempt.trained is not None}
+        _log.info("attempt %d of run %s: %s", attempt.claim.number, log.run_id, json.dumps(settled))
+    news = world.share(news)
+    attempt.number, attempt.numerics = news["number"], news["numerics"]
+    numerics.apply(attempt.numerics)
+    attempt.reporter.update(attempt=attempt.number)
+    return bool(news["over"])
+
+
+def _holder(config: RunConfig) -> Holder:
+    return Holder(
+        cluster=os.environ.get("FINETUNE_CLUSTER", ""),
+        job_uid=config.job_uid,
+        owner=os.environ.get("FINETUNE_OWNER", ""),
+        pod_uid=os.environ.get("FINETUNE_POD_UID", ""),
+    )
+
+
+def _numerics_before(records: list[Record], store: Store, run_id: str) -> dict[str, Any] | None:
+    """Numerics of the newest attempt, its micro-batch as it was at the end, halved if it ran out of memory."""
+    claims = find(records, RecordKind.CLAIM)
+    if not claims or not claims[-1].body.get("numerics"):
+        return None
+    found = dict(claims[-1].body["numerics"])
+    checkpoints = live_checkpoints(records)
+    if checkpoints and checkpoints[0].attempt == claims[-1].number:
+        found["microBatch"] = checkpoints[0].body["microBatch"]
+    try:
+        note = json.loads(store.read(_memory_note(run_id, claims[-1].number)))
+    except NotFound:
+        return found
+    return {**found, "microBatch": max(1, min(found["microBatch"], note["microBatch"]) // 2)}
+
+
+def _memory_note(run_id: str, attempt: int) -> str:
+    return f"runs/{run_id}/attempts/{attempt}/{_MEMORY_NOTE}"
+
+
+def note_memory(attempt: Attempt, error: OutOfMemory) -> None:
+    """Leave word for the next attempt; any rank may."""
+    key = _memory_note(attempt.record.run_id, attempt.number)
+    attempt.store.write(key, json.dumps({"microBatch": error.micro_batch}).encode())
+
+
+# --- files ---
+
+
+def fetch_inputs(attempt: Attempt) -> None:
+    """Download the base model and the encoded store, once a node, exactly as pinned. Raises StorageError."""
+    for entry in attempt.record.manifest:
+        kind, _, name = entry.role.partition("/")
+        if kind == "model":
+            _once(attempt, attempt.base / name, partial(_download, attempt, entry))
+    stored = attempt.record.encoded
+    get = partial(attempt.store.download, stored.key, sha256=stored.sha256, progress=attempt.heart.beat_or_stop)
+    _once(attempt, attempt.base.parent / "encoded.safetensors", lambda path: get(path=path))
+
+
+def _download(attempt: Attempt, entry: Input, path: Path) -> None:
+    root, key = split_uri(entry.uri)
+    store, beat = open_store(root, attempt.settings), attempt.heart.beat_or_stop
+    try:
+        store.download(key, path, if_match=entry.etag, sha256=entry.sha256, progress=beat)
+    except (PreconditionFailed, Damaged) as error:
+        raise StorageError(
+            "InputChanged",
+            f"{entry.uri} is not what preflight found; restore it, or change the document to use the new one.",
+            environment=False,
+        ) from error
+
+
+def _once(attempt: Attempt, path: Path, download: Callable[[Path], Any]) -> None:
+    """Let one rank of the node download a file; the others wait until it is there."""
+    attempt.heart.beat_or_stop()
+    if attempt.world.leads_node and not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        download(path)
+    wait_for(path, attempt.heart.beat_or_stop)

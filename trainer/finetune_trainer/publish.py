@@ -1,0 +1,128 @@
+"""The published directory: what from_pretrained or PEFT reads, a model card, and a digest that equal runs share."""
+
+import hashlib
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from finetune_api.contract import RunConfig
+from finetune_api.job import EvaluationStatus
+from finetune_trainer.adapt import Method
+from finetune_trainer.adapt.base import Inputs
+from finetune_trainer.storage import Store
+from finetune_trainer.storage.commit import object_entry
+
+CARD = "README.md"
+_TOKENIZER = re.compile(
+    r"(tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab)\.json|vocab\.txt|merges\.txt|.+\.model"
+    r"|chat_template\.jinja"
+)
+_BLOCK = 4 * 1024 * 1024
+
+
+def write_directory(
+    directory: Path,
+    *,
+    model: Any,
+    method: Method,
+    base: Path,
+    config: RunConfig,
+    evaluation: EvaluationStatus,
+    example: Inputs,
+) -> str:
+    """Write the whole directory; returns its digest. Raises ModelError when a merge changes the model's answers."""
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+    model.eval()
+    method.save(model, directory, merge=config.output.merge, example=example)
+    for path in sorted(base.iterdir()):
+        if _TOKENIZER.fullmatch(path.name):
+            shutil.copyfile(path, directory / path.name)
+    found = directory_digest(directory)
+    (directory / CARD).write_text(model_card(config, method=method, evaluation=evaluation, digest=found))
+    return found
+
+
+def directory_digest(directory: Path) -> str:
+    """`sha256:` and the SHA-256 over names and digests of all files but the model card, which tells of circumstances."""
+    lines = [
+        f"{path.relative_to(directory).as_posix()} {_sha256(path)}\n"
+        for path in sorted(directory.rglob("*"))
+        if path.is_file() and path.name != CARD
+    ]
+    return "sha256:" + hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def upload_directory(directory: Path, store: Store, prefix: str, *, beat: Callable[[], None]) -> list[dict[str, Any]]:
+    """Upload every file, verified; returns the entries of a record's `objects`."""
+    objects = []
+    for path in sorted(directory.rglob("*")):
+        if path.is_file():
+            beat()
+            objects.append(object_entry(store.upload(path, prefix + path.relative_to(directory).as_posix())))
+    return objects
+
+
+def _sha256(path: Path) -> str:
+    sha256 = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(_BLOCK):
+            sha256.update(block)
+    return sha256.hexdigest()
+
+
+def model_card(config: RunConfig, *, method: Method, evaluation: EvaluationStatus, digest: str) -> str:
+    """README.md with the Hub's metadata."""
+    adapter = config.method.type == "lora" and not config.output.merge
+    metadata = {
+        "base_model": config.model,
+        "library_name": "peft" if adapter else "transformers",
+        "pipeline_tag": config.task.type,
+        "metrics": sorted(evaluation.tuned or {}),
+        "tags": ["finetune-operator", config.method.type],
+    }
+    training = config.training
+    length = f"{training.max_steps} steps" if training.max_steps else f"{training.epochs:g} epochs"
+    return f"""---
+{yaml.safe_dump(metadata, sort_keys=True).strip()}
+---
+
+# {config.job}
+
+Fine-tuned from `{config.model}` for {config.task.type} with method {config.method.type}: {length} of batches of
+{training.batch_size} rows, {training.optimizer}, learning rate {training.learning_rate:g}, schedule
+{training.schedule}, seed {training.seed}.
+
+## Evaluation
+
+On {evaluation.rows} {evaluation.on} rows, beside always answering the most frequent label and a linear probe on the
+frozen features of the base model:
+
+{_table(evaluation)}
+
+## Use
+
+```python
+{method.load_hint(merge=config.output.merge)}
+```
+
+Digest of this directory without this file: `{digest}`.
+"""
+
+
+def _table(evaluation: EvaluationStatus) -> str:
+    columns: dict[str, Mapping[str, float] | None] = {
+        "majority": evaluation.majority,
+        "probe": evaluation.probe,
+        "tuned": evaluation.tuned,
+    }
+    names: list[str] = list(evaluation.tuned or {})
+    rows = [f"| metric | {' | '.join(columns)} |", "|---|---:|---:|---:|"]
+    for name in names:
+        cells = [f"{found[name]:.4f}" if found and name in found else "-" for found in columns.values()]
+        rows.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(rows)

@@ -1,0 +1,233 @@
+"""Training within an attempt: from the newest whole checkpoint to the end, with everything the loop calls on."""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from finetune_api.job import BestCheckpoint
+from finetune_trainer import adapt, checkpoint
+from finetune_trainer.adapt.base import InputsOf
+from finetune_trainer.attempt import Attempt
+from finetune_trainer.checkpoint import Checkpoints, Restored, State
+from finetune_trainer.course import Diverged
+from finetune_trainer.data.order import Order, Rows
+from finetune_trainer.loop import Objective, Setup, train
+from finetune_trainer.optim import learning_rate, make_optimizer
+from finetune_trainer.run import TRAIN, VALIDATION
+from finetune_trainer.signs import Pace, checkpointed, wait_for
+from finetune_trainer.storage.commit import Record, RecordKind, live_checkpoints
+from finetune_trainer.tasks import Metrics
+
+_RECENT = 20
+"""Steps whose losses are averaged for people."""
+_REPORT_SECONDS = 1.0
+_log = logging.getLogger("finetune.train")
+
+
+def train_what_is_left(attempt: Attempt) -> None:
+    """Train to the end and say so in the log; a divergence is given one more try from the last checkpoint.
+
+    Raises Stopped, Diverged, OutOfMemory, Fenced, StorageError, ModelError.
+    """
+    checkpoints = None
+    if attempt.claim is not None:
+        checkpoints = Checkpoints(
+            attempt.store,
+            attempt.claim,
+            work=attempt.work,
+            keep_last=attempt.config.checkpoint.keep_last,
+            committed=lambda record: _committed(attempt, record),
+        )
+    try:
+        try:
+            _train(attempt, checkpoints)
+        except Diverged as error:
+            _log.warning("%s; trying once more from the last checkpoint", error)
+            _train(attempt, checkpoints)
+    finally:
+        if checkpoints is not None:
+            checkpoints.close()
+
+
+def _committed(attempt: Attempt, record: Record) -> None:
+    best = record.body["bestSoFar"]
+    found = checkpointed(record.body, uri=attempt.store.uri, best=BestCheckpoint(**best) if best else None)
+    attempt.reporter.update(checkpoint=found)
+    _log.info("checkpoint of step %d committed", found.step)
+
+
+def _train(attempt: Attempt, checkpoints: Checkpoints | None) -> None:
+    trainee = prepare(attempt)
+    state = trainee.state
+    attempt.reporter.update(
+        stage="Training", step=state.step, total_steps=attempt.plan.total, resumed_from_step=state.step or None
+    )
+    try:
+        train(trainee.setup, state, Duties(attempt, trainee, checkpoints))
+    finally:
+        if checkpoints is not None:
+            checkpoints.wait()
+    if attempt.claim is not None:
+        attempt.claim.append(RecordKind.TRAINED, _trained(attempt, state))
+
+
+def _trained(attempt: Attempt, state: State) -> dict[str, Any]:
+    """The body of the trained record; `weights` are the numbers of the checkpoints that hold them."""
+    records = live_checkpoints(attempt.records)
+    best = next((r for r in records if state.best and r.body["best"] and r.body["step"] == state.best.step), None)
+    return {
+        "step": state.step,
+        "totalSteps": attempt.plan.total,
+        "end": "early-stopped" if state.stopped_early else "complete",
+        "best": state.best.document() if state.best else None,
+        "finalLoss": recent(state),
+        "weights": {"Last": records[0].number, "Best": (best or records[0]).number},
+    }
+
+
+def recent(state: State) -> float | None:
+    """The loss that people are shown: the mean of the last steps'."""
+    losses = state.losses[-_RECENT:]
+    return sum(losses) / len(losses) if losses else None
+
+
+@dataclass(frozen=True)
+class Trainee:
+    """A model that is being trained. `module` and `inputs_of` give its logits, perhaps by a shortcut."""
+
+    model: Any
+    module: Any
+    inputs_of: InputsOf
+    setup: Setup
+    state: State
+
+
+def prepare(attempt: Attempt) -> Trainee:
+    """Model, optimizer and state as the newest whole checkpoint has them, or as a run begins.
+
+    Raises ModelError, Damaged.
+    """
+    config, encoded = attempt.config.training, attempt.encoded
+    method = adapt.get(attempt.config.method)
+    model = method.prepare(attempt.load(), seed=config.seed)
+    restored = _newest(attempt)
+    if restored is not None:
+        checkpoint.restore_weights(model, restored.weights)
+        _log.info("going on from the checkpoint of step %d", restored.state.step)
+    model.to(attempt.world.device)
+    state = restored.state if restored else State()
+    state.micro_batch = attempt.numerics["microBatch"]
+    rows = encoded.rows(TRAIN)
+    shortcut = method.shortcut(
+        model,
+        rows=attempt.evaluator(attempt.world).longest_first(np.concatenate([rows, encoded.rows(VALIDATION)])),
+        inputs_of=attempt.inputs_of,
+        work=attempt.work,
+        world=attempt.world,
+        beat=attempt.heart.beat_or_stop if attempt.world.size == 1 else attempt.heart.beat,
+    )
+    module, inputs_of = shortcut or (model, attempt.inputs_of)
+    optimizer = make_optimizer(checkpoint.trainable(model).items(), config)
+    if restored is not None:
+        checkpoint.restore_optimizer(model, optimizer, restored.optimizer)
+    attempt.accelerator.free_memory()
+    objective, prepared = attempt.accelerator.prepare(Objective(module, attempt.task), optimizer)
+    setup = Setup(
+        world=attempt.world,
+        accelerator=attempt.accelerator,
+        objective=objective,
+        optimizer=prepared,
+        parameters=list(checkpoint.trainable(model).values()),
+        config=config,
+        plan=attempt.plan,
+        order=Order(len(rows), config.batch_size, config.seed, encoded.lengths(rows)),
+        rows=rows,
+        count=lambda chosen: attempt.task.count(encoded.labels(chosen)),
+        inputs_of=inputs_of,
+        train_mode=_train_mode(method, model=model, module=module),
+        beat=attempt.heart.beat,
+    )
+    return Trainee(model, module, inputs_of, setup, state)
+
+
+def _train_mode(method: adapt.Method, *, model: Any, module: Any) -> Callable[[], None]:
+    def switch() -> None:
+        module.train()
+        method.train(model)
+
+    return switch
+
+
+def _newest(attempt: Attempt) -> Restored | None:
+    """The newest whole checkpoint, chosen by rank 0, on every rank."""
+    news: dict[str, Any] | None = None
+    if attempt.world.leads:
+        record = checkpoint.newest_whole(attempt.records, attempt.store, attempt.work)
+        news = {"sha256": record.sha256, "body": dict(record.body)} if record else {}
+    news = attempt.world.share(news)
+    if not news:
+        return None
+    directory = checkpoint.directory_of(attempt.work, news["sha256"])
+    if attempt.world.leads_node:
+        checkpoint.fetch(news["body"], attempt.store, directory)
+    for name in (checkpoint.WEIGHTS, checkpoint.OPTIMIZER, checkpoint.STATE):
+        wait_for(directory / name, attempt.heart.beat)
+    return checkpoint.open_fetched(directory)
+
+
+class Duties:
+    """What the loop calls on: the clock, the signals, evaluations, checkpoints and reports."""
+
+    def __init__(self, attempt: Attempt, trainee: Trainee, checkpoints: Checkpoints | None) -> None:
+        self._attempt, self._trainee, self._checkpoints = attempt, trainee, checkpoints
+        self._evaluator = attempt.evaluator(attempt.world)
+        self._validation: Rows = attempt.encoded.rows(VALIDATION)
+        self._pace = Pace()
+        self._reported = self._saved = time.monotonic()
+
+    def due(self) -> tuple[bool, bool, bool]:
+        self._pace.step()
+        stop = self._attempt.signals.stop
+        if self._checkpoints is None:
+            return stop, False, False
+        self._checkpoints.poll()
+        now, config = time.monotonic(), self._attempt.config.checkpoint
+        if config.every_steps is not None:
+            checkpoint_due = (self._trainee.state.step + 1) % config.every_steps == 0
+        else:
+            checkpoint_due = now - self._saved >= (config.every_seconds or 0.0)
+        return stop, checkpoint_due, now - self._reported >= _REPORT_SECONDS
+
+    def evaluate(self) -> Metrics:
+        started = time.monotonic()
+        metrics = self._evaluator.measure(self._trainee.module, self._validation, inputs_of=self._trainee.inputs_of)
+        self._pace.pause(time.monotonic() - started)
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+        _log.info("step %d, %d validation rows: %s", self._trainee.state.step, len(self._validation), shown)
+        return metrics
+
+    def checkpoint(self, state: State) -> None:
+        if self._checkpoints is None:
+            return
+        self._saved = time.monotonic()
+        model, optimizer = self._trainee.model, self._trainee.setup.optimizer
+        self._checkpoints.save(
+            state,
+            weights=checkpoint.snapshot_weights(model),
+            optimizer=checkpoint.snapshot_optimizer(model, optimizer),
+        )
+
+    def report(self, state: State) -> None:
+        self._reported = time.monotonic()
+        setup = self._trainee.setup
+        self._attempt.reporter.update(
+            step=state.step,
+            epoch=round(state.step / setup.order.steps_per_epoch, 4),
+            loss=recent(state),
+            learning_rate=learning_rate(setup.config, step=max(0, state.step - 1), total=setup.plan.total),
+            **self._pace.estimate(rows=setup.config.batch_size, left=setup.plan.total - state.step),
+        )
