@@ -9,7 +9,6 @@ import importlib.util
 import json
 import os
 import secrets
-import shutil
 import subprocess
 import sys
 import threading
@@ -218,8 +217,8 @@ class World:
     trainings: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(2))
     disruption: threading.RLock = field(default_factory=threading.RLock)
     """Held while the operator or the API server is being hurt: one at a time."""
-    _reference: Training | None = None
-    _reference_lock: threading.Lock = field(default_factory=threading.Lock)
+    _once: dict[str, "Future[Any]"] = field(default_factory=dict)
+    _once_lock: threading.Lock = field(default_factory=threading.Lock)
 
     # time
 
@@ -269,6 +268,25 @@ class World:
         assert done.returncode != 0, done.stdout
         return done.stderr
 
+    @staticmethod
+    def small_job(name: str, *, output: str | None = None, **spec: Any) -> Document:
+        """A run of well under a minute with a checkpoint every few steps; `spec` overrides whole fields."""
+        return {
+            "apiVersion": f"{GROUP}/v1alpha1",
+            "kind": "FineTuneJob",
+            "metadata": {"name": name},
+            "spec": {
+                "task": {"type": "text-classification"},
+                "model": {"uri": "s3://models/minilm"},
+                "data": {"train": [{"uri": "s3://data/small/train.jsonl"}], "maxLength": 32},
+                "method": {"type": "lora", "rank": 4},
+                "training": {"epochs": 2, "batchSize": 8, "microBatch": 4, "learningRate": 1e-3},
+                "checkpoint": {"every": {"steps": 4}},
+                "output": {"uri": output or f"s3://runs/{secrets.token_hex(4)}-{name}"},
+                **spec,
+            },
+        }
+
     def job(self, namespace: str, name: str) -> Document:
         found = self.kubectl.get("finetunejob", name, "-n", namespace)
         assert isinstance(found, dict)
@@ -294,6 +312,13 @@ class World:
 
         self.until(met, what=words, seconds=seconds)
         return last
+
+    def phases(self, namespace: str, name: str) -> Lines:
+        """The phases that `kubectl get -w` shows from now on."""
+        column = "custom-columns=PHASE:.status.phase"
+        return Lines(
+            self.kubectl.stream("get", "finetunejob", name, "-n", namespace, "-w", "--no-headers", "-o", column)
+        )
 
     def wait_for_phase(self, namespace: str, name: str, *phases: str, seconds: float = 240) -> Document:
         return self.wait(namespace, name, lambda s: s.get("phase") in phases, what=f"phase {phases}", seconds=seconds)
@@ -339,33 +364,72 @@ class World:
         losses = json.loads(self.store(output).read(state))["losses"]
         return Training(status["model"]["digest"], status["progress"]["loss"], losses)
 
+    def once(self, name: str, make: Callable[[], Any]) -> Any:
+        """What `make` returns, made by whoever asks first, while the others wait."""
+        with self._once_lock:
+            mine = name not in self._once
+            future: Future[Any] = self._once.setdefault(name, Future())
+        if mine:
+            try:
+                with self.timed(name):
+                    future.set_result(make())
+            except BaseException as error:
+                future.set_exception(error)
+        return future.result()
+
     def reference(self) -> Training:
-        """The undisturbed run of the small document; made once, by whoever asks first."""
-        with self._reference_lock:
-            if self._reference is None:
-                with self.timed("undisturbed run of the kill tests"):
-                    namespace = self.namespace("undisturbed")
-                    self.apply(small_job("undisturbed"), namespace)
-                    self.succeeded(namespace, "undisturbed")
-                    self._reference = self.training(namespace, "undisturbed")
-            return self._reference
+        """The undisturbed run of the small document. Never called while holding a training's place."""
+        training: Training = self.once("the undisturbed run of the kill tests", self._undisturbed)
+        return training
+
+    def _undisturbed(self) -> Training:
+        namespace = self.namespace("undisturbed")
+        with self.trainings:
+            self.apply(self.small_job("undisturbed"), namespace)
+            self.succeeded(namespace, "undisturbed")
+        return self.training(namespace, "undisturbed")
 
     # hurting
+
+    def install(self, *more: str) -> None:
+        """The chart as a user would install it; `more` are further arguments of Helm."""
+        path = self.scratch / "values.yaml"
+        path.write_text(yaml.safe_dump(chart_values(self)))
+        command = [self.helm, "upgrade", "--install", "finetune-operator", str(ROOT / "charts/finetune-operator")]
+        done = subprocess.run(
+            [*command, "--namespace", SYSTEM, "--create-namespace", "--values", str(path), *more],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            env=self.kubectl.environment,
+        )
+        assert done.returncode == 0, done.stderr
+        self.kubectl("rollout", "status", "-n", SYSTEM, "deployment/finetune-operator", "--timeout=120s")
 
     def kill(self, pod: Document) -> None:
         """SIGKILL to the first process of the pod's container; the kernel ends all others with it."""
         container = pod["status"]["containerStatuses"][0]["containerID"].removeprefix("containerd://")
-        command = ["ctr", "-n", "k8s.io", "tasks", "kill", "-s", "SIGKILL", container]
-        if shutil.which("kind") and not (STATE / "containerd.sock").exists():
-            command = ["docker", "exec", "finetune-control-plane", *command]
-        else:
-            command[1:1] = ["-a", str(STATE / "containerd.sock")]
-        subprocess.run(command, check=True, capture_output=True, timeout=30)
+        self.containerd("tasks", "kill", "-s", "SIGKILL", container)
+
+    def containerd(self, *arguments: str) -> None:
+        """ctr on the cluster's only node."""
+        socket = STATE / "containerd.sock"
+        own = ["ctr", "-a", str(socket)] if socket.exists() else ["docker", "exec", "finetune-control-plane", "ctr"]
+        subprocess.run([*own, "-n", "k8s.io", *arguments], check=True, capture_output=True, timeout=30)
 
     def operator_pods(self) -> list[Document]:
         selector = "app.kubernetes.io/name=finetune-operator,app.kubernetes.io/managed-by=Helm"
         items = self.kubectl.get("pods", "-n", SYSTEM, "-l", selector)["items"]
         return [pod for pod in items if "deletionTimestamp" not in pod["metadata"]]
+
+    def train_pods(self, namespace: str, name: str) -> list[Document]:
+        """Every train pod the job ever had, oldest first."""
+        return self.pods.of(self.job(namespace, name)["metadata"]["uid"], "train")
+
+    def children(self, uid: str) -> list[str]:
+        """Names of all that belongs to a FineTuneJob, `kind/name`."""
+        found = self.kubectl.get("jobs,pods,configmaps,services", "-A", "-l", f"{GROUP}/job-uid={uid}")
+        return [f"{item['kind']}/{item['metadata']['name']}" for item in found["items"]]
 
     def running_pod(self, uid: str, role: str = "train") -> Document:
         """The pod of that role that runs now."""
@@ -382,25 +446,6 @@ class World:
             self.kubectl("rollout", "status", "-n", SYSTEM, "deployment/finetune-operator", "--timeout=60s")
         else:
             self.until(lambda: not self.operator_pods(), what="the operator's pod to go")
-
-
-def small_job(name: str, *, output: str | None = None, **spec: Any) -> Document:
-    """A run of well under a minute with a checkpoint every few steps; `spec` overrides whole fields."""
-    return {
-        "apiVersion": f"{GROUP}/v1alpha1",
-        "kind": "FineTuneJob",
-        "metadata": {"name": name},
-        "spec": {
-            "task": {"type": "text-classification"},
-            "model": {"uri": "s3://models/minilm"},
-            "data": {"train": [{"uri": "s3://data/small/train.jsonl"}], "maxLength": 32},
-            "method": {"type": "lora", "rank": 4},
-            "training": {"epochs": 2, "batchSize": 8, "microBatch": 4, "learningRate": 1e-3},
-            "checkpoint": {"every": {"steps": 4}},
-            "output": {"uri": output or f"s3://runs/{secrets.token_hex(4)}-{name}"},
-            **spec,
-        },
-    }
 
 
 # --- fixtures ---
@@ -505,9 +550,18 @@ def load_dataset() -> Any:
 
 
 def _install(world: World) -> None:
-    """The chart as a user would install it, with a profile for this machine."""
+    chart = ROOT / "charts/finetune-operator"
+    world.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(chart / "crds"))
+    world.install()
+    # The images' tag never changes, so a new build needs a new pod.
+    world.kubectl("rollout", "restart", "-n", SYSTEM, "deployment/finetune-operator")
+    world.kubectl("rollout", "status", "-n", SYSTEM, "deployment/finetune-operator", "--timeout=120s")
+
+
+def chart_values(world: World) -> Document:
+    """The chart's values for this machine."""
     host = world.endpoint.removeprefix("http://").partition(":")[0]
-    values = {
+    return {
         "profile": {
             "storage": {
                 "endpoint": world.endpoint,
@@ -522,19 +576,3 @@ def _install(world: World) -> None:
             "podTemplate": {"spec": {"env": [{"name": "OMP_NUM_THREADS", "value": "1"}]}},
         }
     }
-    path = world.scratch / "values.yaml"
-    path.write_text(yaml.safe_dump(values))
-    chart = ROOT / "charts/finetune-operator"
-    world.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(chart / "crds"))
-    command = [world.helm, "upgrade", "--install", "finetune-operator", str(chart), "--namespace", SYSTEM]
-    done = subprocess.run(
-        [*command, "--create-namespace", "--values", str(path)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env=world.kubectl.environment,
-    )
-    assert done.returncode == 0, done.stderr
-    # The images' tag never changes, so a new build needs a new pod.
-    world.kubectl("rollout", "restart", "-n", SYSTEM, "deployment/finetune-operator")
-    world.kubectl("rollout", "status", "-n", SYSTEM, "deployment/finetune-operator", "--timeout=120s")

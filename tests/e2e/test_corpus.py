@@ -5,6 +5,7 @@ server itself, whose parser is strict where kubectl's is not: of two equal keys 
 """
 
 import base64
+import copy
 import json
 import os
 import ssl
@@ -15,11 +16,15 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from finetune_api import crd
+from finetune_api.document import plain, read
 from finetune_api.validate import check
 
 pytestmark = pytest.mark.e2e
@@ -28,7 +33,7 @@ ROOT = Path(__file__).parents[2]
 CORPUS = sorted((ROOT / "tests" / "crd" / "corpus").glob("*.yaml"))
 PLURALS = {"FineTuneJob": "namespaces/default/finetunejobs", "FineTuneProfile": "finetuneprofiles"}
 
-Send = Callable[[Path], tuple[int, str]]
+Send = Callable[[bytes], tuple[int, str]]
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,13 @@ class Case:
             lenient_kubectl=any(line.startswith("# kubectl: accepts") for line in head),
             as_body=not any(line.startswith("# body: not sent") for line in head),
         )
+
+
+def plain_document(file: Path) -> dict[str, Any]:
+    (document,) = read(file.read_bytes())
+    assert document.root is not None
+    found: dict[str, Any] = plain(document.root)
+    return found
 
 
 CASES = [Case.read(file) for file in CORPUS]
@@ -93,10 +105,10 @@ def send() -> Send:
             pem.flush()
             context.load_cert_chain(pem.name)
 
-    def post(file: Path) -> tuple[int, str]:
-        kind = "FineTuneProfile" if file.stem.startswith("profile-") else "FineTuneJob"
+    def post(body: bytes) -> tuple[int, str]:
+        kind = "FineTuneProfile" if b"kind: FineTuneProfile" in body else "FineTuneJob"
         url = f"{cluster['server']}/apis/finetune.dev/v1alpha1/{PLURALS[kind]}?dryRun=All&fieldValidation=Strict"
-        request = urllib.request.Request(url, file.read_bytes(), headers)
+        request = urllib.request.Request(url, body, headers)
         try:
             with urllib.request.urlopen(request, context=context, timeout=30) as answer:
                 return answer.status, ""
@@ -135,11 +147,59 @@ def test_kubectl_apply_agrees_with_the_client(case: Case) -> None:
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.as_body], ids=lambda case: case.file.stem)
 def test_the_api_server_agrees_with_the_client(case: Case, send: Send) -> None:
-    code, message = send(case.file)
+    code, message = send(case.file.read_bytes())
     assert (code == 201) == case.valid, (code, message)
     assert code == 201 or 400 <= code < 500
     for sentence in rule_messages(case.file):
         assert sentence in message
+
+
+EVERYTHING = plain_document(ROOT / "tests" / "crd" / "corpus" / "everything.yaml")
+ODD_VALUES = [
+    None, True, False, 0, -1, 1, 3.0, 2.5, 1e-9, 1e20, 1e300, 2**31, 2**63, "", "a", "yes", "2e-5", "10m", "s3://bucket/key",
+    "s3://bucket/\u00a0", "line\n", "\u0130", "A" * 2000, [], ["a"], [None], ["a", "a"], {}, {"a": "b"}, {"a": None}, {"a": {}},
+    "full", "lora", "cosine", "NoSchedule", "f1", "http://host:1", "4", "16Gi", 2e-5,
+]  # fmt: skip
+
+
+def places(value: object, path: tuple[str | int, ...] = ("spec",)) -> Iterator[tuple[str | int, ...]]:
+    if path[1:]:
+        yield path
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        yield from places(inner, (*path, key))
+
+
+@st.composite
+def mutated(draw: st.DrawFn) -> dict[str, Any]:
+    """The document with every field, some of it replaced, taken away, put elsewhere or misspelt."""
+    document: dict[str, Any] = copy.deepcopy(EVERYTHING)
+    for _ in range(draw(st.integers(1, 3))):
+        *parents, last = draw(st.sampled_from(list(places(document["spec"]))))
+        owner: Any = document
+        for key in parents:
+            owner = owner[key]
+        action = draw(st.sampled_from(["replace", "replace", "replace", "remove", "add"]))
+        if action == "replace":
+            owner[last] = draw(st.sampled_from(ODD_VALUES))
+        elif action == "remove":
+            del owner[last]
+        elif isinstance(owner, dict):
+            owner[draw(st.sampled_from(["uri", "steps", "epochs", "type", "seed", "x", "Type"]))] = draw(
+                st.sampled_from(ODD_VALUES)
+            )
+        else:
+            owner.append(draw(st.sampled_from(ODD_VALUES)))
+    return document
+
+
+@settings(max_examples=300, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+@given(document=mutated())
+def test_the_api_server_agrees_with_the_client_on_mutations(document: dict[str, Any], send: Send) -> None:
+    text = json.dumps(document)
+    code, message = send(text.encode())
+    problems = [str(problem) for checked in check(text, name="") for problem in checked.problems]
+    errors = [problem for problem in problems if ": note: " not in problem]
+    assert (code == 201) == (not errors), (code, message, errors)
 
 
 def test_every_rule_is_broken_by_a_document_of_the_corpus() -> None:

@@ -1,0 +1,298 @@
+"""From `kubectl apply` to `Succeeded`, and the same end whatever dies on the way."""
+
+import json
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from finetune_trainer.storage.commit import RecordKind
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLE = ROOT / "examples/text-classification.yaml"
+ORDER = ["Pending", "Preflight", "Queued", "Starting", "Training", "Evaluating", "Succeeded"]
+
+pytestmark = [pytest.mark.e2e, pytest.mark.together, pytest.mark.timeout(900)]
+
+
+# --- the happy path ---
+
+
+def test_the_example_succeeds_and_its_model_is_good(world: Any) -> None:
+    namespace, name = world.once("the example, applied", lambda: run_example(world))
+    status = world.status(namespace, name)
+    rows = [json.loads(line) for line in (world.scratch / "docstrings/test.jsonl").read_text().splitlines()]
+    with world.timed("the example's model, loaded and asked"):
+        right = accuracy(download(world, status["model"]["uri"]), rows)
+    majority = Counter(row["label"] for row in rows).most_common(1)[0][1] / len(rows)
+    evaluation = status["evaluation"]
+    assert evaluation["on"] == "test"
+    assert evaluation["rows"] == len(rows)
+    assert right == pytest.approx(evaluation["tuned"]["accuracy"], abs=0.004)  # padding moves a logit in the last digit
+    assert right >= majority + 0.20
+    assert right >= evaluation["probe"]["accuracy"]
+    assert evaluation["majority"]["accuracy"] <= majority + 0.001
+
+
+def run_example(world: Any) -> tuple[str, str]:
+    """Applies the example as it is, watches it with kubectl alone, and returns its namespace and name."""
+    namespace, name = world.namespace("example"), yaml.safe_load(EXAMPLE.read_text())["metadata"]["name"]
+    with world.trainings:
+        world.kubectl("apply", "-n", namespace, "-f", str(EXAMPLE))
+        watch = world.phases(namespace, name)
+        world.kubectl(
+            "wait", "finetunejob", name, "-n", namespace, "--for=condition=Succeeded", "--timeout=600s", timeout=620
+        )
+    world.until(lambda: "Succeeded" in watch.lines, what="kubectl get -w to show Succeeded", seconds=30)
+    watch.close()
+    seen = [phase for phase in watch.distinct() if phase != "<none>"]
+    assert seen == sorted(seen, key=ORDER.index), seen
+    assert {"Preflight", "Training", "Evaluating", "Succeeded"} <= set(seen), seen
+    assert len(world.train_pods(namespace, name)) == 1
+    return namespace, name
+
+
+def download(world: Any, uri: str) -> Path:
+    bucket, _, prefix = uri.removeprefix("s3://").partition("/")
+    target = world.scratch / "model"
+    target.mkdir()
+    for entry in world.s3.list_objects_v2(Bucket=bucket, Prefix=prefix.rstrip("/") + "/")["Contents"]:
+        world.s3.download_file(bucket, entry["Key"], str(target / entry["Key"].rsplit("/", 1)[1]))
+    return Path(target)
+
+
+def accuracy(directory: Path, rows: list[dict[str, str]]) -> float:
+    """Share of rows that the model, loaded as any user would, gets right."""
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    model = AutoModelForSequenceClassification.from_pretrained(directory).eval()
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    right = 0
+    for first in range(0, len(rows), 50):
+        chunk = rows[first : first + 50]
+        texts = [row["text"] for row in chunk]
+        batch = tokenizer(texts, padding=True, truncation=True, max_length=64, return_tensors="pt")
+        with torch.no_grad():
+            answers = model(**batch).logits.argmax(-1).tolist()
+        right += sum(model.config.id2label[a] == row["label"] for a, row in zip(answers, chunk, strict=True))
+    return right / len(rows)
+
+
+def test_the_example_under_another_name_is_reused_without_a_train_pod(world: Any) -> None:
+    namespace, name = world.once("the example, applied", lambda: run_example(world))
+    document = yaml.safe_load(EXAMPLE.read_text())
+    document["metadata"]["name"] = "another-name"
+    world.apply(document, namespace)
+    status = world.succeeded(namespace, "another-name")
+    assert condition(status, "Succeeded")["reason"] == "Reused"
+    assert status["model"] == world.status(namespace, name)["model"]
+    assert status["evaluation"] == world.status(namespace, name)["evaluation"]
+    assert world.train_pods(namespace, "another-name") == []
+
+
+# --- whatever dies: the same final loss, the same model ---
+
+
+def test_the_operator_killed_in_mid_training_changes_nothing(world: Any) -> None:
+    namespace, name = world.namespace("operator-killed"), "operator-killed"
+    with world.trainings:
+        world.apply(world.small_job(name), namespace)
+        world.wait_for_checkpoint(namespace, name)
+        with world.disruption:
+            kill_operator(world)
+        world.succeeded(namespace, name)
+    assert_like_the_reference(world, namespace, name)
+    assert len(world.train_pods(namespace, name)) == 1
+
+
+def kill_operator(world: Any) -> None:
+    (pod,) = world.operator_pods()
+    restarts = pod["status"]["containerStatuses"][0]["restartCount"]
+    world.kill(pod)
+
+    def back() -> bool:
+        (now,) = world.operator_pods()
+        status = now["status"]["containerStatuses"][0]
+        return bool(status["restartCount"] > restarts and status["ready"])
+
+    world.until(back, what="the operator to be back")
+
+
+def test_a_killed_trainer_goes_on_from_its_last_checkpoint(world: Any) -> None:
+    namespace, name = world.namespace("trainer-killed"), "trainer-killed"
+    with world.trainings:
+        world.apply(world.small_job(name), namespace)
+        run = world.wait_for_checkpoint(namespace, name, step=8)
+        uid = world.job(namespace, name)["metadata"]["uid"]
+        world.kill(world.running_pod(uid))
+        status = world.succeeded(namespace, name)
+    (restart,) = status["restarts"]
+    assert restart["reason"] == "Killed"
+    assert restart["resumedFromStep"] >= 8
+    assert len(world.train_pods(namespace, name)) == 2
+    assert no_step_is_committed_twice(world, namespace, name, run)
+    assert_like_the_reference(world, namespace, name)
+
+
+def test_a_result_made_while_the_operator_was_down_and_its_job_deleted_is_found(world: Any) -> None:
+    namespace, name = world.namespace("operator-down"), "operator-down"
+    with world.trainings:
+        world.apply(world.small_job(name), namespace)
+        world.wait_for_checkpoint(namespace, name)
+        uid = world.job(namespace, name)["metadata"]["uid"]
+        with world.disruption:
+            world.scale_operator(0)
+            try:
+                finished = lambda: world.pods.of(uid, "train")[-1]["status"].get("phase") == "Succeeded"  # noqa: E731
+                world.until(finished, what="the train pod to finish alone", seconds=180)
+                selector = f"finetune.dev/job-uid={uid},finetune.dev/role=train"
+                world.kubectl("delete", "jobs", "-n", namespace, "-l", selector)
+                assert world.status(namespace, name)["phase"] != "Succeeded"
+            finally:
+                world.scale_operator(1)
+        world.succeeded(namespace, name)
+    assert len(world.train_pods(namespace, name)) == 1
+    assert_like_the_reference(world, namespace, name)
+
+
+def test_a_restart_of_the_api_server_changes_nothing(world: Any) -> None:
+    namespace, name = world.namespace("api-server"), "api-server"
+    with world.trainings:
+        world.apply(world.small_job(name), namespace)
+        world.wait_for_checkpoint(namespace, name)
+        with world.disruption:
+            world.restart("kube-apiserver")
+        world.succeeded(namespace, name)
+    assert len(world.train_pods(namespace, name)) == 1
+    assert_like_the_reference(world, namespace, name)
+
+
+def test_a_newer_operator_retrains_nothing(world: Any) -> None:
+    """Neither a run that goes on nor one that is done, although the default image of train pods is another by then."""
+    world.reference()
+    done = next(n for n in namespaces(world) if n.startswith("e2e-undisturbed"))
+    before = world.job(done, "undisturbed")
+    namespace, name = world.namespace("upgrade"), "upgrade"
+    world.containerd("images", "tag", "--force", "localhost/finetune-trainer:dev", "localhost/finetune-trainer:newer")
+    with world.trainings:
+        world.apply(world.small_job(name), namespace)
+        world.wait_for_checkpoint(namespace, name)
+        with world.disruption:
+            world.install("--set", "images.trainer=localhost/finetune-trainer:newer", "--set", "log.format=json")
+            try:
+                world.kubectl("label", "finetunejob", "undisturbed", "-n", done, "seen-by=the-newer")
+                world.succeeded(namespace, name)
+                time.sleep(5)  # a mistake would take a moment to be made
+            finally:
+                world.install()
+    (pod,) = world.train_pods(namespace, name)
+    assert pod["spec"]["containers"][0]["image"] == "localhost/finetune-trainer:dev"
+    assert_like_the_reference(world, namespace, name)
+    assert world.job(done, "undisturbed")["status"] == before["status"]
+    assert len(world.train_pods(done, "undisturbed")) == 1
+
+
+def namespaces(world: Any) -> list[str]:
+    items = world.kubectl.get("namespaces", "-l", "finetune-e2e=true")["items"]
+    return [item["metadata"]["name"] for item in items if item["status"]["phase"] == "Active"]
+
+
+# --- a changed document ---
+
+
+def test_a_changed_hyperparameter_waits_for_preflight_and_reverting_resumes(world: Any) -> None:
+    namespace, name = world.namespace("changed"), "changed"
+    document = world.small_job(name, training={**LONG})
+    with world.trainings, world.disruption:  # the operator must be quick here
+        world.apply(document, namespace)
+        first = world.wait_for_checkpoint(namespace, name)
+        uid = world.job(namespace, name)["metadata"]["uid"]
+        world.apply({**document, "spec": {**document["spec"], "training": {**LONG, "learningRate": 2e-3}}}, namespace)
+        world.wait(namespace, name, lambda s: s.get("observedGeneration") == 2, what="generation 2 to be looked at")
+        old = world.running_pod(uid)
+        assert world.status(namespace, name)["run"]["id"] == first
+        second = world.wait(namespace, name, lambda s: s["run"]["id"] != first, what="the second run")["run"]["id"]
+        ended = world.until(lambda: exit_code(world, uid, old), what="the old pod to end")
+        assert ended == 45
+        stopped_at = world.records(document["spec"]["output"]["uri"], first, RecordKind.CHECKPOINT)[-1].body["step"]
+        world.apply(document, namespace)
+        world.wait(namespace, name, lambda s: s["run"]["id"] == first, what="the first run again")
+        status = world.succeeded(namespace, name)
+    assert status["run"]["id"] == first != second
+    assert no_step_is_committed_twice(world, namespace, name, first)
+    claims = world.records(document["spec"]["output"]["uri"], first, RecordKind.CLAIM)
+    assert len(claims) == 2
+    after = [r.body["step"] for r in steps(world, document, first) if r.attempt == claims[1].number]
+    assert min(after) > stopped_at
+
+
+LONG = {"epochs": 5, "batchSize": 8, "microBatch": 4, "learningRate": 1e-3}
+
+
+def steps(world: Any, document: dict[str, Any], run: str) -> list[Any]:
+    found: list[Any] = world.records(document["spec"]["output"]["uri"], run, RecordKind.CHECKPOINT)
+    return found
+
+
+def exit_code(world: Any, uid: str, pod: dict[str, Any]) -> int | None:
+    now = next(p for p in world.pods.of(uid, "train") if p["metadata"]["uid"] == pod["metadata"]["uid"])
+    state = now["status"]["containerStatuses"][0]["state"].get("terminated")
+    return state["exitCode"] if state else None
+
+
+# --- several pods ---
+
+
+def test_two_pods_give_the_loss_curve_of_one(world: Any) -> None:
+    namespace, name = world.namespace("two-pods"), "two-pods"
+    with world.trainings:
+        world.apply(world.small_job(name, resources={"nodes": 2}), namespace)
+        world.succeeded(namespace, name)
+    assert len(world.train_pods(namespace, name)) == 2
+    assert world.training(namespace, name).losses == pytest.approx(world.reference().losses, abs=1e-5)
+
+
+def test_delete_in_mid_run_leaves_nothing_but_the_checkpoints(world: Any) -> None:
+    namespace, name = world.namespace("deleted"), "deleted"
+    document = world.small_job(name, resources={"nodes": 2}, training=LONG)
+    output = document["spec"]["output"]["uri"]
+    with world.trainings:
+        world.apply(document, namespace)
+        run = world.wait_for_checkpoint(namespace, name)
+        uid = world.job(namespace, name)["metadata"]["uid"]
+        kinds = {child.partition("/")[0] for child in world.children(uid)}
+        assert kinds == {"Job", "Pod", "ConfigMap", "Service"}
+        world.kubectl("delete", "finetunejob", name, "-n", namespace, "--timeout=60s")
+        world.until(lambda: not world.children(uid), what=lambda: f"all to go: {world.children(uid)}", seconds=150)
+    store = world.store(output)
+    last = world.records(output, run, RecordKind.CHECKPOINT)[-1]
+    assert last.body["objects"]
+    for entry in last.body["objects"]:
+        info = store.head(entry["key"])
+        assert info is not None
+        assert info.size == entry["size"]
+
+
+# --- what is asserted above ---
+
+
+def condition(status: dict[str, Any], kind: str) -> dict[str, Any]:
+    return next((c for c in status.get("conditions", ()) if c["type"] == kind), {})
+
+
+def assert_like_the_reference(world: Any, namespace: str, name: str) -> None:
+    """Losses of every step, final loss and model digest are those of the undisturbed run, bit by bit."""
+    reference, mine = world.reference(), world.training(namespace, name)
+    assert mine.losses == reference.losses
+    assert mine.final_loss == reference.final_loss
+    assert mine.digest == reference.digest
+
+
+def no_step_is_committed_twice(world: Any, namespace: str, name: str, run: str) -> bool:
+    output = world.job(namespace, name)["spec"]["output"]["uri"]
+    committed = [record.body["step"] for record in world.records(output, run, RecordKind.CHECKPOINT)]
+    return len(committed) == len(set(committed))
