@@ -156,9 +156,9 @@ def test_the_api_server_agrees_with_the_client(case: Case, send: Send) -> None:
 
 EVERYTHING = plain_document(ROOT / "tests" / "crd" / "corpus" / "everything.yaml")
 ODD_VALUES = [
-    None, True, False, 0, -1, 1, 3.0, 2.5, 1e-9, 1e20, 1e300, 2**31, 2**63, "", "a", "yes", "2e-5", "10m", "s3://bucket/key",
-    "s3://bucket/\u00a0", "line\n", "\u0130", "A" * 2000, [], ["a"], [None], ["a", "a"], {}, {"a": "b"}, {"a": None}, {"a": {}},
-    "full", "lora", "cosine", "NoSchedule", "f1", "http://host:1", "4", "16Gi", 2e-5,
+    None, True, False, 0, -1, 1, 3.0, 2.5, 2e-5, 1e-9, 1e20, 1e300, 2**31, 2**63, "", "a", "yes", "2e-5", "10m", "16Gi",
+    "4", "s3://bucket/key", "s3://bucket/\u00a0", "http://host:1", "line\n", "\u0130", "A" * 2000, "full", "lora",
+    "cosine", "NoSchedule", "f1", [], ["a"], [None], ["a", "a"], {}, {"a": "b"}, {"a": None}, {"a": {}},
 ]  # fmt: skip
 
 
