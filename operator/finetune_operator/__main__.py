@@ -134,8 +134,11 @@ async def _serve(port: int) -> web.AppRunner:
     application.add_routes([web.get("/metrics", metrics), web.get("/healthz", healthz)])
     runner = web.AppRunner(application, access_log=None)
     await runner.setup()
-    if port:
-        await web.TCPSite(runner, port=port).start()
+    try:
+        if port:
+            await web.TCPSite(runner, port=port).start()
+    except OSError as error:
+        raise SystemExit(f"--metrics-port: port {port} cannot be used ({error.strerror}); choose another") from error
     return runner
 
 

@@ -32,8 +32,15 @@ class _Key:
 class KeyedQueue:
     """`work(key)` returns seconds after which the key comes again, or None; what it raises is tried again later."""
 
-    def __init__(self, work: Callable[[str], Awaitable[float | None]], *, workers: int = 16) -> None:
+    def __init__(
+        self,
+        work: Callable[[str], Awaitable[float | None]],
+        *,
+        workers: int = 16,
+        first_error_delay: float = FIRST_ERROR_DELAY,
+    ) -> None:
         self._work = work
+        self._first_error_delay = first_error_delay
         self._workers = workers
         self._keys: dict[str, _Key] = {}
         self._ready: asyncio.Queue[str] = asyncio.Queue()
@@ -41,6 +48,11 @@ class KeyedQueue:
     def __len__(self) -> int:
         """Keys that wait for a worker."""
         return self._ready.qsize()
+
+    @property
+    def known(self) -> int:
+        """Keys that wait for a worker, for a time or for the end of their work."""
+        return len(self._keys)
 
     def add(self, key: str) -> None:
         """Have `key` worked on as soon as possible."""
@@ -94,7 +106,7 @@ class KeyedQueue:
         try:
             again = await self._work(key)
         except Exception as error:
-            delay = min(FIRST_ERROR_DELAY * float(2 ** min(state.errors, 10)), LONGEST_ERROR_DELAY)
+            delay = min(self._first_error_delay * float(2 ** min(state.errors, 10)), LONGEST_ERROR_DELAY)
             state.errors += 1
             logger.warning("%s: %s: %s; again in %g s", key, type(error).__name__, error, delay)
             logger.debug("the error in full", exc_info=True)

@@ -85,7 +85,8 @@ def _failed(child: Child, pods: Sequence[Pod], *, now: datetime) -> End:
     if stopped is not None:
         return _end(Kind.FREE, stopped, why or WORDS[ExitCode.STOPPED], child=child, now=now)
     message = f"a pod of Job {child.name} was taken away by the cluster" + (f" ({why})" if why else "")
-    return End(Kind.FREE, why or "PodDeleted", message, child.ended_at or now)
+    at = next((e.at for _, e in failed if e.at), None) or child.ended_at or now
+    return End(Kind.FREE, why or "PodDeleted", message, at)
 
 
 def _crash(end: Exit, *, child: Child, now: datetime) -> End:

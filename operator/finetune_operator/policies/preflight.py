@@ -9,7 +9,7 @@ from finetune_operator.policies.accept import Target
 from finetune_operator.policies.endings import End, Kind, ending
 from finetune_operator.policies.restarts import after, crash_delay, environment_delay
 from finetune_operator.policies.success import succeeded
-from finetune_operator.policies.waiting import wait_of
+from finetune_operator.policies.waiting import ORDINARY, wait_of
 from finetune_operator.verdict import PASSED, CreatePreflight, DeleteJob, Mark, Observed, Verdict, mark_of
 from finetune_operator.views import Child, Counters, format_time
 
@@ -50,14 +50,13 @@ def _look(o: Observed, target: Target, job: Child, *, now: datetime) -> Verdict:
     if end is not None:
         return _ended(o, target, job, end, now=now)
     wait = wait_of(job, pods, nodes=1, refusal=o.refusals.get(job.uid))
-    if wait is None:
-        return _checking("Checking", "checking storage, data and labels")
+    if wait is None or wait.reason in ORDINARY:
+        again = 5.0 if not pods else None
+        return replace(_checking("Checking", "checking storage, data and labels"), again_after=again)
     phase: Phase = "Pending" if wait.stalled else "Preflight"
     unknown = Mark("Unknown", wait.reason, wait.message)
-    again = 5.0 if not pods else None
-    return Verdict(phase, wait.reason, wait.message, stalled=wait.stalled, again_after=again).marking(
-        PreflightPassed=unknown
-    )
+    verdict = Verdict(phase, wait.reason, wait.message, stalled=wait.stalled, again_after=30.0)
+    return verdict.marking(PreflightPassed=unknown)
 
 
 def _ended(o: Observed, target: Target, job: Child, end: End, *, now: datetime) -> Verdict:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from finetune_operator.views import Child, Pod
 
 NORMAL = ("", "ContainerCreating", "PodInitializing")
+ORDINARY = ("PodsPending", "PodsStarting")
+"""Reasons that pass within seconds, as a rule."""
 PULLING = ("ErrImagePull", "ImagePullBackOff")
 
 

@@ -1,0 +1,1191 @@
+"""What the operator does, as a table: each row is a world, what is said of it, and what is done about it."""
+
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from finetune_api.contract import (
+    Checkpointed,
+    LastMessage,
+    PreflightOutcome,
+    Progress,
+    TrainOutcome,
+)
+from finetune_api.job import (
+    CheckpointStatus,
+    EvaluationStatus,
+    FineTuneJobSpec,
+    FineTuneJobStatus,
+    ModelStatus,
+    PreflightStatus,
+    ProgressStatus,
+    Restart,
+    RunStatus,
+    Usage,
+)
+from finetune_api.profile import FineTuneProfileSpec
+from finetune_api.resolve import Defaults, resolve, restart_key
+from finetune_operator.decide import decide
+from finetune_operator.status import compose
+from finetune_operator.verdict import (
+    CreateConfig,
+    CreatePreflight,
+    CreateTrain,
+    Decision,
+    DeleteJob,
+    Mark,
+    Observed,
+    Rival,
+    Truth,
+    Verdict,
+    condition,
+    reason_of,
+)
+from finetune_operator.views import Child, Counters, Exit, Pinned, Pod, Profile, Subject, format_time
+
+NOW = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
+UID = "11111111-aaaa-bbbb-cccc-000000000001"
+RUN, OTHER_RUN = "a" * 16, "b" * 16
+DEFAULTS = Defaults(trainer_image="trainer:1", preflight_image="preflight:1")
+SPEC: dict[str, Any] = {
+    "task": {"type": "text-classification"},
+    "model": {"uri": "s3://models/base"},
+    "data": {"train": [{"uri": "s3://data/train.jsonl"}]},
+    "output": {"uri": "s3://models/out"},
+    "resources": {"nodes": 1, "perNode": {"gpus": 1}},
+}
+FASTER = {**SPEC, "training": {"learningRate": 0.001}}
+"""Another run."""
+PATIENT = {**SPEC, "retries": {"max": 1}}
+"""The same run: only a live field differs."""
+TWO_NODES = {**SPEC, "resources": {"nodes": 2, "perNode": {"gpus": 1}}}
+PROFILES = {"default": Profile("default", {})}
+RESULT = TrainOutcome(
+    final_step=100,
+    total_steps=100,
+    final_loss=0.1,
+    evaluation=EvaluationStatus(on="test", rows=50, majority={"f1": 0.1}, probe={"f1": 0.7}, tuned={"f1": 0.9}),
+    model=ModelStatus(uri="s3://models/out/runs/a/model", digest="sha256:1", size_bytes=9),
+)
+
+
+def ago(seconds: float) -> datetime:
+    return NOW - timedelta(seconds=seconds)
+
+
+# --- the parts of a world ---
+
+
+def pinned(spec: dict[str, Any] = SPEC, *, generation: int = 1) -> Pinned:
+    config = resolve(
+        FineTuneJobSpec.model_validate(spec),
+        FineTuneProfileSpec(),
+        job="ns/one",
+        job_uid=UID,
+        generation=generation,
+        defaults=DEFAULTS,
+    )
+    return Pinned(generation, config, restart_key(config))
+
+
+KEY, FASTER_KEY = pinned().key, pinned(FASTER).key
+
+
+def subject(spec: dict[str, Any] = SPEC, **changes: Any) -> Subject:
+    made = Subject(
+        namespace="ns",
+        name="one",
+        uid=UID,
+        generation=1,
+        resource_version="5",
+        created=ago(1000),
+        deleting=False,
+        retry=None,
+        spec=spec,
+        status=FineTuneJobStatus(),
+    )
+    return replace(made, **changes)
+
+
+def said(
+    phase: Any,
+    reason: str,
+    *,
+    generation: int = 1,
+    passed: Truth = "Unknown",
+    run: str | None = RUN,
+    run_generation: int | None = None,
+    **facts: Any,
+) -> FineTuneJobStatus:
+    """A status as the operator itself wrote it before."""
+    blank = subject(generation=generation)
+    verdict = Verdict(phase, reason, "as it was").marking(PreflightPassed=Mark(passed, reason, "as it was"))
+    if run is not None:
+        facts = {"run": RunStatus(id=run, generation=run_generation or generation, started_at="t"), **facts}
+    return compose(blank, verdict.stating(**facts), now=ago(100))
+
+
+def child(role: Any, ordinal: int, **changes: Any) -> Child:
+    made = Child(
+        name=f"one-11111-{role[0]}{ordinal}",
+        uid=f"{role}-{ordinal}",
+        owner=UID,
+        role=role,
+        generation=1,
+        run=RUN if role == "train" else None,
+        key=KEY,
+        ordinal=ordinal,
+        counters=Counters(),
+        retry="",
+        created=ago(60),
+        deleting=False,
+        suspended=False,
+        ended=None,
+        ended_at=None,
+        ended_reason="",
+    )
+    return replace(made, **changes)
+
+
+def p(ordinal: int = 1, **changes: Any) -> Child:
+    return child("preflight", ordinal, **changes)
+
+
+def t(ordinal: int = 1, **changes: Any) -> Child:
+    return child("train", ordinal, **changes)
+
+
+def pod(of: Child, **changes: Any) -> Pod:
+    made = Pod(
+        name=f"{of.name}-x",
+        uid=f"pod-of-{of.uid}",
+        owner=of.uid,
+        subject=UID,
+        key=of.key,
+        role=of.role,
+        index=0,
+        phase="Running",
+        ip="10.0.0.1",
+        node="node0",
+        gone_by=None,
+        disrupted="",
+        unschedulable="",
+        waiting=None,
+        running=True,
+        exit=None,
+    )
+    return replace(made, **changes)
+
+
+def ended(of: Child, code: int, last: LastMessage | None = None, *, at: float = 0, **changes: Any) -> Pod:
+    word = changes.pop("word", "Completed" if code == 0 else "Error")
+    made = pod(of, phase="Succeeded" if code == 0 else "Failed", running=False, exit=Exit(code, word, ago(at), last))
+    return replace(made, **changes)
+
+
+def message(code: int, reason: str, **fields: Any) -> LastMessage:
+    return LastMessage(code=code, reason=reason, message=f"{reason} it is", **fields)
+
+
+def outcome(state: Any, step: int | None = None, run: str = RUN) -> LastMessage:
+    found = PreflightOutcome(state=state, run_id=run, step=step, summary=PreflightStatus(labels=2))
+    return message(0, state, run_id=run, preflight=found, result=RESULT if state == "Reused" else None)
+
+
+TRAINED = message(0, "Trained", run_id=RUN, attempt=7, result=RESULT)
+
+
+def progress(stage: Any = "Training", step: int = 40, **fields: Any) -> Progress:
+    return Progress(
+        run_id=RUN, stage=stage, step=step, total_steps=100, started_at="s", updated_at="u", attempt=7, **fields
+    )
+
+
+def rival(name: str = "ns/two", **changes: Any) -> Rival:
+    made = Rival(name=name, uid=name, created=ago(5000), run=RUN, unfinished=True, holding=False)
+    return replace(made, **changes)
+
+
+def world(status: FineTuneJobStatus | None = None, *parts: Any, **changes: Any) -> Observed:
+    """A FineTuneJob of generation 1 that is pinned, unless told otherwise."""
+    chosen = changes.pop("subject", subject())
+    if status is not None:
+        chosen = replace(chosen, status=status)
+    made = Observed(
+        subject=chosen,
+        defaults=DEFAULTS,
+        profiles=PROFILES,
+        pinned={1: pinned()},
+        children=tuple(part for part in parts if isinstance(part, Child)),
+        pods=tuple(part for part in parts if isinstance(part, Pod)),
+        rivals=tuple(part for part in parts if isinstance(part, Rival)),
+        progress=next((part for part in parts if isinstance(part, Progress)), None),
+    )
+    return replace(made, **changes)
+
+
+# --- the table ---
+
+
+@dataclass(frozen=True)
+class Row:
+    fact: str
+    given: Observed
+    phase: str | None = None
+    """None: the status is left alone."""
+    reason: str | None = None
+    does: str = ""
+    """Actions in short: pin g1, begin p1, begin t1, delete t1."""
+    says: str = ""
+    """A part of the message."""
+    stalled: bool = False
+    passed: str | None = None
+    again: float | None = None
+
+
+def short(decision: Decision) -> str:
+    def one(action: Any) -> str:
+        match action:
+            case CreateConfig(config):
+                return f"pin g{config.generation}"
+            case CreatePreflight():
+                return f"begin p{action.ordinal}"
+            case CreateTrain():
+                return f"begin t{action.ordinal}"
+            case DeleteJob():
+                return f"delete {action.name.rsplit('-', 1)[1]}"
+        raise AssertionError(action)
+
+    return ", ".join(one(action) for action in decision.actions)
+
+
+PREFLIGHT = said("Preflight", "Checking", run=None)
+GO = said("Queued", "PreflightPassed", passed="True")
+TRAINING = said(
+    "Training",
+    "Training",
+    passed="True",
+    progress=ProgressStatus(step=40, total_steps=100, percent=40),
+    checkpoint=CheckpointStatus(step=30),
+    usage=Usage(attempts=1),
+)
+FAILED = said("Failed", "ColumnMissing", passed="False", run=None)
+SUCCEEDED = said("Succeeded", "Trained", passed="True")
+WAITING = said("Pending", "IdenticalRunInProgress", passed="True")
+
+
+def restarts(count: int, *, at_step: int = 30, first: int = 1) -> list[Restart]:
+    return [
+        Restart(attempt=first + i, reason="PodDeleted", at="x", resumed_from_step=at_step, lost_steps=0)
+        for i in range(count)
+    ]
+
+
+def tired(count: int) -> FineTuneJobStatus:
+    return TRAINING.model_copy(update={"restarts": restarts(count)[-10:]})
+
+
+CHANGED = {"subject": subject(FASTER, generation=2), "pinned": {1: pinned(), 2: pinned(FASTER, generation=2)}}
+"""Generation 2 asks for another run than generation 1."""
+RUNNING = (t(1), pod(t(1)))
+REFUSED2 = said("Training", "ColumnMissing", generation=2, passed="False", run_generation=1)
+PASSED2 = said("Queued", "PreflightPassed", generation=2, passed="True", run=OTHER_RUN)
+
+ACCEPTING = [
+    Row("a new document is pinned and looked at", world(pinned={}), "Preflight", "Checking", "pin g1, begin p1"),
+    Row("a pinned document is not resolved again", world(profiles={}), "Preflight", "Checking", "begin p1"),
+    Row(
+        "a stored spec that does not validate is final",
+        world(subject=subject({**SPEC, "training": {"learningRate": -1}}), pinned={}),
+        "Failed",
+        "InvalidSpec",
+        says="spec.training.learningRate: Input should be greater than 0",
+    ),
+    Row(
+        "a profile that is not there is waited for",
+        world(profiles={}, pinned={}),
+        "Pending",
+        "ProfileNotFound",
+        says="no FineTuneProfile named default",
+        stalled=True,
+    ),
+    Row(
+        "a profile that is named is not replaced by the default one",
+        world(subject=subject({**SPEC, "profile": "gpu"}), pinned={}),
+        "Pending",
+        "ProfileNotFound",
+        says="named gpu",
+        stalled=True,
+    ),
+    Row(
+        "a profile that does not validate is waited for",
+        world(profiles={"default": Profile("default", {"images": 3})}, pinned={}),
+        "Pending",
+        "InvalidProfile",
+        says="spec.images",
+        stalled=True,
+    ),
+    Row(
+        "an endpoint that the profile forbids is final",
+        world(subject=subject({**SPEC, "storage": {"endpoint": "http://evil"}}), pinned={}),
+        "Failed",
+        "EndpointNotAllowed",
+        says="http://evil is not allowed",
+    ),
+    Row(
+        "a file of one machine is refused in a cluster",
+        world(subject=subject({**SPEC, "model": {"uri": "file:///m"}}), pinned={}),
+        "Failed",
+        "FileUriInCluster",
+        says="spec.model.uri",
+    ),
+    Row(
+        "a config of another version is not guessed at",
+        world(pinned={}, unreadable=frozenset({1})),
+        "Pending",
+        "PinnedConfigUnreadable",
+        stalled=True,
+    ),
+    Row("what goes away is left alone", world(subject=subject(deleting=True))),
+    Row("what has succeeded is never touched again", world(SUCCEEDED, pinned={}, profiles={})),
+    Row("what has failed is never touched again", world(FAILED, pinned={}, profiles={})),
+    Row(
+        "another spec brings a finished job back",
+        world(SUCCEEDED, **{**CHANGED, "pinned": {1: pinned()}}),
+        "Preflight",
+        "Checking",
+        "pin g2, begin p1",
+        passed="Unknown",
+    ),
+]
+
+LOOKING = [
+    Row("a preflight Job that runs is waited for", world(None, p(), pod(p())), "Preflight", "Checking"),
+    Row("a preflight Job without pods is looked at again", world(None, p()), "Preflight", "Checking", again=5.0),
+    Row(
+        "a preflight pod that no node takes says so",
+        world(None, p(), pod(p(), node=None, running=False, unschedulable="0/3 nodes are available")),
+        "Preflight",
+        "Unschedulable",
+        says="0/3 nodes are available",
+    ),
+    Row(
+        "an image that cannot be pulled stalls",
+        world(None, p(), pod(p(), running=False, waiting=("ErrImagePull", "manifest unknown"))),
+        "Pending",
+        "ImagePullBackOff",
+        says="manifest unknown",
+        stalled=True,
+    ),
+    Row(
+        "a Secret that the kubelet misses is named",
+        world(None, p(), pod(p(), running=False, waiting=("CreateContainerConfigError", 'secret "s3" not found'))),
+        "Pending",
+        "SecretNotFound",
+        says='secret "s3" not found',
+        stalled=True,
+    ),
+    Row(
+        "pods that the cluster refuses are told in its words",
+        world(None, p(), refusals={p().uid: "exceeded quota: team-a"}),
+        "Pending",
+        "PodsRefused",
+        says="exceeded quota: team-a",
+        stalled=True,
+    ),
+    Row(
+        "a fresh run may begin once its name is written",
+        world(PREFLIGHT, p(), ended(p(), 0, outcome("Fresh"))),
+        "Queued",
+        "PreflightPassed",
+        passed="True",
+        again=0.0,
+    ),
+    Row(
+        "a run with a checkpoint says from where it goes on",
+        world(PREFLIGHT, p(), ended(p(), 0, outcome("Resume", 30))),
+        "Queued",
+        "PreflightPassed",
+        says="goes on from step 30",
+        passed="True",
+    ),
+    Row(
+        "the very model that is there already is reported and nothing is trained",
+        world(PREFLIGHT, p(), ended(p(), 0, outcome("Reused"))),
+        "Succeeded",
+        "Reused",
+        says="f1 0.900 on test (majority 0.100, probe 0.700)",
+        passed="True",
+    ),
+    Row(
+        "wrong data is final, in the words of preflight",
+        world(PREFLIGHT, p(), ended(p(), 42, message(42, "ColumnMissing"))),
+        "Failed",
+        "ColumnMissing",
+        says="ColumnMissing it is",
+        passed="False",
+    ),
+    Row(
+        "storage that does not answer is looked at again in 10 s",
+        world(PREFLIGHT, p(), ended(p(), 49, message(49, "BucketNotFound"), at=2)),
+        "Pending",
+        "BucketNotFound",
+        says="BucketNotFound it is; next try at 2026-03-01T12:00:08Z",
+        stalled=True,
+        again=8.0,
+    ),
+    Row(
+        "and in 40 s after the third time",
+        world(PREFLIGHT, p(3, counters=Counters(tries=2)), ended(p(3), 49, message(49, "BucketNotFound"), at=2)),
+        "Pending",
+        "BucketNotFound",
+        stalled=True,
+        again=38.0,
+    ),
+    Row(
+        "and never later than in ten minutes",
+        world(PREFLIGHT, p(3, counters=Counters(tries=99)), ended(p(3), 49, message(49, "BucketNotFound"), at=0)),
+        "Pending",
+        "BucketNotFound",
+        stalled=True,
+        again=600.0,
+    ),
+    Row(
+        "when the time has come the next preflight begins",
+        world(PREFLIGHT, p(), ended(p(), 49, message(49, "BucketNotFound"), at=11)),
+        "Pending",
+        "BucketNotFound",
+        "begin p2",
+        stalled=True,
+    ),
+    Row(
+        "the Job before is deleted when the next one is there",
+        world(PREFLIGHT, p(1), p(2), pod(p(2)), ended(p(1), 49, message(49, "BucketNotFound"), at=11)),
+        "Preflight",
+        "Checking",
+        "delete p1",
+    ),
+    Row(
+        "a preflight that crashes is tried again",
+        world(PREFLIGHT, p(), ended(p(), 1, at=6)),
+        "Preflight",
+        "Crashed",
+        "begin p2",
+        says="exit code 1 (no last message)",
+    ),
+    Row(
+        "but not for ever",
+        world(PREFLIGHT, p(4, counters=Counters(failures=3)), ended(p(4), 137, word="OOMKilled")),
+        "Failed",
+        "OutOfMemory",
+        says="preflight crashed 4 times",
+        passed="False",
+    ),
+    Row(
+        "a preflight pod that was evicted is nobody's fault",
+        world(PREFLIGHT, p(counters=Counters(failures=3)), ended(p(), 137, disrupted="EvictionByEvictionAPI", at=11)),
+        "Preflight",
+        "EvictionByEvictionAPI",
+        "begin p2",
+    ),
+    Row(
+        "a preflight whose message is lost looks again",
+        world(PREFLIGHT, p(ended="Complete", ended_at=ago(11))),
+        "Preflight",
+        "MessageLost",
+        "begin p2",
+    ),
+    Row(
+        "a preflight of a document that is no more wanted goes",
+        world(said("Preflight", "Checking", run=None), p(), pod(p()), **CHANGED),
+        "Preflight",
+        "Checking",
+        "begin p2, delete p1",
+    ),
+    Row(
+        "a preflight that a live change does not concern goes on",
+        world(
+            PREFLIGHT,
+            p(),
+            pod(p()),
+            subject=subject(PATIENT, generation=2),
+            pinned={1: pinned(), 2: pinned(PATIENT, generation=2)},
+        ),
+        "Preflight",
+        "Checking",
+    ),
+]
+
+BEGINNING = [
+    Row("what has passed begins", world(GO, p(), ended(p(), 0, outcome("Fresh"))), "Queued", "PodsPending", "begin t1"),
+    Row("and also when the preflight Job is gone", world(GO), "Queued", "PodsPending", "begin t1"),
+    Row(
+        "numbers of attempts are never used twice",
+        world(GO.model_copy(update={"usage": Usage(attempts=4)})),
+        "Queued",
+        "PodsPending",
+        "begin t5",
+    ),
+    Row(
+        "the preflight Job goes once the train Job is there",
+        world(GO, p(), *RUNNING),
+        "Starting",
+        "Loading",
+        "delete p1",
+    ),
+    Row(
+        "an older twin goes first",
+        world(GO, p(), rival()),
+        "Pending",
+        "IdenticalRunInProgress",
+        "delete p1",
+        says="ns/two",
+        passed="True",
+    ),
+    Row(
+        "a younger twin does not matter",
+        world(GO, rival(created=ago(1))),
+        "Queued",
+        "PodsPending",
+        "begin t1",
+    ),
+    Row(
+        "a younger twin that trains already goes on",
+        world(GO, rival(created=ago(1), holding=True)),
+        "Pending",
+        "IdenticalRunInProgress",
+    ),
+    Row(
+        "a twin with another run does not matter", world(GO, rival(run=OTHER_RUN)), "Queued", "PodsPending", "begin t1"
+    ),
+    Row(
+        "a twin that has ended does not matter", world(GO, rival(unfinished=False)), "Queued", "PodsPending", "begin t1"
+    ),
+    Row("one that waits keeps waiting", world(WAITING, rival()), "Pending", "IdenticalRunInProgress", again=60.0),
+    Row(
+        "when the twin is done preflight looks again",
+        world(WAITING, rival(unfinished=False)),
+        "Preflight",
+        "Checking",
+        "begin p1",
+        passed="Unknown",
+    ),
+    Row("when the twin is gone preflight looks again", world(WAITING), "Preflight", "Checking", "begin p1"),
+    Row(
+        "two that train at once: the younger gives way",
+        world(TRAINING, *RUNNING, rival(holding=True)),
+        "Pending",
+        "IdenticalRunInProgress",
+        "delete t1",
+    ),
+    Row(
+        "two that train at once: the older goes on",
+        world(TRAINING, *RUNNING, rival(holding=True, created=ago(1))),
+        None,
+    ),
+]
+
+TRAINING_ROWS = [
+    Row("without a node it is queued", world(GO, t(), pod(t(), node=None, running=False)), "Queued", "PodsPending"),
+    Row(
+        "the scheduler's words are passed on",
+        world(GO, t(), pod(t(), node=None, running=False, unschedulable="Insufficient nvidia.com/gpu")),
+        "Queued",
+        "Unschedulable",
+        says="Insufficient nvidia.com/gpu",
+    ),
+    Row("a suspended Job is queued", world(GO, t(suspended=True)), "Queued", "JobSuspended"),
+    Row(
+        "on a node it starts",
+        world(GO, t(), pod(t(), running=False, waiting=("ContainerCreating", ""))),
+        "Starting",
+        "PodsStarting",
+    ),
+    Row(
+        "an image name that is none stalls the start",
+        world(GO, t(), pod(t(), running=False, waiting=("InvalidImageName", "couldn't parse"))),
+        "Starting",
+        "InvalidImageName",
+        stalled=True,
+    ),
+    Row("a trainer that loads starts", world(GO, *RUNNING, progress("Loading", 0)), "Starting", "Loading"),
+    Row(
+        "a trainer that trains is followed",
+        world(GO, *RUNNING, progress(loss=0.5)),
+        "Training",
+        "Training",
+        says="step 40 of 100, loss 0.5",
+    ),
+    Row("a trainer that evaluates", world(TRAINING, *RUNNING, progress("Evaluating")), "Evaluating", "Evaluating"),
+    Row("a trainer that publishes", world(TRAINING, *RUNNING, progress("Publishing")), "Evaluating", "Publishing"),
+    Row("a trainer that says nothing changes nothing", world(TRAINING, *RUNNING), None, again=5.0),
+    Row(
+        "two pods run when both run",
+        world(
+            GO,
+            t(key=pinned(TWO_NODES).key),
+            pod(t(key=pinned(TWO_NODES).key)),
+            subject=subject(TWO_NODES),
+            pinned={1: pinned(TWO_NODES)},
+        ),
+        "Queued",
+        "PodsPending",
+    ),
+    Row(
+        "the end with a result is success",
+        world(TRAINING, t(), ended(t(), 0, TRAINED)),
+        "Succeeded",
+        "Trained",
+        says="f1 0.900",
+        passed="True",
+    ),
+    Row(
+        "also when everything else of the status was wiped",
+        world(None, t(), ended(t(), 0, TRAINED)),
+        "Succeeded",
+        "Trained",
+        passed="True",
+    ),
+    Row(
+        "a running Job is taken up again after the status was wiped",
+        world(None, *RUNNING, progress()),
+        "Training",
+        "Training",
+        passed="True",
+    ),
+    Row(
+        "a lost message is looked up in storage",
+        world(TRAINING, t(ended="Complete", ended_at=ago(1))),
+        "Preflight",
+        "Checking",
+        "begin p1, delete t1",
+        passed="Unknown",
+    ),
+    Row(
+        "and while that goes on nothing else is begun",
+        world(said("Preflight", "Checking"), p(), pod(p()), t(ended="Complete", ended_at=ago(1))),
+        "Preflight",
+        "Checking",
+        "delete t1",
+    ),
+    Row(
+        "a Job that is gone is looked up in storage",
+        world(TRAINING),
+        "Preflight",
+        "Checking",
+        "begin p1",
+        passed="Unknown",
+    ),
+    Row(
+        "after which the next attempt goes on",
+        world(
+            said(
+                "Queued",
+                "PreflightPassed",
+                passed="True",
+                usage=Usage(attempts=1),
+                checkpoint=CheckpointStatus(step=30),
+            ),
+            p(),
+            ended(p(), 0, outcome("Resume", 30)),
+        ),
+        "Queued",
+        "PodsPending",
+        "begin t2",
+    ),
+]
+
+FAILING = [
+    Row(
+        "a crash is tried again after 5 s",
+        world(TRAINING, t(), ended(t(), 1, at=2)),
+        "Starting",
+        "Crashed",
+        says="going on from step 30 at 2026-03-01T12:00:03Z",
+        again=3.0,
+    ),
+    Row(
+        "when the time has come the next attempt begins and the old Job goes",
+        world(TRAINING, t(), ended(t(), 1, at=6)),
+        "Starting",
+        "Crashed",
+        "begin t2, delete t1",
+    ),
+    Row(
+        "the third crash waits longer",
+        world(TRAINING, t(3, counters=Counters(failures=2)), ended(t(3), 139, at=2)),
+        "Starting",
+        "Crashed",
+        again=18.0,
+    ),
+    Row(
+        "more crashes than retries.max are final",
+        world(TRAINING, t(4, counters=Counters(failures=3)), ended(t(4), 1)),
+        "Failed",
+        "Crashed",
+        says="crash 4, 3 are forgiven",
+    ),
+    Row(
+        "retries.max counts as it stands now",
+        world(
+            TRAINING,
+            t(2, counters=Counters(failures=1)),
+            ended(t(2), 1),
+            subject=subject(PATIENT, generation=2),
+            pinned={1: pinned(), 2: pinned(PATIENT, generation=2)},
+        ),
+        "Failed",
+        "Crashed",
+    ),
+    Row(
+        "a loss that is no number is counted",
+        world(TRAINING, t(), ended(t(), 47, message(47, "Diverged"), at=1)),
+        "Starting",
+        "Diverged",
+    ),
+    Row("a hung trainer is counted", world(TRAINING, t(), ended(t(), 46, message(46, "Hung"))), "Starting", "Hung"),
+    Row("damaged data is counted", world(TRAINING, t(), ended(t(), 43, message(43, "Damaged"))), "Starting", "Damaged"),
+    Row("memory is counted", world(TRAINING, t(), ended(t(), 137, word="OOMKilled")), "Starting", "OutOfMemory"),
+    Row(
+        "wrong data found while training is final",
+        world(TRAINING, t(), ended(t(), 42, message(42, "InputChanged"))),
+        "Failed",
+        "InputChanged",
+    ),
+    Row("a gate that is not met is final", world(TRAINING, t(), ended(t(), 48)), "Failed", "GateNotMet"),
+    Row(
+        "a pod that was deleted is free and goes on at once",
+        world(TRAINING, t(counters=Counters(failures=3), ended="Failed", ended_at=ago(0))),
+        "Starting",
+        "PodDeleted",
+        "begin t2, delete t1",
+    ),
+    Row(
+        "so is one that committed a checkpoint and stopped when asked by the cluster",
+        world(TRAINING, t(), ended(t(), 45, message(45, "Stopped", step=40))),
+        "Starting",
+        "Stopped",
+        "begin t2, delete t1",
+        says="going on from step 40",
+    ),
+    Row(
+        "so is an eviction, whatever the exit code",
+        world(TRAINING, t(), ended(t(), 137, disrupted="Evicted")),
+        "Starting",
+        "Evicted",
+        "begin t2, delete t1",
+    ),
+    Row(
+        "interruptions that win no step are spaced",
+        world(tired(3), t(4, ended="Failed", ended_at=ago(0))),
+        "Starting",
+        "PodDeleted",
+        again=20.0,
+    ),
+    Row(
+        "the tenth without a step is final",
+        world(tired(9), t(10, ended="Failed", ended_at=ago(0))),
+        "Failed",
+        "NoProgress",
+        says="interrupted 10 times",
+    ),
+    Row(
+        "ten that won steps are none of these",
+        world(
+            tired(9).model_copy(update={"checkpoint": CheckpointStatus(step=35)}),
+            t(10, ended="Failed", ended_at=ago(0)),
+        ),
+        "Starting",
+        "PodDeleted",
+        "begin t11, delete t10",
+    ),
+    Row(
+        "one that is fenced looks again after a minute",
+        world(TRAINING, t(), ended(t(), 44, message(44, "Fenced"), at=20)),
+        "Preflight",
+        "Fenced",
+        passed="Unknown",
+        again=40.0,
+    ),
+    Row(
+        "by way of preflight",
+        world(TRAINING, t(), ended(t(), 44, message(44, "Fenced"), at=61)),
+        "Preflight",
+        "Checking",
+        "begin p1, delete t1",
+        passed="Unknown",
+    ),
+    Row(
+        "storage that went away stalls, and preflight looks for it",
+        world(TRAINING, t(), ended(t(), 49, message(49, "Unreachable"), at=3)),
+        "Pending",
+        "Unreachable",
+        stalled=True,
+        again=7.0,
+    ),
+    Row(
+        "the most telling code of several pods counts",
+        world(TRAINING, t(ended="Failed", ended_at=ago(0)), ended(t(), 1), ended(t(), 42, index=1)),
+        "Failed",
+        "InvalidConfiguration",
+    ),
+    Row(
+        "the crash counts, not the stop of the pods that were deleted for it",
+        world(TRAINING, t(ended="Failed", ended_at=ago(0)), ended(t(), 45, index=1), ended(t(), 139)),
+        "Starting",
+        "Crashed",
+    ),
+]
+
+CHANGING = [
+    Row(
+        "another run is looked at while the old one goes on",
+        world(TRAINING, *RUNNING, progress(step=50), **CHANGED),
+        "Training",
+        "Training",
+        "begin p1",
+        says="step 50 of 100; generation 2: checking storage",
+        passed="Unknown",
+    ),
+    Row(
+        "a new generation that is refused leaves the old run alone and says so",
+        world(
+            TRAINING,
+            *RUNNING,
+            progress(),
+            p(generation=2, key=FASTER_KEY),
+            ended(p(key=FASTER_KEY), 42, message(42, "ColumnMissing")),
+            **CHANGED,
+        ),
+        "Training",
+        "ColumnMissing",
+        says="generation 2 was refused: ColumnMissing it is",
+        passed="False",
+    ),
+    Row(
+        "and is not looked at again when its Job is gone",
+        world(REFUSED2, *RUNNING, progress(), **CHANGED),
+        "Training",
+        "ColumnMissing",
+        passed="False",
+    ),
+    Row(
+        "when the old run ends its model counts, and the refusal stands",
+        world(REFUSED2, t(), ended(t(), 0, TRAINED), **CHANGED),
+        "Failed",
+        "ColumnMissing",
+        passed="False",
+    ),
+    Row(
+        "an old run that crashes meanwhile is tried again",
+        world(REFUSED2, t(), ended(t(), 1, at=9), **CHANGED),
+        "Starting",
+        "ColumnMissing",
+        "begin t2, delete t1",
+    ),
+    Row(
+        "a document that does not validate leaves the old run alone",
+        world(TRAINING, *RUNNING, progress(), subject=subject({**SPEC, "task": 1}, generation=2)),
+        "Training",
+        "InvalidSpec",
+        says="generation 2 was refused: spec.task",
+    ),
+    Row(
+        "a new generation that has passed is named before the old run is stopped",
+        world(
+            TRAINING,
+            *RUNNING,
+            p(generation=2, key=FASTER_KEY),
+            ended(p(key=FASTER_KEY), 0, outcome("Fresh", run=OTHER_RUN)),
+            **CHANGED,
+        ),
+        "Queued",
+        "PreflightPassed",
+        passed="True",
+    ),
+    Row(
+        "then the old run is stopped", world(PASSED2, *RUNNING, **CHANGED), "Queued", "StoppingPreviousRun", "delete t1"
+    ),
+    Row(
+        "its pods commit a checkpoint first",
+        world(PASSED2, pod(t(), gone_by=NOW + timedelta(seconds=100)), **CHANGED),
+        "Queued",
+        "StoppingPreviousRun",
+        again=2.0,
+    ),
+    Row(
+        "a pod on a dead node is not waited for",
+        world(PASSED2, pod(t(), gone_by=ago(61)), **CHANGED),
+        "Queued",
+        "PodsPending",
+        "begin t1",
+    ),
+    Row("then the new run begins", world(PASSED2, ended(t(), 45), **CHANGED), "Queued", "PodsPending", "begin t1"),
+    Row(
+        "a live change moves the generation and nothing else",
+        world(
+            TRAINING,
+            *RUNNING,
+            progress(),
+            subject=subject(PATIENT, generation=2),
+            pinned={1: pinned(), 2: pinned(PATIENT, generation=2)},
+        ),
+        "Training",
+        "Training",
+        passed="True",
+    ),
+    Row(
+        "reverting the spec keeps the run that still goes on",
+        world(
+            said("Training", "Training", generation=2, run_generation=1),
+            *RUNNING,
+            progress(),
+            p(generation=2, key=FASTER_KEY),
+            subject=subject(generation=3),
+            pinned={1: pinned(), 2: pinned(FASTER, generation=2), 3: pinned(generation=3)},
+        ),
+        "Training",
+        "Training",
+        "delete p1",
+        passed="True",
+    ),
+    Row(
+        "a model that is there already ends the old run",
+        world(
+            TRAINING,
+            *RUNNING,
+            p(generation=2, key=FASTER_KEY),
+            ended(p(key=FASTER_KEY), 0, outcome("Reused", run=OTHER_RUN)),
+            **CHANGED,
+        ),
+        "Succeeded",
+        "Reused",
+        "delete t1",
+    ),
+]
+
+RETRY = subject(retry="1")
+RETRYING = [
+    Row(
+        "the annotation brings a failed job back",
+        world(FAILED, p(), ended(p(), 42, message(42, "ColumnMissing")), subject=RETRY),
+        "Preflight",
+        "Checking",
+        "begin p2, delete p1",
+        passed="Unknown",
+    ),
+    Row(
+        "and what was begun for it is not begun twice",
+        world(FAILED, p(2, retry="1"), pod(p(2)), subject=RETRY),
+        "Preflight",
+        "Checking",
+    ),
+    Row("once is enough", world(FAILED.model_copy(update={"last_handled_retry": "1"}), subject=RETRY)),
+    Row("a success is not trained again", world(SUCCEEDED, subject=RETRY)),
+    Row(
+        "while it runs the annotation is noted and does nothing",
+        world(TRAINING, *RUNNING, subject=RETRY),
+        "Training",
+        "Training",
+    ),
+]
+
+ROWS = [*ACCEPTING, *LOOKING, *BEGINNING, *TRAINING_ROWS, *FAILING, *CHANGING, *RETRYING]
+
+
+@pytest.mark.parametrize("row", ROWS, ids=[row.fact for row in ROWS])
+def test_fact(row: Row) -> None:
+    decision = decide(row.given, now=NOW)
+    assert short(decision) == row.does
+    if row.again is not None:
+        assert decision.again_after == pytest.approx(row.again)
+    if row.phase is None:
+        assert decision.status is None
+        return
+    status = decision.status
+    assert status is not None
+    assert (status.phase, reason_of(status)) == (row.phase, row.reason), status.message
+    assert row.says in (status.message or "")
+    assert status.observed_generation == row.given.subject.generation
+    if row.passed is not None:
+        assert truth(status, "PreflightPassed") == row.passed
+    assert truth(status, "Succeeded") == {"Succeeded": "True", "Failed": "False"}.get(row.phase, "Unknown")
+    assert truth(status, "Stalled") == str(row.stalled or row.phase == "Failed")
+    assert truth(status, "Reconciling") == str(not row.stalled and row.phase not in ("Succeeded", "Failed"))
+
+
+def truth(status: FineTuneJobStatus, kind: str) -> str:
+    found = condition(status, kind)
+    assert found is not None
+    return found.status
+
+
+def test_every_fact_has_a_name_of_its_own() -> None:
+    assert len({row.fact for row in ROWS}) == len(ROWS) >= 60
+
+
+@pytest.mark.parametrize("row", ROWS, ids=[row.fact for row in ROWS])
+def test_a_decision_made_twice_does_nothing_twice(row: Row) -> None:
+    """The operator may die after the actions and before the status: what it then begins has the same names."""
+    once, twice = decide(row.given, now=NOW), decide(row.given, now=NOW)
+    assert once == twice
+    assert not _begun_again(once, _carried_out(row.given, once))
+
+
+@pytest.mark.parametrize("row", ROWS, ids=[row.fact for row in ROWS])
+def test_a_decision_that_was_carried_out_and_told_begins_nothing_twice(row: Row) -> None:
+    """Each Job that is begun is begun once, also when the status was written."""
+    decision = decide(row.given, now=NOW)
+    done = _carried_out(row.given, decision)
+    if decision.status is not None:
+        done = replace(done, subject=replace(done.subject, status=decision.status))
+    assert not _begun_again(decision, done)
+
+
+def _begun_again(decision: Decision, done: Observed) -> list[Any]:
+    before = {type(a) for a in decision.actions if isinstance(a, CreatePreflight | CreateTrain | CreateConfig)}
+    return [action for action in decide(done, now=NOW).actions if type(action) in before]
+
+
+def _carried_out(o: Observed, decision: Decision) -> Observed:
+    """The world after the actions, as the API server would show it at once."""
+    children, known = list(o.children), dict(o.pinned)
+    for action in decision.actions:
+        match action:
+            case CreateConfig(config, key):
+                known[config.generation] = Pinned(config.generation, config, key)
+            case CreatePreflight(config, key, ordinal, counters):
+                job = p(ordinal, uid=f"new-p{ordinal}", key=key, counters=counters, created=NOW)
+                children.append(replace(job, retry=o.subject.retry or "", generation=config.generation))
+            case CreateTrain(config, key, run_id, ordinal, counters):
+                job = t(ordinal, uid=f"new-t{ordinal}", key=key, counters=counters, created=NOW, run=run_id)
+                children.append(replace(job, retry=o.subject.retry or "", generation=config.generation))
+            case DeleteJob(_, uid):
+                children = [c for c in children if c.uid != uid]
+    return replace(o, children=tuple(children), pinned=known)
+
+
+# --- facts that a row is too short for ---
+
+
+def _status(given: Observed) -> FineTuneJobStatus:
+    decided = decide(given, now=NOW).status
+    assert decided is not None
+    return decided
+
+
+def test_a_success_tells_model_evaluation_and_gpu_time() -> None:
+    status = _status(world(TRAINING, t(created=ago(90)), ended(t(), 0, TRAINED, at=30)))
+    assert status.model == RESULT.model
+    assert status.evaluation == RESULT.evaluation
+    assert status.progress is not None
+    assert status.progress.percent == 100
+    assert status.usage == Usage(gpu_seconds=60, attempts=1)
+    assert status.run is not None
+    assert status.run.attempt == 7
+
+
+def test_a_restart_tells_what_it_cost_once() -> None:
+    given = world(TRAINING, t(created=ago(60)), ended(t(), 1, at=2))
+    status = _status(given)
+    restart = Restart(attempt=1, reason="Crashed", at=format_time(ago(2)), resumed_from_step=30, lost_steps=10)
+    assert status.restarts == [restart]
+    assert status.usage == Usage(gpu_seconds=58, attempts=1, lost_steps=10)
+    later = decide(replace(given, subject=replace(given.subject, status=status)), now=NOW + timedelta(seconds=1))
+    assert later.status is None or later.status.restarts == [restart]
+
+
+def test_where_a_run_really_went_on_corrects_what_the_restart_cost() -> None:
+    before = TRAINING.model_copy(
+        update={"restarts": [Restart(attempt=1, reason="Killed", at="x", resumed_from_step=30, lost_steps=10)]}
+    )
+    status = _status(world(before, t(2), pod(t(2)), progress("Training", 21, resumed_from_step=20)))
+    assert status.restarts is not None
+    assert (status.restarts[0].resumed_from_step, status.restarts[0].lost_steps) == (20, 20)
+
+
+def test_an_attempt_whose_job_vanished_is_told_when_the_next_one_begins() -> None:
+    before = said(
+        "Queued",
+        "PreflightPassed",
+        passed="True",
+        usage=Usage(attempts=1),
+        checkpoint=CheckpointStatus(step=30),
+        progress=ProgressStatus(step=45, total_steps=100, percent=45),
+    )
+    status = _status(world(before))
+    assert status.restarts == [
+        Restart(attempt=1, reason="JobLost", at=format_time(NOW), resumed_from_step=30, lost_steps=15)
+    ]
+
+
+def test_progress_is_copied_with_its_checkpoint() -> None:
+    committed = Checkpointed(step=30, uri="s3://c", committed_at="c")
+    status = _status(world(GO, *RUNNING, progress(loss=0.25, learning_rate=1e-5, checkpoint=committed)))
+    assert status.progress == ProgressStatus(
+        step=40, total_steps=100, percent=40, loss=0.25, learning_rate=1e-5, updated_at="u"
+    )
+    assert status.checkpoint == CheckpointStatus(step=30, uri="s3://c", committed_at="c")
+    assert status.run == RunStatus(id=RUN, generation=1, attempt=7, started_at="t")
+
+
+def test_mere_progress_is_written_seldom() -> None:
+    told = _status(world(GO, *RUNNING, progress(step=40)))
+    moved = replace(world(told, *RUNNING, progress(step=41)), last_write=ago(5))
+    assert decide(moved, now=NOW).status is None
+    assert decide(replace(moved, last_write=ago(11)), now=NOW).status is not None
+    same_percent = replace(world(told, *RUNNING, progress(step=40, loss=0.1)), last_write=ago(30))
+    assert decide(same_percent, now=NOW).status is None
+    assert decide(replace(same_percent, last_write=ago(61)), now=NOW).status is not None
+    evaluating = replace(world(told, *RUNNING, progress("Evaluating", 41)), last_write=ago(1))
+    assert decide(evaluating, now=NOW).status is not None
+
+
+def test_another_run_keeps_the_model_and_forgets_the_progress() -> None:
+    before = said(
+        "Training",
+        "Training",
+        passed="True",
+        model=RESULT.model,
+        progress=ProgressStatus(step=40, total_steps=100, percent=40),
+        restarts=restarts(2),
+    )
+    found = ended(p(key=FASTER_KEY), 0, outcome("Fresh", run=OTHER_RUN))
+    status = _status(world(before, *RUNNING, p(generation=2, key=FASTER_KEY), found, **CHANGED))
+    assert status.model == RESULT.model
+    assert (status.progress, status.restarts) == (None, None)
+    assert status.run == RunStatus(id=OTHER_RUN, generation=2)
+
+
+def test_a_refused_generation_still_gets_the_model_of_the_old_run() -> None:
+    status = _status(world(REFUSED2, t(), ended(t(), 0, TRAINED), **CHANGED))
+    assert status.model == RESULT.model
+
+
+def test_counters_are_carried_from_job_to_job() -> None:
+    decision = decide(world(TRAINING, t(counters=Counters(failures=1)), ended(t(), 1, at=60)), now=NOW)
+    created = next(a for a in decision.actions if isinstance(a, CreateTrain))
+    assert created.counters == Counters(failures=2)
+    decision = decide(world(TRAINING, t(counters=Counters(failures=1, tries=1)), ended(t(), 44, at=300)), now=NOW)
+    looked = next(a for a in decision.actions if isinstance(a, CreatePreflight))
+    assert looked.counters == Counters(failures=1, tries=2)
+    decision = decide(world(GO, p(counters=Counters(failures=1, tries=2)), ended(p(), 0, outcome("Fresh"))), now=NOW)
+    begun = next(a for a in decision.actions if isinstance(a, CreateTrain))
+    assert begun.counters == Counters(failures=1, tries=2)
+
+
+def test_a_handled_retry_is_remembered() -> None:
+    assert _status(world(FAILED, subject=RETRY)).last_handled_retry == "1"
+
+
+def test_events_tell_each_new_reason_once() -> None:
+    decision = decide(world(PREFLIGHT, p(), ended(p(), 42, message(42, "ColumnMissing"))), now=NOW)
+    assert [(e.kind, e.reason, e.message) for e in decision.events] == [
+        ("Warning", "ColumnMissing", "ColumnMissing it is")
+    ]
+    told = decide(world(GO, *RUNNING, progress(step=40)), now=NOW)
+    assert told.status is not None
+    again = replace(world(told.status, *RUNNING, progress(step=60)), last_write=ago(100))
+    assert decide(again, now=NOW).events == ()

@@ -1,0 +1,181 @@
+"""The manifests as whole documents. UPDATE_GOLDEN=1 writes them anew; the diff is then what is reviewed."""
+
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from finetune_api.contract import RunConfig
+from finetune_api.job import FineTuneJobSpec, FineTuneJobStatus
+from finetune_api.profile import FineTuneProfileSpec
+from finetune_api.resolve import Defaults, resolve
+from finetune_operator import manifests
+from finetune_operator.views import Child, Counters, Pinned, Subject
+
+GOLDEN = Path(__file__).parent / "golden"
+SUBJECT = Subject(
+    namespace="team-a",
+    name="support-intents",
+    uid="1f3a9c0d-2b7e-4a55-9c1d-000000000001",
+    generation=2,
+    resource_version="7",
+    created=datetime(2026, 3, 1, tzinfo=UTC),
+    deleting=False,
+    retry=None,
+    spec={},
+    status=FineTuneJobStatus(),
+)
+SPEC: dict[str, Any] = {
+    "task": {"type": "text-classification"},
+    "model": {"uri": "s3://models/minilm"},
+    "data": {"train": [{"uri": "s3://data/train.jsonl"}]},
+    "output": {"uri": "s3://models/support-intents"},
+    "storage": {"credentialsSecret": "s3-credentials"},
+}
+RICH: dict[str, Any] = {
+    **SPEC,
+    "resources": {"nodes": 2, "perNode": {"gpus": 4, "cpu": "8", "memory": "64Gi"}},
+    "podTemplate": {
+        "metadata": {
+            "labels": {"team": "a", "finetune.dev/role": "mine"},
+            "annotations": {"sidecar.istio.io/inject": "false"},
+        },
+        "spec": {
+            "nodeSelector": {"gpu": "h200"},
+            "tolerations": [{"key": "gpu", "operator": "Exists", "effect": "NoSchedule", "tolerationSeconds": 60}],
+            "runtimeClassName": "nvidia",
+            "priorityClassName": "batch",
+            "serviceAccountName": "trainer",
+            "imagePullSecrets": [{"name": "registry"}],
+            "terminationGracePeriodSeconds": 300,
+            "env": [{"name": "NCCL_DEBUG", "value": "WARN"}, {"name": "HOME", "value": "/root"}],
+        },
+    },
+}
+
+
+def config(spec: dict[str, Any]) -> RunConfig:
+    return resolve(
+        FineTuneJobSpec.model_validate(spec),
+        FineTuneProfileSpec(),
+        job="team-a/support-intents",
+        job_uid=SUBJECT.uid,
+        generation=2,
+        defaults=Defaults(trainer_image="registry/trainer:1", preflight_image="registry/preflight:1"),
+    )
+
+
+def train(spec: dict[str, Any]) -> manifests.Manifest:
+    return manifests.train_job(
+        SUBJECT, config(spec), key="k" * 16, run_id="a" * 16, ordinal=3, counters=Counters(failures=1, tries=2)
+    )
+
+
+def preflight(spec: dict[str, Any]) -> manifests.Manifest:
+    return manifests.preflight_job(SUBJECT, config(spec), key="k" * 16, ordinal=1, counters=Counters())
+
+
+DOCUMENTS = {
+    "preflight-job": preflight(SPEC),
+    "train-job": train(SPEC),
+    "train-job-without-secret-or-gpu": train(
+        {**SPEC, "storage": {}, "resources": {"perNode": {"gpus": 0, "cpu": "500m", "memory": "2Gi"}}}
+    ),
+    "preflight-job-rich": preflight(RICH),
+    "train-job-rich": train(RICH),
+    "service": manifests.service(SUBJECT),
+    "config-map": manifests.config_map(SUBJECT, config(SPEC), key="k" * 16),
+    "event": manifests.event(
+        SUBJECT, kind="Warning", reason="ColumnMissing", message="a column is missing", now="2026-03-01T00:00:00Z"
+    ),
+}
+
+
+class _Dumper(yaml.SafeDumper):
+    """Long texts as blocks."""
+
+
+def _text(dumper: yaml.SafeDumper, value: str) -> yaml.Node:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style="|" if "\n" in value else None)
+
+
+_Dumper.add_representer(str, _text)
+_Dumper.ignore_aliases = lambda *_: True  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_the_manifest_is_the_golden_one(name: str) -> None:
+    path = GOLDEN / f"{name}.yaml"
+    text = yaml.dump(DOCUMENTS[name], Dumper=_Dumper, sort_keys=False, width=110)
+    if os.environ.get("UPDATE_GOLDEN"):
+        path.write_text(text)
+    assert path.read_text() == text
+
+
+def test_no_golden_file_is_left_over() -> None:
+    assert {path.stem for path in GOLDEN.glob("*.yaml")} == set(DOCUMENTS)
+
+
+@pytest.mark.parametrize("name", ["preflight-job", "train-job", "preflight-job-rich", "train-job-rich"])
+def test_pods_satisfy_the_restricted_standard(name: str) -> None:
+    pod = DOCUMENTS[name]["spec"]["template"]["spec"]
+    assert pod["automountServiceAccountToken"] is False
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert {next(iter(set(volume) - {"name"})) for volume in pod["volumes"]} <= {"projected", "emptyDir"}
+    for container in pod["containers"]:
+        context = container["securityContext"]
+        assert context["allowPrivilegeEscalation"] is False
+        assert context["capabilities"] == {"drop": ["ALL"]}
+        assert context["readOnlyRootFilesystem"] is True
+
+
+@pytest.mark.parametrize("name", ["preflight-job", "preflight-job-rich"])
+def test_preflight_never_asks_for_a_gpu(name: str) -> None:
+    container = DOCUMENTS[name]["spec"]["template"]["spec"]["containers"][0]
+    assert {*container["resources"]["requests"], *container["resources"]["limits"]} == {"cpu", "memory"}
+
+
+@pytest.mark.parametrize("name", ["preflight-job-rich", "train-job-rich"])
+def test_labels_of_ours_win_over_the_templates(name: str) -> None:
+    labels = DOCUMENTS[name]["spec"]["template"]["metadata"]["labels"]
+    assert labels["team"] == "a"
+    assert labels["finetune.dev/role"] == name.split("-")[0]
+
+
+@pytest.mark.parametrize("name", ["a", "x" * 253, "a." * 30 + "z", "1-2", "a" * 39 + "-b"])
+def test_names_stay_host_names(name: str) -> None:
+    subject = Subject(**{**vars(SUBJECT), "name": name})
+    longest = f"{manifests.child_name(subject, 'train', 99999)}-511"
+    assert len(longest) <= 63
+    for made in (longest, manifests.service_name(subject), manifests.config_name(subject, 3)):
+        assert all(part and part[0].isalnum() and part[-1].isalnum() for part in made.split("-") if part)
+        assert "." not in made
+        assert made[0].isalnum()
+    assert manifests.service_name(subject)[0].isalpha()
+
+
+def test_a_pinned_config_is_read_back_as_it_was_written() -> None:
+    raw = manifests.config_map(SUBJECT, config(RICH), key="k" * 16)
+    assert Pinned.of(raw) == Pinned(2, config(RICH), "k" * 16)
+
+
+def test_a_job_is_read_back_with_all_that_it_carries() -> None:
+    raw = train(SPEC)
+    raw["metadata"] |= {"uid": "u", "creationTimestamp": "2026-03-01T00:00:00Z", "resourceVersion": "1"}
+    child = Child.of(raw)
+    assert (child.owner, child.role, child.run, child.key) == (SUBJECT.uid, "train", "a" * 16, "k" * 16)
+    assert (child.ordinal, child.counters, child.generation) == (3, Counters(failures=1, tries=2), 2)
+
+
+def test_the_rendezvous_name_is_the_first_pods_host_name() -> None:
+    job = DOCUMENTS["train-job-rich"]
+    environment = {v["name"]: v.get("value") for v in job["spec"]["template"]["spec"]["containers"][0]["env"]}
+    name, service = environment["FINETUNE_MASTER"].split(".")
+    assert name == f"{job['metadata']['name']}-0"
+    assert service == job["spec"]["template"]["spec"]["subdomain"] == DOCUMENTS["service"]["metadata"]["name"]
+    selector = DOCUMENTS["service"]["spec"]["selector"]
+    assert selector.items() <= job["spec"]["template"]["metadata"]["labels"].items()
