@@ -5,7 +5,6 @@ and bounds are the models' own, read by pydantic; unknown fields, empty values a
 by a walk along the models, so that one problem never hides another.
 """
 
-import difflib
 import re
 import sys
 import types
@@ -19,9 +18,10 @@ from pydantic.fields import FieldInfo
 
 from finetune_api import GROUP, VERSION, job
 from finetune_api.base import Model
-from finetune_api.document import Document, Node, Path, Position, find, plain, read, resolve_scalar
+from finetune_api.document import Document, Node, Path, Position, find, plain, read
 from finetune_api.job import FineTuneJob
 from finetune_api.profile import FineTuneProfile
+from finetune_api.wording import closest, either, hint, meant, not_text, plain_word, shown, wrong
 
 API_VERSION = f"{GROUP}/{VERSION}"
 KINDS: dict[str, type[FineTuneJob] | type[FineTuneProfile]] = {
@@ -188,7 +188,7 @@ def _kind(root: Node) -> tuple[type[FineTuneJob] | type[FineTuneProfile] | None,
     if version != API_VERSION:
         return None, [_Found(("apiVersion",), f"{version} does not exist: write {API_VERSION}")]
     if kind not in KINDS:
-        return None, [_Found(("kind",), f"{kind} does not exist{_meant(kind, KINDS)}")]
+        return None, [_Found(("kind",), f"{kind} does not exist{meant(kind, KINDS)}")]
     return KINDS[kind], []
 
 
@@ -319,149 +319,34 @@ def _all_fields(model: type[Model], path: str) -> Iterator[tuple[str, str]]:
 
 def _meant_field(key: str, model: type[Model], path: Path) -> str:
     siblings = _fields(model)
-    close = _closest(key, siblings)
+    close = closest(key, siblings)
     if close:
         return f": did you mean {close}?"
     elsewhere: list[str] = []
     for kind in KINDS.values():
-        places = [place for name, place in _all_fields(kind, "") if name.lower() == _plain_word(key)]
+        places = [place for name, place in _all_fields(kind, "") if name.lower() == plain_word(key)]
         elsewhere += [place for place in places if place not in elsewhere]
     if elsewhere and path[:1] != ("metadata",):
         return f": did you mean {' or '.join(elsewhere[:3])}?"
     return f"; there are {', '.join(siblings)}" if siblings else ""
 
 
-def _meant(value: str, choices: Iterable[str]) -> str:
-    close = _closest(value, choices)
-    return f": did you mean {close}?" if close else f": write {_or(list(choices))}"
-
-
-def _closest(value: str, choices: Iterable[str]) -> str | None:
-    by_word = {_plain_word(choice): choice for choice in choices}
-    close = difflib.get_close_matches(_plain_word(value), by_word, n=1, cutoff=0.6)
-    return by_word[close[0]] if close else None
-
-
-def _plain_word(text: str) -> str:
-    return text.replace("_", "").replace("-", "").lower()
-
-
-def _or(choices: Sequence[Any]) -> str:
-    words = [str(choice) for choice in choices]
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
-
-
 # --- pydantic's errors in plain words ---
-
-
-def _pattern(kind: Any) -> str:
-    """The pattern of an annotated string type."""
-    return str(next(part.pattern for part in get_args(kind)[1:]))
-
-
-PATTERNS = {
-    job.Uri: "must be an address such as s3://bucket/folder or file:///folder, without spaces",
-    job.Name: "must be lower-case letters, digits, - and . only, a letter or digit first and last",
-    job.Quantity: 'must be an amount such as "2", 500m, 16Gi or 1.5G',
-    job.Duration: "must be a time such as 90s, 10m or 1h30m",
-    job.LabelValue: "must be letters, digits, -, _ and . only, a letter or digit first and last",
-}
-HINTS = {_pattern(kind): hint for kind, hint in PATTERNS.items()}
-NUMBERS = {"int_type": "a whole number", "int_from_float": "a whole number", "float_type": "a number"}
-CONTAINERS = {"list_type": "a list", "dict_type": "a map", "model_type": "a map", "model_attributes_type": "a map"}
-COMPARED = {
-    "greater_than": ("gt", "more than"),
-    "greater_than_equal": ("ge", "at least"),
-    "less_than": ("lt", "less than"),
-    "less_than_equal": ("le", "at most"),
-}
 
 
 def _translated(detail: Mapping[str, Any], model: type[Model], root: Node) -> _Found | None:
     """One error of pydantic; None for what the walk finds."""
-    kind, context, given = detail["type"], detail.get("ctx", {}), detail.get("input")
+    kind = detail["type"]
     path: Path = tuple(detail["loc"])
     if kind in ("extra_forbidden", "rule") or path[:1] == ("metadata",):
         return None
     node = find(root, path)
     if path[-1:] == ("[key]",):
-        return _Found(path[:-2], f"a key of {len(str(given))} characters: at most {context.get('max_length')}")
+        return _Found(path[:-2], f"a key of {len(detail['input'])} characters: at most {detail['ctx']['max_length']}")
     if kind == "missing":
         what = "is missing" if node is None else "has no value"
         return _Found(path, what + _purpose(model, path), at_key=True)
-    return _Found(path, _wrong(kind, context, given, node))
-
-
-def _wrong(kind: str, context: Mapping[str, Any], given: Any, node: Node | None) -> str:
-    raw = node.raw if node is not None else None
-    if kind == "string_type":
-        return _not_text(given, raw)
-    if kind in NUMBERS:
-        return _not_number(given, NUMBERS[kind])
-    if kind == "bool_type":
-        return f"must be true or false, without quotes, not {_shown(given)}"
-    if kind in CONTAINERS:
-        how = " (entries that begin with -)" if kind == "list_type" else " (lines of name: value)"
-        return f"must be {CONTAINERS[kind]}{how}, not {_shown(given)}"
-    if kind == "literal_error":
-        return _not_a_choice(given, raw, context)
-    if kind in COMPARED:
-        bound, words = COMPARED[kind]
-        return f"must be {words} {context[bound]:g}, not {given}"
-    return _wrong_size(kind, context, given)
-
-
-def _wrong_size(kind: str, context: Mapping[str, Any], given: Any) -> str:
-    if kind == "string_pattern_mismatch":
-        return HINTS.get(context["pattern"], f"must match {context['pattern']}") + f", not {_shown(given)}"
-    if kind == "string_too_long":
-        return f"has {len(given)} characters, at most {context['max_length']}: shorten it"
-    if kind == "string_too_short":
-        return f"is too short, at least {context['min_length']} characters: {_shown(given)}"
-    if kind == "too_long":
-        return f"has {len(given)} entries, at most {context['max_length']}: take some away"
-    if kind == "too_short":
-        return f"has {len(given) or 'no'} entries, at least {context['min_length']}: add some, or leave the field out"
-    raise AssertionError(f"no words for pydantic's {kind}")
-
-
-def _not_text(given: Any, raw: str | None) -> str:
-    if isinstance(given, bool):
-        return f'{raw or given} is a boolean in YAML: quote it: "{raw or given}"'
-    if isinstance(given, int | float):
-        return f'{raw or given} is a number in YAML: quote it: "{raw or given}"'
-    return f"must be text, not {_shown(given)}"
-
-
-def _not_number(given: Any, wanted: str) -> str:
-    if isinstance(given, str):
-        try:
-            value = resolve_scalar(given)
-        except ValueError:
-            value = given
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            return f'"{given[:40]}" is text because of its quotes: take them away'
-    return f"must be {wanted}, not {_shown(given)}"
-
-
-def _not_a_choice(given: Any, raw: str | None, context: Mapping[str, Any]) -> str:
-    choices = re.findall(r"'([^']*)'", str(context["expected"]))
-    if isinstance(given, str):
-        return f"{_shown(given)} is not known{_meant(given, choices)}"
-    if isinstance(given, bool | int | float) and str(raw).lower() in {choice.lower() for choice in choices}:
-        return _not_text(given, raw)
-    return f"must be {_or(choices)}, not {_shown(given)}"
-
-
-def _shown(given: Any) -> str:
-    if isinstance(given, dict):
-        return "a map"
-    if isinstance(given, list):
-        return "a list"
-    if isinstance(given, bool):
-        return "true" if given else "false"
-    text = str(given)
-    return '""' if not text else text if len(text) <= 60 else text[:60] + "..."
+    return _Found(path, wrong(detail, raw=node.raw if node else None))
 
 
 def _purpose(model: type[Model], path: Path) -> str:
@@ -476,7 +361,7 @@ def _purpose(model: type[Model], path: Path) -> str:
         return ": add it"
     choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
     description = (field.description or "").rstrip(".")
-    return f": add it ({description}{': ' + _or(choices) if choices else ''})"
+    return f": add it ({description}{': ' + either(choices) if choices else ''})"
 
 
 # --- metadata, which the API server checks by rules of its own ---
@@ -500,7 +385,7 @@ def _metadata(node: Node | None) -> Iterator[_Found]:
     yield from _metadata_name(node.value.get("name"))
     for key in node.value:
         if key not in METADATA_FIELDS:
-            close = _closest(key, METADATA_FIELDS)
+            close = closest(key, METADATA_FIELDS)
             meant = f": did you mean {close}?" if close else "; a note of your own goes into metadata.annotations"
             yield _Found(("metadata", key), f"is no field{meant}", at_key=True)
     for key in ("labels", "annotations"):
@@ -512,11 +397,11 @@ def _metadata_name(node: Node | None) -> Iterator[_Found]:
     if node is None or node.value is None or node.value == "":
         yield _Found(path, "is missing: give the document a name")
     elif not isinstance(node.value, str):
-        yield _Found(path, _not_text(node.value, node.raw))
+        yield _Found(path, not_text(node.value, node.raw))
     elif len(node.value) > 253:
         yield _Found(path, f"has {len(node.value)} characters, at most 253: shorten it")
     elif not SUBDOMAIN.fullmatch(node.value):
-        yield _Found(path, f"{HINTS[_pattern(job.Name)]}, not {_shown(node.value)}")
+        yield _Found(path, f"{hint(job.Name)}, not {shown(node.value)}")
 
 
 def _metadata_map(field: str, node: Node | None) -> Iterator[_Found]:
@@ -538,9 +423,9 @@ def _metadata_map(field: str, node: Node | None) -> Iterator[_Found]:
         if value.value is None:
             continue
         if not isinstance(value.value, str):
-            yield _Found((*path, key), _not_text(value.value, value.raw))
+            yield _Found((*path, key), not_text(value.value, value.raw))
         elif field == "labels" and (len(value.value) > 63 or (value.value and not LABEL.fullmatch(value.value))):
-            yield _Found((*path, key), f"{HINTS[_pattern(job.LabelValue)]}, at most 63 of them")
+            yield _Found((*path, key), f"{hint(job.LabelValue)}, at most 63 of them")
 
 
 def _notes(node: Node, path: Path) -> Iterator[_Found]:

@@ -1,0 +1,113 @@
+"""What each field declares as its effect is what the identities and the restart key make of a change of it."""
+
+from typing import Any
+
+import pytest
+
+from finetune_api.contract import RunConfig
+from finetune_api.crd import open_api_schema
+from finetune_api.job import FineTuneJob, FineTuneJobSpec
+from finetune_api.profile import FineTuneProfileSpec
+from finetune_api.resolve import Defaults, publication_id, resolve, restart_key, train_identity
+from finetune_api.table import fields
+
+SPEC = open_api_schema(FineTuneJob)["properties"]["spec"]
+PROFILE = FineTuneProfileSpec.model_validate({"allowedEndpoints": ["http://*"]})
+TEXTS = {
+    "^(s3|": ("s3://bucket/one", "s3://bucket/two"),
+    "^([0-9]+h)": ("10m", "20m"),
+    "^[0-9]+": ("3", "5"),
+    "^https?": ("http://one", "http://two"),
+}
+BESIDE: dict[str, dict[str, Any]] = {
+    "spec.method.rank": {"type": "lora"},
+    "spec.method.alpha": {"type": "lora"},
+    "spec.method.dropout": {"type": "lora"},
+    "spec.method.targets": {"type": "lora"},
+    "spec.data.validation.groupBy": {"fraction": 0.1},
+}
+"""What a rule wants beside a field."""
+BY_CONTENT = {"spec.model.uri", "spec.data.train[].uri", "spec.data.validation.uri", "spec.data.test.uri"}
+"""Inputs: their SHA-256 decides, not their name."""
+ELSEWHERE = {"spec.profile", "spec.output.uri"}
+"""The profile's content decides, not its name; a run is looked for under output.uri, so another one has none."""
+
+
+def two_values(schema: dict[str, Any]) -> tuple[Any, Any]:
+    if "enum" in schema:
+        return schema["enum"][0], schema["enum"][-1]
+    kind = schema["type"]
+    if kind == "array":
+        one, two = two_values(schema["items"])
+        return [one, "c"], [two, "c"]
+    if kind == "object":
+        return {"k": "a"}, {"k": "b"}
+    if kind == "boolean":
+        return True, False
+    if kind in ("integer", "number"):
+        low = schema.get("minimum", 0)
+        top = schema.get("maximum", low + 100)
+        step = 1 if kind == "integer" else min(1.0, (top - low) / 4)
+        return low + step, low + 2 * step
+    pattern = schema.get("pattern", "")
+    return next((texts for start, texts in TEXTS.items() if pattern.startswith(start)), ("a", "b"))
+
+
+def completed(schema: dict[str, Any], given: Any) -> Any:
+    """`given` with what its objects require filled in."""
+    if schema["type"] == "array" and isinstance(given, list):
+        return [completed(schema["items"], item) for item in given]
+    if "properties" not in schema:
+        return given
+    filled = {key: completed(schema["properties"][key], value) for key, value in given.items()}
+    for name in schema.get("required", ()):
+        if name not in filled:
+            inner = schema["properties"][name]
+            start: Any = {} if "properties" in inner else [{}] if inner["type"] == "array" else two_values(inner)[0]
+            filled[name] = completed(inner, start)
+    return filled
+
+
+def resolved(path: str, value: Any) -> RunConfig:
+    document: Any = value
+    parts = path.removeprefix("spec.").split(".")
+    for index, part in enumerate(reversed(parts)):
+        beside = BESIDE.get(path, {}) if index == 0 else {}
+        document = {**beside, part.removesuffix("[]"): [document] if part.endswith("[]") else document}
+    spec = FineTuneJobSpec.model_validate(completed(SPEC, document))
+    defaults = Defaults(trainer_image="t", preflight_image="p", in_cluster=False)
+    return resolve(spec, PROFILE, job="default/a", job_uid="u", generation=1, defaults=defaults)
+
+
+def identity(config: RunConfig) -> dict[str, Any]:
+    labels = config.task.labels or ["a", "b"]
+    return train_identity(config, labels=labels, inputs={"model": "0", "train/0": "1"})
+
+
+def leaves() -> list[tuple[str, dict[str, Any], str]]:
+    """Fields without fields, with more than one value, but for those whose effect lies outside of the RunConfig."""
+    found = []
+    for path, schema, effect in fields(FineTuneJob, "spec"):
+        flat = SPEC
+        for part in path.removeprefix("spec.").split("."):
+            flat = flat["properties"][part.removesuffix("[]")]
+            flat = flat["items"] if part.endswith("[]") else flat
+        if effect is not None and path not in ELSEWHERE and len(flat.get("enum", "ab")) > 1:
+            found.append((path, flat, effect))
+        assert schema
+    return found
+
+
+@pytest.mark.parametrize(
+    ("path", "schema", "effect"), leaves(), ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_a_change_does_what_the_field_declares(path: str, schema: dict[str, Any], effect: str) -> None:
+    before, after = (resolved(path, value) for value in two_values(schema))
+    new_run = identity(before) != identity(after)
+    assert new_run == (effect == "train" and path not in BY_CONTENT)
+    assert (restart_key(before) != restart_key(after)) == (effect != "live")
+    assert (publication_id("e", before) != publication_id("e", after)) == (effect == "publish")
+
+
+def test_most_fields_are_tried() -> None:
+    assert len(leaves()) >= 55
