@@ -103,7 +103,9 @@ def show(uri: str, rows: list[dict[str, str]]) -> None:
     """Loads the published model as any user would, and asks it about three test rows."""
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     directory = Path(uri.removeprefix("file://"))
     print(f"\nThe model is in {directory}:\n")
     print("  from transformers import AutoModelForSequenceClassification, AutoTokenizer")
