@@ -18,13 +18,13 @@ demo: .venv ## Fine-tune a real model on this machine, without a cluster
 	@$(BIN)/python hack/demo.py
 
 test: .venv ## All tests that need no cluster
-	@$(BIN)/pytest tests --ignore=tests/e2e
+	@$(BIN)/pytest tests --ignore=tests/e2e --ignore=tests/chart
 
-e2e: .venv ## The tests on a real cluster: brings it up, builds the images, runs tests/e2e
+e2e: .venv ## The tests on a real cluster: brings it up, builds the images, runs tests/e2e and tests/chart
 	@hack/timed "cluster" hack/cluster/up
 	@hack/timed "S3 server" hack/cluster/seaweedfs up
 	@hack/timed "images" hack/images/build
-	@hack/timed "tests/e2e" $(BIN)/pytest tests/e2e --durations=0
+	@hack/timed "tests/e2e" $(BIN)/pytest tests/e2e tests/chart --durations=20
 
 lint: .venv ## ruff, mypy --strict, import-linter
 	@$(BIN)/ruff check
