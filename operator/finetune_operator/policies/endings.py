@@ -97,7 +97,8 @@ def _crash(end: Exit, *, child: Child, now: datetime) -> End:
 def _end(kind: Kind, end: Exit, word: str, *, child: Child, now: datetime) -> End:
     at = end.at or child.ended_at or now
     if end.last is not None and end.last.code == end.code:
-        return End(kind, end.last.reason, end.last.message, at, end.last)
+        # The trainer speaks in whole sentences; here they are joined with others.
+        return End(kind, end.last.reason, end.last.message.removesuffix("."), at, end.last)
     words = f"{end.reason}, " if end.reason not in ("", "Error") else ""
     message = f"a pod of Job {child.name} ended with exit code {end.code} ({words}no last message); see its log"
     return End(kind, word, message, at)

@@ -58,6 +58,14 @@ def probe_conditional_writes(store: Store, prefix: str) -> bool:
     key = "/".join(filter(None, (prefix.strip("/"), f"probe-{secrets.token_hex(8)}")))
     try:
         store.create(key, b"first")
+    except (AccessDenied, NotFound):
+        raise  # nothing was written; a denied clean-up would only hide that
+    except StorageError as error:
+        store.delete([key])  # its answer may have been lost
+        if error.reason == "ConditionalWritesUnsupported":
+            return False
+        raise
+    try:
         try:
             store.create(key, b"second")
             return False
