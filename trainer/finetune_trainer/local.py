@@ -399,7 +399,8 @@ def describe(progress: Progress, *, width: int, stopping: bool = False) -> str:
         parts.append(f"loss {progress.loss:.3f}")
     if progress.samples_per_second is not None:
         parts.append(f"{progress.samples_per_second:.0f} rows/s")
-    if left := _left(progress.estimated_completion_time):
+    left = _left(progress.estimated_completion_time)
+    if left is not None and not stopping:
         parts.append(f"about {left} left")
     text = "  ".join(parts)
     room = min(30, width - len(text) - 14)

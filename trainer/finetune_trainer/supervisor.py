@@ -448,7 +448,7 @@ def _sentence(done: _Supervisor, rank: _Rank, code: int) -> tuple[str, str]:
     """Reason and message where the ranks left none."""
     name = f"Rank {rank.number + done.world.node * done.world.ranks}"
     if done.hung is not None:
-        return "Hung", f"{done.hung}; the pod's log has the stacks of its threads."
+        return "Hung", f"{done.hung}; its log has the stacks of its threads."
     if code == ExitCode.MEMORY:
         return (
             "OutOfMemory",
@@ -460,13 +460,13 @@ def _sentence(done: _Supervisor, rank: _Rank, code: int) -> tuple[str, str]:
     if code == ExitCode.DONE:
         return "Completed", "All ranks ended well."
     if code in _SPECIFIC:
-        return "RankFailed", f"{name} ended with code {code} and left no message; the pod's log has the details."
+        return "RankFailed", f"{name} ended with code {code} and left no message; its log has the details."
     if code > 128 and done.stops > 1:
         return "Interrupted", "Ended at once by a second signal; what was not committed is lost."
     if code > 128:
         with suppress(ValueError):
-            return "Killed", f"{name} was ended by {signal.Signals(code - 128).name}; the pod's log has the details."
-    return "Crashed", f"{name} ended with code {code}, an error of its own; the pod's log has the details."
+            return "Killed", f"{name} was ended by {signal.Signals(code - 128).name}; its log has the details."
+    return "Crashed", f"{name} ended with code {code}, an error of its own; its log has the details."
 
 
 def _written(path: Path) -> LastMessage | None:

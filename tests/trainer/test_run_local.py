@@ -1,0 +1,294 @@
+"""`finetune run` and the rest of the command line, as processes of their own."""
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from finetune_api.contract import ExitCode, Progress
+from finetune_api.job import FineTuneJobStatus
+from finetune_trainer.local import describe
+from finetune_trainer.telemetry import read_progress
+
+FINETUNE = [sys.executable, "-m", "finetune_trainer"]
+WORDS = {
+    "sea": ["wave", "tide", "harbour", "sail", "anchor", "whale", "salt", "island", "captain", "storm"],
+    "kitchen": ["oven", "spoon", "recipe", "butter", "pepper", "soup", "bake", "knife", "onion", "plate"],
+    "sky": ["cloud", "star", "moon", "orbit", "comet", "planet", "eclipse", "telescope", "meteor", "galaxy"],
+}
+
+
+def rows(count: int = 300) -> list[dict[str, str]]:
+    """Sentences whose words tell their label."""
+    found = []
+    for number in range(count):
+        label = sorted(WORDS)[number % 3]
+        words = WORDS[label]
+        chosen = [words[(number * k + k) % 10] for k in (1, 3, 7)]
+        found.append({"text": f"note {number}: the {chosen[0]} and the {chosen[1]} by the {chosen[2]}", "label": label})
+    return found
+
+
+@pytest.fixture
+def document(tmp_path: Path, minilm_dir: Path) -> dict[str, Any]:
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows()))
+    return {
+        "apiVersion": "finetune.dev/v1alpha1",
+        "kind": "FineTuneJob",
+        "metadata": {"name": "notes"},
+        "spec": {
+            "task": {"type": "text-classification"},
+            "model": {"uri": minilm_dir.as_uri()},
+            "data": {
+                "train": [{"uri": (tmp_path / "train.jsonl").as_uri()}],
+                "validation": {"fraction": 0.2},
+                "maxLength": 16,
+            },
+            "training": {
+                "maxSteps": 40,
+                "batchSize": 8,
+                "learningRate": 0.003,
+                "evaluateEvery": {"steps": 40},
+            },
+            "method": {"type": "lora", "rank": 4},
+            "checkpoint": {"every": {"steps": 5}},
+            "resources": {"perNode": {"gpus": 0}},
+            "output": {"uri": (tmp_path / "output").as_uri(), "merge": True},
+        },
+    }
+
+
+class Run:
+    """`finetune run` on a document, its progress lines and its status."""
+
+    def __init__(self, directory: Path, document: dict[str, Any] | str, *options: str) -> None:
+        self.work = directory / "work"
+        text = document if isinstance(document, str) else json.dumps(document)
+        (directory / "job.yaml").write_text(text)
+        self.error_file = open(directory / "stderr", "w+")  # noqa: SIM115
+        command = [*FINETUNE, "run", str(directory / "job.yaml"), "--work", str(self.work), *options]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=self.error_file, text=True, env=environment
+        )
+
+    def until(self, reached: Callable[[Progress], bool]) -> Progress:
+        until = time.monotonic() + 120
+        while True:
+            progress = read_progress(self.work / "state/progress.json")
+            if progress is not None and progress.stage == "Training" and reached(progress):
+                return progress
+            assert self.process.poll() is None, self.errors()
+            assert time.monotonic() < until
+            time.sleep(0.05)
+
+    def end(self) -> tuple[int, FineTuneJobStatus]:
+        out, _ = self.process.communicate(timeout=180)
+        status = FineTuneJobStatus.model_validate_json(json.dumps(yaml.safe_load(out)))
+        return self.process.returncode, status
+
+    def errors(self) -> str:
+        self.error_file.seek(0)
+        return self.error_file.read()
+
+
+@contextmanager
+def running(directory: Path, document: dict[str, Any] | str, *options: str) -> Iterator[Run]:
+    run = Run(directory, document, *options)
+    try:
+        yield run
+    finally:
+        if run.process.poll() is None:
+            run.process.terminate()
+            run.process.communicate(timeout=60)
+        run.error_file.close()
+
+
+def ranks_of(work: Path) -> list[int]:
+    """Process ids of the ranks of a run."""
+    found = []
+    for directory in Path("/proc").iterdir():
+        if directory.name.isdecimal():
+            try:
+                arguments = (directory / "cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if b"finetune_trainer.rank" in arguments and str(work).encode() in arguments:
+                found.append(int(directory.name))
+    return found
+
+
+def test_a_run_that_is_killed_and_stopped_still_ends_in_a_published_model(
+    tmp_path: Path, document: dict[str, Any]
+) -> None:
+    with running(tmp_path, document) as run:
+        run.until(lambda progress: progress.checkpoint is not None)
+        for pid in ranks_of(run.work):
+            os.kill(pid, signal.SIGKILL)
+        resumed = run.until(lambda progress: progress.resumed_from_step is not None)
+        assert resumed.resumed_from_step is not None
+        assert resumed.resumed_from_step >= 5
+        run.process.send_signal(signal.SIGINT)
+        code, status = run.end()
+        assert "failed (Killed): Rank 0 was ended by SIGKILL" in run.errors()
+    assert (code, status.phase) == (ExitCode.STOPPED, "Suspended")
+    assert status.usage is not None
+    assert status.usage.attempts == 2
+    assert status.checkpoint is not None
+    stopped_at = status.checkpoint.step
+    sentence = f"stopped after a committed checkpoint at step {stopped_at}; run the same command to go on"
+    assert status.message == sentence
+
+    with running(tmp_path, document) as run:
+        code, status = run.end()
+        assert f"going on from step {stopped_at}" in run.errors()
+    assert (code, status.phase) == (0, "Succeeded")
+    assert status.evaluation is not None
+    tuned, majority = status.evaluation.tuned or {}, status.evaluation.majority or {}
+    assert tuned["accuracy"] > majority["accuracy"] + 0.2
+    assert status.evaluation.probe is not None
+    assert status.model is not None
+    model = Path(status.model.uri.removeprefix("file://"))
+    assert (model / "model.safetensors").is_file()
+
+    began = time.monotonic()
+    with running(tmp_path, document) as run:
+        code, again = run.end()
+    assert (code, again.phase, again.model) == (0, "Succeeded", status.model)
+    assert again.conditions is not None
+    assert again.conditions[0].reason == "Reused"
+    assert again.usage is None
+    assert time.monotonic() - began < 20
+
+
+def test_bad_data_ends_with_the_sentence_and_no_training(tmp_path: Path, document: dict[str, Any]) -> None:
+    (tmp_path / "train.jsonl").write_text('{"body": "x"}\n')
+    with running(tmp_path, document) as run:
+        code, status = run.end()
+        assert "no column 'text'; columns found: body" in run.errors()
+    assert (code, status.phase) == (ExitCode.INVALID, "Failed")
+    assert status.conditions is not None
+    assert status.conditions[0].reason == "ColumnMissing"
+    assert not list((run.work / "logs").glob("train*"))
+
+
+def test_an_invalid_document_lists_every_problem_with_its_line(tmp_path: Path, document: dict[str, Any]) -> None:
+    document["spec"]["training"] |= {"learningRate": -1, "epochs": 2}
+    document["spec"]["colour"] = "red"
+    with running(tmp_path, yaml.safe_dump(document)) as run:
+        out, _ = run.process.communicate(timeout=60)
+        errors = run.errors()
+    assert run.process.returncode == ExitCode.INVALID
+    assert out == ""
+    for part in ("spec.training.learningRate", "epochs and maxSteps", "spec.colour", "job.yaml:"):
+        assert part in errors
+    assert "Traceback" not in errors
+
+
+def test_a_relative_file_address_is_refused_with_the_absolute_one(tmp_path: Path, document: dict[str, Any]) -> None:
+    document["spec"]["data"]["train"] = [{"uri": "file://data/train.jsonl"}]
+    with running(tmp_path, document) as run:
+        run.process.communicate(timeout=60)
+        errors = run.errors()
+    assert run.process.returncode == ExitCode.INVALID
+    assert "spec.data.train[0].uri: file://data/train.jsonl is relative" in errors
+    assert f"write {(Path.cwd() / 'data/train.jsonl').as_uri()}" in errors
+
+
+def test_one_document_is_run_once_at_a_time(tmp_path: Path, document: dict[str, Any]) -> None:
+    with running(tmp_path, document) as run:
+        until = time.monotonic() + 60
+        while not (run.work / "config.json").exists():
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        command = [*FINETUNE, "run", str(tmp_path / "job.yaml"), "--work", str(run.work)]
+        second = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        run.process.send_signal(signal.SIGINT)
+        code, status = run.end()
+    assert second.returncode == 1
+    assert f"Process {run.process.pid} runs this document already" in second.stderr
+    assert (code, status.phase) == (ExitCode.STOPPED, "Suspended")
+    assert status.message == "stopped before training; run the same command to go on"
+
+
+def test_a_terminal_sees_one_line_that_is_redrawn(tmp_path: Path, document: dict[str, Any]) -> None:
+    (tmp_path / "train.jsonl").write_text("")
+    (tmp_path / "job.yaml").write_text(json.dumps(document))
+    ours, theirs = pty.openpty()
+    command = [*FINETUNE, "run", str(tmp_path / "job.yaml"), "--work", str(tmp_path / "work")]
+    environment = {**os.environ, "TERM": "xterm"}
+    process = subprocess.run(
+        command, stdout=subprocess.DEVNULL, stderr=theirs, env=environment, timeout=60, check=False
+    )
+    os.close(theirs)
+    shown = os.read(ours, 65536).decode()
+    os.close(ours)
+    assert process.returncode == ExitCode.INVALID
+    assert shown.startswith("\r\x1b[KPreflight  reading model and data\r\x1b[K")
+    assert "the file is empty" in shown
+
+
+def test_progress_is_told_in_a_line() -> None:
+    end = (datetime.now(UTC) + timedelta(minutes=14, seconds=5)).isoformat()
+    progress = Progress(
+        run_id="r",
+        stage="Training",
+        step=410,
+        total_steps=1200,
+        loss=0.3111,
+        samples_per_second=212.4,
+        estimated_completion_time=end,
+        started_at="",
+        updated_at="",
+    )
+    text = "step 410 of 1200  34 %  loss 0.311  212 rows/s  about 14 min left"
+    assert describe(progress, width=0) == f"Training   {text}"
+    wide = describe(progress, width=110)
+    assert wide.endswith(text)
+    assert wide.count("█") == 10
+    assert wide.count("█") + wide.count("░") == 30
+    assert describe(progress, width=0, stopping=True).startswith("Stopping   step 410 of 1200")
+    assert describe(progress.model_copy(update={"stage": "Evaluating"}), width=80) == "Evaluating step 410 of 1200"
+
+
+def test_without_arguments_the_help_is_shown() -> None:
+    shown = subprocess.run(FINETUNE, capture_output=True, text=True, timeout=60, check=False)
+    assert shown.returncode == 0
+    for word in ("validate", "run", "preflight", "train", "exit codes"):
+        assert word in shown.stdout
+
+
+@pytest.mark.parametrize(
+    ("command", "forbidden"),
+    [
+        ("from finetune_trainer.__main__ import main; main(['validate', '/dev/null'])", {"numpy", "torch", "botocore"}),
+        ("import finetune_trainer.supervisor", {"torch", "transformers", "botocore"}),
+        ("import finetune_trainer.preflight, finetune_trainer.local", {"torch", "transformers", "sklearn"}),
+    ],
+)
+def test_a_command_imports_only_what_it_needs(command: str, forbidden: set[str]) -> None:
+    code = f"{command}; import sys, json; print(json.dumps(sorted({forbidden!r} & sys.modules.keys())))"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert json.loads(shown.stdout.splitlines()[-1]) == []
+
+
+def test_the_pods_command_lines_are_understood(tmp_path: Path, document: dict[str, Any]) -> None:
+    """As the operator writes them; without a config both say so in one sentence."""
+    common = ["--config", str(tmp_path / "none.json"), "--message", str(tmp_path / "message"), "--work", str(tmp_path)]
+    for command in (["preflight", *common], ["train", *common, "--run-id", "0123456789abcdef"]):
+        done = subprocess.run([*FINETUNE, *command], capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == ExitCode.INVALID
+        assert json.loads((tmp_path / "message").read_text())["reason"] == "InvalidConfig"
+        assert "Traceback" not in done.stderr
+        (tmp_path / "message").unlink()
