@@ -8,6 +8,7 @@ Job is made (so that twins see each other), and a preflight Job is deleted only 
 from dataclasses import replace
 from datetime import datetime, timedelta
 
+from finetune_api.job import Usage
 from finetune_operator.policies.accept import Refusal, Target, accept, target_of
 from finetune_operator.policies.attempt import POLL, attempt
 from finetune_operator.policies.preflight import preflight
@@ -143,8 +144,9 @@ def _start(o: Observed, target: Target, *, now: datetime) -> Verdict:
     counters = looked.counters if looked else Counters()
     ordinal = o.next_ordinal("train")
     action = CreateTrain(target.config, target.key, run.id, ordinal, counters)
+    usage = (o.subject.status.usage or Usage()).model_copy(update={"attempts": ordinal})
     verdict = Verdict("Queued", "PodsPending", "waiting for a node", again_after=POLL, facts=lost(o, now=now))
-    return verdict.doing(action)
+    return verdict.stating(usage=usage).doing(action)
 
 
 def _still_runs(pod: Pod, target: Target, *, now: datetime) -> bool:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 logger = logging.getLogger(__name__)
 
 FIRST_ERROR_DELAY = 0.5
-LONGEST_ERROR_DELAY = 120.0
+LONGEST_ERROR_DELAY = 30.0
 
 
 @dataclass

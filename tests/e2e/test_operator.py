@@ -1,0 +1,720 @@
+"""The operator on a real control plane of its own (etcd, API server, controllers), with this test as the kubelet.
+
+No node exists there: the test binds pods, lets them run and ends them with the exit codes and messages that a case
+asks for. So everything that a trainer could do is shown in seconds, and the operator can be killed at any moment.
+"""
+
+import json
+import os
+import random
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+pytestmark = pytest.mark.e2e
+
+ROOT = Path(__file__).resolve().parents[2]
+CACHE = Path.home() / ".cache/finetune-operator/kube"
+TOKEN = "admin-of-a-throw-away-control-plane"
+JOBS = "/apis/finetune.dev/v1alpha1/namespaces/{}/finetunejobs"
+Document = dict[str, Any]
+
+
+def binaries() -> Path:
+    """Where etcd and Kubernetes are: hack/cluster/up has built them, or envtest brought them."""
+    given = os.environ.get("KUBEBUILDER_ASSETS")
+    return Path(given) if given else sorted(CACHE.glob("v*"))[-1]
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def eventually(what: str, check: Callable[[], Any], *, seconds: float = 40) -> Any:
+    """The first true answer of `check`."""
+    until = time.monotonic() + seconds
+    while True:
+        answer = check()
+        if answer:
+            return answer
+        assert time.monotonic() < until, f"not within {seconds} s: {what}"
+        time.sleep(0.1)
+
+
+# --- the control plane ---
+
+
+class Plane:
+    """etcd, kube-apiserver and kube-controller-manager on the loopback. AlwaysAllow: rights are the chart's test."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.port = free_port()
+        self.kubeconfig = directory / "kubeconfig"
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._context = ssl._create_unverified_context()
+        self._write_files()
+        self._start_all()
+
+    def _write_files(self) -> None:
+        (self.directory / "tokens.csv").write_text(f"{TOKEN},admin,admin,system:masters\n")
+        key = str(self.directory / "sa.key")
+        subprocess.run(["openssl", "genrsa", "-out", key, "2048"], check=True, capture_output=True)
+        server = {"server": f"https://127.0.0.1:{self.port}", "insecure-skip-tls-verify": True}
+        document = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{"name": "plane", "cluster": server}],
+            "users": [{"name": "admin", "user": {"token": TOKEN}}],
+            "contexts": [{"name": "plane", "context": {"cluster": "plane", "user": "admin"}}],
+            "current-context": "plane",
+        }
+        self.kubeconfig.write_text(yaml.safe_dump(document))
+
+    def _start_all(self) -> None:
+        etcd = f"http://127.0.0.1:{free_port()}"
+        peer = f"http://127.0.0.1:{free_port()}"
+        self._start(
+            "etcd",
+            f"--data-dir={self.directory / 'etcd'}",
+            "--unsafe-no-fsync",
+            f"--listen-client-urls={etcd}",
+            f"--advertise-client-urls={etcd}",
+            f"--listen-peer-urls={peer}",
+            f"--initial-advertise-peer-urls={peer}",
+            f"--initial-cluster=default={peer}",
+            "--log-level=warn",
+        )
+        self._start(
+            "kube-apiserver",
+            f"--etcd-servers={etcd}",
+            f"--secure-port={self.port}",
+            "--bind-address=127.0.0.1",
+            "--endpoint-reconciler-type=none",
+            f"--cert-dir={self.directory / 'certs'}",
+            "--service-cluster-ip-range=10.96.0.0/24",
+            "--authorization-mode=AlwaysAllow",
+            f"--token-auth-file={self.directory / 'tokens.csv'}",
+            "--service-account-issuer=https://kubernetes.default.svc",
+            f"--service-account-key-file={self.directory / 'sa.key'}",
+            f"--service-account-signing-key-file={self.directory / 'sa.key'}",
+            "--disable-admission-plugins=ServiceAccount",
+        )
+        eventually("the API server is ready", self._ready, seconds=90)
+        self._start(
+            "kube-controller-manager",
+            f"--kubeconfig={self.kubeconfig}",
+            "--controllers=job-controller,garbage-collector-controller,namespace-controller,resourcequota-controller",
+            "--leader-elect=false",
+            "--kube-api-qps=500",
+            "--kube-api-burst=500",
+            f"--secure-port={free_port()}",
+            "--bind-address=127.0.0.1",
+            f"--cert-dir={self.directory / 'kcm'}",
+        )
+
+    def _start(self, name: str, *arguments: str) -> None:
+        with open(self.directory / f"{name}.log", "wb") as log:
+            self._processes.append(
+                subprocess.Popen([str(binaries() / name), *arguments], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            )
+
+    def _ready(self) -> bool:
+        try:
+            self.text("/readyz")
+        except (urllib.error.URLError, OSError):
+            return False
+        return True
+
+    def stop(self) -> None:
+        for process in reversed(self._processes):
+            process.kill()
+            process.wait()
+
+    def text(self, path: str, *, method: str = "GET", body: Any = None, kind: str = "application/json") -> str:
+        request = urllib.request.Request(
+            f"https://127.0.0.1:{self.port}{path}",
+            method=method,
+            data=None if body is None else json.dumps(body).encode(),
+            headers={"Authorization": f"Bearer {TOKEN}", "Content-Type": kind},
+        )
+        with urllib.request.urlopen(request, timeout=30, context=self._context) as answer:
+            return str(answer.read().decode())
+
+    def get(self, path: str) -> Document:
+        return dict(json.loads(self.text(path)))
+
+    def items(self, path: str) -> list[Document]:
+        return list(self.get(path)["items"])
+
+    def create(self, path: str, document: Document) -> Document:
+        return dict(json.loads(self.text(path, method="POST", body=document)))
+
+    def patch(self, path: str, document: Document) -> Document:
+        return dict(json.loads(self.text(path, method="PATCH", body=document, kind="application/merge-patch+json")))
+
+    def delete(self, path: str, *, grace: int | None = None) -> None:
+        options: Document = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background"}
+        if grace is not None:
+            options["gracePeriodSeconds"] = grace
+        try:
+            self.text(path, method="DELETE", body=options)
+        except urllib.error.HTTPError as error:
+            if error.code != 404:
+                raise
+
+
+@pytest.fixture(scope="module")
+def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plane]:
+    running = Plane(tmp_path_factory.mktemp("plane"))
+    try:
+        for path in sorted((ROOT / "crds").glob("*.yaml")):
+            running.create("/apis/apiextensions.k8s.io/v1/customresourcedefinitions", yaml.safe_load(path.read_text()))
+        eventually("the resources are served", lambda: _served(running))
+        profile = {
+            "apiVersion": "finetune.dev/v1alpha1",
+            "kind": "FineTuneProfile",
+            "metadata": {"name": "default"},
+            "spec": {},
+        }
+        running.create("/apis/finetune.dev/v1alpha1/finetuneprofiles", profile)
+        yield running
+    finally:
+        running.stop()
+
+
+def _served(plane: Plane) -> bool:
+    try:
+        plane.items("/apis/finetune.dev/v1alpha1/finetuneprofiles")
+        plane.items(JOBS.format("default"))
+    except urllib.error.HTTPError:
+        return False
+    return True
+
+
+# --- the kubelet: this test ---
+
+RESULT = {
+    "finalStep": 100,
+    "totalSteps": 100,
+    "finalLoss": 0.25,
+    "evaluation": {"on": "test", "rows": 9, "majority": {"f1": 0.1}, "probe": {"f1": 0.7}, "tuned": {"f1": 0.9}},
+    "model": {"uri": "s3://models/out/model", "digest": "sha256:1", "sizeBytes": 7},
+}
+
+
+@dataclass(frozen=True)
+class Ends:
+    """How a pod ends: exit code, last message, and after how many seconds."""
+
+    code: int
+    message: Document | None = None
+    after: float = 0.3
+
+
+def passes(state: str = "Fresh", run: str = "a" * 16, **fields: Any) -> Ends:
+    outcome = {"state": state, "runId": run, "step": None, "summary": {"labels": 2}}
+    result = {"result": RESULT} if state == "Reused" else {}
+    return Ends(0, {"code": 0, "reason": state, "message": "fine", "preflight": outcome, **result}, **fields)
+
+
+def trained(run: str = "a" * 16, **fields: Any) -> Ends:
+    return Ends(0, {"code": 0, "reason": "Trained", "message": "done", "runId": run, "result": RESULT}, **fields)
+
+
+def fails(code: int, reason: str) -> Ends:
+    return Ends(code, {"code": code, "reason": reason, "message": f"{reason}, says the pod"})
+
+
+Script = Callable[[str, int], Ends | None]
+"""From role and ordinal of the Job to how its pod ends; None: it runs on."""
+
+
+def ordinary(role: str, ordinal: int) -> Ends | None:
+    return passes() if role == "preflight" else trained()
+
+
+class Kubelet(threading.Thread):
+    """Binds, runs and ends the pods of one namespace as the script says; remembers every Job it saw a pod of."""
+
+    def __init__(self, plane: Plane, namespace: str) -> None:
+        super().__init__(daemon=True)
+        self.plane = plane
+        self.namespace = namespace
+        self.scripts: dict[str, Script] = {}
+        self.seen: dict[str, tuple[str, str]] = {}
+        """By Job UID: name of the Job and of the FineTuneJob."""
+        self._since: dict[str, float] = {}
+        self._over = threading.Event()
+        self.start()
+
+    def run(self) -> None:
+        path = f"/api/v1/namespaces/{self.namespace}/pods"
+        while not self._over.wait(0.1):
+            try:
+                for pod in self.plane.items(path):
+                    self._tend(f"{path}/{pod['metadata']['name']}", pod)
+            except urllib.error.HTTPError as error:
+                if error.code not in (404, 409):  # it changed meanwhile: the next round sees how
+                    raise
+
+    def close(self) -> None:
+        self._over.set()
+        self.join()
+
+    def jobs_of(self, name: str) -> list[str]:
+        """Names of all Jobs that ever had a pod, without the prefix, one for each UID."""
+        return sorted(job.rsplit("-", 1)[1] for job, owner in self.seen.values() if owner == name)
+
+    def _tend(self, path: str, pod: Document) -> None:
+        meta, labels = pod["metadata"], pod["metadata"]["labels"]
+        job = meta["ownerReferences"][0]
+        name, _, tail = job["name"].rpartition("-")
+        owner = name.rpartition("-")[0]
+        self.seen[job["uid"]] = (job["name"], owner)
+        phase = pod["status"].get("phase")
+        if "deletionTimestamp" in meta:
+            if phase == "Running":
+                self._end(path, Ends(45))
+            return self.plane.delete(path, grace=0)
+        if phase in ("Succeeded", "Failed"):
+            return None
+        if "nodeName" not in pod["spec"]:
+            target = {"apiVersion": "v1", "kind": "Node", "name": "node0"}
+            binding = {"apiVersion": "v1", "kind": "Binding", "metadata": {"name": meta["name"]}, "target": target}
+            self.plane.create(f"{path}/binding", binding)
+            return None
+        if phase == "Pending":
+            self._since[meta["uid"]] = time.monotonic()
+            return self._status(path, "Running", {"running": {}})
+        ends = self.scripts.get(owner, ordinary)(labels["finetune.dev/role"], int(tail[1:]))
+        if ends is not None and time.monotonic() - self._since.get(meta["uid"], 0) >= ends.after:
+            self._end(path, ends)
+        return None
+
+    def _end(self, path: str, ends: Ends) -> None:
+        terminated = {"exitCode": ends.code, "reason": "Completed" if ends.code == 0 else "Error"}
+        terminated["finishedAt"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        if ends.message is not None:
+            terminated["message"] = json.dumps(ends.message)
+        self._status(path, "Succeeded" if ends.code == 0 else "Failed", {"terminated": terminated})
+
+    def _status(self, path: str, phase: str, state: Document) -> None:
+        container = {"name": "it", "image": "i", "imageID": "", "restartCount": 0, "ready": False, "state": state}
+        ready = {"type": "Ready", "status": "False"}
+        self.plane.patch(
+            f"{path}/status",
+            {"status": {"phase": phase, "containerStatuses": [container], "conditions": [ready], "podIP": "127.0.0.9"}},
+        )
+
+
+# --- the operator: a process ---
+
+
+@dataclass
+class Operator:
+    """finetune-operator --kubeconfig ... as a subprocess that may be killed and started again."""
+
+    plane: Plane
+    namespaces: list[str]
+    log: Path
+    port: int = field(default_factory=free_port)
+    process: "subprocess.Popen[bytes] | None" = None
+
+    def start(self) -> None:
+        arguments = ["--kubeconfig", str(self.plane.kubeconfig), "--metrics-port", str(self.port)]
+        arguments += ["--trainer-image", "trainer:1", "--preflight-image", "preflight:1"]
+        for namespace in self.namespaces:
+            arguments += ["--namespace", namespace]
+        with open(self.log, "ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "finetune_operator", *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+
+    def kill(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+
+    def page(self, path: str) -> str | None:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=2) as answer:
+                return str(answer.read().decode())
+        except OSError:
+            return None
+
+
+@dataclass
+class Place:
+    """A namespace of its own with a kubelet and an operator."""
+
+    plane: Plane
+    name: str
+    kubelet: Kubelet
+    operator: Operator
+
+    def path(self, job: str) -> str:
+        return f"{JOBS.format(self.name)}/{job}"
+
+    def apply(self, name: str, script: Script = ordinary, **spec: Any) -> Document:
+        self.kubelet.scripts[name] = script
+        document = {
+            "apiVersion": "finetune.dev/v1alpha1",
+            "kind": "FineTuneJob",
+            "metadata": {"name": name},
+            "spec": {
+                "task": {"type": "text-classification"},
+                "model": {"uri": "s3://models/base"},
+                "data": {"train": [{"uri": "s3://data/train.jsonl"}]},
+                "output": {"uri": f"s3://models/{name}"},
+                **spec,
+            },
+        }
+        return self.plane.create(JOBS.format(self.name), document)
+
+    def get(self, job: str) -> Document:
+        return self.plane.get(self.path(job))
+
+    def status(self, job: str) -> Document:
+        return dict(self.get(job).get("status", {}))
+
+    def reaches(self, job: str, phase: str, reason: str | None = None, *, seconds: float = 40) -> Document:
+        """The status once phase and reason are there."""
+
+        def there() -> Document | None:
+            status = self.status(job)
+            fits = status.get("phase") == phase and reason in (None, condition(status, "Succeeded").get("reason"))
+            return status if fits else None
+
+        try:
+            return dict(eventually(f"{job}: {phase} {reason}", there, seconds=seconds))
+        except AssertionError as error:
+            tail = self.operator.log.read_text()[-3000:]
+            raise AssertionError(f"{error}; it is {json.dumps(self.status(job))}\n{tail}") from None
+
+    def children(self, kind: str) -> list[str]:
+        prefix = {"jobs": "/apis/batch/v1", "pods": "/api/v1", "configmaps": "/api/v1", "services": "/api/v1"}[kind]
+        found = self.plane.items(f"{prefix}/namespaces/{self.name}/{kind}")
+        return sorted(item["metadata"]["name"] for item in found if item["metadata"]["name"] != "kube-root-ca.crt")
+
+
+def condition(status: Document, kind: str) -> Document:
+    return next((c for c in status.get("conditions", []) if c["type"] == kind), {})
+
+
+_number = iter(range(1000))
+
+
+@pytest.fixture
+def place(plane: Plane, tmp_path: Path) -> Iterator[Place]:
+    name = f"place-{next(_number)}"
+    plane.create("/api/v1/namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
+    kubelet = Kubelet(plane, name)
+    operator = Operator(plane, [name], tmp_path / "operator.log")
+    operator.start()
+    try:
+        yield Place(plane, name, kubelet, operator)
+    finally:
+        operator.kill()
+        kubelet.close()
+
+
+# --- facts ---
+
+
+def test_a_job_goes_by_preflight_and_training_to_success(place: Place) -> None:
+    made = place.apply("one")
+    status = place.reaches("one", "Succeeded", "Trained")
+    assert place.kubelet.jobs_of("one") == ["p1", "t1"]
+    assert {c["type"]: c["status"] for c in status["conditions"]} == {
+        "Accepted": "True",
+        "PreflightPassed": "True",
+        "Evaluated": "True",
+        "Succeeded": "True",
+        "Reconciling": "False",
+        "Stalled": "False",
+    }
+    assert status["model"] == RESULT["model"]
+    assert status["message"] == "f1 0.900 on test (majority 0.100, probe 0.700)"
+    assert status["run"]["id"] == "a" * 16
+    assert status["usage"]["attempts"] == 1
+    meta = place.get("one")["metadata"]
+    assert meta["uid"] == made["metadata"]["uid"]
+    assert not meta.get("annotations")
+    assert not meta.get("finalizers")
+
+
+def test_children_belong_to_the_job_and_the_pinned_run_cannot_be_changed(place: Place) -> None:
+    uid = place.apply("one", lambda role, ordinal: passes() if role == "preflight" else None)["metadata"]["uid"]
+    place.reaches("one", "Starting")
+    jobs = place.plane.items(f"/apis/batch/v1/namespaces/{place.name}/jobs")
+    configs = place.plane.items(f"/api/v1/namespaces/{place.name}/configmaps")
+    for child in (*jobs, *(c for c in configs if "finetune.dev/job-uid" in c["metadata"].get("labels", {}))):
+        (owner,) = child["metadata"]["ownerReferences"]
+        assert (owner["uid"], owner["controller"], owner["blockOwnerDeletion"]) == (uid, True, False)
+    pinned = next(c for c in configs if c["metadata"]["name"] == f"one-{uid[:5]}-g1")
+    assert pinned["immutable"] is True
+    assert json.loads(pinned["data"]["config.json"])["generation"] == 1
+
+
+def test_events_tell_the_same_reasons_as_the_status(place: Place) -> None:
+    place.apply("one")
+    place.reaches("one", "Succeeded")
+
+    def reasons() -> list[str]:
+        events = place.plane.items(f"/api/v1/namespaces/{place.name}/events")
+        return [e["reason"] for e in events if e["involvedObject"]["kind"] == "FineTuneJob"]
+
+    eventually("the last event is there", lambda: "Trained" in reasons())
+    assert {"Checking", "PreflightPassed", "Trained"} <= set(reasons())
+
+
+def test_wrong_data_is_final_and_no_train_pod_is_made(place: Place) -> None:
+    place.apply("one", lambda role, ordinal: fails(42, "ColumnMissing"))
+    status = place.reaches("one", "Failed", "ColumnMissing")
+    assert condition(status, "PreflightPassed")["status"] == "False"
+    assert condition(status, "Succeeded")["status"] == "False"
+    assert status["message"] == "ColumnMissing, says the pod"
+    assert place.kubelet.jobs_of("one") == ["p1"]
+
+
+def test_a_retry_annotation_brings_a_failure_back_once(place: Place) -> None:
+    mended = threading.Event()
+    place.apply("one", lambda role, ordinal: ordinary(role, ordinal) if mended.is_set() else fails(42, "ColumnMissing"))
+    place.reaches("one", "Failed")
+    mended.set()
+    place.plane.patch(place.path("one"), {"metadata": {"annotations": {"finetune.dev/retry": "now"}}})
+    assert place.reaches("one", "Succeeded")["lastHandledRetry"] == "now"
+
+
+def test_storage_that_is_not_there_is_waited_for_and_the_job_recovers(place: Place) -> None:
+    place.apply(
+        "one",
+        lambda role, ordinal: fails(49, "BucketNotFound") if (role, ordinal) == ("preflight", 1) else ordinary(role, 0),
+    )
+    status = place.reaches("one", "Pending", "BucketNotFound")
+    assert condition(status, "Stalled")["status"] == "True"
+    assert "next try at" in status["message"]
+    place.reaches("one", "Succeeded")
+    assert place.kubelet.jobs_of("one") == ["p1", "p2", "t1"]
+
+
+def test_a_missing_profile_is_waited_for(place: Place) -> None:
+    name = f"later-{place.name}"
+    place.apply("one", profile=name)
+    place.reaches("one", "Pending", "ProfileNotFound")
+    profile = {
+        "apiVersion": "finetune.dev/v1alpha1",
+        "kind": "FineTuneProfile",
+        "metadata": {"name": name},
+        "spec": {"resources": {"perNode": {"gpus": 0}}},
+    }
+    place.plane.create("/apis/finetune.dev/v1alpha1/finetuneprofiles", profile)
+    place.reaches("one", "Succeeded")
+
+
+def test_a_crash_is_tried_again_and_told(place: Place) -> None:
+    place.apply("one", lambda role, ordinal: Ends(137) if (role, ordinal) == ("train", 1) else ordinary(role, ordinal))
+    status = place.reaches("one", "Succeeded")
+    assert [(r["attempt"], r["reason"]) for r in status["restarts"]] == [(1, "Killed")]
+    assert place.kubelet.jobs_of("one") == ["p1", "t1", "t2"]
+
+
+def test_a_deleted_pod_is_free(place: Place) -> None:
+    place.apply(
+        "one",
+        lambda role, ordinal: None if (role, ordinal) == ("train", 1) else ordinary(role, ordinal),
+        retries={"max": 0},
+    )
+    place.reaches("one", "Starting", "Loading")
+    pod = next(pod for pod in place.children("pods") if "-t1-" in pod)
+    place.plane.delete(f"/api/v1/namespaces/{place.name}/pods/{pod}")
+    status = place.reaches("one", "Succeeded")
+    assert len(status["restarts"]) == 1
+    assert place.kubelet.jobs_of("one") == ["p1", "t1", "t2"]
+
+
+def test_a_result_whose_job_was_deleted_while_the_operator_was_down_is_found(place: Place) -> None:
+    gone = threading.Event()
+    place.apply(
+        "one",
+        lambda role, ordinal: (passes("Reused") if gone.is_set() else passes()) if role == "preflight" else None,
+    )
+    place.reaches("one", "Starting", "Loading")
+    place.operator.kill()
+    gone.set()
+    (job,) = (job for job in place.children("jobs") if job.endswith("-t1"))
+    place.plane.delete(f"/apis/batch/v1/namespaces/{place.name}/jobs/{job}")
+    place.operator.start()
+    status = place.reaches("one", "Succeeded", "Reused")
+    assert status["model"] == RESULT["model"]
+    assert place.kubelet.jobs_of("one") == ["p1", "p1", "t1"]
+
+
+def test_of_twins_one_trains_and_the_other_reuses(place: Place) -> None:
+    done = threading.Event()
+
+    def script(role: str, ordinal: int) -> Ends | None:
+        if role == "preflight":
+            return passes("Reused") if done.is_set() else passes()
+        return trained() if done.is_set() else None
+
+    same = {"uri": "s3://models/same"}
+    place.apply("one", script, output=same)
+    place.reaches("one", "Starting", "Loading")
+    place.apply("two", script, output=same)
+    waiting = place.reaches("two", "Pending", "IdenticalRunInProgress")
+    assert f"{place.name}/one" in waiting["message"]
+    done.set()
+    place.reaches("one", "Succeeded", "Trained")
+    place.reaches("two", "Succeeded", "Reused")
+    assert place.kubelet.jobs_of("two") == ["p1", "p1"]
+
+
+def test_when_the_owner_of_a_run_goes_its_twin_takes_over(place: Place) -> None:
+    gone = threading.Event()
+
+    def script(role: str, ordinal: int) -> Ends | None:
+        return passes() if role == "preflight" else (trained() if gone.is_set() else None)
+
+    same = {"uri": "s3://models/same"}
+    place.apply("one", script, output=same)
+    place.reaches("one", "Starting", "Loading")
+    place.apply("two", script, output=same)
+    place.reaches("two", "Pending", "IdenticalRunInProgress")
+    gone.set()
+    place.plane.delete(place.path("one"))
+    place.reaches("two", "Succeeded", "Trained")
+
+
+def test_a_changed_document_waits_for_preflight_before_the_old_run_is_stopped(place: Place) -> None:
+    verdict: dict[int, Ends] = {1: passes(), 2: fails(42, "ColumnMissing"), 3: passes(run="b" * 16)}
+    now = [1]
+
+    def script(role: str, ordinal: int) -> Ends | None:
+        if role == "preflight":
+            return verdict[now[0]]
+        return trained("b" * 16) if ordinal == 2 else None
+
+    def change(rate: float) -> None:
+        now[0] += 1
+        place.plane.patch(place.path("one"), {"spec": {"training": {"learningRate": rate}}})
+
+    place.apply("one", script)
+    place.reaches("one", "Starting", "Loading")
+    change(1e-3)
+    status = place.reaches("one", "Starting", "ColumnMissing")
+    assert "generation 2 was refused" in status["message"]
+    assert condition(status, "PreflightPassed")["status"] == "False"
+    assert status["observedGeneration"] == 2
+    assert status["run"]["id"] == "a" * 16
+    assert [job[-2:] for job in place.children("jobs") if job[-2] == "t"] == ["t1"]
+    change(1e-4)
+    status = place.reaches("one", "Succeeded", "Trained")
+    assert status["run"] | {"id": "b" * 16, "generation": 3} == status["run"]
+    assert [job for job in place.kubelet.jobs_of("one") if job[0] == "t"] == ["t1", "t2"]
+
+
+def test_a_live_change_restarts_nothing(place: Place) -> None:
+    place.apply("one", lambda role, ordinal: passes() if role == "preflight" else None)
+    place.reaches("one", "Starting", "Loading")
+    place.plane.patch(place.path("one"), {"spec": {"retries": {"max": 7}}})
+    eventually("generation 2 is observed", lambda: place.status("one")["observedGeneration"] == 2)
+    assert place.status("one")["phase"] == "Starting"
+    assert place.kubelet.jobs_of("one") == ["p1", "t1"]
+
+
+def test_deleting_leaves_nothing(place: Place) -> None:
+    place.apply(
+        "one",
+        lambda role, ordinal: passes() if role == "preflight" else None,
+        resources={"nodes": 2, "perNode": {"gpus": 0}},
+    )
+    place.reaches("one", "Starting", "Loading")
+    assert place.children("services")
+    place.plane.delete(place.path("one"))
+    for kind in ("jobs", "pods", "configmaps", "services"):
+        eventually(f"no {kind}", lambda kind=kind: not place.children(kind))
+
+
+def test_a_quota_is_told_in_the_clusters_words(place: Place) -> None:
+    quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "none"}, "spec": {"hard": {"pods": "0"}}}
+    path = f"/api/v1/namespaces/{place.name}/resourcequotas"
+    place.plane.create(path, quota)
+    eventually("the quota counts", lambda: "hard" in place.plane.get(f"{path}/none").get("status", {}))
+    place.apply("one")
+    status = place.reaches("one", "Pending", "PodsRefused")
+    assert "exceeded quota" in status["message"]
+    place.plane.delete(f"{path}/none")
+    place.reaches("one", "Succeeded", seconds=60)
+
+
+def test_killed_again_and_again_it_doubles_nothing(place: Place) -> None:
+    names = [f"job-{number}" for number in range(6)]
+    for name in names:
+        place.apply(name)
+    chance = random.Random(7)
+    until = time.monotonic() + 90
+    while not all(place.status(name).get("phase") == "Succeeded" for name in names):
+        assert time.monotonic() < until
+        time.sleep(1.0 + chance.random() * 1.5)  # a start takes a second: so it dies at any place of its work
+        place.operator.kill()
+        place.operator.start()
+    for name in names:
+        assert place.kubelet.jobs_of(name) == ["p1", "t1"]
+        assert place.status(name).get("restarts") is None
+
+
+def test_a_restart_and_a_newer_version_touch_nothing_that_is_done(place: Place) -> None:
+    place.apply("one")
+    place.apply("two", lambda role, ordinal: fails(42, "ColumnMissing"))
+    place.reaches("one", "Succeeded")
+    place.reaches("two", "Failed")
+    before = [place.get(name)["metadata"]["resourceVersion"] for name in ("one", "two")]
+    place.operator.kill()
+    place.operator.start()
+    eventually(
+        "it looked at both", lambda: 'reconciles_total{outcome="done"} 2.0' in (place.operator.page("/metrics") or "")
+    )
+    assert [place.get(name)["metadata"]["resourceVersion"] for name in ("one", "two")] == before
+    assert place.kubelet.jobs_of("one") == ["p1", "t1"]
+
+
+def test_other_namespaces_are_left_alone(place: Place, plane: Plane) -> None:
+    name = f"other-{place.name}"
+    plane.create("/api/v1/namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
+    place.apply("one")
+    document = place.get("one")
+    plane.create(JOBS.format(name), {**document, "metadata": {"name": "one"}, "status": {}})
+    place.reaches("one", "Succeeded")
+    assert plane.get(f"{JOBS.format(name)}/one")["status"] == {"observedGeneration": -1}
+
+
+def test_it_ends_cleanly_when_asked(place: Place) -> None:
+    assert place.operator.process is not None
+    eventually("it is healthy", lambda: place.operator.page("/healthz") == "ok\n")
+    place.apply("one")
+    place.reaches("one", "Succeeded")
+    assert 'finetune_jobs{phase="Succeeded"} 1.0' in (place.operator.page("/metrics") or "")
+    started = time.monotonic()
+    place.operator.process.send_signal(signal.SIGTERM)
+    assert place.operator.process.wait(timeout=15) == 0, place.operator.log.read_text()
+    assert time.monotonic() - started < 10
