@@ -110,6 +110,7 @@ def train(setup: Setup, state: State, around: Surroundings) -> None:
     Raises Stopped, Diverged, OutOfMemory, and what `around` raises.
     """
     plan, pending = setup.plan, Pending()
+    setup.train_mode()
     if plan.evaluates(state.step) and not state.evaluated:  # the stop came before the evaluation
         _evaluate(setup, state, around)
         around.checkpoint(state)

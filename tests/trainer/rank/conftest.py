@@ -1,0 +1,361 @@
+"""A tiny BERT with random weights, and runs as preflight leaves them, made from texts and labels."""
+
+import hashlib
+import json
+import os
+import random
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from finetune_api.contract import LastMessage, RunConfig
+from finetune_api.job import FineTuneJobSpec
+from finetune_api.profile import FineTuneProfileSpec
+from finetune_api.resolve import Defaults, digest, resolve, run_id, train_identity
+from finetune_trainer import tasks
+from finetune_trainer.run import TEST, TRAIN, VALIDATION, EncodedRef, Input, RunRecord, encoded_key, run_key
+from finetune_trainer.storage import StorageSettings, Store, open_store
+from finetune_trainer.storage.commit import Record, RecordKind, RunLog, latest_checkpoint
+
+WORDS = ("alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu")
+
+
+def tiny_rows(count: int, *, seed: int = 0) -> tuple[list[str], list[str]]:
+    """Texts of 2 to 14 words, labelled by which of three words is in them."""
+    draw = random.Random(seed)
+    texts, labels = [], []
+    for _ in range(count):
+        label = draw.choice(("red", "green", "blue"))
+        words = [draw.choice(WORDS) for _ in range(draw.randint(1, 13))]
+        words.insert(draw.randint(0, len(words)), label)
+        texts.append(" ".join(words))
+        labels.append(label)
+    return texts, labels
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BERT of 30,000 weights, dropout on, with a tokenizer trained on the words above."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    directory = tmp_path_factory.mktemp("tiny-bert")
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    tokenizer.train_from_iterator(tiny_rows(50)[0], trainers.WordPieceTrainer(vocab_size=200, special_tokens=special))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
+    ).save_pretrained(directory)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+    )
+    BertModel(config).save_pretrained(directory)
+    return directory
+
+
+_SERVER = """
+import json, os, sys, traceback
+import accelerate, peft, sklearn.linear_model, sklearn.metrics, sklearn.multiclass, sklearn.pipeline, torch
+from transformers import AutoModelForSequenceClassification, BertForSequenceClassification, PreTrainedTokenizerFast
+import finetune_trainer.finish, finetune_trainer.rank, finetune_trainer.training
+
+def refuse(event, arguments):
+    if event == "pickle.find_class":
+        raise RuntimeError(f"unpickled {arguments}")
+
+for line in sys.stdin:
+    order = json.loads(line)
+    if "wait" in order:
+        print(os.waitstatus_to_exitcode(os.waitpid(order["wait"], 0)[1]), flush=True)
+        continue
+    child = os.fork()
+    if child:
+        print(child, flush=True)
+        continue
+    code = 1
+    try:
+        log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(log, 1), os.dup2(log, 2)
+        os.environ.update(order["environment"])
+        if order["audit"]:
+            sys.addaudithook(refuse)
+        code = finetune_trainer.rank.main(order["arguments"])
+    except BaseException:
+        traceback.print_exc()
+    os._exit(code)
+"""
+
+
+class Ranks:
+    """Starts ranks as real processes, forked from one that has imported torch already: an import takes seconds."""
+
+    def __init__(self) -> None:
+        self._server = subprocess.Popen(
+            [sys.executable, "-c", _SERVER],
+            env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def start(self, made: "Made", work: Path, *, audit: bool, environment: dict[str, str]) -> "Started":
+        log = work.parent / f"{work.name}-{environment.get('RANK', '0')}.log"
+        arguments = ["--config", str(made.config_path), "--run-id", made.record.run_id, "--work", str(work)]
+        pid = self._ask(log=str(log), environment=environment, audit=audit, arguments=arguments)
+        return Started(pid, log, self)
+
+    def wait(self, pid: int) -> int:
+        return self._ask(wait=pid)
+
+    def close(self) -> None:
+        assert self._server.stdin is not None
+        self._server.stdin.close()
+        self._server.wait(30)
+
+    def _ask(self, **order: Any) -> int:
+        assert self._server.stdin is not None
+        assert self._server.stdout is not None
+        self._server.stdin.write(json.dumps(order) + "\n")
+        self._server.stdin.flush()
+        return int(self._server.stdout.readline())
+
+
+@dataclass(frozen=True)
+class Started:
+    """A rank that runs."""
+
+    pid: int
+    path: Path
+    ranks: Ranks
+
+    def kill(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def wait(self) -> int:
+        """The exit code, negative for a signal."""
+        return self.ranks.wait(self.pid)
+
+    @property
+    def log(self) -> str:
+        return self.path.read_text()
+
+
+@pytest.fixture(scope="session")
+def ranks() -> Iterator[Ranks]:
+    server = Ranks()
+    yield server
+    server.close()
+
+
+@dataclass(frozen=True)
+class Made:
+    """A run that preflight would have passed."""
+
+    config: RunConfig
+    record: RunRecord
+    config_path: Path
+    ranks: "Ranks"
+
+    @property
+    def store(self) -> Store:
+        return open_store(self.config.output.uri, StorageSettings())
+
+    @property
+    def records(self) -> list[Record]:
+        return RunLog(self.store, self.record.run_id).read()
+
+    def start(self, work: Path, *, audit: bool = False, **environment: str) -> "Started":
+        """One rank as the supervisor would start it, as a process of its own."""
+        return self.ranks.start(self, work, audit=audit, environment=environment)
+
+    def run(self, work: Path, *, audit: bool = False, **environment: str) -> tuple[int, str]:
+        """Exit code and log."""
+        started = self.start(work, audit=audit, **environment)
+        return started.wait(), started.log
+
+    def kinds(self) -> list[str]:
+        return [record.kind.value for record in self.records]
+
+    def published(self) -> dict[str, Any]:
+        """The body of the only publication."""
+        (found,) = [dict(record.body) for record in self.records if record.kind is RecordKind.PUBLISHED]
+        return found
+
+    def model(self) -> Path:
+        """The published directory."""
+        return Path(self.published()["outcome"]["model"]["uri"].removeprefix("file://"))
+
+    def last(self, name: str) -> Path:
+        """A file of the newest checkpoint."""
+        record = latest_checkpoint(self.records)
+        assert record is not None
+        (key,) = [entry["key"] for entry in record.body["objects"] if entry["key"].endswith(f"/{name}")]
+        return Path(self.store.uri.removeprefix("file://")) / key
+
+    def losses(self) -> list[float]:
+        """The loss of every step."""
+        return [float(loss) for loss in load_file(self.last("optimizer.safetensors"))["losses"]]
+
+    def message(self, work: Path) -> LastMessage:
+        return LastMessage.model_validate_json((work / "state" / "message.json").read_text())
+
+
+MakeRun = Callable[..., Made]
+
+
+@pytest.fixture
+def rows() -> Callable[..., tuple[list[str], list[str]]]:
+    """Makes rows: (count, seed=0)."""
+    return tiny_rows
+
+
+@pytest.fixture
+def free_port() -> int:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return int(listening.getsockname()[1])
+
+
+@pytest.fixture
+def make_run(tmp_path: Path, tiny_base: Path, ranks: Ranks) -> MakeRun:
+    """A run over rows (texts, labels), whose every tenth row is for validation, below a directory of its own."""
+
+    def make(
+        rows: tuple[Sequence[str], Sequence[Any]],
+        *,
+        name: str = "run",
+        base: Path = tiny_base,
+        labels: list[str] | None = None,
+        test: tuple[Sequence[str], Sequence[Any]] | None = None,
+        **spec: Any,
+    ) -> Made:
+        root = tmp_path / name
+        config = run_config(base, root / "output", test=test is not None, spec=spec)
+        return write_run(root, config, base=base, rows=rows, test=test, labels=labels, ranks=ranks)
+
+    return make
+
+
+def run_config(base: Path, output: Path, *, test: bool, spec: dict[str, Any]) -> RunConfig:
+    """What resolve makes of a document with these parts of its spec."""
+    document = {
+        "task": {"type": "text-classification"},
+        "model": {"uri": base.as_uri()},
+        "data": {"train": [{"uri": "file:///rows.jsonl"}], "test": {"uri": "file:///test.jsonl"} if test else None},
+        "resources": {"perNode": {"gpus": 0}},
+        **spec,
+        "output": {"uri": output.as_uri(), **spec.get("output", {})},
+    }
+    return resolve(
+        FineTuneJobSpec.model_validate(document),
+        FineTuneProfileSpec(),
+        job="tests/tiny",
+        job_uid="tiny",
+        generation=1,
+        defaults=Defaults("trainer", "preflight", in_cluster=False),
+    )
+
+
+def write_run(
+    root: Path,
+    config: RunConfig,
+    *,
+    base: Path,
+    rows: tuple[Sequence[str], Sequence[Any]],
+    test: tuple[Sequence[str], Sequence[Any]] | None,
+    labels: list[str] | None,
+    ranks: Ranks,
+) -> Made:
+    """Write config.json, the encoded store and run.json."""
+    output = root / "output"
+    output.mkdir(parents=True)
+    config_path = root / "config.json"
+    config_path.write_text(config.model_dump_json(by_alias=True))
+    texts, found = [*rows[0], *(test[0] if test else ())], [*rows[1], *(test[1] if test else ())]
+    split = [VALIDATION if number % 10 == 9 else TRAIN for number in range(len(rows[0]))] + [TEST] * (
+        len(texts) - len(rows[0])
+    )
+    multi_label = isinstance(found[0], list)
+    flat = {label for row in found for label in (row if isinstance(row, list) else [row])}
+    names = labels or sorted(flat)
+    encoded = output / "encoded.tmp"
+    pad = encode(
+        base,
+        texts,
+        split=split,
+        path=encoded,
+        max_length=config.data.max_length,
+        labels=tasks.get(config.task.type).encode_labels(found, labels=names, multi_label=multi_label),
+    )
+    sha256 = hashlib.sha256(encoded.read_bytes()).hexdigest()
+    (output / "encoded").mkdir()
+    key = encoded_key(sha256[:32])
+    encoded.rename(output / key)
+    manifest = [pinned(f"model/{path.name}", path) for path in sorted(base.iterdir()) if path.is_file()]
+    inputs = {entry.role: entry.sha256 for entry in manifest} | {"train/0": sha256}
+    identity = train_identity(config, labels=names, inputs=inputs)
+    if test:
+        manifest.append(
+            Input(role="test", uri="file:///test.jsonl", size=1, etag="", sha256=digest([test[0], test[1]]))
+        )
+    record = RunRecord(
+        run_id=run_id(identity),
+        identity=identity,
+        manifest=manifest,
+        labels=names,
+        multi_label=multi_label,
+        model_max_length=config.data.max_length,
+        pad_token_id=pad,
+        encoded=EncodedRef(key=key, sha256=hashlib.sha256((output / key).read_bytes()).hexdigest(), rows=len(texts)),
+    )
+    path = output / run_key(record.run_id)
+    path.parent.mkdir(parents=True)
+    path.write_text(record.model_dump_json(by_alias=True))
+    return Made(config, record, config_path, ranks)
+
+
+def encode(base: Path, texts: list[str], *, labels: Any, split: list[int], path: Path, max_length: int) -> int:
+    """Write an encoded store; returns the id of the padding token."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(base / "tokenizer.json"))
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(max_length)
+    ids = [entry.ids for entry in tokenizer.encode_batch(texts)]
+    tensors = {
+        "input_ids": np.concatenate([np.array(row, np.int32) for row in ids]),
+        "offsets": np.cumsum([0, *map(len, ids)], dtype=np.int64),
+        "labels": labels,
+        "split": np.array(split, np.uint8),
+        "source": np.zeros(len(ids), np.int32),
+        "row": np.arange(1, len(ids) + 1, dtype=np.int64),
+    }
+    save_file(tensors, path, metadata={"format": "finetune-encoded-1"})
+    return int(tokenizer.token_to_id("[PAD]"))
+
+
+def pinned(role: str, path: Path) -> Input:
+    """A manifest entry for a file, with the etag the store gives it."""
+    info = open_store(path.parent.as_uri(), StorageSettings()).head(path.name)
+    assert info is not None
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    return Input(role=role, uri=path.as_uri(), size=info.size, etag=info.etag, sha256=sha256)

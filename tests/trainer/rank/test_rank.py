@@ -1,0 +1,293 @@
+"""Whole runs: a real process, the real classes, a local store."""
+
+import json
+import shutil
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+
+from finetune_trainer.checkpoint import STATE, WEIGHTS
+from finetune_trainer.storage.commit import CURRENT, Holder, RecordKind, RunLog, live_checkpoints
+
+FAST = {"epochs": 4.0, "batchSize": 16, "learningRate": 3e-3, "microBatch": 8}
+
+
+def test_a_run_trains_evaluates_and_publishes(make_run: Any, rows: Any, tmp_path: Path) -> None:
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    made = make_run(rows(300), test=rows(60, seed=1), training=FAST, output={"weights": "Last"})
+    code, log = made.run(tmp_path / "work")
+    assert code == 0, log
+    message = made.message(tmp_path / "work")
+    assert (message.code, message.reason, message.attempt, message.step) == (0, "Completed", 1, 68)
+    outcome = message.result
+    assert outcome is not None
+    assert (outcome.final_step, outcome.total_steps, outcome.evaluation.on, outcome.evaluation.rows) == (
+        68,
+        68,
+        "test",
+        60,
+    )
+    for metrics in (outcome.evaluation.majority, outcome.evaluation.probe, outcome.evaluation.tuned):
+        assert set(metrics or {}) == {"accuracy", "precision", "recall", "f1", "f1-micro", "f1-weighted", "loss"}
+    assert outcome.evaluation.tuned["accuracy"] > outcome.evaluation.majority["accuracy"] + 0.2
+    assert outcome.model.digest.startswith("sha256:")
+    assert made.kinds()[-4:] == ["trained", "baseline", "evaluated", "published"]
+
+    model = AutoModelForSequenceClassification.from_pretrained(made.model()).eval()
+    tokenizer = AutoTokenizer.from_pretrained(made.model())
+    assert model.config.id2label == {0: "blue", 1: "green", 2: "red"}
+    assert model.config.problem_type == "single_label_classification"
+    texts, labels = rows(60, seed=1)
+    with torch.no_grad():
+        chosen = model(**tokenizer(texts, return_tensors="pt", padding=True)).logits.argmax(-1)
+    hits = sum(model.config.id2label[int(number)] == label for number, label in zip(chosen, labels, strict=True))
+    assert hits / 60 == pytest.approx(outcome.evaluation.tuned["accuracy"])
+
+    card = (made.model() / "README.md").read_text()
+    assert "library_name: transformers" in card
+    assert f"| accuracy | {outcome.evaluation.majority['accuracy']:.4f} |" in card
+    for path in made.model().iterdir():
+        assert path.name == "README.md" or str(tmp_path).encode() not in path.read_bytes()
+    assert json.loads(made.store.read(CURRENT))["digest"] == outcome.model.digest
+
+    progress = json.loads((tmp_path / "work/state/progress.json").read_text())
+    assert (progress["stage"], progress["step"], progress["totalSteps"]) == ("Publishing", 68, 68)
+    assert progress["checkpoint"]["step"] == 68
+
+    code, _ = made.run(tmp_path / "again")
+    assert code == 0
+    assert made.kinds()[-2:] == ["published", "claim"]
+    assert made.message(tmp_path / "again").result == outcome
+
+
+def wait_for_records(made: Any, count: int) -> None:
+    """Until the log has so many records."""
+    deadline = time.monotonic() + 60
+    log = RunLog(made.store, made.record.run_id)
+    while len(log.read()) < count:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_run_killed_again_and_again_ends_in_the_same_bytes(make_run: Any, rows: Any, tmp_path: Path) -> None:
+    spec = {"training": FAST, "checkpoint": {"every": {"steps": 6}}}
+    calm = make_run(rows(300), name="calm", **spec)
+    assert calm.run(tmp_path / "work-calm")[0] == 0
+    made = make_run(rows(300), name="killed", **spec)
+    codes = []
+    for count, number in ((3, signal.SIGKILL), (6, signal.SIGTERM), (9, signal.SIGKILL), (11, signal.SIGINT)):
+        started = made.start(tmp_path / f"work-{count}")
+        wait_for_records(made, count)
+        time.sleep(0.013 * count)
+        started.kill(number)
+        codes.append(started.wait())
+        if number != signal.SIGKILL:
+            message = made.message(tmp_path / f"work-{count}")
+            assert (message.code, message.reason) == (45, "Stopped")
+    assert codes == [-9, 45, -9, 45]
+    code, log = made.run(tmp_path / "work-last")
+    assert code == 0, log
+    assert "going on from the checkpoint of step" in log
+    assert made.last(WEIGHTS).read_bytes() == calm.last(WEIGHTS).read_bytes()
+    assert made.last("optimizer.safetensors").read_bytes() == calm.last("optimizer.safetensors").read_bytes()
+    assert made.last(STATE).read_bytes() == calm.last(STATE).read_bytes()
+    assert made.published()["outcome"]["model"]["digest"] == calm.published()["outcome"]["model"]["digest"]
+    assert made.published()["outcome"]["evaluation"] == calm.published()["outcome"]["evaluation"]
+
+
+def test_nothing_is_ever_unpickled(make_run: Any, rows: Any, tmp_path: Path) -> None:
+    made = make_run(rows(100), training=FAST, checkpoint={"every": {"steps": 3}})
+    started = made.start(tmp_path / "first", audit=True)
+    wait_for_records(made, 3)
+    started.kill(signal.SIGTERM)
+    assert started.wait() == 45, started.log
+    code, log = made.run(tmp_path / "second", audit=True)
+    assert code == 0, log
+    assert "going on from the checkpoint" in log
+
+
+def test_two_processes_give_the_losses_of_one(make_run: Any, rows: Any, tmp_path: Path, free_port: int) -> None:
+    """290 rows leave a last batch of 5, which is one micro-batch: rank 1 joins its reduction with nothing."""
+    spec = {"training": {**FAST, "epochs": 2.0}}
+    single = make_run(rows(290), name="single", **spec)
+    assert single.run(tmp_path / "work-single")[0] == 0
+    double = make_run(rows(290), name="double", **spec)
+    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port), "LOCAL_WORLD_SIZE": "2"}
+    both = [double.start(tmp_path / "work-double", RANK=str(rank), LOCAL_RANK=str(rank), **group) for rank in (0, 1)]
+    assert [started.wait() for started in both] == [0, 0], "\n".join(started.log for started in both)
+    assert len(single.losses()) == 34
+    assert double.losses() == pytest.approx(single.losses(), rel=1e-5)
+    assert double.records[0].body["numerics"]["worldSize"] == 2
+    ours, theirs = (load_file(made.model() / "model.safetensors") for made in (double, single))
+    for name in ours:
+        assert abs(ours[name] - theirs[name]).max() < 1e-4
+
+
+def test_a_stop_reaches_all_ranks_at_one_step(make_run: Any, rows: Any, tmp_path: Path, free_port: int) -> None:
+    made = make_run(rows(300), training={**FAST, "epochs": 6.0}, checkpoint={"every": {"steps": 5}})
+    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port), "LOCAL_WORLD_SIZE": "2"}
+    both = [made.start(tmp_path / "work", RANK=str(rank), LOCAL_RANK=str(rank), **group) for rank in (0, 1)]
+    wait_for_records(made, 3)
+    both[1].kill(signal.SIGTERM)
+    assert [started.wait() for started in both] == [45, 45], "\n".join(started.log for started in both)
+    code, log = made.run(tmp_path / "alone", OMP_NUM_THREADS="1")
+    assert code == 0, log
+    assert "NumericsChanged: worldSize was 2, is 1" in log
+
+
+def test_a_newer_attempt_fences_the_older(make_run: Any, rows: Any, tmp_path: Path) -> None:
+    made = make_run(rows(300), training={**FAST, "epochs": 50.0}, checkpoint={"every": {"steps": 2}})
+    started = made.start(tmp_path / "work")
+    wait_for_records(made, 3)
+    RunLog(made.store, made.record.run_id).claim(holder=Holder(pod_uid="other"))
+    assert started.wait() == 44, started.log
+    message = made.message(tmp_path / "work")
+    assert (message.reason, message.attempt) == ("Fenced", 1)
+    assert "pod_uid other" in message.message
+
+
+def test_a_damaged_checkpoint_is_passed_over(make_run: Any, rows: Any, tmp_path: Path) -> None:
+    spec = {"training": FAST, "checkpoint": {"every": {"steps": 5}}}
+    made = make_run(rows(200), **spec)
+    started = made.start(tmp_path / "first")
+    wait_for_records(made, 5)
+    started.kill(signal.SIGKILL)
+    started.wait()
+    newest, before = live_checkpoints(made.records)[:2]
+    weights = made.last(WEIGHTS)
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\0")
+    code, log = made.run(tmp_path / "second")
+    assert code == 0, log
+    assert f"the checkpoint of step {newest.body['step']} is passed over" in log
+    assert f"going on from the checkpoint of step {before.body['step']}" in log
+
+
+def test_an_infinite_loss_ends_the_run_and_names_the_step(
+    make_run: Any, rows: Any, tiny_base: Path, tmp_path: Path
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(tiny_base, base)
+    tensors = load_file(base / "model.safetensors")
+    tensors["pooler.dense.weight"] = tensors["pooler.dense.weight"] * float("inf")
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    made = make_run(rows(100), base=base, training=FAST)
+    code, log = made.run(tmp_path / "work")
+    assert code == 47, log
+    message = made.message(tmp_path / "work")
+    assert message.reason == "Diverged"
+    assert "the loss of step 1 is NaN or infinite" in message.message
+    assert "trying once more" in log
+    assert made.kinds() == ["claim"]
+
+
+def test_changed_inputs_are_refused_and_named(make_run: Any, rows: Any, tiny_base: Path, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(tiny_base, base)
+    made = make_run(rows(100), base=base, training=FAST)
+    config = base / "config.json"
+    config.write_text(config.read_text() + " ")
+    assert made.run(tmp_path / "work")[0] == 42
+    message = made.message(tmp_path / "work")
+    assert message.reason == "InputChanged"
+    assert f"{base.as_uri()}/config.json" in message.message
+    config.unlink()
+    assert made.run(tmp_path / "work2")[0] == 49
+    assert made.message(tmp_path / "work2").reason == "ObjectNotFound"
+
+
+def test_a_model_that_needs_code_of_its_own_is_refused(
+    make_run: Any, rows: Any, tiny_base: Path, tmp_path: Path
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(tiny_base, base)
+    config = json.loads((base / "config.json").read_text())
+    config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Config"}}
+    (base / "config.json").write_text(json.dumps(config))
+    (base / "own.py").write_text("raise SystemExit('ran foreign code')\n")
+    made = make_run(rows(100), base=base, training=FAST)
+    assert made.run(tmp_path / "work")[0] == 42
+    message = made.message(tmp_path / "work")
+    assert message.reason == "InvalidModel"
+    assert "code from model directories is never run" in message.message
+
+
+def test_early_stopping_ends_the_run_and_the_best_weights_are_published(
+    make_run: Any, rows: Any, tmp_path: Path
+) -> None:
+    made = make_run(
+        rows(200),
+        training={**FAST, "epochs": 9.0, "earlyStopping": {"patience": 2, "minDelta": 5.0}},
+        evaluation={"primary": "loss"},
+    )
+    code, log = made.run(tmp_path / "work")
+    assert code == 0, log
+    body = made.published()
+    assert body["end"] == "early-stopped"
+    best = body["outcome"]["best"]
+    assert (best["step"], body["outcome"]["finalStep"], body["outcome"]["totalSteps"]) == (12, 36, 108)
+    assert body["outcome"]["evaluation"]["tuned"]["loss"] == pytest.approx(best["value"], abs=1e-6)
+
+
+def test_several_labels_a_row(make_run: Any, rows: Any, tmp_path: Path) -> None:
+    texts, labels = rows(200)
+    several = [[label, "long"] if len(text.split()) > 7 else [label] for text, label in zip(texts, labels, strict=True)]
+    made = make_run((texts, several), training=FAST)
+    code, log = made.run(tmp_path / "work")
+    assert code == 0, log
+    config = json.loads((made.model() / "config.json").read_text())
+    assert config["problem_type"] == "multi_label_classification"
+    evaluation = made.published()["outcome"]["evaluation"]
+    assert set(evaluation["probe"]) == set(evaluation["tuned"])
+
+
+def test_another_form_of_publication_trains_nothing(make_run: Any, rows: Any, tmp_path: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    spec: dict[str, Any] = {"method": {"type": "lora", "rank": 4}, "training": FAST}
+    made = make_run(rows(200), **spec)
+    code, log = made.run(tmp_path / "work")
+    assert code == 0, log
+    adapter = made.model()
+    assert {"adapter_config.json", "adapter_model.safetensors", "config.json", "tokenizer.json"} <= {
+        path.name for path in adapter.iterdir()
+    }
+    assert "library_name: peft" in (adapter / "README.md").read_text()
+    names = set(load_file(made.last(WEIGHTS)))
+    assert any("classifier" in name for name in names)
+    assert not any(".base_layer." in name for name in names)
+
+    merging = made.config.model_copy(update={"output": made.config.output.model_copy(update={"merge": True})})
+    made.config_path.write_text(merging.model_dump_json(by_alias=True))
+    code, log = made.run(tmp_path / "work2")
+    assert code == 0, log
+    assert made.kinds()[-3:] == ["published", "claim", "published"]
+    merged = Path(made.records[-1].body["outcome"]["model"]["uri"].removeprefix("file://"))
+    config = AutoConfig.from_pretrained(adapter)
+    base = AutoModelForSequenceClassification.from_pretrained(made.config.model.removeprefix("file://"), config=config)
+    ids = torch.tensor([[2, 10, 11, 12, 3]])
+    with torch.no_grad():
+        adapted = PeftModel.from_pretrained(base, adapter).eval()(input_ids=ids).logits
+        plain = AutoModelForSequenceClassification.from_pretrained(merged).eval()(input_ids=ids).logits
+    torch.testing.assert_close(adapted, plain, atol=1e-4, rtol=0)
+
+
+def test_a_run_of_the_head_commits_the_head_alone(make_run: Any, rows: Any, tmp_path: Path) -> None:
+    made = make_run(
+        rows(200), method={"type": "head"}, training={**FAST, "learningRate": 1e-1}, output={"weights": "Last"}
+    )
+    code, log = made.run(tmp_path / "work")
+    assert code == 0, log
+    assert set(load_file(made.last(WEIGHTS))) == {"classifier.weight", "classifier.bias"}
+    assert (tmp_path / "work/features.npy").exists()
+    assert sum(made.losses()[-12:]) < 0.99 * sum(made.losses()[:12])
+    # In training it was measured on cached features, at the end by the whole model.
+    cached = json.loads(made.last(STATE).read_bytes())["evaluations"][-1]["metrics"]
+    assert cached == pytest.approx(made.published()["outcome"]["evaluation"]["tuned"], abs=1e-5)
+    assert {record.kind for record in made.records} == set(RecordKind)
