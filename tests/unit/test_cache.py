@@ -1,0 +1,133 @@
+"""The cache: the newest version wins, UIDs never come again, nothing is taken for ours by its name."""
+
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from finetune_operator.cache import Cache
+from finetune_operator.views import GENERATION, JOB_UID, RESTART_KEY, ROLE, RUN
+
+
+def meta(name: str, version: int, **fields: Any) -> dict[str, Any]:
+    uid = fields.pop("uid", f"uid-{name}")
+    return {"name": name, "namespace": "ns", "uid": uid, "resourceVersion": str(version), **fields}
+
+
+def job(
+    name: str, version: int = 1, *, output: str = "s3://out", namespace: str = "ns", **status: Any
+) -> dict[str, Any]:
+    return {
+        "metadata": {**meta(name, version), "namespace": namespace},
+        "spec": {"output": {"uri": output}},
+        "status": status,
+    }
+
+
+def child(name: str, version: int = 1, *, owner: str = "uid-one", uid: str | None = None) -> dict[str, Any]:
+    references = [{"uid": owner, "controller": True}]
+    labels = {ROLE: "train", RUN: "r", GENERATION: "1"}
+    return {"metadata": meta(name, version, uid=uid or f"uid-{name}", ownerReferences=references, labels=labels)}
+
+
+def pod(name: str, version: int = 1, *, owner: str = "uid-t1") -> dict[str, Any]:
+    references = [{"uid": owner, "controller": True}]
+    return {"metadata": meta(name, version, ownerReferences=references, labels={JOB_UID: "uid-one", ROLE: "train"})}
+
+
+@given(st.permutations([1, 2, 3, 4, 5]))
+def test_the_newest_version_wins_in_whatever_order_they_come(versions: list[int]) -> None:
+    cache = Cache()
+    for version in versions:
+        cache.apply("finetunejobs", job("one", version, message=f"v{version}"))
+    subject = cache.subject("uid-one")
+    assert subject is not None
+    assert subject.status.message == "v5"
+
+
+def test_what_is_gone_does_not_come_back_by_an_old_event() -> None:
+    cache = Cache()
+    cache.apply("jobs", child("t1", 1))
+    assert cache.forget("uid-t1") == {"uid-one"}
+    assert cache.apply("jobs", child("t1", 2)) == frozenset()
+    assert cache.children("uid-one") == ()
+    cache.apply("jobs", child("t1", 3, uid="another"))
+    assert [c.uid for c in cache.children("uid-one")] == ["another"]
+
+
+def test_children_are_known_by_their_controller_and_not_by_their_name() -> None:
+    cache = Cache()
+    cache.apply("jobs", child("t1", owner="somebody else"))
+    assert cache.children("uid-one") == ()
+    assert [c.name for c in cache.children("somebody else")] == ["t1"]
+
+
+def test_pods_are_known_after_their_job_is_gone() -> None:
+    cache = Cache()
+    cache.apply("jobs", child("t1"))
+    assert cache.apply("pods", pod("x")) == {"uid-one"}
+    cache.forget("uid-t1")
+    assert [p.name for p in cache.pods("uid-one")] == ["x"]
+
+
+def test_a_change_of_one_concerns_all_with_the_same_output() -> None:
+    cache = Cache()
+    cache.apply("finetunejobs", job("one"))
+    cache.apply("finetunejobs", job("two", namespace="other", output="s3://out/"))
+    cache.apply("finetunejobs", job("three", output="s3://elsewhere"))
+    assert cache.apply("finetunejobs", job("one", 2)) == {"uid-one", "uid-two"}
+    one = cache.subject("uid-one")
+    assert one is not None
+    assert [other.name for other in cache.same_output(one)] == ["two"]
+    assert cache.forget("uid-two") == {"uid-one", "uid-two"}
+    assert cache.same_output(one) == []
+
+
+def test_a_profile_concerns_every_job_that_is_not_done() -> None:
+    cache = Cache()
+    cache.apply("finetunejobs", job("one"))
+    cache.apply("finetunejobs", job("two", phase="Succeeded", observedGeneration=1))
+    profile = {"metadata": {"name": "default", "uid": "uid-p", "resourceVersion": "1"}, "spec": {}}
+    assert cache.apply("finetuneprofiles", profile) == {"uid-one"}
+    assert set(cache.profiles()) == {"default"}
+    cache.forget("uid-p")
+    assert cache.profiles() == {}
+
+
+def test_a_list_finds_what_the_watches_missed() -> None:
+    cache = Cache()
+    for name, version in (("t1", 5), ("t2", 6), ("t3", 30)):
+        cache.apply("jobs", child(name, version))
+    concerned = cache.replace("jobs", [child("t2", 6), child("t4", 9)], version=20, namespaces=["ns"])
+    assert concerned == {"uid-one"}
+    assert sorted(c.name for c in cache.children("uid-one")) == ["t2", "t3", "t4"]  # t3 is newer than the list
+
+
+def test_a_list_that_shows_what_is_known_concerns_nobody() -> None:
+    cache = Cache()
+    cache.apply("jobs", child("t1", 5))
+    assert cache.replace("jobs", [child("t1", 5)], version=20, namespaces=[]) == frozenset()
+
+
+def test_a_list_of_one_namespace_says_nothing_of_another() -> None:
+    cache = Cache()
+    cache.apply("jobs", child("t1", 5))
+    assert cache.replace("jobs", [], version=20, namespaces=["other"]) == frozenset()
+    assert len(cache.children("uid-one")) == 1
+
+
+def test_a_config_that_cannot_be_read_is_known_as_such() -> None:
+    cache = Cache()
+    references = [{"uid": "uid-one", "controller": True}]
+    metadata = meta("g2", 1, ownerReferences=references, labels={GENERATION: "2"}, annotations={RESTART_KEY: "k"})
+    cache.apply("configmaps", {"metadata": metadata, "data": {"config.json": '{"of": "the future"}'}})
+    assert cache.unreadable("uid-one") == {2}
+    assert cache.pinned("uid-one") == {}
+
+
+def test_a_status_that_does_not_parse_counts_as_wiped() -> None:
+    cache = Cache()
+    cache.apply("finetunejobs", job("one", 1, phase="Dreaming"))
+    subject = cache.subject("uid-one")
+    assert subject is not None
+    assert subject.status.phase is None

@@ -1,0 +1,158 @@
+"""Conditions as kstatus reads them, their times, and which status is worth a write."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from finetune_api.job import CheckpointStatus, FineTuneJobStatus, ProgressStatus
+from finetune_operator.status import compose, notes, worth_writing
+from finetune_operator.verdict import Mark, Verdict, condition, mark_of, reason_of
+from finetune_operator.views import Subject, format_time
+
+NOW = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
+LATER = NOW + timedelta(minutes=5)
+
+
+def subject(status: FineTuneJobStatus | None = None, *, generation: int = 1) -> Subject:
+    return Subject(
+        namespace="ns",
+        name="one",
+        uid="u",
+        generation=generation,
+        resource_version="1",
+        created=NOW,
+        deleting=False,
+        retry=None,
+        spec={},
+        status=status or FineTuneJobStatus(),
+    )
+
+
+def told(verdict: Verdict, before: FineTuneJobStatus | None = None, *, at: datetime = NOW) -> FineTuneJobStatus:
+    return compose(subject(before), verdict, now=at)
+
+
+def truths(status: FineTuneJobStatus) -> dict[str, str]:
+    return {c.type: c.status for c in status.conditions or []}
+
+
+RUNNING = Verdict("Training", "Training", "step 1 of 9")
+STALLED = Verdict("Pending", "BucketNotFound", "no bucket", stalled=True)
+
+
+def kstatus(status: FineTuneJobStatus, *, generation: int) -> str:
+    """How kstatus reads a custom resource: the rules of its generic part."""
+    if status.observed_generation != generation:
+        return "InProgress"
+    found = truths(status)
+    if found.get("Reconciling") == "True":
+        return "InProgress"
+    return "Failed" if found.get("Stalled") == "True" else "Current"
+
+
+@pytest.mark.parametrize(
+    ("verdict", "reading", "succeeded"),
+    [
+        (RUNNING, "InProgress", "Unknown"),
+        (Verdict("Queued", "Unschedulable", "no node"), "InProgress", "Unknown"),
+        (STALLED, "Failed", "Unknown"),
+        (Verdict("Failed", "ColumnMissing", "no column"), "Failed", "False"),
+        (Verdict("Succeeded", "Trained", "done"), "Current", "True"),
+    ],
+)
+def test_kstatus_reads_what_is_meant(verdict: Verdict, reading: str, succeeded: str) -> None:
+    status = told(verdict)
+    assert kstatus(status, generation=1) == reading
+    assert truths(status)["Succeeded"] == succeeded
+    assert kstatus(status, generation=2) == "InProgress"
+
+
+def test_all_six_conditions_are_always_there_and_speak_of_the_generation() -> None:
+    status = compose(subject(generation=4), RUNNING, now=NOW)
+    assert [c.type for c in status.conditions or []] == [
+        "Accepted",
+        "PreflightPassed",
+        "Evaluated",
+        "Succeeded",
+        "Reconciling",
+        "Stalled",
+    ]
+    assert {c.observed_generation for c in status.conditions or []} == {4} == {status.observed_generation}
+
+
+def test_a_transition_time_moves_only_with_the_truth() -> None:
+    first = told(RUNNING)
+    second = told(Verdict("Training", "Other", "step 2 of 9"), first, at=LATER)
+    kept = condition(second, "Succeeded")
+    assert kept is not None
+    assert (kept.reason, kept.last_transition_time) == ("Other", format_time(NOW))
+    third = told(Verdict("Succeeded", "Trained", "done"), second, at=LATER)
+    moved = condition(third, "Succeeded")
+    assert moved is not None
+    assert moved.last_transition_time == format_time(LATER)
+
+
+def test_what_a_verdict_does_not_speak_of_stays() -> None:
+    passed = told(
+        RUNNING.marking(PreflightPassed=Mark("True", "Fresh", "go")).stating(checkpoint=CheckpointStatus(step=3))
+    )
+    status = told(RUNNING, passed)
+    assert mark_of(subject(status), "PreflightPassed") == Mark("True", "Fresh", "go")
+    assert status.checkpoint == CheckpointStatus(step=3)
+
+
+def test_what_was_said_of_another_generation_is_not_said_of_this_one() -> None:
+    passed = told(RUNNING.marking(PreflightPassed=Mark("True", "Fresh", "go")))
+    assert mark_of(subject(passed, generation=2), "PreflightPassed") is None
+    status = compose(subject(passed, generation=2), RUNNING, now=NOW)
+    assert truths(status)["PreflightPassed"] == "Unknown"
+
+
+def test_the_same_again_is_not_written() -> None:
+    status = told(RUNNING)
+    assert told(RUNNING, status, at=LATER) == status
+    assert not worth_writing(status, told(RUNNING, status, at=LATER), now=LATER, last_write=None)
+
+
+def moved(status: FineTuneJobStatus, **changes: Any) -> FineTuneJobStatus:
+    return status.model_copy(update=changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "seconds", "written"),
+    [
+        ({"message": "step 2 of 9"}, 30, False),
+        ({"message": "step 2 of 9"}, 60, True),
+        ({"progress": ProgressStatus(step=2, total_steps=9, percent=22)}, 11, True),
+        ({"progress": ProgressStatus(step=2, total_steps=9, percent=22)}, 9, False),
+        ({"checkpoint": CheckpointStatus(step=2)}, 11, True),
+        ({"checkpoint": CheckpointStatus(step=2)}, 9, False),
+        ({"phase": "Evaluating"}, 0, True),
+        ({"last_handled_retry": "x"}, 0, True),
+    ],
+)
+def test_mere_progress_waits_and_all_else_is_written_at_once(
+    changes: dict[str, Any], seconds: int, written: bool
+) -> None:
+    before = told(RUNNING)
+    after = moved(before, **changes)
+    last = NOW - timedelta(seconds=seconds)
+    assert worth_writing(before, after, now=NOW, last_write=last) is written
+    assert worth_writing(before, after, now=NOW, last_write=None)
+
+
+def test_an_event_is_told_for_a_new_phase_or_reason_only() -> None:
+    before = told(RUNNING)
+    assert notes(before, told(Verdict("Training", "Training", "step 2 of 9"), before)) == ()
+    (note,) = notes(before, told(STALLED, before))
+    assert (note.kind, note.reason, note.message) == ("Warning", "BucketNotFound", "no bucket")
+    (note,) = notes(before, told(Verdict("Succeeded", "Trained", "done"), before))
+    assert note.kind == "Normal"
+
+
+def test_texts_are_cut_to_what_the_schema_takes() -> None:
+    status = told(Verdict("Failed", "X" * 200, "m" * 5000))
+    assert len(status.message or "") == 2048
+    assert len(reason_of(status)) == 128
+    FineTuneJobStatus.model_validate(status.document())
