@@ -86,7 +86,8 @@ class Run:
     def until(self, reached: Callable[[Progress], bool]) -> Progress:
         until = time.monotonic() + 120
         while True:
-            progress = read_progress(self.work / "state/progress.json")
+            found = next(self.work.glob("scratch-*/state/progress.json"), Path("none"))
+            progress = read_progress(found)
             if progress is not None and progress.stage == "Training" and reached(progress):
                 return progress
             assert self.process.poll() is None, self.errors()
@@ -124,7 +125,7 @@ def ranks_of(work: Path) -> list[int]:
                 arguments = (directory / "cmdline").read_bytes().split(b"\0")
             except OSError:
                 continue
-            if b"finetune_trainer.rank" in arguments and str(work).encode() in arguments:
+            if b"finetune_trainer.rank" in arguments and str(work).encode() in b" ".join(arguments):
                 found.append(int(directory.name))
     return found
 
@@ -162,6 +163,9 @@ def test_a_run_that_is_killed_and_stopped_still_ends_in_a_published_model(
     model = Path(status.model.uri.removeprefix("file://"))
     assert (model / "model.safetensors").is_file()
 
+    assert not list(run.work.glob("scratch-*")), "downloads are gone, the log stays"
+    assert (run.work / "logs/train-1.log").is_file()
+
     began = time.monotonic()
     with running(tmp_path, document) as run:
         code, again = run.end()
@@ -181,6 +185,33 @@ def test_bad_data_ends_with_the_sentence_and_no_training(tmp_path: Path, documen
     assert status.conditions is not None
     assert status.conditions[0].reason == "ColumnMissing"
     assert not list((run.work / "logs").glob("train*"))
+
+
+def test_s3_is_reached_with_the_credentials_of_the_environment(
+    tmp_path: Path, document: dict[str, Any], s3_server: Any, s3_bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = s3_server.client()
+    client.put_object(Bucket=s3_bucket, Key="train.jsonl", Body=b'{"text": "a", "label": "x"}\n')
+    document["spec"]["data"]["train"] = [{"uri": f"s3://{s3_bucket}/train.jsonl"}]
+    document["spec"]["output"]["uri"] = f"s3://{s3_bucket}/output"
+    document["spec"]["storage"] = {"endpoint": s3_server.endpoint}
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", (s3_server.admin / "AWS_ACCESS_KEY_ID").read_text())
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong-wrong-wrong")
+    with running(tmp_path, document) as run:
+        code, status = run.end()
+        assert "wrong-wrong-wrong" not in run.errors()
+    assert (code, status.phase) == (ExitCode.STORAGE, "Failed")
+    assert status.conditions is not None
+    assert status.conditions[0].reason == "InvalidCredentials"
+    with running(tmp_path, document, "--credentials", str(s3_server.admin)) as run:
+        code, status = run.end()
+    assert code == ExitCode.INVALID
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", (s3_server.admin / "AWS_SECRET_ACCESS_KEY").read_text())
+    with running(tmp_path, document) as run:
+        code, status = run.end()
+    assert (code, status.phase) == (ExitCode.INVALID, "Failed")
+    assert status.message is not None
+    assert status.message.startswith("Of 1 rows none is left for")
 
 
 def test_an_invalid_document_lists_every_problem_with_its_line(tmp_path: Path, document: dict[str, Any]) -> None:

@@ -171,9 +171,15 @@ class _Run:
     child: "subprocess.Popen[bytes] | None" = None
     line: "_Line" = field(default_factory=lambda: _Line(sys.stderr))
 
+    @property
+    def scratch(self) -> Path:
+        """What pods have as /work. Named so that nothing of the user's lies there, whatever --work says."""
+        return self.work / f"scratch-{self.config.job_uid[:8]}"
+
     def main(self) -> int:
         secrets = lastmessage.secrets_of(self.credentials)
         (self.work / "logs").mkdir(exist_ok=True)
+        self.scratch.mkdir(exist_ok=True)
         (self.work / "config.json").write_text(self.config.model_dump_json(by_alias=True, indent=1))
         with self._signals():
             last = self._preflight()
@@ -215,7 +221,7 @@ class _Run:
             self.attempts += 1
             self.line.show("Starting   loading the model")
             last = self._call("train", f"train-{self.attempts}.log", ["--run-id", str(checked.run_id), "--port", "0"])
-            progress = read_progress(self.work / "state/progress.json")
+            progress = read_progress(self.scratch / "state/progress.json")
             self._note_progress(progress, last, started)
             if last.code == ExitCode.DONE or last.code in _FINAL or self.stops:
                 return last
@@ -237,9 +243,9 @@ class _Run:
         """Run `finetune <command>` as a pod would, following its progress, and return its last message."""
         message = self.work / "message"
         message.unlink(missing_ok=True)
-        (self.work / "state/progress.json").unlink(missing_ok=True)
+        (self.scratch / "state/progress.json").unlink(missing_ok=True)
         line = [sys.executable, "-m", "finetune_trainer", command, "--config", str(self.work / "config.json")]
-        line += ["--message", str(message), "--work", str(self.work), *arguments]
+        line += ["--message", str(message), "--work", str(self.scratch), *arguments]
         if self.credentials is not None:
             line += ["--credentials", str(self.credentials)]
         with open(self.work / "logs" / log, "wb") as sink:
@@ -248,7 +254,7 @@ class _Run:
                 line, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, start_new_session=True
             )
             while self.child.poll() is None:
-                self.line.progress(read_progress(self.work / "state/progress.json"), stopping=self.stops > 0)
+                self.line.progress(read_progress(self.scratch / "state/progress.json"), stopping=self.stops > 0)
                 time.sleep(_POLL)
         code, self.child = self.child.returncode, None
         return _read_message(message, code, self.work / "logs" / log, stopped=self.stops)
@@ -304,10 +310,16 @@ class _Run:
             **self.status,
         )
         self.line.print(f"{phase}: {status.message}")
+        if phase == "Succeeded":
+            self._tidy()
         if phase == "Failed" and last.code not in _FINAL:
             self.line.print(f"The logs are in {self.work / 'logs'}.")
         print(yaml.safe_dump(status.document(), sort_keys=False, allow_unicode=True, width=120), end="", flush=True)
         return last.code
+
+    def _tidy(self) -> None:
+        """Downloads are of no more use once the result is published; logs stay."""
+        shutil.rmtree(self.scratch, ignore_errors=True)
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
