@@ -355,7 +355,7 @@ def _report(record: RunRecord, *, data: Data, summary: PreflightStatus, publicat
         "summary": summary.document(),
         "warnings": data.warnings,
         "labels": {name: dict(sorted(data.survey.labels[split].items())) for split, name in names},
-        "repeated": data.survey.repeated(),
+        "repeated": data.survey.repeated,
         "truncated": data.encoded.truncated,
         "dropped": data.encoded.dropped,
         "record": record.document(),

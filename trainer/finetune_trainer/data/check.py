@@ -8,6 +8,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -175,6 +176,7 @@ class Survey:
         """Labels of the rows that make the model: training and validation, never test."""
         return set(self.labels[TRAIN]) | set(self.labels[VALIDATION])
 
+    @cached_property
     def repeated(self) -> dict[str, int]:
         """How many rows repeat an earlier text, how many texts have different labels, and how many rows of the other
         sides have a text of the training rows."""
@@ -216,7 +218,7 @@ def check_labels(survey: Survey, *, labels: Sequence[str], problems: Problems, f
 
 def warnings(survey: Survey, *, labels: Sequence[str], truncated: int, dropped: int, max_length: int) -> list[str]:
     """What a person should know before trusting the result, the most important first."""
-    repeated = survey.repeated()
+    repeated = survey.repeated
     total = sum(survey.rows.values())
     found: list[str] = []
     trained = survey.labels[TRAIN]
