@@ -9,6 +9,7 @@ import argparse
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
     _environment(options.work)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
+    warnings.filterwarnings("ignore", category=FutureWarning)  # of libraries, to their own callers
     from finetune_trainer.signs import Signals  # after the environment: this loads torch
 
     signals = Signals()

@@ -1,0 +1,269 @@
+"""Loading, methods, evaluation, checkpoints: what whole runs do not show."""
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from finetune_api.contract import MethodConfig
+from finetune_trainer import adapt, checkpoint, numerics, tasks
+from finetune_trainer.checkpoint import Best, Checkpoints, State
+from finetune_trainer.model import Loaded, ModelError, load
+from finetune_trainer.storage import Damaged, StorageSettings, open_store
+from finetune_trainer.storage.commit import Holder, RecordKind, RunLog, live_checkpoints
+from finetune_trainer.world import World
+
+TASK = tasks.get("text-classification")
+ARCHITECTURES = ("bert", "roberta", "distilbert", "albert", "electra", "gpt2", "bart")
+
+
+def loaded(base: Path, *, seed: int = 1, labels: tuple[str, ...] = ("a", "b", "c")) -> Loaded:
+    return load(base, task=TASK, labels=labels, multi_label=False, seed=seed)
+
+
+def method(kind: Any, **changed: Any) -> adapt.Method:
+    return adapt.get(MethodConfig(type=kind, rank=2, alpha=4.0, dropout=0.0, targets=changed.get("targets")))
+
+
+@pytest.fixture
+def architecture(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A small model of a real class with random weights."""
+    import transformers as t
+
+    small = {"vocab_size": 60, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    small |= {"intermediate_size": 32, "max_position_embeddings": 40}
+    torch.manual_seed(0)
+    models = {
+        "bert": lambda: t.BertModel(t.BertConfig(**small)),
+        "roberta": lambda: t.RobertaModel(t.RobertaConfig(**small)),
+        "distilbert": lambda: t.DistilBertModel(
+            t.DistilBertConfig(vocab_size=60, dim=16, n_layers=1, n_heads=2, hidden_dim=32, max_position_embeddings=40)
+        ),
+        "albert": lambda: t.AlbertModel(t.AlbertConfig(**small, embedding_size=8)),
+        "electra": lambda: t.ElectraModel(t.ElectraConfig(**small, embedding_size=16)),
+        "gpt2": lambda: t.GPT2Model(t.GPT2Config(vocab_size=60, n_embd=16, n_layer=1, n_head=2, pad_token_id=0)),
+        "bart": lambda: t.BartModel(
+            t.BartConfig(
+                vocab_size=60,
+                d_model=16,
+                encoder_layers=1,
+                decoder_layers=1,
+                encoder_attention_heads=2,
+                decoder_attention_heads=2,
+                encoder_ffn_dim=32,
+                decoder_ffn_dim=32,
+                max_position_embeddings=40,
+            )
+        ),
+    }
+    models[request.param]().save_pretrained(tmp_path / request.param)
+    return tmp_path / request.param
+
+
+def inputs(rows: Any) -> dict[str, torch.Tensor]:
+    """Rows of tokens that depend on their number; each ends with token 2, and token 0 pads."""
+    texts = [np.array([3, *range(5 + row % 7, 15 + 2 * (row % 3)), 2], np.int32) for row in rows]
+    batch = TASK.collate(texts, np.zeros(len(texts), np.int32), pad_token_id=0)
+    return {name: torch.from_numpy(array) for name, array in batch.items()}
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES, indirect=True)
+def test_training_the_head_on_cached_features_equals_the_whole_model(architecture: Path, tmp_path: Path) -> None:
+    found, way = loaded(architecture), method("head")
+    model = way.prepare(found, seed=1)
+    rows = np.arange(70)
+    short = way.shortcut(model, rows=rows, inputs_of=inputs, work=tmp_path, world=World(), beat=lambda: None)
+    if short is None:  # their heads look at whole sequences
+        assert architecture.name in ("gpt2", "bart")
+        return
+    model.eval()
+    some = np.array([3, 69, 0, 41])
+    cached = short.inputs_of(some)
+    labels = cached.pop("labels")
+    whole = inputs(some)
+    assert torch.equal(labels, whole.pop("labels"))
+    torch.testing.assert_close(short.module(**cached).logits, model(**whole).logits, atol=1e-5, rtol=0)
+    short.module.train()
+    way.train(model)
+    assert not model.base_model.training
+    short.module(**cached).logits.sum().backward()
+    assert {name for name, p in model.named_parameters() if p.grad is not None} <= set(checkpoint.trainable(model))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES, indirect=True)
+def test_adapters_go_into_every_linear_layer_of_the_trunk_and_nowhere_else(architecture: Path) -> None:
+    from transformers.pytorch_utils import Conv1D
+
+    found = loaded(architecture)
+    trunk = found.model.base_model
+    linear = {id(module) for module in trunk.modules() if isinstance(module, torch.nn.Linear | Conv1D)}
+    new = {name.rpartition(".")[0] for name in found.fresh}
+    linear -= {id(module) for name, module in found.model.named_modules() if name in new}
+    model = method("lora").prepare(found, seed=1)
+    adapted = {id(module.base_layer) for module in model.modules() if hasattr(module, "lora_A")}
+    assert adapted == linear
+    trained = set(checkpoint.trainable(model))
+    assert all("lora_" in name or "modules_to_save" in name for name in trained)
+    assert any("modules_to_save" in name for name in trained)
+
+
+@pytest.mark.parametrize("architecture", ["bert"], indirect=True)
+def test_adapters_go_where_the_document_says(architecture: Path) -> None:
+    model = method("lora", targets=["query", "attention.output.dense"]).prepare(loaded(architecture), seed=1)
+    adapted = {name for name, module in model.named_modules() if hasattr(module, "lora_A")}
+    assert {name.split("layer.0.")[1] for name in adapted} == {"attention.self.query", "attention.output.dense"}
+    with pytest.raises(
+        ModelError, match=r"method\.targets: no linear layer .* ends in nowhere; its layers end in dense"
+    ):
+        method("lora", targets=["nowhere"]).prepare(loaded(architecture), seed=1)
+
+
+@pytest.mark.parametrize("architecture", ["roberta"], indirect=True)
+def test_a_new_head_depends_on_the_seed_alone(architecture: Path) -> None:
+    torch.manual_seed(1)
+    one = loaded(architecture)
+    torch.manual_seed(2)
+    two, other = loaded(architecture), loaded(architecture, seed=2)
+    name = "classifier.out_proj.weight"
+    assert name in one.fresh
+    heads = [found.model.state_dict()[name] for found in (one, two, other)]
+    assert torch.equal(heads[0], heads[1])
+    assert not torch.equal(heads[0], heads[2])
+    assert 0.005 < float(heads[0].std()) < 0.05
+
+
+@pytest.mark.parametrize("architecture", ["bert"], indirect=True)
+def test_the_base_keeps_its_head_for_its_own_labels_only(architecture: Path, tmp_path: Path) -> None:
+    tuned = loaded(architecture).model
+    tuned.save_pretrained(tmp_path / "tuned")
+    same, others = loaded(tmp_path / "tuned", seed=9), loaded(tmp_path / "tuned", seed=9, labels=("x", "y", "z"))
+    assert not same.fresh
+    assert torch.equal(same.model.classifier.weight, tuned.classifier.weight)
+    assert others.fresh == {"classifier.weight", "classifier.bias"}
+    assert not torch.equal(others.model.classifier.weight, tuned.classifier.weight)
+    assert loaded(tmp_path / "tuned", labels=("x", "y")).model.classifier.weight.shape == (2, 16)
+
+
+def test_pickled_weights_are_not_loaded(tiny_base: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes((tiny_base / "config.json").read_bytes())
+    torch.save({}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="safetensors"):
+        loaded(tmp_path)
+
+
+# --- checkpoints ---
+
+
+def committed(tmp_path: Path, keep_last: int = 2) -> tuple[Checkpoints, RunLog, Any]:
+    store = open_store((tmp_path / "store").as_uri(), StorageSettings())
+    log = RunLog(store, "run")
+    claim = log.claim(holder=Holder())
+    return Checkpoints(store, claim, work=tmp_path, keep_last=keep_last), log, store
+
+
+def test_the_last_and_the_best_of_each_stay_live(tmp_path: Path) -> None:
+    checkpoints, log, store = committed(tmp_path)
+    best = None
+    for step, improved in ((1, True), (2, False), (3, False), (4, True), (5, False), (6, False), (7, False)):
+        best = Best(step, "f1", step / 10) if improved else best
+        checkpoints.save(State(step=step, best=best), weights={"w": torch.ones(2) * step}, optimizer={})
+        checkpoints.wait()
+        live = [record.body["step"] for record in live_checkpoints(log.read())]
+        if step == 4:
+            # Were the checkpoint of step 4 damaged, step 3 would be gone on from, whose best is step 1.
+            assert live == [4, 3, 1]
+    assert live == [7, 6, 4]
+    record = checkpoint.newest_whole(log.records, store, tmp_path)
+    assert record is not None
+    restored = checkpoint.open_fetched(checkpoint.directory_of(tmp_path, record.sha256))
+    assert restored.state.step == 7
+    assert restored.weights["w"].tolist() == [7, 7]
+    checkpoints.close()
+
+
+def test_a_snapshot_is_not_touched_by_further_training(tiny_base: Path) -> None:
+    model = loaded(tiny_base).model
+    before = checkpoint.snapshot_weights(model)
+    copy = {name: tensor.clone() for name, tensor in before.items()}
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1)
+    assert all(torch.equal(before[name], copy[name]) for name in copy)
+
+
+def test_training_waits_for_an_upload_only_when_the_next_one_is_due(tmp_path: Path) -> None:
+    checkpoints, log, store = committed(tmp_path)
+    gate, upload = threading.Event(), store.upload
+
+    def slow(path: Path, key: str) -> Any:
+        gate.wait(10)
+        return upload(path, key)
+
+    store.upload = slow
+    checkpoints.save(State(step=1), weights={"w": torch.ones(1)}, optimizer={})
+    checkpoints.poll()
+    assert not [record for record in log.records if record.kind is RecordKind.CHECKPOINT]
+    gate.set()
+    checkpoints.save(State(step=2), weights={"w": torch.ones(1)}, optimizer={})
+    checkpoints.wait()
+    assert [r.body["step"] for r in log.read() if r.kind is RecordKind.CHECKPOINT] == [1, 2]
+    checkpoints.close()
+
+
+def test_the_optimizer_goes_on_where_it_was(tiny_base: Path) -> None:
+    def stepped(model: Any, optimizer: torch.optim.Optimizer) -> None:
+        for parameter in model.parameters():
+            parameter.grad = torch.full_like(parameter, 0.1)
+        optimizer.step()
+
+    one, two = loaded(tiny_base).model, loaded(tiny_base).model
+    first = torch.optim.AdamW(one.parameters(), fused=True)
+    stepped(one, first)
+    second = torch.optim.AdamW(two.parameters(), fused=True)
+    checkpoint.restore_weights(two, checkpoint.snapshot_weights(one))
+    checkpoint.restore_optimizer(two, second, checkpoint.snapshot_optimizer(one, first))
+    stepped(one, first)
+    stepped(two, second)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+
+
+def test_weights_of_another_model_are_refused(tiny_base: Path) -> None:
+    model = loaded(tiny_base).model
+    weights = checkpoint.snapshot_weights(model)
+    weights.pop("classifier.bias")
+    with pytest.raises(Damaged, match="not those of this model"):
+        checkpoint.restore_weights(model, weights)
+
+
+# --- numerics ---
+
+
+def test_numerics_are_restored_and_changes_are_named(make_run: Any, rows: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    config = make_run(rows(20), training={"microBatch": 8}).config
+    first = numerics.resolve(config, world=World(), before={"threads": 1})
+    assert (first["threads"], first["microBatch"], first["precision"]) == (1, 8, "fp32")
+    assert numerics.changes(first, json.loads(json.dumps(first))) == []
+    halved = {**first, "microBatch": 4, "libraries": {**first["libraries"], "torch": "1.0"}}
+    second = numerics.resolve(config, world=World(), before=halved)
+    assert second["microBatch"] == 4
+    assert numerics.changes(halved, second) == [f"torch was 1.0, is {first['libraries']['torch']}"]
+    other = make_run(rows(20), name="other", training={"microBatch": 2}).config
+    assert numerics.resolve(other, world=World(), before=halved)["microBatch"] == 2
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert numerics.resolve(config, world=World(), before=first)["threads"] == 3
+
+
+def test_the_thread_count_is_measured_where_nothing_says_it(
+    make_run: Any, rows: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    before = torch.get_num_threads()
+    try:
+        assert numerics.resolve(make_run(rows(20)).config, world=World(), before=None)["threads"] >= 1
+    finally:
+        torch.set_num_threads(before)
