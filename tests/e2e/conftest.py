@@ -22,6 +22,7 @@ from typing import Any
 
 import boto3
 import pytest
+import safetensors.numpy
 import yaml
 from botocore.config import Config as BotoConfig
 
@@ -360,8 +361,8 @@ class World:
         job = self.job(namespace, name)
         status, output = job["status"], job["spec"]["output"]["uri"]
         last = self.records(output, status["run"]["id"], RecordKind.CHECKPOINT)[-1]
-        state = next(entry["key"] for entry in last.body["objects"] if entry["key"].endswith("state.json"))
-        losses = json.loads(self.store(output).read(state))["losses"]
+        key = next(entry["key"] for entry in last.body["objects"] if entry["key"].endswith("optimizer.safetensors"))
+        losses = safetensors.numpy.load(self.store(output).read(key))["losses"].tolist()
         return Training(status["model"]["digest"], status["progress"]["loss"], losses)
 
     def once(self, name: str, make: Callable[[], Any]) -> Any:
