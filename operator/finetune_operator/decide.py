@@ -41,7 +41,7 @@ def decide(o: Observed, *, now: datetime) -> Decision:
     subject = o.subject
     if subject.deleting or (subject.finished and not _retry_asked(o)):
         return Decision()
-    verdict = _again(o, now=now) if subject.finished else _pursue(o, now=now)
+    verdict = _afresh(o, now=now) if subject.status.phase == "Failed" else _pursue(o, now=now)
     if subject.retry is not None:
         verdict = verdict.stating(last_handled_retry=subject.retry)
     after = compose(subject, verdict, now=now)
@@ -54,7 +54,7 @@ def decide(o: Observed, *, now: datetime) -> Decision:
     )
 
 
-# --- a terminal failure that is asked to be tried again ---
+# --- a terminal failure that is to be tried again: by the annotation, or because the document has changed ---
 
 
 def _retry_asked(o: Observed) -> bool:
@@ -62,10 +62,12 @@ def _retry_asked(o: Observed) -> bool:
     return status.phase == "Failed" and retry is not None and retry != status.last_handled_retry
 
 
-def _again(o: Observed, *, now: datetime) -> Verdict:
-    """As if the document were new, but what was said of it before stays."""
-    blank = o.subject.status.model_copy(update={"phase": None, "message": None, "conditions": None})
-    old = [child for child in o.children if child.retry != o.subject.retry]
+def _afresh(o: Observed, *, now: datetime) -> Verdict:
+    """As if the document were new: what was said before stays, what Jobs of before ended with counts no more."""
+    subject = o.subject
+    blank = subject.status.model_copy(update={"phase": None, "message": None, "conditions": None})
+    asked = _retry_asked(o)
+    old = [c for c in o.children if c.generation < subject.generation or (asked and c.retry != (subject.retry or ""))]
     fresh = replace(
         o,
         subject=replace(o.subject, status=blank),

@@ -9,7 +9,7 @@ from finetune_operator.cache import Cache
 from finetune_operator.kube import ApiError, Kube
 from finetune_operator.metrics import PROGRESS
 from finetune_operator.progress import ProgressReader
-from finetune_operator.verdict import Observed, Rival
+from finetune_operator.verdict import Observed, Rival, condition
 from finetune_operator.views import Child, Pod, Subject
 
 PATIENCE = timedelta(seconds=4)
@@ -51,15 +51,19 @@ class Observer:
         )
 
     def _rival(self, other: Subject) -> Rival:
-        run = other.status.run.id if other.status.run else None
-        children = self._cache.children(other.uid)
+        """Who asks for another run by now, or is stalled, keeps nobody waiting, unless it trains."""
+        run = other.status.run
+        trains = [c for c in self._cache.children(other.uid) if c.role == "train" and not c.deleting]
+        holding = run is not None and any(c.run == run.id and c.ended is None for c in trains)
+        stalled = condition(other.status, "Stalled")
+        waiting = run is not None and run.generation == other.generation and (not stalled or stalled.status != "True")
         return Rival(
             name=f"{other.namespace}/{other.name}",
             uid=other.uid,
             created=other.created,
-            run=run,
+            run=run.id if run is not None and (holding or waiting) else None,
             unfinished=not other.finished and not other.deleting,
-            holding=any(c.role == "train" and c.run == run and not c.deleting and c.ended is None for c in children),
+            holding=holding,
         )
 
     async def _read_progress(self, uid: str) -> Progress | None:

@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 TIMEOUT = aiohttp.ClientTimeout(total=2.0)
 LIMIT = 64 * 1024
-FRESH = 4.0
+FRESH = 1.5
 """Seconds for which an answer is not asked for again."""
 REMEMBERED = 10_000
 

@@ -231,6 +231,8 @@ class Pod:
     phase: str
     ip: str | None
     node: str | None
+    started: datetime | None
+    """When its node took it."""
     gone_by: datetime | None
     """The deletion's deadline, grace period included, when the pod is being deleted."""
     disrupted: str
@@ -259,6 +261,7 @@ class Pod:
             phase=status.get("phase", "Pending"),
             ip=status.get("podIP"),
             node=(raw.get("spec") or {}).get("nodeName"),
+            started=parse_time(status.get("startTime")),
             gone_by=parse_time(meta.get("deletionTimestamp")),
             disrupted=_disruption(status),
             unschedulable=_unschedulable(status),

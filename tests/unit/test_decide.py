@@ -169,6 +169,7 @@ def pod(of: Child, **changes: Any) -> Pod:
         phase="Running",
         ip="10.0.0.1",
         node="node0",
+        started=None,
         gone_by=None,
         disrupted="",
         unschedulable="",
@@ -992,6 +993,31 @@ RETRYING = [
     ),
 ]
 
+FAILED_BEFORE = said("Failed", "Crashed", passed="True")
+RETRYING += [
+    Row(
+        "a change of the document brings a failed job back too, whatever its Jobs ended with",
+        world(
+            FAILED_BEFORE,
+            t(4, counters=Counters(failures=3)),
+            ended(t(4), 1),
+            subject=subject(PATIENT, generation=2),
+            pinned={1: pinned(), 2: pinned(PATIENT, generation=2)},
+        ),
+        "Preflight",
+        "Checking",
+        "begin p1, delete t4",
+        passed="Unknown",
+    ),
+    Row(
+        "a container that ends without a word again and again is given time",
+        world(TRAINING, t(counters=Counters(tries=2)), ended(t(), 0, at=5)),
+        "Preflight",
+        "MessageLost",
+        again=15.0,
+    ),
+]
+
 ROWS = [*ACCEPTING, *LOOKING, *BEGINNING, *TRAINING_ROWS, *FAILING, *CHANGING, *RETRYING]
 
 
@@ -1077,7 +1103,7 @@ def _status(given: Observed) -> FineTuneJobStatus:
 
 
 def test_a_success_tells_model_evaluation_and_gpu_time() -> None:
-    status = _status(world(TRAINING, t(created=ago(90)), ended(t(), 0, TRAINED, at=30)))
+    status = _status(world(TRAINING, t(created=ago(500)), ended(t(), 0, TRAINED, at=30, started=ago(90))))
     assert status.model == RESULT.model
     assert status.evaluation == RESULT.evaluation
     assert status.progress is not None

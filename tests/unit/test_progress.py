@@ -34,6 +34,7 @@ def pod(uid: str = "p", **changes: Any) -> Pod:
         role="train",
         phase="Running",
         node="n",
+        started=None,
         gone_by=None,
         disrupted="",
         unschedulable="",

@@ -17,6 +17,7 @@ from finetune_operator.policies.restarts import (
     fenced_delay,
     free_delay,
     in_vain,
+    lost_delay,
     recorded,
     used,
 )
@@ -27,6 +28,8 @@ from finetune_operator.verdict import CreateTrain, DeleteJob, Mark, Observed, Ve
 from finetune_operator.views import Child, format_time
 
 POLL = 5.0
+POLL_STARTING = 2.0
+"""Seconds between two questions to a trainer."""
 STAGES: dict[str, Phase] = {
     "Loading": "Starting",
     "Training": "Training",
@@ -81,7 +84,7 @@ def _silent(o: Observed, facts: dict[str, object]) -> Verdict:
     phase = o.subject.status.phase
     if phase in ("Training", "Evaluating"):
         return Verdict(phase, phase, o.subject.status.message or "running", facts=facts, again_after=POLL)
-    return Verdict("Starting", "Loading", "the trainer starts", facts=facts, again_after=POLL)
+    return Verdict("Starting", "Loading", "the trainer starts", facts=facts, again_after=POLL_STARTING)
 
 
 def _progressing(o: Observed, progress: Progress, facts: dict[str, object]) -> Verdict:
@@ -96,7 +99,8 @@ def _progressing(o: Observed, progress: Progress, facts: dict[str, object]) -> V
         "checkpoint": _checkpoint(progress) or status.checkpoint,
         "restarts": _corrected(status.restarts, progress),
     }
-    return Verdict(phase, progress.stage, _sentence(progress), facts=facts, again_after=POLL)
+    again = POLL if phase == "Training" else POLL_STARTING
+    return Verdict(phase, progress.stage, _sentence(progress), facts=facts, again_after=again)
 
 
 def _progress_status(progress: Progress) -> ProgressStatus:
@@ -138,6 +142,8 @@ def _corrected(restarts: list[Restart] | None, progress: Progress) -> list[Resta
 def _sentence(progress: Progress) -> str:
     """For instance: step 410 of 1200, loss 0.31."""
     doing = {"Loading": "loading", "Evaluating": "evaluating", "Publishing": "publishing"}.get(progress.stage)
+    if doing and not progress.total_steps:
+        return doing
     steps = f"step {progress.step} of {progress.total_steps}"
     loss = f", loss {progress.loss:.4g}" if progress.loss is not None else ""
     eta = progress.estimated_completion_time
@@ -152,7 +158,7 @@ def _ended(o: Observed, target: Target, job: Child, end: End, *, now: datetime, 
     gpus = target.config.pods.gpus * target.config.pods.nodes
     if end.kind is Kind.DONE and end.last is not None and end.last.result is not None:
         return _done(o, target, job, end, now=now, superseded=superseded)
-    facts = recorded(o, job, end, gpus=gpus)
+    facts = recorded(o, job, end, began=_began(o, job), gpus=gpus)
     if end.kind is Kind.FINAL:
         return Verdict("Failed", end.reason, end.message, facts=facts)
     if end.kind is Kind.CRASH:
@@ -175,11 +181,16 @@ def _done(o: Observed, target: Target, job: Child, end: End, *, now: datetime, s
     facts = _run_facts(o, target, job, superseded=superseded)
     gpus = target.config.pods.gpus * target.config.pods.nodes
     attempts = max((status.usage or Usage()).attempts or 0, job.ordinal)
-    usage = used(status, job, ended=end.at, gpus=gpus).model_copy(update={"attempts": attempts})
+    usage = used(status, began=_began(o, job), ended=end.at, gpus=gpus).model_copy(update={"attempts": attempts})
     run = facts["run"]
     assert isinstance(run, RunStatus)
     run = run.model_copy(update={"attempt": end.last.attempt or run.attempt})
     return verdict.stating(run=run, usage=usage, checkpoint=with_best(status, result))
+
+
+def _began(o: Observed, job: Child) -> datetime:
+    """When the first pod got its node, as far as that is known."""
+    return min((pod.started for pod in o.pods_of(job) if pod.started is not None), default=job.created)
 
 
 def _after_crash(o: Observed, target: Target, job: Child, end: End, *, now: datetime) -> Verdict:
@@ -215,9 +226,8 @@ def _next(o: Observed, target: Target, job: Child, end: End, *, now: datetime, d
 
 def _through_preflight(o: Observed, target: Target, job: Child, end: End, *, now: datetime) -> Verdict:
     """Storage knows more than we do: let a preflight Job look before anything is tried again."""
-    delays = {Kind.FENCED: fenced_delay, Kind.ENVIRONMENT: environment_delay}
-    delay = delays[end.kind](job.counters.tries) if end.kind in delays else timedelta(0)
-    due = end.at + delay
+    delays = {Kind.FENCED: fenced_delay, Kind.ENVIRONMENT: environment_delay, Kind.LOST: lost_delay}
+    due = end.at + delays[end.kind](job.counters.tries)
     unknown = Mark("Unknown", end.reason, end.message)
     if not o.jobs("preflight") and now < due:
         stalled = end.kind is Kind.ENVIRONMENT

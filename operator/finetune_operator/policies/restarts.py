@@ -39,12 +39,17 @@ def free_delay(in_vain: int) -> timedelta:
     return timedelta(0) if in_vain == 0 else crash_delay(in_vain - 1)
 
 
+def lost_delay(tries: int) -> timedelta:
+    """None at first: the work is done, as a rule. A container that never says anything is no reason to hurry."""
+    return timedelta(0) if tries == 0 else environment_delay(tries - 1)
+
+
 def after(child: Child, end: End) -> Counters:
     """What the next child Job carries."""
     before = child.counters
     if end.kind is Kind.CRASH:
         return Counters(failures=before.failures + 1, tries=0)
-    if end.kind in (Kind.ENVIRONMENT, Kind.FENCED):
+    if end.kind in (Kind.ENVIRONMENT, Kind.FENCED, Kind.LOST):
         settled = end.at - child.created > SETTLED
         return Counters(failures=before.failures, tries=1 if settled else before.tries + 1)
     return Counters(failures=before.failures, tries=0)
@@ -67,7 +72,7 @@ def committed_step(o: Observed, end: End | None) -> int:
     return max(said or 0, checkpoint.step if checkpoint else 0)
 
 
-def recorded(o: Observed, child: Child, end: End, *, gpus: int) -> dict[str, Any]:
+def recorded(o: Observed, child: Child, end: End, *, began: datetime, gpus: int) -> dict[str, Any]:
     """The status fields that tell of an ended attempt; empty when they do so already."""
     status = o.subject.status
     restarts = list(status.restarts or [])
@@ -82,7 +87,7 @@ def recorded(o: Observed, child: Child, end: End, *, gpus: int) -> dict[str, Any
         resumed_from_step=committed,
         lost_steps=seen - committed,
     )
-    usage = used(status, child, ended=end.at, gpus=gpus)
+    usage = used(status, began=began, ended=end.at, gpus=gpus)
     usage = usage.model_copy(update={"lost_steps": (usage.lost_steps or 0) + seen - committed})
     return {"restarts": [*restarts, restart][-KEPT:], "usage": usage}
 
@@ -106,8 +111,8 @@ def lost(o: Observed, *, now: datetime) -> dict[str, Any]:
     return {"restarts": [*(status.restarts or []), restart][-KEPT:]}
 
 
-def used(status: FineTuneJobStatus, child: Child, *, ended: datetime, gpus: int) -> Usage:
+def used(status: FineTuneJobStatus, *, began: datetime, ended: datetime, gpus: int) -> Usage:
     """The usage with this attempt's GPU seconds added."""
     usage = status.usage or Usage()
-    seconds = max(0, int((ended - child.created).total_seconds())) * gpus
+    seconds = max(0, int((ended - began).total_seconds())) * gpus
     return usage.model_copy(update={"gpu_seconds": (usage.gpu_seconds or 0) + seconds})
