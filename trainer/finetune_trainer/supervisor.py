@@ -456,7 +456,8 @@ def _sentence(done: _Supervisor, rank: _Rank, code: int) -> tuple[str, str]:
             "raise spec.resources.perNode.memory.",
         )
     if code == ExitCode.STOPPED:
-        return "Stopped", "Stopped on request before training had begun; nothing is lost."
+        early = rank.code == 128 + signal.SIGTERM
+        return "Stopped", f"Stopped on request{' before training had begun; nothing is lost' if early else ''}."
     if code == ExitCode.DONE:
         return "Completed", "All ranks ended well."
     if code in _SPECIFIC:
