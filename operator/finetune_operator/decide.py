@@ -7,6 +7,7 @@ Job is made (so that twins see each other), and a preflight Job is deleted only 
 
 from dataclasses import replace
 from datetime import datetime, timedelta
+from typing import Any
 
 from finetune_api.job import Usage
 from finetune_operator.policies.accept import Refusal, Target, accept, target_of
@@ -65,7 +66,9 @@ def _retry_asked(o: Observed) -> bool:
 def _afresh(o: Observed, *, now: datetime) -> Verdict:
     """As if the document were new: what was said before stays, what Jobs of before ended with counts no more."""
     subject = o.subject
-    blank = subject.status.model_copy(update={"phase": None, "message": None, "conditions": None})
+    run = subject.status.run.model_copy(update={"started_at": None}) if subject.status.run else None
+    forgotten: dict[str, Any] = {"run": run, "restarts": None}
+    blank = subject.status.model_copy(update={"phase": None, "message": None, "conditions": None, **forgotten})
     asked = _retry_asked(o)
     old = [c for c in o.children if c.generation < subject.generation or (asked and c.retry != (subject.retry or ""))]
     fresh = replace(
@@ -75,7 +78,8 @@ def _afresh(o: Observed, *, now: datetime) -> Verdict:
     )
     verdict = _pursue(fresh, now=now)
     reset = {kind: Mark("Unknown", "NotYet", "asked to try again") for kind in ("PreflightPassed", "Evaluated")}
-    return replace(verdict, marks={**reset, **verdict.marks}).doing(*(DeleteJob.of(c) for c in old if not c.deleting))
+    verdict = replace(verdict, marks={**reset, **verdict.marks}, facts={**forgotten, **verdict.facts})
+    return verdict.doing(*(DeleteJob.of(c) for c in old if not c.deleting))
 
 
 # --- the ordinary way ---
