@@ -1,78 +1,19 @@
 """A real S3 server for every test that stores something: SeaweedFS on the loopback, one process a session."""
 
-import json
 import secrets
-import shutil
-import socket
-import subprocess
-import sysconfig
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
-from typing import Any
 
 import pytest
+from hack.seaweed import S3Server, serve
 
 from finetune_trainer.storage import StorageSettings
-
-
-@dataclass(frozen=True)
-class S3Server:
-    """A running server: its address and a directory of credential files for each identity."""
-
-    endpoint: str
-    admin: Path
-    read_only: Path
-    admin_secret: str
-
-    def settings(self, credentials_dir: Path | None = None) -> StorageSettings:
-        """Settings of a client with all permissions, or with the given credentials."""
-        return StorageSettings(self.endpoint, "us-east-1", credentials_dir or self.admin)
-
-    def client(self) -> Any:
-        """The SDK's own client with all permissions, for what a store does not offer, as making buckets."""
-        return _client(self.endpoint, self.admin)
-
-
-@cache
-def _client(endpoint: str, credentials: Path) -> Any:
-    from botocore.config import Config
-    from botocore.session import Session
-
-    return Session().create_client(
-        "s3",
-        endpoint_url=endpoint,
-        region_name="us-east-1",
-        aws_access_key_id=(credentials / "AWS_ACCESS_KEY_ID").read_text(),
-        aws_secret_access_key=(credentials / "AWS_SECRET_ACCESS_KEY").read_text(),
-        config=Config(s3={"addressing_style": "path"}, retries={"total_max_attempts": 4}),
-    )
 
 
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """SeaweedFS with two identities: `admin` may do anything, `read_only` may only read and list."""
-    directory = tmp_path_factory.mktemp("seaweedfs")
-    identities = [_identity(directory, "admin", ["Admin"]), _identity(directory, "read-only", ["Read", "List"])]
-    (directory / "s3.json").write_text(json.dumps({"identities": identities}))
-    ports = _free_ports(8)
-    endpoint = f"http://127.0.0.1:{ports[0]}"
-    with open(directory / "log", "wb") as log:
-        server = subprocess.Popen(
-            _command(directory, ports), stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=directory
-        )
-    try:
-        running = S3Server(
-            endpoint, directory / "admin", directory / "read-only", identities[0]["credentials"][0]["secretKey"]
-        )
-        _wait_until_it_stores(running, server, directory / "log")
+    with serve(tmp_path_factory.mktemp("seaweedfs")) as running:
         yield running
-    finally:
-        server.kill()  # nothing in it is worth an orderly end of ten seconds
-        server.wait()
-        shutil.rmtree(directory, ignore_errors=True)
 
 
 @pytest.fixture
@@ -89,61 +30,3 @@ def s3_bucket(s3_server: S3Server) -> Iterator[str]:
     client.create_bucket(Bucket=name)
     yield name
     client.delete_bucket(Bucket=name)  # this server deletes full ones, too
-
-
-def _identity(directory: Path, name: str, actions: list[str]) -> dict[str, Any]:
-    """Make credentials, write them as a mounted Secret would lie there, and describe them for the server."""
-    access, secret = secrets.token_hex(10).upper(), secrets.token_urlsafe(30)
-    (directory / name).mkdir()
-    (directory / name / "AWS_ACCESS_KEY_ID").write_text(access)
-    (directory / name / "AWS_SECRET_ACCESS_KEY").write_text(secret)
-    return {"name": name, "credentials": [{"accessKey": access, "secretKey": secret}], "actions": actions}
-
-
-def _command(directory: Path, ports: list[int]) -> list[str]:
-    names = ("s3", "s3", "master", "master", "volume", "volume", "filer", "filer")
-    arguments = [
-        f"-{name}.port{'.grpc' if index % 2 else ''}={port}"
-        for index, (name, port) in enumerate(zip(names, ports, strict=True))
-    ]
-    # Each bucket takes volumes of its own: small ones, and enough of them.
-    arguments += [
-        "-s3",
-        "-s3.allowDeleteBucketNotEmpty",
-        f"-s3.config={directory / 's3.json'}",
-        "-s3.port.iceberg=0",
-        "-s3.port.lance=0",
-    ]
-    arguments += ["-volume.max=2000", "-master.volumeSizeLimitMB=256", "-ip=127.0.0.1", f"-dir={directory}"]
-    arguments += [f"-{name}.localSocket={directory / name}.sock" for name in ("s3", "filer")]
-    return [str(Path(sysconfig.get_path("scripts")) / "weed"), "server", *arguments]
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for item in sockets:
-            item.bind(("127.0.0.1", 0))
-        return [int(item.getsockname()[1]) for item in sockets]
-    finally:
-        for item in sockets:
-            item.close()
-
-
-def _wait_until_it_stores(server: S3Server, process: "subprocess.Popen[bytes]", log: Path) -> None:
-    """The port opens before volumes can be written: wait for a first object, not for a connection."""
-    from botocore.exceptions import BotoCoreError, ClientError
-
-    client = server.client()
-    until = time.monotonic() + 60
-    while True:
-        try:
-            client.create_bucket(Bucket="warm-up")
-            client.put_object(Bucket="warm-up", Key="object", Body=b"1")
-            client.delete_object(Bucket="warm-up", Key="object")
-            client.delete_bucket(Bucket="warm-up")
-            return
-        except (BotoCoreError, ClientError) as error:
-            if process.poll() is not None or time.monotonic() > until:
-                raise RuntimeError(f"SeaweedFS did not start ({error}):\n{log.read_text()[-4000:]}") from error
-            time.sleep(0.1)
