@@ -392,20 +392,27 @@ class World:
 
     # hurting
 
-    def install(self, *more: str) -> None:
+    def install(self, *more: str, release: str = "finetune-operator") -> None:
         """The chart as a user would install it; `more` are further arguments of Helm."""
-        path = self.scratch / "values.yaml"
+        path = self.scratch / f"{release}.yaml"
         path.write_text(yaml.safe_dump(chart_values(self)))
-        command = [self.helm, "upgrade", "--install", "finetune-operator", str(ROOT / "charts/finetune-operator")]
+        chart = str(ROOT / "charts/finetune-operator")
+        self.run_helm("upgrade", "--install", release, chart, "--create-namespace", "--values", str(path), *more)
+        name = release if "finetune-operator" in release else f"{release}-finetune-operator"
+        self.kubectl("rollout", "status", "-n", SYSTEM, f"deployment/{name}", "--timeout=120s")
+
+    def uninstall(self, release: str) -> None:
+        self.run_helm("uninstall", release, "--wait")
+
+    def run_helm(self, *arguments: str) -> None:
         done = subprocess.run(
-            [*command, "--namespace", SYSTEM, "--create-namespace", "--values", str(path), *more],
+            [self.helm, *arguments, "--namespace", SYSTEM],
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=180,
             env=self.kubectl.environment,
         )
         assert done.returncode == 0, done.stderr
-        self.kubectl("rollout", "status", "-n", SYSTEM, "deployment/finetune-operator", "--timeout=120s")
 
     def kill(self, pod: Document) -> None:
         """SIGKILL to the first process of the pod's container; the kernel ends all others with it."""
@@ -419,7 +426,7 @@ class World:
         subprocess.run([*own, "-n", "k8s.io", *arguments], check=True, capture_output=True, timeout=30)
 
     def operator_pods(self) -> list[Document]:
-        selector = "app.kubernetes.io/name=finetune-operator,app.kubernetes.io/managed-by=Helm"
+        selector = "app.kubernetes.io/name=finetune-operator,app.kubernetes.io/instance=finetune-operator"
         items = self.kubectl.get("pods", "-n", SYSTEM, "-l", selector)["items"]
         return [pod for pod in items if "deletionTimestamp" not in pod["metadata"]]
 

@@ -22,8 +22,6 @@ ROWS = [
     for subject, label in (("invoice", "billing"), ("crash", "bug"))
 ]
 GOOD = "".join(json.dumps(row) + "\n" for row in ROWS)
-DEAD_PORT = 18333
-"""On the S3 server's host; nothing listens there until a test mends it."""
 
 
 def lines(rows: list[dict[str, Any]]) -> str:
@@ -111,8 +109,8 @@ WAITING: dict[str, Case] = {
     "endpoint-unreachable": Case(
         "Pending",
         "EndpointUnreachable",
-        (rf":{DEAD_PORT}", r"start its server"),
-        spec={"storage": {"endpoint": f"http://HOST:{DEAD_PORT}"}},
+        (r"http://HOST:PORT", r"start its server"),
+        spec={"storage": {"endpoint": "http://HOST:PORT"}},
     ),
     "output-not-writable": Case(
         "Pending",
@@ -131,6 +129,8 @@ class Bad:
         self.bucket = f"bad-{secrets.token_hex(4)}"
         self.missing = f"missing-{secrets.token_hex(4)}"
         self.host = world.endpoint.removeprefix("http://").partition(":")[0]
+        with socket.create_server((self.host, 0)) as free:  # nothing listens there until a test mends it
+            self.port = int(free.getsockname()[1])
         self.namespace = world.namespace("bad")
         world.s3.create_bucket(Bucket=self.bucket)
         reader = {"AWS_ACCESS_KEY_ID": "reader", "AWS_SECRET_ACCESS_KEY": "reader-secret-key"}
@@ -147,6 +147,7 @@ class Bad:
 
     def filled(self, text: str, name: str) -> str:
         pairs = {"BUCKET": self.bucket, "PREFIX": name, "MISSING": self.missing, "HOST": self.host}
+        pairs["PORT"] = str(self.port)
         for word, value in pairs.items():
             text = text.replace(word, value)
         return text
@@ -180,7 +181,9 @@ class Bad:
         return status
 
     def train_pods(self, name: str) -> list[Any]:
+        """Those that were ever there; that the watch has seen the preflight pod shows that it sees."""
         uid = self.world.job(self.namespace, name)["metadata"]["uid"]
+        assert self.world.pods.of(uid, "preflight")
         found: list[Any] = self.world.pods.of(uid, "train")
         return found
 
@@ -224,7 +227,7 @@ def mend(bad: Bad, name: str) -> Any:
     elif name == "output-not-writable":
         world.secret(bad.namespace, "reader", world.keys)
     elif name == "endpoint-unreachable":
-        return Forwarder(bad.host, DEAD_PORT, world.endpoint)
+        return Forwarder(bad.host, bad.port, world.endpoint)
     return None
 
 

@@ -51,7 +51,9 @@ def run_example(world: Any) -> tuple[str, str]:
     seen = [phase for phase in watch.distinct() if phase != "<none>"]
     assert seen == sorted(seen, key=ORDER.index), seen
     assert {"Preflight", "Training", "Evaluating", "Succeeded"} <= set(seen), seen
-    assert len(world.train_pods(namespace, name)) == 1
+    (pod,) = world.train_pods(namespace, name)
+    assert pod["spec"]["automountServiceAccountToken"] is False
+    assert not [volume for volume in pod["spec"]["volumes"] if "kube-api-access" in volume["name"]]
     return namespace, name
 
 
@@ -275,6 +277,56 @@ def test_delete_in_mid_run_leaves_nothing_but_the_checkpoints(world: Any) -> Non
         info = store.head(entry["key"])
         assert info is not None
         assert info.size == entry["size"]
+
+
+# --- the installed operator ---
+
+
+def test_an_operator_of_one_namespace_needs_no_right_beyond_it(world: Any) -> None:
+    """A second release, while the cluster-wide one rests: it works where it may, and touches nothing elsewhere."""
+    world.reference()
+    done = next(n for n in namespaces(world) if n.startswith("e2e-undisturbed"))
+    output = world.job(done, "undisturbed")["spec"]["output"]["uri"]
+    watched, other = world.namespace("watched"), world.namespace("other")
+    with world.disruption:
+        world.scale_operator(0)
+        try:
+            world.install("--set", f"watchNamespaces={{{watched}}}", "--set", "profile.create=false", release="one")
+            for namespace in (watched, other):
+                world.apply(world.small_job("again", output=output), namespace)
+            status = world.succeeded(watched, "again")
+            assert condition(status, "Succeeded")["reason"] == "Reused"
+            assert world.status(other, "again").get("phase") is None
+            rights = {
+                question: allowed(world, question)
+                for question in (
+                    f"get secrets -n {watched}",
+                    f"list jobs.batch -n {other}",
+                    f"update finetunejobs.finetune.dev -n {watched}",
+                    f"create jobs.batch -n {watched}",
+                    "list finetuneprofiles.finetune.dev",
+                    "update finetuneprofiles.finetune.dev",
+                )
+            }
+        finally:
+            world.uninstall("one")
+            world.scale_operator(1)
+    assert list(rights.values()) == [False, False, False, True, True, False], rights
+    world.succeeded(other, "again")
+
+
+def allowed(world: Any, question: str) -> bool:
+    user = "system:serviceaccount:finetune-system:one-finetune-operator"
+    done = world.kubectl.run("auth", "can-i", *question.split(), f"--as={user}")
+    assert done.stdout.strip() in ("yes", "no"), done.stderr
+    return bool(done.stdout.strip() == "yes")
+
+
+def test_the_operator_serves_metrics_and_health(world: Any) -> None:
+    service = "/api/v1/namespaces/finetune-system/services/finetune-operator:metrics/proxy"
+    with world.disruption:
+        assert "finetune" in world.kubectl("get", "--raw", f"{service}/metrics")
+        world.kubectl("get", "--raw", f"{service}/healthz")
 
 
 # --- what is asserted above ---
