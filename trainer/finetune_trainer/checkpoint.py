@@ -9,6 +9,7 @@ import logging
 import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as done
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -164,10 +165,12 @@ class Checkpoints:
         work: Path,
         keep_last: int,
         committed: Callable[[Record], None] = lambda record: None,
+        beat: Callable[[], None] = lambda: None,
     ) -> None:
         self._store, self._claim, self._work = store, claim, work / "upload"
         self._keep_last = keep_last
         self._committed = committed
+        self._beat = beat
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
         self._used: dict[int, int] = {}
@@ -190,6 +193,8 @@ class Checkpoints:
         """Until nothing is on its way."""
         if self._pending is not None:
             pending, self._pending = self._pending, None
+            while not done([pending], timeout=1.0).done:
+                self._beat()
             pending.result()
 
     def close(self) -> None:
@@ -244,12 +249,12 @@ class Checkpoints:
         return sorted({record.number for record in last} | set(bests.values()))
 
 
-def fetch(body: Mapping[str, Any], store: Store, directory: Path) -> None:
+def fetch(body: Mapping[str, Any], store: Store, directory: Path, *, beat: Callable[[], None]) -> None:
     """Download the files of a checkpoint record, verified. Raises Damaged, NotFound."""
     for entry in body["objects"]:
         path = directory / entry["key"].rpartition("/")[2]
         if not path.exists():
-            store.download(entry["key"], path, sha256=entry["sha256"])
+            store.download(entry["key"], path, sha256=entry["sha256"], progress=lambda _done: beat())
 
 
 def open_fetched(directory: Path) -> Restored:
@@ -265,7 +270,7 @@ def open_fetched(directory: Path) -> Restored:
         ) from error
 
 
-def newest_whole(records: list[Record], store: Store, work: Path) -> Record | None:
+def newest_whole(records: list[Record], store: Store, work: Path, *, beat: Callable[[], None]) -> Record | None:
     """The newest live checkpoint whose every byte is right, downloaded below `work`; None when there is no checkpoint.
 
     Raises Damaged when there are checkpoints and all are damaged.
@@ -274,7 +279,7 @@ def newest_whole(records: list[Record], store: Store, work: Path) -> Record | No
     for record in live_checkpoints(records):
         directory = directory_of(work, record.sha256)
         try:
-            fetch(record.body, store, directory)
+            fetch(record.body, store, directory, beat=beat)
             open_fetched(directory)
             return record
         except (Damaged, NotFound) as error:

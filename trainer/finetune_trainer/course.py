@@ -9,10 +9,6 @@ from finetune_trainer.checkpoint import Best, State
 from finetune_trainer.tasks import Metrics
 
 
-class Stopped(Exception):
-    """Asked to stop; a checkpoint of this step has been handed over."""
-
-
 class Diverged(Exception):
     """The loss or the gradient of a step became NaN or infinite."""
 

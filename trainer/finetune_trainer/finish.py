@@ -6,7 +6,8 @@ never trains again; another test set or another form of publication does not tra
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cache, partial
 from typing import Any
 
 from pydantic import ValidationError
@@ -23,6 +24,8 @@ from finetune_trainer.storage import Damaged, Store
 from finetune_trainer.storage.commit import Record, RecordKind, find, publish_current
 from finetune_trainer.world import World
 
+TunedModel = Callable[[], tuple[adapt.Method, Any]]
+"""Gives the model that will be published, loaded when it is first asked for."""
 _log = logging.getLogger("finetune.train")
 
 
@@ -39,9 +42,10 @@ def finish(attempt: Attempt) -> TrainOutcome:
         attempt.reporter.update(stage="Loading", **steps)
         fetch_inputs(attempt)
         attempt.reporter.update(stage="Evaluating", **steps)
-        status = _evaluate(attempt, trained, evaluation)
+        tuned = cache(partial(_tuned_model, attempt, trained))
+        status = _evaluate(attempt, tuned, evaluation)
         attempt.reporter.update(stage="Publishing")
-        outcome = _publish(attempt, trained, status, evaluation=evaluation, publication=publication)
+        outcome = _publish(attempt, trained, tuned, status, evaluation=evaluation, publication=publication)
     publish_current(
         attempt.store,
         {
@@ -71,7 +75,7 @@ def _is_whole(record: Record, store: Store) -> bool:
     return bool(heads) and all(info is not None and info.size == size for info, size in heads)
 
 
-def _evaluate(attempt: Attempt, trained: Record, evaluation: str) -> EvaluationStatus:
+def _evaluate(attempt: Attempt, tuned_model: TunedModel, evaluation: str) -> EvaluationStatus:
     """Baseline and tuned metrics on the test rows, or on the validation rows where there are none."""
     test, validation = attempt.encoded.rows(TEST), attempt.encoded.rows(VALIDATION)
     on, rows = ("test", test) if len(test) else ("validation", validation)
@@ -84,7 +88,9 @@ def _evaluate(attempt: Attempt, trained: Record, evaluation: str) -> EvaluationS
     weights = attempt.config.output.weights
     tuned = _done(attempt, RecordKind.EVALUATED, evaluationId=evaluation, weights=weights)
     if tuned is None:
-        metrics = _tuned(attempt, trained, rows)
+        evaluator = attempt.evaluator(_alone(attempt))
+        metrics = evaluator.measure(tuned_model()[1], rows, inputs_of=attempt.inputs_of)
+        _log.info("tuned: %s", metrics)
         tuned = {
             "evaluationId": evaluation,
             "weights": weights,
@@ -124,13 +130,6 @@ def _baseline(attempt: Attempt, rows: Rows) -> dict[str, Metrics | None]:
     return {"majority": majority, "probe": probe}
 
 
-def _tuned(attempt: Attempt, trained: Record, rows: Rows) -> Metrics:
-    _, model = _tuned_model(attempt, trained)
-    metrics = attempt.evaluator(_alone(attempt)).measure(model, rows, inputs_of=attempt.inputs_of)
-    _log.info("tuned: %s", metrics)
-    return metrics
-
-
 def _alone(attempt: Attempt) -> World:
     return World(device=attempt.world.device)
 
@@ -144,7 +143,7 @@ def _tuned_model(attempt: Attempt, trained: Record) -> tuple[adapt.Method, Any]:
             "CheckpointsDamaged", f"Record {number} of the run's log, which holds the trained weights, is damaged."
         )
     directory = checkpoint.directory_of(attempt.work, record.sha256)
-    checkpoint.fetch(record.body, attempt.store, directory)
+    checkpoint.fetch(record.body, attempt.store, directory, beat=attempt.heart.beat_or_stop)
     method = adapt.get(attempt.config.method)
     model = method.prepare(attempt.load(), seed=attempt.config.training.seed)
     checkpoint.restore_weights(model, checkpoint.open_fetched(directory).weights)
@@ -152,11 +151,17 @@ def _tuned_model(attempt: Attempt, trained: Record) -> tuple[adapt.Method, Any]:
 
 
 def _publish(
-    attempt: Attempt, trained: Record, evaluation_status: EvaluationStatus, *, evaluation: str, publication: str
+    attempt: Attempt,
+    trained: Record,
+    tuned_model: TunedModel,
+    status: EvaluationStatus,
+    *,
+    evaluation: str,
+    publication: str,
 ) -> TrainOutcome:
     """Write, upload and commit the model's directory."""
     assert attempt.claim is not None
-    method, model = _tuned_model(attempt, trained)
+    method, model = tuned_model()
     example = attempt.inputs_of(attempt.encoded.rows(TRAIN)[:8])
     del example["labels"]
     directory = attempt.work / "model"
@@ -166,10 +171,9 @@ def _publish(
         method=method,
         base=attempt.base,
         config=attempt.config,
-        evaluation=evaluation_status,
+        evaluation=status,
         example=example,
     )
-    # A further publication of the same attempt never meets the keys of an earlier one.
     prefix = f"{attempt.claim.prefix}model/"
     objects = publish.upload_directory(directory, attempt.store, prefix, beat=attempt.heart.beat_or_stop)
     outcome = TrainOutcome(
@@ -177,7 +181,7 @@ def _publish(
         total_steps=trained.body["totalSteps"],
         final_loss=trained.body["finalLoss"],
         best=trained.body["best"],
-        evaluation=evaluation_status,
+        evaluation=status,
         model=ModelStatus(
             uri=f"{attempt.store.uri}/{prefix.rstrip('/')}",
             digest=digest,

@@ -22,9 +22,10 @@ import torch
 from finetune_api.contract import TrainingConfig
 from finetune_trainer.adapt.base import InputsOf
 from finetune_trainer.checkpoint import State
-from finetune_trainer.course import Diverged, OutOfMemory, Plan, Stopped, is_out_of_memory
+from finetune_trainer.course import Diverged, OutOfMemory, Plan, is_out_of_memory
 from finetune_trainer.data.order import Order, Rows, derive, micro_batches
 from finetune_trainer.optim import learning_rate, set_learning_rate
+from finetune_trainer.signs import Stopped
 from finetune_trainer.tasks import Metrics, Task
 from finetune_trainer.world import World
 

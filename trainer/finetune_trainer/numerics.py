@@ -11,7 +11,7 @@ import torch
 from finetune_api.contract import RunConfig
 from finetune_trainer.world import World
 
-ATTENTION = "sdpa"
+ATTENTION = "sdpa, or eager where the model has no other"
 _LIBRARIES = ("torch", "transformers", "accelerate", "peft", "numpy", "safetensors", "scikit-learn")
 
 

@@ -48,7 +48,7 @@ def write_directory(
 
 
 def directory_digest(directory: Path) -> str:
-    """`sha256:` and the SHA-256 over names and digests of all files but the model card, which tells of circumstances."""
+    """`sha256:` and the SHA-256 over names and digests of all files but the card, which tells of circumstances."""
     lines = [
         f"{path.relative_to(directory).as_posix()} {_sha256(path)}\n"
         for path in sorted(directory.rglob("*"))

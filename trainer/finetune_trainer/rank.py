@@ -18,20 +18,21 @@ from pydantic import ValidationError
 
 from finetune_api.contract import ExitCode, LastMessage, RunConfig, TrainOutcome
 from finetune_trainer import lastmessage
+from finetune_trainer.config import storage_settings
 from finetune_trainer.run import RunRecord, run_key
-from finetune_trainer.storage import Damaged, StorageError, StorageSettings, Store, open_store
+from finetune_trainer.signs import Heart, Reporter, Signals, Stopped, wait_for
+from finetune_trainer.storage import Damaged, StorageError, Store, open_store
 from finetune_trainer.storage.commit import Fenced, latest_checkpoint
 
 _log = logging.getLogger("finetune.train")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Torch is imported later, by Rank: signals and signs of life come first."""
     options = _options(arguments)
     _environment(options.work)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
     warnings.filterwarnings("ignore", category=FutureWarning)  # of libraries, to their own callers
-    from finetune_trainer.signs import Signals  # after the environment: this loads torch
-
     signals = Signals()
     signals.install()
     return Rank(options, signals).main()
@@ -60,7 +61,7 @@ def _environment(work: Path) -> None:
 class Rank:
     """This process's life, and what every way of it ending means."""
 
-    def __init__(self, options: argparse.Namespace, signals: Any) -> None:
+    def __init__(self, options: argparse.Namespace, signals: Signals) -> None:
         self._options = options
         self._signals = signals
         self._work: Path = options.work
@@ -68,11 +69,12 @@ class Rank:
         self._message = self._state / "message.json"
         self._rank = int(os.environ.get("RANK", "0"))
         self._beside_rank_0 = self._rank != 0 and self._rank == int(os.environ.get("LOCAL_RANK", "0"))
+        self._heart = Heart(self._state, rank=self._rank, signals=signals)
         self._attempt: Any = None
 
     def main(self) -> int:
         """Exceptions that belong to no exit code pass through: 1 and a traceback."""
-        from finetune_trainer.course import Diverged, OutOfMemory, Stopped, is_out_of_memory
+        from finetune_trainer.course import Diverged, OutOfMemory, is_out_of_memory
         from finetune_trainer.model import ModelError
 
         try:
@@ -101,19 +103,14 @@ class Rank:
         from finetune_trainer import world as worlds
         from finetune_trainer.attempt import Attempt, begin, fetch_inputs
         from finetune_trainer.finish import finish
-        from finetune_trainer.signs import Heart, Reporter
         from finetune_trainer.training import train_what_is_left
 
-        self._work.mkdir(parents=True, exist_ok=True)
-        heart = Heart(self._state, rank=self._rank, signals=self._signals)
         if self._rank == 0:
             self._message.unlink(missing_ok=True)
         run_id = self._options.run_id
         reporter = Reporter(self._state, run_id=run_id, active=self._rank == 0)
         config = _config(self._options.config)
-        settings = StorageSettings(
-            endpoint=config.storage.endpoint, region=config.storage.region, credentials_dir=self._options.credentials
-        )
+        settings = storage_settings(config, self._options.credentials)
         store = open_store(config.output.uri, settings)
         record = _record(store, run_id)
         world = worlds.join()
@@ -127,7 +124,7 @@ class Rank:
             work=self._work,
             world=world,
             signals=self._signals,
-            heart=heart,
+            heart=self._heart,
             reporter=reporter,
         )
         if not begin(attempt):
@@ -152,9 +149,7 @@ class Rank:
     def _wait_for_rank_0(self) -> None:
         """The supervisor ends a pod's ranks together, so those beside rank 0 stay until it is done."""
         if self._beside_rank_0:
-            from finetune_trainer.signs import wait_for
-
-            wait_for(self._message, self._attempt.heart.beat)
+            wait_for(self._message, self._heart.beat)
 
     def _out_of_memory(self, error: BaseException) -> int:
         from finetune_trainer.attempt import note_memory

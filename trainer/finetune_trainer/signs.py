@@ -1,4 +1,4 @@
-"""What a rank and its supervisor say to each other through files below WORK/state, and by signals."""
+"""What a rank and its supervisor say to each other through files below WORK/state, and by signals. Torch-free."""
 
 import faulthandler
 import os
@@ -14,10 +14,13 @@ from typing import Any, Literal
 
 from finetune_api.contract import Checkpointed, Progress
 from finetune_api.job import BestCheckpoint
-from finetune_trainer.course import Stopped
 
 Stage = Literal["Loading", "Training", "Evaluating", "Publishing"]
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Stopped(Exception):
+    """Asked to stop; in training, a checkpoint of the last step has been handed over."""
 
 
 class Signals:

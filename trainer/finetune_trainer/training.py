@@ -41,6 +41,7 @@ def train_what_is_left(attempt: Attempt) -> None:
             work=attempt.work,
             keep_last=attempt.config.checkpoint.keep_last,
             committed=lambda record: _committed(attempt, record),
+            beat=attempt.heart.beat,
         )
     try:
         try:
@@ -61,6 +62,7 @@ def _committed(attempt: Attempt, record: Record) -> None:
 
 
 def _train(attempt: Attempt, checkpoints: Checkpoints | None) -> None:
+    attempt.reporter.update(stage="Loading")
     trainee = prepare(attempt)
     state = trainee.state
     attempt.reporter.update(
@@ -71,6 +73,7 @@ def _train(attempt: Attempt, checkpoints: Checkpoints | None) -> None:
     finally:
         if checkpoints is not None:
             checkpoints.wait()
+        attempt.accelerator.free_memory()
     if attempt.claim is not None:
         attempt.claim.append(RecordKind.TRAINED, _trained(attempt, state))
 
@@ -134,7 +137,6 @@ def prepare(attempt: Attempt) -> Trainee:
     optimizer = make_optimizer(checkpoint.trainable(model).items(), config)
     if restored is not None:
         checkpoint.restore_optimizer(model, optimizer, restored.optimizer)
-    attempt.accelerator.free_memory()
     objective, prepared = attempt.accelerator.prepare(Objective(module, attempt.task), optimizer)
     setup = Setup(
         world=attempt.world,
@@ -166,14 +168,14 @@ def _newest(attempt: Attempt) -> Restored | None:
     """The newest whole checkpoint, chosen by rank 0, on every rank."""
     news: dict[str, Any] | None = None
     if attempt.world.leads:
-        record = checkpoint.newest_whole(attempt.records, attempt.store, attempt.work)
+        record = checkpoint.newest_whole(attempt.records, attempt.store, attempt.work, beat=attempt.heart.beat)
         news = {"sha256": record.sha256, "body": dict(record.body)} if record else {}
     news = attempt.world.share(news)
     if not news:
         return None
     directory = checkpoint.directory_of(attempt.work, news["sha256"])
     if attempt.world.leads_node:
-        checkpoint.fetch(news["body"], attempt.store, directory)
+        checkpoint.fetch(news["body"], attempt.store, directory, beat=attempt.heart.beat)
     for name in (checkpoint.WEIGHTS, checkpoint.OPTIMIZER, checkpoint.STATE):
         wait_for(directory / name, attempt.heart.beat)
     return checkpoint.open_fetched(directory)
@@ -211,15 +213,16 @@ class Duties:
         return metrics
 
     def checkpoint(self, state: State) -> None:
-        if self._checkpoints is None:
-            return
-        self._saved = time.monotonic()
-        model, optimizer = self._trainee.model, self._trainee.setup.optimizer
-        self._checkpoints.save(
-            state,
-            weights=checkpoint.snapshot_weights(model),
-            optimizer=checkpoint.snapshot_optimizer(model, optimizer),
-        )
+        if self._checkpoints is not None:
+            self._saved = time.monotonic()
+            model, optimizer = self._trainee.model, self._trainee.setup.optimizer
+            self._checkpoints.save(
+                state,
+                weights=checkpoint.snapshot_weights(model),
+                optimizer=checkpoint.snapshot_optimizer(model, optimizer),
+            )
+        # Rank 0 may have waited for an upload: the others wait for it here, where they can show signs of life.
+        self._attempt.world.flags([]).wait(self._attempt.heart.beat)
 
     def report(self, state: State) -> None:
         self._reported = time.monotonic()

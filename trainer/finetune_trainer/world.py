@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -50,7 +51,7 @@ class World:
 
     def flags(self, mine: Sequence[bool]) -> "Flags":
         """Begin to combine flags: each is set when any rank has set it. They travel while the gradients do."""
-        tensor = torch.tensor(mine, dtype=torch.uint8)
+        tensor = torch.tensor([*mine, False], dtype=torch.uint8)
         if self.size == 1:
             return Flags(tensor, None)
         return Flags(tensor, dist.all_reduce(tensor, op=dist.ReduceOp.MAX, async_op=True))
@@ -80,10 +81,14 @@ class Flags:
     tensor: torch.Tensor
     work: Any
 
-    def wait(self) -> list[bool]:
+    def wait(self, beat: Callable[[], None] | None = None) -> list[bool]:
+        """The combined flags; `beat` is called meanwhile."""
         if self.work is not None:
+            while beat is not None and not self.work.is_completed():
+                beat()
+                time.sleep(0.05)
             self.work.wait()
-        return [bool(flag) for flag in self.tensor]
+        return [bool(flag) for flag in self.tensor[:-1]]
 
 
 def join() -> World:

@@ -10,11 +10,12 @@ import torch
 from finetune_api.contract import TrainingConfig
 from finetune_trainer import tasks
 from finetune_trainer.checkpoint import State
-from finetune_trainer.course import Diverged, OutOfMemory, Plan, Stopped
+from finetune_trainer.course import Diverged, OutOfMemory, Plan
 from finetune_trainer.data.order import Order
 from finetune_trainer.loop import Objective, Setup, train
 from finetune_trainer.model import load
 from finetune_trainer.optim import learning_rate, make_optimizer
+from finetune_trainer.signs import Stopped
 from finetune_trainer.world import World
 
 TASK = tasks.get("text-classification")

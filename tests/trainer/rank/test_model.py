@@ -177,7 +177,7 @@ def test_the_last_and_the_best_of_each_stay_live(tmp_path: Path) -> None:
             # Were the checkpoint of step 4 damaged, step 3 would be gone on from, whose best is step 1.
             assert live == [4, 3, 1]
     assert live == [7, 6, 4]
-    record = checkpoint.newest_whole(log.records, store, tmp_path)
+    record = checkpoint.newest_whole(log.records, store, tmp_path, beat=lambda: None)
     assert record is not None
     restored = checkpoint.open_fetched(checkpoint.directory_of(tmp_path, record.sha256))
     assert restored.state.step == 7
@@ -256,6 +256,19 @@ def test_numerics_are_restored_and_changes_are_named(make_run: Any, rows: Any, m
     assert numerics.resolve(other, world=World(), before=halved)["microBatch"] == 2
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert numerics.resolve(config, world=World(), before=first)["threads"] == 3
+
+
+def test_an_attempt_after_one_that_ran_out_of_memory_begins_halved(make_run: Any, rows: Any) -> None:
+    from finetune_trainer.attempt import _memory_note, _numerics_before
+
+    made = make_run(rows(20), training={"microBatch": 8})
+    first = numerics.resolve(made.config, world=World(), before=None)
+    log = RunLog(made.store, "run")
+    claim = log.claim(holder=Holder(), numerics=first)
+    assert _numerics_before(log.read(), made.store, "run") == first
+    made.store.write(_memory_note("run", claim.number), b'{"microBatch": 8}')
+    before = _numerics_before(log.read(), made.store, "run")
+    assert numerics.resolve(made.config, world=World(), before=before)["microBatch"] == 4
 
 
 def test_the_thread_count_is_measured_where_nothing_says_it(

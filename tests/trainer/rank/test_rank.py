@@ -101,6 +101,33 @@ def test_a_run_killed_again_and_again_ends_in_the_same_bytes(make_run: Any, rows
     assert made.published()["outcome"]["evaluation"] == calm.published()["outcome"]["evaluation"]
 
 
+def test_a_real_model_killed_in_training_ends_in_the_same_model(
+    make_run: Any, rows: Any, minilm_dir: Path, tmp_path: Path
+) -> None:
+    base = tmp_path / "base"
+    base.mkdir()
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(minilm_dir / name, base / name)
+    spec: dict[str, Any] = {
+        "method": {"type": "lora", "rank": 4, "dropout": 0.1},
+        "training": {"maxSteps": 6, "batchSize": 8, "microBatch": 4, "learningRate": 1e-3},
+        "checkpoint": {"every": {"steps": 2}},
+        "output": {"merge": True},
+    }
+    calm = make_run(rows(40), base=base, name="calm", **spec)
+    assert calm.run(tmp_path / "work-calm")[0] == 0
+    made = make_run(rows(40), base=base, name="killed", **spec)
+    started = made.start(tmp_path / "work-first")
+    wait_for_records(made, 2)
+    started.kill(signal.SIGKILL)
+    assert started.wait() == -9
+    code, log = made.run(tmp_path / "work-second")
+    assert code == 0, log
+    assert "going on from the checkpoint of step" in log
+    assert made.losses() == calm.losses()
+    assert made.published()["outcome"]["model"]["digest"] == calm.published()["outcome"]["model"]["digest"]
+
+
 def test_nothing_is_ever_unpickled(make_run: Any, rows: Any, tmp_path: Path) -> None:
     made = make_run(rows(100), training=FAST, checkpoint={"every": {"steps": 3}})
     started = made.start(tmp_path / "first", audit=True)
@@ -237,7 +264,7 @@ def test_early_stopping_ends_the_run_and_the_best_weights_are_published(
 def test_several_labels_a_row(make_run: Any, rows: Any, tmp_path: Path) -> None:
     texts, labels = rows(200)
     several = [[label, "long"] if len(text.split()) > 7 else [label] for text, label in zip(texts, labels, strict=True)]
-    made = make_run((texts, several), training=FAST)
+    made = make_run((texts, several), training={**FAST, "precision": "bf16"})
     code, log = made.run(tmp_path / "work")
     assert code == 0, log
     config = json.loads((made.model() / "config.json").read_text())
