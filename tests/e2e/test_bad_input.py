@@ -97,13 +97,13 @@ WAITING: dict[str, Case] = {
     "wrong-credentials": Case(
         "Pending",
         "InvalidCredentials",
-        (r"secret access key does not belong", r"PREFIX"),
+        (r"secret access key does not belong", r"in the Secret PREFIX"),
         spec={"storage": {"credentialsSecret": "PREFIX"}},
     ),
     "secret-missing": Case(
         "Pending",
         "CredentialsMissing",
-        (r"PREFIX", r"AWS_ACCESS_KEY_ID"),
+        (r"provide AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the Secret PREFIX",),
         spec={"storage": {"credentialsSecret": "PREFIX"}},
     ),
     "endpoint-unreachable": Case(
@@ -115,7 +115,7 @@ WAITING: dict[str, Case] = {
     "output-not-writable": Case(
         "Pending",
         "OutputNotWritable",
-        (r"spec\.output\.uri", r"s3:PutObject"),
+        (r"spec\.output\.uri", r"s3:PutObject", r"the Secret reader"),
         spec={"storage": {"credentialsSecret": "reader"}},
     ),
 }

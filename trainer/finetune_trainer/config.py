@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from finetune_api.contract import RunConfig
+from finetune_api.contract import CREDENTIALS_PATH, RunConfig
 from finetune_trainer.data.read import DataError
 from finetune_trainer.storage import StorageSettings
 
@@ -28,4 +28,10 @@ def read_config(path: Path) -> RunConfig:
 def storage_settings(config: RunConfig, credentials: Path | None) -> StorageSettings:
     """How all stores of a run are reached; `credentials` is the directory of a mounted Secret."""
     storage = config.storage
-    return StorageSettings(endpoint=storage.endpoint, region=storage.region, credentials_dir=credentials)
+    mounted = credentials == Path(CREDENTIALS_PATH)
+    return StorageSettings(
+        endpoint=storage.endpoint,
+        region=storage.region,
+        credentials_dir=credentials,
+        credentials_name=f"the Secret {storage.credentials_secret}" if mounted else None,
+    )

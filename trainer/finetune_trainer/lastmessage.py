@@ -8,7 +8,8 @@ from finetune_api.contract import MESSAGE_LIMIT, ExitCode, LastMessage
 from finetune_trainer.data.read import DataError
 from finetune_trainer.storage import Damaged, PreconditionFailed, StorageError
 
-_SECRET_NAMES = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID")
+# The access key id only names an identity, and is often a plain word that addresses hold, too.
+_SECRET_NAMES = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 _SENTENCE_LIMIT = 512
 # Shorter values would mangle sentences and protect nothing.
 _SHORTEST_SECRET = 8

@@ -58,7 +58,7 @@ def probe_conditional_writes(store: Store, prefix: str) -> bool:
     key = "/".join(filter(None, (prefix.strip("/"), f"probe-{secrets.token_hex(8)}")))
     try:
         store.create(key, b"first")
-    except (AccessDenied, NotFound):
+    except (AccessDenied, NotFound, Unreachable):
         raise  # nothing was written; a denied clean-up would only hide that
     except StorageError as error:
         store.delete([key])  # its answer may have been lost

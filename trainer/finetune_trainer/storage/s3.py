@@ -442,7 +442,7 @@ class Connection:
     def __init__(self, settings: StorageSettings) -> None:
         self._settings = settings
         self._endpoint = _checked_endpoint(settings.endpoint)
-        self._credentials = f"{settings.credentials_dir}" if settings.credentials_dir else "the SDK's credential chain"
+        self._credentials = settings.credentials_name or str(settings.credentials_dir or "the SDK's credential chain")
         # What accepts connections and never answers is found out as soon as what refuses them.
         self._first_timeout = min(settings.read_timeout, settings.connect_deadline)
         self._lock = threading.Lock()
