@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import AfterValidator, Field, StringConstraints
 
 from finetune_api.base import Model, Rule, at_most_one_of, exactly_one_of, only_with, spec_field
 
@@ -315,7 +315,9 @@ Phase = Literal[
     "Pending", "Preflight", "Queued", "Starting", "Training", "Evaluating", "Succeeded", "Failed", "Suspended"
 ]
 Time = Annotated[str, Field(json_schema_extra={"format": "date-time"}, max_length=40)]
-Metrics = Annotated[dict[Annotated[str, StringConstraints(max_length=64)], float], Field(max_length=32)]
+Figure = Annotated[float, AfterValidator(lambda value: float(f"{value:.5g}"))]
+"""A measured number, to five digits: more of them say nothing and fill the screen."""
+Metrics = Annotated[dict[Annotated[str, StringConstraints(max_length=64)], Figure], Field(max_length=32)]
 
 
 class RunStatus(Model):
@@ -328,7 +330,7 @@ class RunStatus(Model):
 class BestCheckpoint(Model):
     step: int = Field(description="Optimizer step of the best checkpoint.")
     metric: str = Field(description="The metric that chose it, evaluation.primary.", max_length=64)
-    value: float = Field(description="Its value on the validation rows.")
+    value: Figure = Field(description="Its value on the validation rows.")
 
 
 class CheckpointStatus(Model):
@@ -341,11 +343,11 @@ class CheckpointStatus(Model):
 class ProgressStatus(Model):
     step: int = Field(description="Optimizer steps done.")
     total_steps: int = Field(description="Optimizer steps to do.")
-    epoch: float | None = Field(None, description="How often the training rows were seen so far.")
+    epoch: Figure | None = Field(None, description="How often the training rows were seen so far.")
     percent: int = Field(description="Share of the steps done.")
-    loss: float | None = Field(None, description="Training loss of the last steps, a mean over labels.")
-    learning_rate: float | None = Field(None, description="Learning rate of the last step.")
-    samples_per_second: float | None = Field(None, description="Training rows per second over the whole job.")
+    loss: Figure | None = Field(None, description="Training loss of the last steps, a mean over labels.")
+    learning_rate: Figure | None = Field(None, description="Learning rate of the last step.")
+    samples_per_second: Figure | None = Field(None, description="Training rows per second over the whole job.")
     estimated_completion_time: Time | None = Field(None, description="When the last step is expected to be done.")
     updated_at: Time | None = Field(None, description="When the trainer said this.")
 
@@ -375,7 +377,7 @@ class PreflightStatus(Model):
     labels: int | None = Field(None, description="Number of labels.")
     multi_label: bool | None = Field(None, description="Whether a row may have several labels.")
     tokens: TokenLengths | None = Field(None, description="Lengths of the rows, before any cut.")
-    truncated_percent: float | None = Field(None, description="Share of rows longer than data.maxLength.")
+    truncated_percent: Figure | None = Field(None, description="Share of rows longer than data.maxLength.")
     warnings: list[Text] | None = Field(
         None, description="What looks wrong but stops nothing; the first ten.", max_length=10
     )

@@ -5,6 +5,7 @@ tuning has added to what the base knew already.
 """
 
 import logging
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -24,6 +25,10 @@ from finetune_trainer.world import World
 CHUNK = 64
 """Rows evaluated together; fixed, so that a loss does not depend on the micro-batch."""
 PROBE_ROWS = 5000
+STRENGTHS = (0.01, 0.001, 0.1, 1.0)
+"""Inverse regularisation of the probe, on standardised features; the first where there are too many labels to choose."""
+_MANY = 50
+_LEAST = 1e-15
 _log = logging.getLogger(__name__)
 
 
@@ -91,7 +96,7 @@ class Evaluator:
         features = self._features(trunk, known, inputs_of)
         answers = self._features(trunk, asked, inputs_of)
         wanted = self.encoded.labels(asked)
-        predictions, loss = _regress(features, labels, answers, wanted)
+        predictions, loss = _regress(features, labels, answers, wanted, seed=seed)
         return self.task.metrics(wanted, predictions, loss=loss)
 
     def _features(self, trunk: Any, rows: Rows, inputs_of: InputsOf) -> NDArray[np.float32]:
@@ -114,28 +119,57 @@ def _pooled(states: torch.Tensor, inputs: Inputs) -> torch.Tensor:
 
 
 def _regress(
-    features: NDArray[np.float32], labels: NDArray[Any], answers: NDArray[np.float32], wanted: NDArray[Any]
+    features: NDArray[np.float32],
+    labels: NDArray[Any],
+    answers: NDArray[np.float32],
+    wanted: NDArray[Any],
+    *,
+    seed: int,
 ) -> tuple[NDArray[Any], float]:
-    """Predictions for `answers` in the form of `labels`, and their mean loss on `wanted`."""
+    """Predictions for `answers` in the form of `labels`, and their mean loss on `wanted`.
+
+    The strength of the regularisation is chosen on a fifth of the rows held out, because a probe that overfits would
+    flatter the tuned model.
+    """
+    strength = STRENGTHS[0]
+    if np.unique(labels, axis=0).shape[0] <= _MANY:
+        place = permute(np.arange(len(labels)), size=len(labels), key=derive(seed, "probe-strength"))
+        held, rest = place[: len(place) // 5], place[len(place) // 5 :]
+        losses = {
+            candidate: _loss(*_shares(features[rest], labels[rest], features[held], candidate), labels[held])
+            for candidate in STRENGTHS
+            if len(held)
+        }
+        strength = min(losses, key=lambda candidate: losses[candidate], default=strength)
+    classes, shares = _shares(features, labels, answers, strength)
+    loss = _loss(classes, shares, wanted)
+    if labels.ndim == 2:
+        return (shares > 0.5).astype(labels.dtype), loss
+    return classes[shares.argmax(1)].astype(labels.dtype), loss
+
+
+def _shares(
+    features: NDArray[np.float32], labels: NDArray[Any], answers: NDArray[np.float32], strength: float
+) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """Classes, and the probability of each for each answer, of a regression with that inverse regularisation."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.multiclass import OneVsRestClassifier
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    single = labels.ndim == 1
-    regression = LogisticRegression(max_iter=1000)
-    model = make_pipeline(StandardScaler(), regression if single else OneVsRestClassifier(regression))
-    import warnings
-
+    if labels.ndim == 1 and labels.min() == labels.max():
+        return labels[:1], np.ones((len(answers), 1))
+    regression = LogisticRegression(max_iter=1000, C=strength)
+    model = make_pipeline(StandardScaler(), regression if labels.ndim == 1 else OneVsRestClassifier(regression))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a label without a row, or a fit cut short, is still a baseline
         model.fit(features, labels)
-        shares = np.asarray(model.predict_proba(answers), dtype=np.float64)
-    shares = np.clip(shares, 1e-15, 1 - 1e-15)
-    if not single:
-        loss = -np.where(wanted, np.log(shares), np.log1p(-shares)).mean()
-        return (shares > 0.5).astype(labels.dtype), float(loss)
-    classes = np.asarray(model.classes_)
+        return np.asarray(model.classes_), np.asarray(model.predict_proba(answers), dtype=np.float64)
+
+
+def _loss(classes: NDArray[Any], shares: NDArray[np.float64], wanted: NDArray[Any]) -> float:
+    shares = np.clip(shares, _LEAST, 1 - _LEAST)
+    if wanted.ndim == 2:
+        return float(-np.where(wanted, np.log(shares), np.log1p(-shares)).mean())
     hits = wanted[:, None] == classes[None, :]
-    chosen = np.where(hits.any(1), np.where(hits, shares, 0).sum(1), 1e-15)
-    return classes[shares.argmax(1)].astype(labels.dtype), float(-np.log(chosen).mean())
+    return float(-np.log(np.where(hits, shares, 0).sum(1).clip(min=_LEAST)).mean())

@@ -12,6 +12,7 @@ import torch
 from finetune_api.contract import MethodConfig
 from finetune_trainer import adapt, checkpoint, numerics, tasks
 from finetune_trainer.checkpoint import Best, Checkpoints, State
+from finetune_trainer.evaluate import _loss, _regress, _shares
 from finetune_trainer.model import Loaded, ModelError, load
 from finetune_trainer.storage import Damaged, StorageSettings, open_store
 from finetune_trainer.storage.commit import Holder, RecordKind, RunLog, live_checkpoints
@@ -153,6 +154,32 @@ def test_pickled_weights_are_not_loaded(tiny_base: Path, tmp_path: Path) -> None
     torch.save({}, tmp_path / "pytorch_model.bin")
     with pytest.raises(ModelError, match="safetensors"):
         loaded(tmp_path)
+
+
+# --- the probe ---
+
+
+def test_the_probe_is_regularised_as_rows_held_out_ask_for() -> None:
+    """Two hundred rows of three hundred features, one of which tells: the weakest regularisation only learns noise."""
+    draw = np.random.default_rng(0)
+    features = draw.normal(size=(1200, 300)).astype(np.float32)
+    labels = (features[:, 0] + features[:, 1] > 0).astype(np.int32) + 4
+    known, asked = slice(0, 200), slice(200, None)
+    predictions, loss = _regress(features[known], labels[known], features[asked], labels[asked], seed=1)
+    classes, shares = _shares(features[known], labels[known], features[asked], 1.0)
+    assert loss < 0.8 * _loss(classes, shares, labels[asked])
+    assert set(predictions) == {4, 5}
+    assert (predictions == labels[asked]).mean() > 0.65
+
+
+def test_a_probe_of_several_labels_answers_in_their_form() -> None:
+    features = np.random.default_rng(0).normal(size=(100, 4)).astype(np.float32)
+    labels = (features[:, :3] > 0).astype(np.uint8)
+    labels[:, 2] = 0  # no row has it
+    predictions, loss = _regress(features, labels, features, labels, seed=1)
+    assert predictions.shape == labels.shape
+    assert (predictions == labels).mean() > 0.9
+    assert 0 < loss < 0.5
 
 
 # --- checkpoints ---
