@@ -26,7 +26,7 @@ CHUNK = 64
 """Rows evaluated together; fixed, so that a loss does not depend on the micro-batch."""
 PROBE_ROWS = 5000
 STRENGTHS = (0.01, 0.001, 0.1, 1.0)
-"""Inverse regularisation of the probe, on standardised features; the first where there are too many labels to choose."""
+"""Inverse regularisation of the probe, on standardised features; the first where too many labels make choosing slow."""
 _MANY = 50
 _LEAST = 1e-15
 _log = logging.getLogger(__name__)
