@@ -190,8 +190,12 @@ class Evaluation(Model):
 class CheckpointEvery(Model):
     rules: ClassVar[tuple[Rule, ...]] = (exactly_one_of("duration", "steps"),)
 
-    duration: Duration | None = spec_field("live", "Time between two checkpoints, such as 10m.")
-    steps: int | None = spec_field("live", "Optimizer steps between two checkpoints.", ge=1, le=10_000_000)
+    duration: Duration | None = spec_field(
+        "live", "Time between two checkpoints, such as 10m. A change holds from the next attempt on."
+    )
+    steps: int | None = spec_field(
+        "live", "Optimizer steps between two checkpoints. A change holds from the next attempt on.", ge=1, le=10_000_000
+    )
 
 
 class Checkpoint(Model):
@@ -237,7 +241,18 @@ class Resources(Model):
     per_node: PerNode | None = spec_field(None, "What each pod gets.")
 
 
+_OURS = ("HOME", "JOB_COMPLETION_INDEX")
+
+
 class EnvVar(Model):
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "!(self.name in ['HOME', 'JOB_COMPLETION_INDEX']) && !self.name.startsWith('FINETUNE_')",
+            "HOME, JOB_COMPLETION_INDEX and names that begin with FINETUNE_ are set by the operator",
+            lambda model: model.name not in _OURS and not model.name.startswith("FINETUNE_"),
+        ),
+    )
+
     name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=128)] = spec_field(
         "attempt", "Name of the environment variable.", required=True
     )

@@ -34,6 +34,7 @@ from finetune_operator.views import Child, Counters, Pod
 
 ZOMBIE = timedelta(seconds=60)
 """How long after its deadline a pod that should have ended is still waited for."""
+REFUSED_AGAIN = 60.0
 STARTED = ("Queued", "Starting", "Training", "Evaluating")
 
 
@@ -52,6 +53,24 @@ def decide(o: Observed, *, now: datetime) -> Decision:
         actions=verdict.actions,
         again_after=verdict.again_after,
         events=notes(subject.status, after) if write else (),
+    )
+
+
+def refused(o: Observed, *, reason: str, message: str, now: datetime) -> Decision:
+    """The API server did not take an action. Nothing is forgotten: the same is decided again after a while.
+
+    Without a train Job nothing was begun, and the phase must not claim it: the next look would take the Job for lost.
+    """
+    phase = o.subject.status.phase
+    going_on = phase in STARTED and bool(o.jobs("train"))
+    said = f"the API server refuses what the job needs: {message}"
+    verdict = Verdict(phase if going_on and phase else "Pending", reason, said, stalled=True, again_after=REFUSED_AGAIN)
+    after = compose(o.subject, verdict, now=now)
+    write = worth_writing(o.subject.status, after, now=now, last_write=o.last_write)
+    return Decision(
+        status=after if write else None,
+        again_after=verdict.again_after,
+        events=notes(o.subject.status, after) if write else (),
     )
 
 

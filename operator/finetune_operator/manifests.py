@@ -34,7 +34,6 @@ USER = 65532
 KEEP_SECONDS = 3600
 """How long a finished child Job stays for reading its logs."""
 CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
-OWN_ENVIRONMENT = {"HOME", "JOB_COMPLETION_INDEX"}
 
 
 def base_name(subject: Subject) -> str:
@@ -267,11 +266,7 @@ def _sources(subject: Subject, config: RunConfig) -> list[Manifest]:
 
 def _environment(config: RunConfig, theirs: PodSpec, *, job: str) -> list[Manifest]:
     return [
-        *(
-            {"name": variable.name, "value": variable.value}
-            for variable in theirs.env or []
-            if variable.name not in OWN_ENVIRONMENT and not variable.name.startswith("FINETUNE_")
-        ),
+        *({"name": variable.name, "value": variable.value} for variable in theirs.env or []),
         {"name": "HOME", "value": "/tmp"},  # noqa: S108
         {"name": "FINETUNE_OWNER", "value": job},
         {"name": "FINETUNE_POD_UID", "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}},

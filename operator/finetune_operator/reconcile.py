@@ -9,12 +9,11 @@ from finetune_api import GROUP, VERSION
 from finetune_api.job import FineTuneJobStatus
 from finetune_operator import manifests
 from finetune_operator.cache import Cache, Kind
-from finetune_operator.decide import decide
+from finetune_operator.decide import decide, refused
 from finetune_operator.kube import ApiError, Kube
 from finetune_operator.manifests import Manifest
 from finetune_operator.metrics import ACTIONS, RECONCILE_SECONDS, RECONCILES, STATUS_WRITES
 from finetune_operator.observe import Observer
-from finetune_operator.status import compose, notes, worth_writing
 from finetune_operator.verdict import (
     Action,
     CreateConfig,
@@ -22,15 +21,12 @@ from finetune_operator.verdict import (
     CreateTrain,
     DeleteJob,
     Note,
-    Observed,
-    Verdict,
 )
 from finetune_operator.views import Subject, controller, format_time
 
 logger = logging.getLogger(__name__)
 
 KINDS: dict[str, Kind] = {"Job": "jobs", "ConfigMap": "configmaps"}
-REFUSED_AGAIN = 60.0
 
 
 class Behind(Exception):
@@ -78,7 +74,8 @@ class Reconciler:
         except ApiError as error:
             if not error.lasting:
                 raise
-            return await self._refused(observed, error, now=now)
+            reason = error.reason if error.reason == "NameTaken" else f"Create{error.reason}"
+            decision = refused(observed, reason=reason, message=error.message, now=now)
         if decision.status is not None:
             await self._write(observed.subject, decision.status, now=now)
         await self._tell(observed.subject, decision.events, now=now)
@@ -123,20 +120,6 @@ class Reconciler:
             self._cache.apply(KINDS[kind], created)
 
     # --- the status ---
-
-    async def _refused(self, observed: Observed, error: ApiError, *, now: datetime) -> float:
-        """The cluster does not let us do what is to be done: say so in its own words and come again."""
-        reason = error.reason if error.reason == "NameTaken" else f"Create{error.reason}"
-        message = f"the API server refuses what the job needs: {error.message}"
-        phase = observed.subject.status.phase
-        verdict = Verdict(
-            phase if phase not in (None, "Succeeded", "Failed") else "Pending", reason, message, stalled=True
-        )
-        status = compose(observed.subject, verdict, now=now)
-        if worth_writing(observed.subject.status, status, now=now, last_write=observed.last_write):
-            await self._write(observed.subject, status, now=now)
-            await self._tell(observed.subject, notes(observed.subject.status, status), now=now)
-        return REFUSED_AGAIN
 
     async def _write(self, subject: Subject, status: FineTuneJobStatus, *, now: datetime) -> None:
         body = {

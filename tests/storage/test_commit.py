@@ -36,7 +36,7 @@ NOW = timedelta(seconds=-60)  # a grace that nothing is too young for
 
 
 def holder(name: str) -> Holder:
-    return Holder(cluster="c", job_uid="job", owner="owner", pod_uid=name)
+    return Holder(job_uid="job", owner="owner", pod_uid=name)
 
 
 def in_threads(count: int, work: Callable[[int], T]) -> list[T]:

@@ -27,7 +27,7 @@ from finetune_api.job import (
 )
 from finetune_api.profile import FineTuneProfileSpec
 from finetune_api.resolve import Defaults, resolve, restart_key
-from finetune_operator.decide import decide
+from finetune_operator.decide import decide, refused
 from finetune_operator.status import compose
 from finetune_operator.verdict import (
     CreateConfig,
@@ -741,9 +741,9 @@ FAILING = [
         "Crashed",
     ),
     Row(
-        "a loss that is no number is counted",
+        "a loss that is no number is final: the trainer has tried twice, and would come to the same end",
         world(TRAINING, t(), ended(t(), 47, message(47, "Diverged"), at=1)),
-        "Starting",
+        "Failed",
         "Diverged",
     ),
     Row("a hung trainer is counted", world(TRAINING, t(), ended(t(), 46, message(46, "Hung"))), "Starting", "Hung"),
@@ -1215,3 +1215,26 @@ def test_events_tell_each_new_reason_once() -> None:
     assert told.status is not None
     again = replace(world(told.status, *RUNNING, progress(step=60)), last_write=ago(100))
     assert decide(again, now=NOW).events == ()
+
+
+def test_a_refused_train_job_is_asked_for_again_later_and_told_once() -> None:
+    """A quota on Jobs, say. The phase must not claim that something runs, or the next look takes it for lost."""
+    passed = said("Queued", "PreflightPassed", passed="True")
+    o = world(passed)
+    first = decide(o, now=NOW)
+    assert short(first) == "begin t1"
+    told = refused(o, reason="CreateForbidden", message="exceeded quota", now=NOW)
+    assert told.status is not None
+    assert (told.status.phase, told.again_after) == ("Pending", 60.0)
+    assert truth(told.status, "Stalled") == "True"
+    again = replace(o, subject=replace(o.subject, status=told.status))
+    assert short(decide(again, now=NOW)) == "begin t1"
+    assert refused(again, reason="CreateForbidden", message="exceeded quota", now=NOW) == Decision(again_after=60.0)
+
+
+def test_a_success_shows_the_checkpoint_of_its_last_step() -> None:
+    """The last one is committed between two questions to the trainer more often than not."""
+    seen = said("Training", "Training", passed="True", checkpoint=CheckpointStatus(step=40, uri="s3://models/out/40"))
+    decision = decide(world(seen, t(), ended(t(), 0, message(0, "Completed", result=RESULT))), now=NOW)
+    assert decision.status is not None
+    assert decision.status.checkpoint == CheckpointStatus(step=RESULT.final_step)

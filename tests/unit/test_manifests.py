@@ -51,7 +51,7 @@ RICH: dict[str, Any] = {
             "serviceAccountName": "trainer",
             "imagePullSecrets": [{"name": "registry"}],
             "terminationGracePeriodSeconds": 300,
-            "env": [{"name": "NCCL_DEBUG", "value": "WARN"}, {"name": "HOME", "value": "/root"}],
+            "env": [{"name": "NCCL_DEBUG", "value": "WARN"}],
         },
     },
 }

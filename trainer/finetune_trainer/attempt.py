@@ -157,7 +157,6 @@ def begin(attempt: Attempt) -> bool:
 
 def _holder(config: RunConfig) -> Holder:
     return Holder(
-        cluster=os.environ.get("FINETUNE_CLUSTER", ""),
         job_uid=config.job_uid,
         owner=os.environ.get("FINETUNE_OWNER", ""),
         pod_uid=os.environ.get("FINETUNE_POD_UID", ""),

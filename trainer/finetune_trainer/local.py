@@ -45,7 +45,7 @@ _POLL = 0.3  # seconds
 _LINE_EVERY = 5.0
 """Seconds between two progress lines where the terminal cannot redraw one."""
 _LONGEST_WAIT = 60.0
-_FINAL = (ExitCode.INVALID, ExitCode.DAMAGED, ExitCode.FENCED, ExitCode.STOPPED, ExitCode.DIVERGED, ExitCode.GATE)
+_FINAL = (ExitCode.INVALID, ExitCode.FENCED, ExitCode.STOPPED, ExitCode.DIVERGED, ExitCode.GATE)
 """Ends after which another attempt would come to the same end."""
 _INTERRUPTED = 130
 

@@ -83,7 +83,9 @@ def _quiet_on_bad_input() -> Iterator[_Outcome]:
         outcome.message = lastmessage.failure(error)
     except MemoryError:
         outcome.message = LastMessage(
-            code=ExitCode.MEMORY, reason="OutOfMemory", message="Preflight ran out of memory; give the pod more."
+            code=ExitCode.MEMORY,
+            reason="OutOfMemory",
+            message="Preflight ran out of memory; split the files of rows into smaller ones.",
         )
     except OSError as error:
         outcome.message = LastMessage(

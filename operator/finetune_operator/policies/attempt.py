@@ -22,7 +22,7 @@ from finetune_operator.policies.restarts import (
     used,
 )
 from finetune_operator.policies.rivals import ahead, wait_for
-from finetune_operator.policies.success import succeeded, with_best
+from finetune_operator.policies.success import last_checkpoint, succeeded
 from finetune_operator.policies.waiting import wait_of
 from finetune_operator.verdict import CreateTrain, DeleteJob, Mark, Observed, Verdict, mark_of
 from finetune_operator.views import Child, format_time
@@ -185,7 +185,7 @@ def _done(o: Observed, target: Target, job: Child, end: End, *, now: datetime, s
     run = facts["run"]
     assert isinstance(run, RunStatus)
     run = run.model_copy(update={"attempt": end.last.attempt or run.attempt})
-    return verdict.stating(run=run, usage=usage, checkpoint=with_best(status, result))
+    return verdict.stating(run=run, usage=usage, checkpoint=last_checkpoint(status, result))
 
 
 def _began(o: Observed, job: Child) -> datetime:

@@ -32,7 +32,7 @@ KINDS = {
     ExitCode.INVALID: Kind.FINAL,
     ExitCode.GATE: Kind.FINAL,
     ExitCode.DAMAGED: Kind.CRASH,
-    ExitCode.DIVERGED: Kind.CRASH,
+    ExitCode.DIVERGED: Kind.FINAL,
     ExitCode.FENCED: Kind.FENCED,
     ExitCode.MEMORY: Kind.CRASH,
     ExitCode.STORAGE: Kind.ENVIRONMENT,

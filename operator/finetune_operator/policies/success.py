@@ -23,11 +23,11 @@ def succeeded(result: TrainOutcome, *, reason: str, now: datetime, metric: str) 
     return verdict.marking(Evaluated=Mark("True", "Evaluated", message))
 
 
-def with_best(status: FineTuneJobStatus, result: TrainOutcome) -> CheckpointStatus | None:
-    """The checkpoint of the status, with the best one that the result knows."""
-    if status.checkpoint is None or result.best is None:
-        return status.checkpoint
-    return status.checkpoint.model_copy(update={"best": result.best})
+def last_checkpoint(status: FineTuneJobStatus, result: TrainOutcome) -> CheckpointStatus:
+    """The checkpoint of the last step, whose address is known only if a trainer was asked after it was committed."""
+    seen = status.checkpoint
+    last = seen if seen is not None and seen.step == result.final_step else CheckpointStatus(step=result.final_step)
+    return last.model_copy(update={"best": result.best or (seen.best if seen else None)})
 
 
 def _sentence(result: TrainOutcome, metric: str) -> str:

@@ -15,7 +15,6 @@ from typing import BinaryIO, Literal, Protocol, runtime_checkable
 from urllib.parse import unquote
 
 MIB = 1024 * 1024
-SCHEMES = ("s3://", "file://")
 
 
 @dataclass(frozen=True)

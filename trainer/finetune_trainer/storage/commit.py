@@ -40,9 +40,8 @@ class RecordKind(StrEnum):
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds a claim: cluster id, FineTuneJob UID, Job UID and pod UID; empty where there is none."""
+    """Who holds a claim: FineTuneJob UID, Job UID and pod UID; empty where there is none."""
 
-    cluster: str = ""
     job_uid: str = ""
     owner: str = ""
     pod_uid: str = ""
