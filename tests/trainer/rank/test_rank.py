@@ -139,15 +139,17 @@ def test_nothing_is_ever_unpickled(make_run: Any, rows: Any, tmp_path: Path) -> 
     assert "going on from the checkpoint" in log
 
 
-def test_two_processes_give_the_losses_of_one(make_run: Any, rows: Any, tmp_path: Path, free_port: int) -> None:
+def test_two_nodes_give_the_losses_of_one(make_run: Any, rows: Any, tmp_path: Path, free_port: int) -> None:
     """290 rows leave a last batch of 5, which is one micro-batch: rank 1 joins its reduction with nothing."""
     spec = {"training": {**FAST, "epochs": 2.0}}
     single = make_run(rows(290), name="single", **spec)
     assert single.run(tmp_path / "work-single")[0] == 0
     double = make_run(rows(290), name="double", **spec)
-    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port), "LOCAL_WORLD_SIZE": "2"}
-    both = [double.start(tmp_path / "work-double", RANK=str(rank), LOCAL_RANK=str(rank), **group) for rank in (0, 1)]
+    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port), "LOCAL_WORLD_SIZE": "1"}
+    both = [double.start(tmp_path / f"work-{rank}", RANK=str(rank), LOCAL_RANK="0", **group) for rank in (0, 1)]
     assert [started.wait() for started in both] == [0, 0], "\n".join(started.log for started in both)
+    assert (tmp_path / "work-1/runs").exists()
+    assert not (tmp_path / "work-1/state/message.json").exists()
     assert len(single.losses()) == 34
     assert double.losses() == pytest.approx(single.losses(), rel=1e-5)
     assert double.records[0].body["numerics"]["worldSize"] == 2
