@@ -47,9 +47,20 @@ stop() { # stop NAME...: SIGTERM to all, SIGKILL to those left after 10 s
   for n; do ! p=$(pid_of "$n") || kill "$p" 2>/dev/null || true; done
   for n; do
     p=$(pid_of "$n") || continue
-    timeout 10 tail -s 0.1 --pid="$p" -f /dev/null || kill -9 "$p" 2>/dev/null || true
+    timeout 10 tail -s 0.1 --pid="$p" -f /dev/null || { kill -9 "$p" && timeout 5 tail -s 0.1 --pid="$p" -f /dev/null; } 2>/dev/null || true
   done
   for n; do rm -f "$STATE/run/$n.pid"; done
+}
+running() { # pid, name and program of each process that start has started and that runs
+  local f p
+  for f in "$STATE"/run/*.pid; do
+    f=$(basename "$f" .pid)
+    ! p=$(pid_of "$f") || echo "$p $f $(cat "$STATE/run/$f.exe")"
+  done
+}
+put() { # put FILE: standard input becomes the file's content in one step; an equal file is not touched
+  cat >"$1.new"
+  if cmp -s "$1.new" "$1"; then rm "$1.new"; else mv "$1.new" "$1"; fi
 }
 fake_gpus() { # the kubelet keeps them over its status updates, and drops them when it starts anew
   local r="{\"nvidia.com/gpu\":\"$GPUS\"}" n
