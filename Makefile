@@ -3,6 +3,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 BIN := .venv/bin
+STATE ?= $(HOME)/.local/state/finetune-operator/cluster
 export PYTHON
 export HF_HUB_OFFLINE ?= 1
 
@@ -18,13 +19,14 @@ demo: .venv ## Fine-tune a real model on this machine, without a cluster
 	@$(BIN)/python hack/demo.py
 
 test: .venv ## All tests that need no cluster
-	@$(BIN)/pytest tests --ignore=tests/e2e --ignore=tests/chart
+	@$(BIN)/pytest tests --ignore=tests/e2e --ignore=tests/chart --durations=10
 
 e2e: .venv ## The tests on a real cluster: brings it up, builds the images, runs tests/e2e and tests/chart
 	@hack/timed "cluster" hack/cluster/up
 	@hack/timed "S3 server" hack/cluster/seaweedfs up
 	@hack/timed "images" hack/images/build
-	@hack/timed "tests/e2e" $(BIN)/pytest tests/e2e tests/chart --durations=20
+	@PATH="$$PATH:$$(dirname "$$(hack/kubectl)")" KUBECONFIG=$(STATE)/kubeconfig \
+	  hack/timed "tests/e2e" $(BIN)/pytest tests/e2e tests/chart --durations=20
 
 lint: .venv ## ruff, mypy --strict, import-linter
 	@$(BIN)/ruff check
