@@ -510,6 +510,10 @@ def _client(keys: dict[str, str]) -> Any:
 def _sweep(world: World) -> None:
     """Removes what this or an interrupted session left; FineTuneJobs go with their namespaces."""
     world.kubectl.run("delete", "namespaces", "-l", "finetune-e2e=true", "--wait=false")
+    for bucket in world.s3.list_buckets()["Buckets"]:
+        if bucket["Name"].startswith(("bad-", "missing-")):
+            empty(world.s3, bucket["Name"], "")
+            world.s3.delete_bucket(Bucket=bucket["Name"])
 
 
 def _fill_buckets(world: World) -> None:

@@ -31,7 +31,8 @@ pytestmark = pytest.mark.e2e
 
 ROOT = Path(__file__).parents[2]
 CORPUS = sorted((ROOT / "tests" / "crd" / "corpus").glob("*.yaml"))
-KUBECONFIG = os.environ.get("KUBECONFIG") or str(Path.home() / ".local/state/finetune-operator/cluster/kubeconfig")
+STATE = Path(os.environ.get("STATE", Path.home() / ".local/state/finetune-operator/cluster"))
+KUBECONFIG = os.environ.get("KUBECONFIG", str(STATE / "kubeconfig"))
 PLURALS = {"FineTuneJob": "namespaces/default/finetunejobs", "FineTuneProfile": "finetuneprofiles"}
 
 Send = Callable[[bytes], tuple[int, str]]

@@ -1,0 +1,48 @@
+"""The data set of demo, example and e2e tests: real, reproducible, and no label given away."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def dataset() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("hack_dataset", ROOT / "hack/dataset.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_same_packages_give_the_same_bytes(dataset: ModuleType, tmp_path: Path) -> None:
+    first = dataset.make(tmp_path / "a", rows=200, test_rows=50)
+    second = dataset.make(tmp_path / "b", rows=200, test_rows=50)
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+
+
+def test_train_and_test_share_neither_modules_nor_sentences(dataset: ModuleType, tmp_path: Path) -> None:
+    train, test = map(dataset.read, dataset.make(tmp_path))
+    assert (len(train), len(test)) == (1500, 500)
+    for column in ("module", "text"):
+        assert not {row[column] for row in train} & {row[column] for row in test}
+    texts = [row["text"].casefold() for row in train + test]
+    assert len(set(texts)) == len(texts)
+
+
+def test_no_row_says_its_packages_name_and_labels_are_balanced(dataset: ModuleType, tmp_path: Path) -> None:
+    train, _ = map(dataset.read, dataset.make(tmp_path, rows=350, test_rows=70))
+    assert not [row["text"] for row in train if dataset.NAMES.search(row["text"])]
+    counts = {label: sum(row["label"] == label for row in train) for label in dataset.TOPICS}
+    assert set(counts.values()) == {50}
+
+
+def test_too_many_rows_are_refused_in_words(dataset: ModuleType, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"only \d+ of \d+ (training|test) rows in .*; ask for fewer rows"):
+        dataset.make(tmp_path, rows=10**6)
