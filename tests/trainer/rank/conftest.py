@@ -41,6 +41,14 @@ def tiny_rows(count: int, *, seed: int = 0) -> tuple[list[str], list[str]]:
     return texts, labels
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Two torch threads on busy cores are many times slower than one."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A BERT of 30,000 weights, dropout on, with a tokenizer trained on the words above."""
