@@ -23,6 +23,7 @@ test: .venv ## All tests that need no cluster
 
 e2e: .venv ## The tests on a real cluster: brings it up, builds the images, runs tests/e2e and tests/chart
 	@hack/timed "cluster" hack/cluster/up
+	@hack/timed "binaries of tests/e2e" hack/cluster/build etcd kube-apiserver kube-controller-manager
 	@hack/timed "S3 server" hack/cluster/seaweedfs up
 	@hack/timed "images" hack/images/build
 	@PATH="$$PATH:$$(dirname "$$(hack/kubectl)")" KUBECONFIG=$(STATE)/kubeconfig \
