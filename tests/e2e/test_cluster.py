@@ -1,0 +1,112 @@
+"""The test cluster, its scripts and the images: what hack/cluster/README.md and the Dockerfile promise."""
+
+import json
+import os
+import shutil
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]  # it may wait for a test that hurts the cluster
+
+ROOT = Path(__file__).resolve().parents[2]
+STATE = Path(os.environ.get("STATE", Path.home() / ".local/state/finetune-operator/cluster"))
+IMAGES = {"operator": "finetune-operator", "preflight": "finetune", "trainer": "finetune"}
+"""The image's name and the program that it starts."""
+
+
+def processes() -> dict[str, tuple[str, str]]:
+    """Pid and start time (in ticks since boot) of each process that the scripts have started."""
+    pids = {path.stem: path.read_text().strip() for path in (STATE / "run").glob("*.pid")}
+    return {
+        name: (pid, Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[19]) for name, pid in pids.items()
+    }
+
+
+def run(*command: object, timeout: float = 120, path: str | None = None) -> str:
+    environment = {**os.environ, **({} if path is None else {"PATH": path})}
+    line = [str(part) for part in command]
+    done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_up_again_is_quick_and_touches_nothing_that_runs(world: Any) -> None:
+    with world.disruption:
+        before, written = processes(), (STATE / "kubeconfig").stat().st_mtime_ns
+        assert before
+        started = time.monotonic()
+        run("hack/cluster/up")
+        run("hack/cluster/seaweedfs", "up")
+        assert time.monotonic() - started < 15
+        assert processes() == before
+        assert (STATE / "kubeconfig").stat().st_mtime_ns == written
+
+
+def test_a_node_offers_four_gpus(world: Any) -> None:
+    for node in world.kubectl.get("nodes")["items"]:
+        assert node["status"]["capacity"]["nvidia.com/gpu"] == "4"
+        assert node["status"]["allocatable"]["nvidia.com/gpu"] == "4"
+
+
+def test_the_operators_image_is_smaller_than_200_mb(world: Any) -> None:
+    sizes = {
+        name.rpartition("/")[2]: image["sizeBytes"]
+        for node in world.kubectl.get("nodes")["items"]
+        for image in node["status"]["images"]
+        for name in image["names"]
+    }
+    assert sizes["finetune-operator:dev"] < 200_000_000, sizes
+
+
+@pytest.mark.parametrize("image", IMAGES)
+def test_an_image_runs_as_any_user_on_a_read_only_root_without_rights(world: Any, image: str) -> None:
+    namespace = world.namespace("image")
+    program = IMAGES[image]
+    container = {
+        "name": "it",
+        "image": f"localhost/finetune-{image}:dev",
+        "imagePullPolicy": "IfNotPresent",
+        "args": ["--help"],
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+    }
+    user = {"runAsNonRoot": True, "runAsUser": 12345, "runAsGroup": 54321, "seccompProfile": {"type": "RuntimeDefault"}}
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "it"},
+        "spec": {"containers": [container], "securityContext": user, "restartPolicy": "Never"},
+    }
+    world.apply(pod, namespace)
+
+    def ended() -> dict[str, Any] | None:
+        status = world.kubectl.get("pod", "it", "-n", namespace)["status"]
+        return status if status.get("phase") in ("Succeeded", "Failed") else None
+
+    status = world.until(ended, what=f"the pod of {image} to end", seconds=120)
+    words = world.kubectl("logs", "it", "-n", namespace)
+    assert status["phase"] == "Succeeded", json.dumps(status) + words
+    assert words.startswith(f"usage: {program} ")
+
+
+def test_kubectl_is_found_in_the_cache_where_the_machine_has_none(tmp_path: Path) -> None:
+    """A PATH without kubectl, and a cache that holds one."""
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name in ("bash", "dirname", "mkdir", "env", "chmod"):
+        (tools / name).symlink_to(str(shutil.which(name)))
+    version = run("bash", "-c", '. hack/cluster/lib.sh; echo "$VERSION"').strip()
+    cached = tmp_path / "cache/kube" / version / "kubectl"
+    cached.parent.mkdir(parents=True)
+    cached.symlink_to(run("hack/kubectl").strip())
+    # The cache's folder ends the PATH: the machine's own kubectl comes first wherever there is one.
+    found = run("env", f"FINETUNE_CACHE={tmp_path / 'cache'}", "hack/kubectl", path=str(tools))
+    assert found.strip() == str(cached)
+    assert "gitVersion" in run(found.strip(), "version", "--client", "-o", "yaml")
