@@ -563,7 +563,7 @@ def load_dataset() -> Any:
 
 def _install(world: World) -> None:
     chart = ROOT / "charts/finetune-operator"
-    world.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(chart / "crds"))
+    world.kubectl("apply", "--server-side", "--force-conflicts", "--field-manager=helm", "-f", str(chart / "crds"))
     world.install()
     # The images' tag never changes, so a new build needs a new pod.
     world.kubectl("rollout", "restart", "-n", SYSTEM, "deployment/finetune-operator")
