@@ -213,9 +213,9 @@ def test_loading_has_more_patience_than_training(start: Start) -> None:
 def test_while_rank_0_evaluates_the_others_may_wait(start: Start) -> None:
     script = """
         progress(stage="Evaluating")
-        work(10) if RANK == 0 else time.sleep(10)
+        work(6) if RANK == 0 else time.sleep(6.5)
     """
-    assert start(script, ranks=2, loading=8, stuck=0.1).end().code == 0
+    assert start(script, ranks=2, loading=4, stuck=0.1).end().code == 0
 
 
 def test_a_supervisor_whose_parent_is_killed_asks_the_ranks_to_commit(tmp_path: Path) -> None:

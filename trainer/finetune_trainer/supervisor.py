@@ -339,7 +339,8 @@ class _Supervisor:
         if self._deadline is not None and now > self._deadline:
             self._kill()
             return
-        if self.hung is None and (stuck := self._stuck(now)):
+        # Once a rank has ended the others have their deadline; they may have waited for it in silence.
+        if self.hung is None and not self.ended and (stuck := self._stuck(now)):
             self.hung = stuck
             log.error("%s; the stacks of all threads follow", stuck)
             self._signal(signal.SIGUSR1)
