@@ -249,7 +249,8 @@ class EnvVar(Model):
         Rule(
             "!(self.name in ['HOME', 'JOB_COMPLETION_INDEX']) && !self.name.startsWith('FINETUNE_')",
             "HOME, JOB_COMPLETION_INDEX and names that begin with FINETUNE_ are set by the operator",
-            lambda model: model.name not in _OURS and not model.name.startswith("FINETUNE_"),
+            # str: the validator asks about documents whose types are still wrong
+            lambda model: model.name not in _OURS and not str(model.name).startswith("FINETUNE_"),
         ),
     )
 
