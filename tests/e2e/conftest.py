@@ -42,6 +42,15 @@ Document = dict[str, Any]
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "together: runs in a thread beside others; takes only `world` and parameters")
+    config.addinivalue_line("markers", "alone: runs after all that run together, for it hurts them")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.get_closest_marker("alone") is not None)
+
+
+def runs_together(item: pytest.Item) -> bool:
+    return item.get_closest_marker("together") is not None and item.get_closest_marker("alone") is None
 
 
 class Pool:
@@ -66,7 +75,7 @@ class Pool:
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     world = pyfuncitem.funcargs.get("world")
-    if pyfuncitem.get_closest_marker("together") is None or not isinstance(world, World):
+    if not runs_together(pyfuncitem) or not isinstance(world, World):
         return None
     world.pool.result(pyfuncitem).result()
     return True
@@ -477,7 +486,7 @@ def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     with found.timed("Helm installs the operator"):
         _install(found)
     items = [item for item in request.session.items if isinstance(item, pytest.Function)]
-    found.pool = Pool([item for item in items if item.get_closest_marker("together")], found)
+    found.pool = Pool([item for item in items if runs_together(item)], found)
     yield found
     found.pool.threads.shutdown(wait=True, cancel_futures=True)
     found.pods.close()
