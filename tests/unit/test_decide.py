@@ -1238,3 +1238,13 @@ def test_a_success_shows_the_checkpoint_of_its_last_step() -> None:
     decision = decide(world(seen, t(), ended(t(), 0, message(0, "Completed", result=RESULT))), now=NOW)
     assert decision.status is not None
     assert decision.status.checkpoint == CheckpointStatus(step=RESULT.final_step)
+
+
+def test_a_reused_result_shows_its_step_and_loss() -> None:
+    """`kubectl get` tells as much of it as of one that was just trained."""
+    looked = outcome("Reused").model_copy(update={"result": RESULT})
+    decision = decide(world(said("Preflight", "Checking"), p(), ended(p(), 0, looked)), now=NOW)
+    status = decision.status
+    assert status is not None
+    assert (status.phase, status.progress and status.progress.loss) == ("Succeeded", RESULT.final_loss)
+    assert status.checkpoint == CheckpointStatus(step=RESULT.final_step)

@@ -185,7 +185,7 @@ def _done(o: Observed, target: Target, job: Child, end: End, *, now: datetime, s
     run = facts["run"]
     assert isinstance(run, RunStatus)
     run = run.model_copy(update={"attempt": end.last.attempt or run.attempt})
-    return verdict.stating(run=run, usage=usage, checkpoint=last_checkpoint(status, result))
+    return verdict.stating(run=run, usage=usage, checkpoint=last_checkpoint(status.checkpoint, result))
 
 
 def _began(o: Observed, job: Child) -> datetime:

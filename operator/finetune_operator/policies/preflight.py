@@ -8,7 +8,7 @@ from finetune_api.job import CheckpointStatus, Phase, RunStatus
 from finetune_operator.policies.accept import Target
 from finetune_operator.policies.endings import End, Kind, ending
 from finetune_operator.policies.restarts import after, crash_delay, environment_delay
-from finetune_operator.policies.success import succeeded
+from finetune_operator.policies.success import last_checkpoint, succeeded
 from finetune_operator.policies.waiting import ORDINARY, wait_of
 from finetune_operator.verdict import PASSED, CreatePreflight, DeleteJob, Mark, Observed, Verdict, mark_of
 from finetune_operator.views import Child, Counters, format_time
@@ -102,9 +102,8 @@ def _passed(o: Observed, target: Target, last: LastMessage, outcome: PreflightOu
     facts = {"preflight": outcome.summary, **_run_facts(o, target, outcome)}
     if outcome.state == "Reused" and last.result is not None:
         verdict = succeeded(last.result, reason="Reused", now=now, metric=target.config.primary)
-        return verdict.marking(PreflightPassed=Mark("True", "Reused", "the very model is published already")).stating(
-            **facts, **{name: verdict.facts[name] for name in verdict.facts if name != "progress"}
-        )
+        reused = verdict.marking(PreflightPassed=Mark("True", "Reused", "the very model is published already"))
+        return reused.stating(**{**facts, **verdict.facts, "checkpoint": last_checkpoint(None, last.result)})
     message = f"goes on from step {outcome.step}" if outcome.state == "Resume" else "the run may begin"
     verdict = Verdict("Queued", PASSED, message, facts=facts, again_after=0.0)
     return verdict.marking(PreflightPassed=Mark("True", outcome.state, message))

@@ -3,7 +3,7 @@
 from datetime import datetime
 
 from finetune_api.contract import TrainOutcome
-from finetune_api.job import CheckpointStatus, FineTuneJobStatus, ProgressStatus
+from finetune_api.job import CheckpointStatus, ProgressStatus
 from finetune_operator.verdict import Mark, Verdict
 from finetune_operator.views import format_time
 
@@ -23,9 +23,8 @@ def succeeded(result: TrainOutcome, *, reason: str, now: datetime, metric: str) 
     return verdict.marking(Evaluated=Mark("True", "Evaluated", message))
 
 
-def last_checkpoint(status: FineTuneJobStatus, result: TrainOutcome) -> CheckpointStatus:
+def last_checkpoint(seen: CheckpointStatus | None, result: TrainOutcome) -> CheckpointStatus:
     """The checkpoint of the last step, whose address is known only if a trainer was asked after it was committed."""
-    seen = status.checkpoint
     last = seen if seen is not None and seen.step == result.final_step else CheckpointStatus(step=result.final_step)
     return last.model_copy(update={"best": result.best or (seen.best if seen else None)})
 
