@@ -12,6 +12,7 @@ from pydantic import Field
 from finetune_api.base import Model
 from finetune_api.job import (
     BestCheckpoint,
+    CheckpointStatus,
     EvaluationStatus,
     MethodType,
     Metric,
@@ -19,6 +20,7 @@ from finetune_api.job import (
     Overlong,
     PodTemplate,
     PreflightStatus,
+    ProgressStatus,
     TaskType,
 )
 
@@ -192,6 +194,31 @@ class Progress(Model):
     checkpoint: Checkpointed | None = None
     started_at: str
     updated_at: str
+
+    @property
+    def percent(self) -> int:
+        return min(100, 100 * self.step // self.total_steps) if self.total_steps else 0
+
+    def status(self) -> ProgressStatus:
+        """The same as a FineTuneJob's status tells it."""
+        return ProgressStatus(
+            step=self.step,
+            total_steps=self.total_steps,
+            epoch=self.epoch,
+            percent=self.percent,
+            loss=self.loss,
+            learning_rate=self.learning_rate,
+            samples_per_second=self.samples_per_second,
+            estimated_completion_time=self.estimated_completion_time,
+            updated_at=self.updated_at,
+        )
+
+    def checkpoint_status(self) -> CheckpointStatus | None:
+        """The last committed checkpoint as a FineTuneJob's status tells it."""
+        last = self.checkpoint
+        if last is None:
+            return None
+        return CheckpointStatus(step=last.step, uri=last.uri, committed_at=last.committed_at, best=last.best)
 
 
 class PreflightOutcome(Model):

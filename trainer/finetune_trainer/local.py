@@ -26,12 +26,10 @@ from pydantic import ValidationError
 
 from finetune_api.contract import ExitCode, LastMessage, Progress, RunConfig
 from finetune_api.job import (
-    CheckpointStatus,
     Condition,
     FineTuneJob,
     FineTuneJobStatus,
     Phase,
-    ProgressStatus,
     RunStatus,
     Usage,
 )
@@ -265,21 +263,9 @@ class _Run:
         self.status["run"] = run.model_copy(update={"attempt": last.attempt, "started_at": started})
         if progress is None:
             return
-        self.status["progress"] = ProgressStatus(
-            step=progress.step,
-            total_steps=progress.total_steps,
-            epoch=progress.epoch,
-            percent=_percent(progress),
-            loss=progress.loss,
-            learning_rate=progress.learning_rate,
-            samples_per_second=progress.samples_per_second,
-            updated_at=progress.updated_at,
-        )
-        found = progress.checkpoint
-        if found is not None:
-            self.status["checkpoint"] = CheckpointStatus(
-                step=found.step, uri=found.uri, committed_at=found.committed_at, best=found.best
-            )
+        self.status["progress"] = progress.status().model_copy(update={"estimated_completion_time": None})
+        if progress.checkpoint is not None:
+            self.status["checkpoint"] = progress.checkpoint_status()
 
     def _finish(self, last: LastMessage, secrets: set[str]) -> int:
         """Complete the status, print it, and return the exit code."""
@@ -356,10 +342,6 @@ def _read_message(path: Path, code: int, log: Path, *, stopped: int) -> LastMess
 # --- the terminal ---
 
 
-def _percent(progress: Progress) -> int:
-    return min(100, 100 * progress.step // progress.total_steps) if progress.total_steps else 0
-
-
 class _Line:
     """One line that says where the run is: redrawn in place on a terminal, else written now and then."""
 
@@ -406,7 +388,7 @@ def describe(progress: Progress, *, width: int, stopping: bool = False) -> str:
     stage = "Stopping" if stopping else progress.stage
     if progress.stage != "Training" or not progress.total_steps:
         return f"{stage:<10} step {progress.step} of {progress.total_steps}" if progress.total_steps else f"{stage:<10}"
-    parts = [f"step {progress.step} of {progress.total_steps}", f"{_percent(progress)} %"]
+    parts = [f"step {progress.step} of {progress.total_steps}", f"{progress.percent} %"]
     if progress.loss is not None:
         parts.append(f"loss {progress.loss:.3f}")
     if progress.samples_per_second is not None:

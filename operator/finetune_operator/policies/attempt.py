@@ -4,7 +4,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from finetune_api.contract import Progress
-from finetune_api.job import CheckpointStatus, Phase, ProgressStatus, Restart, RunStatus, Usage
+from finetune_api.job import Phase, Restart, RunStatus, Usage
 from finetune_operator.policies.accept import Target
 from finetune_operator.policies.endings import End, Kind, ending
 from finetune_operator.policies.preflight import preflight
@@ -95,37 +95,12 @@ def _progressing(o: Observed, progress: Progress, facts: dict[str, object]) -> V
     started = run.started_at or progress.started_at
     facts |= {
         "run": run.model_copy(update={"attempt": progress.attempt or run.attempt, "started_at": started}),
-        "progress": _progress_status(progress),
-        "checkpoint": _checkpoint(progress) or status.checkpoint,
+        "progress": progress.status(),
+        "checkpoint": progress.checkpoint_status() or status.checkpoint,
         "restarts": _corrected(status.restarts, progress),
     }
     again = POLL if phase == "Training" else POLL_STARTING
     return Verdict(phase, progress.stage, _sentence(progress), facts=facts, again_after=again)
-
-
-def _progress_status(progress: Progress) -> ProgressStatus:
-    return ProgressStatus(
-        step=progress.step,
-        total_steps=progress.total_steps,
-        epoch=progress.epoch,
-        percent=_percent(progress),
-        loss=progress.loss,
-        learning_rate=progress.learning_rate,
-        samples_per_second=progress.samples_per_second,
-        estimated_completion_time=progress.estimated_completion_time,
-        updated_at=progress.updated_at,
-    )
-
-
-def _percent(progress: Progress) -> int:
-    return min(100, 100 * progress.step // progress.total_steps) if progress.total_steps else 0
-
-
-def _checkpoint(progress: Progress) -> CheckpointStatus | None:
-    last = progress.checkpoint
-    if last is None:
-        return None
-    return CheckpointStatus(step=last.step, uri=last.uri, committed_at=last.committed_at, best=last.best)
 
 
 def _corrected(restarts: list[Restart] | None, progress: Progress) -> list[Restart] | None:
