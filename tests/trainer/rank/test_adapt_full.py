@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.trainer.rank.architectures import ARCHITECTURES, inputs_for, make
 
 from finetune_api.contract import MethodConfig
 from finetune_trainer import adapt, checkpoint
 from finetune_trainer.layers import layer_numbers
 from finetune_trainer.model import Loaded, ModelError
-from tests.trainer.rank.architectures import ARCHITECTURES, inputs_for, make
 
 FAST = {"epochs": 1.0, "batchSize": 16, "microBatch": 8, "learningRate": 5e-3, "evaluateEvery": {"steps": 7}}
 
