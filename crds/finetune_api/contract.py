@@ -83,11 +83,17 @@ class DataConfig(Model):
 
 
 class MethodConfig(Model):
+    """None, or absent, where the method has no such field."""
+
     type: MethodType
-    rank: int
-    alpha: float
-    dropout: float
-    targets: list[str] | None
+    freeze_embeddings: bool | None = None
+    freeze_layers: int | None = None
+    freeze_patterns: list[str] | None = None
+    unfreeze_every_steps: int | None = None
+    rank: int | None = None
+    alpha: float | None = None
+    dropout: float | None = None
+    targets: list[str] | None = None
     """None: every linear layer of the trunk."""
 
 

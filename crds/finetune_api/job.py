@@ -96,13 +96,53 @@ class Data(Model):
     )
 
 
+class Freeze(Model):
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "has(self.embeddings) || has(self.layers) || has(self.patterns)",
+            "give at least one of embeddings, layers and patterns",
+            lambda model: any(value is not None for value in (model.embeddings, model.layers, model.patterns)),
+        ),
+    )
+
+    embeddings: bool | None = spec_field("train", "Whether the embeddings stay as they are. Default: false.")
+    layers: int | None = spec_field(
+        "train",
+        "Blocks that stay as they are, counted from the input; where encoder and decoder differ in length, their last blocks "
+        "have the same number. Default: 0.",
+        ge=1,
+        le=1000,
+    )
+    patterns: list[Column] | None = spec_field(
+        "train",
+        "Parameters or modules that stay as they are, by name; * stands for anything, as in bert.encoder.layer.*.attention.",
+        min_length=1,
+        max_length=64,
+    )
+
+
+class Unfreeze(Model):
+    every_steps: int = spec_field(
+        "train",
+        "Training begins with what lies above the blocks; after so many steps the next block joins, down to the embeddings.",
+        required=True,
+        ge=1,
+        le=10_000_000,
+    )
+
+
 class Method(Model):
     rules: ClassVar[tuple[Rule, ...]] = (
+        only_with("type", values=("full",), fields=("freeze", "unfreeze")),
         only_with("type", values=("lora",), fields=("rank", "alpha", "dropout", "targets")),
     )
 
     type: MethodType = spec_field(
         "train", "full trains all weights, head only the new output layer, lora low-rank additions.", required=True
+    )
+    freeze: Freeze | None = spec_field(None, "Weights that do not train. Default: none.")
+    unfreeze: Unfreeze | None = spec_field(
+        None, "Gradual unfreezing from the output towards the input. Default: all layers train from the first step."
     )
     rank: int | None = spec_field("train", "Rank of the LoRA matrices. Default: 16.", ge=1, le=1024)
     alpha: float | None = spec_field(

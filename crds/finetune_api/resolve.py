@@ -161,14 +161,24 @@ def _data(spec: FineTuneJobSpec) -> DataConfig:
 
 def _method(spec: FineTuneJobSpec) -> MethodConfig:
     method = spec.method or Method(type="full")
-    rank = first(method.rank, default=16)
-    return MethodConfig(
-        type=method.type,
-        rank=rank,
-        alpha=first(method.alpha, default=2.0 * rank),
-        dropout=first(method.dropout, default=0.05),
-        targets=method.targets,
-    )
+    values: dict[str, Any] = {}
+    if method.freeze is not None:
+        values |= {
+            "freeze_embeddings": method.freeze.embeddings,
+            "freeze_layers": method.freeze.layers,
+            "freeze_patterns": method.freeze.patterns,
+        }
+    if method.unfreeze is not None:
+        values["unfreeze_every_steps"] = method.unfreeze.every_steps
+    if method.type == "lora":
+        rank = first(method.rank, default=16)
+        values |= {
+            "rank": rank,
+            "alpha": first(method.alpha, default=2.0 * rank),
+            "dropout": first(method.dropout, default=0.05),
+            "targets": method.targets,
+        }
+    return MethodConfig(type=method.type, **values)
 
 
 def _training(spec: FineTuneJobSpec) -> TrainingConfig:
@@ -314,15 +324,10 @@ def train_identity(config: RunConfig, *, labels: list[str], inputs: Mapping[str,
             "groupBy": config.data.validation_group_by,
         },
         "inputs": dict(inputs),
-        "method": _relevant_method(config),
+        "method": config.method.document(),
         "training": training,
         "primary": config.primary,
     }
-
-
-def _relevant_method(config: RunConfig) -> dict[str, Any]:
-    document = config.method.document()
-    return document if config.method.type == "lora" else {"type": document["type"]}
 
 
 def run_id(identity: Mapping[str, Any]) -> str:

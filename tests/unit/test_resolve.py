@@ -197,6 +197,8 @@ def test_what_does_not_decide_the_weights_is_the_same_run(spec: dict[str, Any]) 
         {"training": {"evaluateEvery": {"steps": 10}}},
         {"method": {"type": "head"}},
         {"method": {"type": "lora"}},
+        {"method": {"type": "full", "freeze": {"layers": 1}}},
+        {"method": {"type": "full", "unfreeze": {"everySteps": 5}}},
         {"data": {"train": [{"uri": "s3://data/train.jsonl"}], "maxLength": 64}},
         {"data": {"train": [{"uri": "s3://data/train.jsonl"}], "validation": {"fraction": 0.2}}},
         {"evaluation": {"primary": "accuracy"}},

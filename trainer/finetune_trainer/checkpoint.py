@@ -103,7 +103,12 @@ class Restored:
 
 
 def trainable(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    """What trains in some step of the run, by name; a parameter that waits for its step belongs to it."""
+    return {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad or getattr(parameter, "waits", False)
+    }
 
 
 def snapshot_weights(model: torch.nn.Module) -> Tensors:

@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -152,6 +153,7 @@ def prepare(attempt: Attempt) -> Trainee:
         inputs_of=inputs_of,
         train_mode=_train_mode(method, model=model, module=module),
         beat=attempt.heart.beat,
+        before_step=partial(method.before_step, model),
     )
     return Trainee(model, module, inputs_of, setup, state)
 

@@ -13,7 +13,7 @@ def get(config: MethodConfig) -> Method:
     """The method of that configuration."""
     match config.type:
         case "full":
-            return Full()
+            return Full(config)
         case "head":
             return Head()
         case "lora":

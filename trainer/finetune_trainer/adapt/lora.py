@@ -2,29 +2,21 @@
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from finetune_api.contract import MethodConfig
-from finetune_trainer.adapt.base import PLAIN_HINT, Inputs, InputsOf, Shortcut, freeze_statistics
-from finetune_trainer.data.order import Rows, derive
+from finetune_trainer.adapt.base import Inputs, Method, plain_hint, reader_of, reads
+from finetune_trainer.data.order import derive
+from finetune_trainer.layers import plain_of
 from finetune_trainer.model import Loaded, ModelError, outside_trunk, trunk_of
-from finetune_trainer.world import World
 
 MERGED_TOLERANCE = 1e-4
-_HINT = """from peft import PeftModel
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
-
-config = AutoConfig.from_pretrained(directory)
-base = AutoModelForSequenceClassification.from_pretrained(base_directory, config=config, ignore_mismatched_sizes=True)
-model = PeftModel.from_pretrained(base, directory)
-tokenizer = AutoTokenizer.from_pretrained(directory)"""
 
 
-class Lora:
+class Lora(Method):
     def __init__(self, config: MethodConfig) -> None:
         self._config = config
 
@@ -35,7 +27,7 @@ class Lora:
         saved = _saved_whole(model, loaded.fresh)
         adapter = LoraConfig(
             task_type=TaskType.SEQ_CLS,
-            r=self._config.rank,
+            r=self._config.rank or 16,
             lora_alpha=self._config.alpha,
             lora_dropout=self._config.dropout,
             target_modules=_targets(model, wanted=self._config.targets, apart=saved),
@@ -43,15 +35,6 @@ class Lora:
         )
         torch.manual_seed(derive(seed, "lora"))
         return get_peft_model(model, adapter)
-
-    def train(self, model: Any) -> None:
-        model.train()
-        freeze_statistics(model)
-
-    def shortcut(
-        self, model: Any, *, rows: Rows, inputs_of: InputsOf, work: Path, world: World, beat: Callable[[], None]
-    ) -> Shortcut | None:
-        return None
 
     def save(self, model: Any, directory: Path, *, merge: bool, example: Inputs) -> None:
         if merge:
@@ -64,8 +47,20 @@ class Lora:
         adapter["base_model_name_or_path"] = None  # a path of this machine; the model card names the base
         path.write_text(json.dumps(adapter, indent=2, sort_keys=True) + "\n")
 
-    def load_hint(self, *, merge: bool) -> str:
-        return PLAIN_HINT if merge else _HINT
+    def library(self, *, merge: bool) -> str:
+        return "transformers" if merge else "peft"
+
+    def load_hint(self, model: Any, *, merge: bool) -> str:
+        if merge:
+            return plain_hint(model)
+        kind = type(plain_of(model)).__name__
+        return f"""from peft import PeftModel
+from transformers import AutoConfig, {reader_of(model)}, {kind}
+
+config = AutoConfig.from_pretrained(directory)
+base = {kind}.from_pretrained(base_directory, config=config, ignore_mismatched_sizes=True)
+model = PeftModel.from_pretrained(base, directory)
+{reads(model)}"""
 
 
 def _saved_whole(model: Any, fresh: frozenset[str]) -> list[str]:
