@@ -81,7 +81,7 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 _SERVER = """
-import json, os, signal, sys, traceback
+import json, os, sys, traceback
 import accelerate, peft, sklearn.linear_model, sklearn.metrics, sklearn.multiclass, sklearn.pipeline, torch
 from transformers import AutoModelForSequenceClassification, BertForSequenceClassification, PreTrainedTokenizerFast
 import finetune_trainer.finish, finetune_trainer.rank, finetune_trainer.training
@@ -90,14 +90,14 @@ def refuse(event, arguments):
     if event == "pickle.find_class":
         raise RuntimeError(f"unpickled {arguments}")
 
-def stop_at(module, owner, name, call):
+def stop_at(module, owner, name, call, number):
     owner = getattr(sys.modules[module], owner)
     method, calls = getattr(owner, name), 0
     def counted(*arguments, **named):
         nonlocal calls
         calls += 1
         if calls == call:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
         return method(*arguments, **named)
     setattr(owner, name, counted)
 
@@ -126,8 +126,8 @@ for line in sys.stdin:
 """
 
 
-Stop = tuple[str, str, str, int]
-"""Module, class, method, and the call of it, counted from 1, at whose beginning the rank is sent SIGTERM."""
+Stop = tuple[str, str, str, int, int]
+"""Module, class, method, the call of it, counted from 1, at whose beginning the rank gets a signal, and its number."""
 
 
 class Ranks:
