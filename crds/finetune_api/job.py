@@ -21,6 +21,9 @@ TaskType = Literal["text-classification"]
 MethodType = Literal["full", "head", "lora", "dora"]
 Metric = Literal["accuracy", "precision", "recall", "f1", "f1-micro", "f1-weighted", "loss"]
 Overlong = Literal["Truncate", "Drop", "Fail"]
+OptimizerType = Literal["adamw", "adafactor", "sgd", "adamw-8bit"]
+ScheduleType = Literal["linear", "cosine", "constant", "polynomial", "inverse-sqrt", "one-cycle"]
+Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class TextColumns(Model):
@@ -168,17 +171,45 @@ class Warmup(Model):
 
 
 class Schedule(Model):
-    type: Literal["linear", "cosine", "constant"] = spec_field(
-        "train", "How the learning rate falls after the warm-up.", required=True
+    rules: ClassVar[tuple[Rule, ...]] = (
+        only_with("type", values=("cosine", "polynomial"), fields=("minimum",)),
+        only_with("type", values=("polynomial",), fields=("power",)),
     )
-    warmup: Warmup | None = spec_field(None, "How long the learning rate rises at first. Default: percent 6.")
+
+    type: ScheduleType = spec_field("train", "How the learning rate falls after the warm-up.", required=True)
+    warmup: Warmup | None = spec_field(
+        None, "How long the learning rate rises at first. Default: percent 6, for one-cycle percent 30."
+    )
+    minimum: float | None = spec_field(
+        "train", "Where the learning rate ends, as a share of its peak. Default: 0.", ge=0, lt=1
+    )
+    power: float | None = spec_field(
+        "train", "Exponent of the polynomial; 1 is a straight line. Default: 1.", gt=0, le=100
+    )
 
 
 class Optimizer(Model):
-    type: Literal["adamw", "sgd"] = spec_field("train", "The optimizer.", required=True)
+    rules: ClassVar[tuple[Rule, ...]] = (
+        only_with("type", values=("adamw", "adamw-8bit"), fields=("betas", "epsilon")),
+        only_with("type", values=("sgd",), fields=("momentum",)),
+    )
+
+    type: OptimizerType = spec_field(
+        "train",
+        "The optimizer. adafactor and adamw-8bit need less memory for their state than adamw.",
+        required=True,
+    )
     weight_decay: float | None = spec_field(
         "train", "Decay of the weights; biases and norms are spared. Default: 0.01.", ge=0, le=1
     )
+    betas: list[Share] | None = spec_field(
+        "train",
+        "Decay rates of the running means of the gradient and of its square. Default: 0.9 and 0.999.",
+        min_length=2,
+        max_length=2,
+    )
+    epsilon: float | None = spec_field("train", "Added to the denominator of a step. Default: 1e-8.", gt=0, le=1)
+    momentum: float | None = spec_field("train", "Share of the last step in the next one. Default: 0.", ge=0, lt=1)
 
 
 class Every(Model):
@@ -208,7 +239,10 @@ class Training(Model):
         "train", "Rows per optimizer step over the whole job, whatever the number of GPUs. Default: 32.", ge=1, le=65536
     )
     learning_rate: float | None = spec_field(
-        "train", "Peak learning rate. Default: 2e-5 for full, 1e-3 for head, 2e-4 for lora and dora.", gt=0, le=10
+        "train",
+        "Peak learning rate. Default: 2e-5 for full, 1e-3 for head, 2e-4 for lora and dora; with optimizer sgd 1e-2.",
+        gt=0,
+        le=10,
     )
     schedule: Schedule | None = spec_field(None, "Learning rate over time. Default: linear.")
     optimizer: Optimizer | None = spec_field(None, "What turns gradients into steps. Default: adamw.")

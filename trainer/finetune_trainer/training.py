@@ -135,7 +135,7 @@ def prepare(attempt: Attempt) -> Trainee:
         beat=attempt.heart.beat_or_stop if attempt.world.size == 1 else attempt.heart.beat,
     )
     module, inputs_of = shortcut or (model, attempt.inputs_of)
-    optimizer = make_optimizer(checkpoint.trainable(model).items(), config)
+    optimizer = make_optimizer(model, config)
     if restored is not None:
         checkpoint.restore_optimizer(model, optimizer, restored.optimizer)
     objective, prepared = attempt.accelerator.prepare(Objective(module, attempt.task), optimizer)
