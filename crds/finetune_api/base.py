@@ -63,6 +63,17 @@ def only_with(field: str, *, values: tuple[str, ...], fields: tuple[str, ...]) -
     )
 
 
+def at(thing: Any, path: str) -> Any:
+    """The value at a dotted camelCase path, None where there is none. For rules over nested objects, which the
+    validator asks about documents whose inner objects are plain mappings still."""
+    for part in path.split("."):
+        if isinstance(thing, BaseModel):
+            thing = _attribute(thing, part)
+        else:
+            thing = thing.get(part) if isinstance(thing, dict) else None
+    return thing
+
+
 class Model(BaseModel):
     """A frozen, strict object with camelCase names outside and snake_case inside; unknown fields are errors."""
 

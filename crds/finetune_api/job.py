@@ -4,7 +4,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, StringConstraints
 
-from finetune_api.base import Model, Rule, at_most_one_of, exactly_one_of, only_with, spec_field
+from finetune_api.base import Model, Rule, at, at_most_one_of, exactly_one_of, only_with, spec_field
 
 Uri = Annotated[str, StringConstraints(pattern=r"^(s3|file)://[^ \t\r\n]+$", max_length=1024)]
 S3OrFile = "an s3:// or file:// address (file:// only outside a cluster)"
@@ -18,7 +18,7 @@ Key = Annotated[str, StringConstraints(max_length=317)]
 Text = Annotated[str, StringConstraints(max_length=1024)]
 
 TaskType = Literal["text-classification"]
-MethodType = Literal["full", "head", "lora", "dora"]
+MethodType = Literal["full", "head", "lora", "dora", "ia3", "prompt", "prefix"]
 Metric = Literal["accuracy", "precision", "recall", "f1", "f1-micro", "f1-weighted", "loss"]
 Overlong = Literal["Truncate", "Drop", "Fail"]
 OptimizerType = Literal["adamw", "adafactor", "sgd", "adamw-8bit"]
@@ -134,13 +134,16 @@ class Unfreeze(Model):
 class Method(Model):
     rules: ClassVar[tuple[Rule, ...]] = (
         only_with("type", values=("full",), fields=("freeze", "unfreeze")),
-        only_with("type", values=("lora", "dora"), fields=("rank", "alpha", "dropout", "targets", "rankStabilized")),
+        only_with("type", values=("lora", "dora"), fields=("rank", "alpha", "dropout", "rankStabilized")),
+        only_with("type", values=("lora", "dora", "ia3"), fields=("targets",)),
+        only_with("type", values=("prompt", "prefix"), fields=("virtualTokens",)),
     )
 
     type: MethodType = spec_field(
         "train",
         "full trains all weights, head only the new output layer, lora low-rank additions, dora those with magnitudes of "
-        "their own.",
+        "their own, ia3 factors on keys, values and feed-forward layers, prompt tokens before each row, prefix keys and "
+        "values before each layer's.",
         required=True,
     )
     freeze: Freeze | None = spec_field(None, "Weights that do not train. Default: none.")
@@ -157,9 +160,13 @@ class Method(Model):
     dropout: float | None = spec_field("train", "Dropout in front of the LoRA matrices. Default: 0.05.", ge=0, lt=1)
     targets: list[Column] | None = spec_field(
         "train",
-        "Name endings of the linear layers that get LoRA matrices. Default: every linear layer of the trunk.",
+        "Name endings of the layers that are added to. Default: every linear layer of the trunk; for ia3 keys, values and "
+        "the second layer of each feed-forward part.",
         min_length=1,
         max_length=64,
+    )
+    virtual_tokens: int | None = spec_field(
+        "train", "Learned tokens; data.maxLength leaves room for them. Default: 20.", ge=1, le=4096
     )
 
 
@@ -240,7 +247,7 @@ class Training(Model):
     )
     learning_rate: float | None = spec_field(
         "train",
-        "Peak learning rate. Default: 2e-5 for full, 1e-3 for head, 2e-4 for lora and dora; with optimizer sgd 1e-2.",
+        "Peak learning rate. Default: 2e-5 for full, 1e-3 for head, 2e-4 for lora and dora, 3e-3 for ia3, 3e-2 for prompt, 1e-2 for prefix; with optimizer sgd 1e-2.",
         gt=0,
         le=10,
     )
@@ -387,7 +394,19 @@ class Retries(Model):
     )
 
 
+_UNMERGED = ("prompt", "prefix")
+"""Methods without weights that could be folded into the base."""
+
+
 class FineTuneJobSpec(Model):
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            f"!has(self.output.merge) || !self.output.merge || !has(self.method) || !(self.method.type in {list(_UNMERGED)})",
+            "output.merge makes no sense with method prompt or prefix: learned tokens are no part of the base's weights",
+            lambda spec: at(spec, "output.merge") is not True or at(spec, "method.type") not in _UNMERGED,
+        ),
+    )
+
     profile: Name | None = spec_field(
         "attempt", "FineTuneProfile with the platform's defaults. Default: the one named default."
     )
