@@ -93,6 +93,7 @@ class MethodConfig(Model):
     rank: int | None = None
     alpha: float | None = None
     dropout: float | None = None
+    rank_stabilized: bool | None = None
     targets: list[str] | None = None
     """None: every linear layer of the trunk."""
 

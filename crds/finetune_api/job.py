@@ -27,7 +27,7 @@ Key = Annotated[str, StringConstraints(max_length=317)]
 Text = Annotated[str, StringConstraints(max_length=1024)]
 
 TaskType = Literal["text-classification"]
-MethodType = Literal["full", "head", "lora"]
+MethodType = Literal["full", "head", "lora", "dora"]
 Metric = Literal["accuracy", "precision", "recall", "f1", "f1-micro", "f1-weighted", "loss"]
 Overlong = Literal["Truncate", "Drop", "Fail"]
 OptimizerType = Literal["adamw", "adafactor", "sgd", "adamw-8bit"]
@@ -143,11 +143,14 @@ class Unfreeze(Model):
 class Method(Model):
     rules: ClassVar[tuple[Rule, ...]] = (
         only_with("type", values=("full",), fields=("freeze", "unfreeze")),
-        only_with("type", values=("lora",), fields=("rank", "alpha", "dropout", "targets")),
+        only_with("type", values=("lora", "dora"), fields=("rank", "alpha", "dropout", "targets", "rankStabilized")),
     )
 
     type: MethodType = spec_field(
-        "train", "full trains all weights, head only the new output layer, lora low-rank additions.", required=True
+        "train",
+        "full trains all weights, head only the new output layer, lora low-rank additions, dora those with magnitudes of "
+        "their own.",
+        required=True,
     )
     freeze: Freeze | None = spec_field(None, "Weights that do not train. Default: none.")
     unfreeze: Unfreeze | None = spec_field(
@@ -156,6 +159,9 @@ class Method(Model):
     rank: int | None = spec_field("train", "Rank of the LoRA matrices. Default: 16.", ge=1, le=1024)
     alpha: float | None = spec_field(
         "train", "Scale of the LoRA update, divided by the rank. Default: twice the rank.", gt=0
+    )
+    rank_stabilized: bool | None = spec_field(
+        "train", "Divide alpha by the root of the rank instead (rsLoRA), for high ranks. Default: false."
     )
     dropout: float | None = spec_field("train", "Dropout in front of the LoRA matrices. Default: 0.05.", ge=0, lt=1)
     targets: list[Column] | None = spec_field(
@@ -273,7 +279,7 @@ class Training(Model):
     )
     learning_rate: float | None = spec_field(
         "train",
-        "Peak learning rate. Default: 2e-5 for full, 1e-3 for head, 2e-4 for lora; with optimizer sgd 1e-2.",
+        "Peak learning rate. Default: 2e-5 for full, 1e-3 for head, 2e-4 for lora and dora; with optimizer sgd 1e-2.",
         gt=0,
         le=10,
     )

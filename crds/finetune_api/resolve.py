@@ -48,7 +48,7 @@ from finetune_api.profile import FineTuneProfileSpec, Gpu, Images
 
 T = TypeVar("T")
 
-LEARNING_RATES = {"full": 2e-5, "head": 1e-3, "lora": 2e-4}
+LEARNING_RATES = {"full": 2e-5, "head": 1e-3, "lora": 2e-4, "dora": 2e-4}
 SGD_LEARNING_RATE = 1e-2
 """The steps of sgd are as large as the gradients, those of the others about one."""
 
@@ -170,12 +170,14 @@ def _method(spec: FineTuneJobSpec) -> MethodConfig:
         }
     if method.unfreeze is not None:
         values["unfreeze_every_steps"] = method.unfreeze.every_steps
-    if method.type == "lora":
+    if method.type in ("lora", "dora"):
         rank = first(method.rank, default=16)
         values |= {
             "rank": rank,
             "alpha": first(method.alpha, default=2.0 * rank),
             "dropout": first(method.dropout, default=0.05),
+            # None, not false: so that the identity of a run without it is what it was before there was this field
+            "rank_stabilized": method.rank_stabilized or None,
             "targets": method.targets,
         }
     return MethodConfig(type=method.type, **values)

@@ -16,5 +16,5 @@ def get(config: MethodConfig) -> Method:
             return Full(config)
         case "head":
             return Head()
-        case "lora":
+        case "lora" | "dora":
             return Lora(config)
