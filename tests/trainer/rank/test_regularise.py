@@ -202,8 +202,8 @@ def test_recomputed_activations_give_the_same_gradients_with_dropout_on(name: st
         if recompute:
             recompute_activations(model)
         seed_all(3)
-        inputs = {key: value.double() if value.is_floating_point() else value for key, value in inputs_for(name).items()}
-        logits = model(**inputs).logits
+        given = inputs_for(name).items()
+        logits = model(**{key: value.double() if value.is_floating_point() else value for key, value in given}).logits
         logits.square().sum().backward()
         return logits.detach(), [p.grad for p in model.parameters() if p.grad is not None]
 
