@@ -353,7 +353,7 @@ BAD_ROWS: dict[str, tuple[bytes, str, tuple[str, ...]]] = {
     "half a surrogate pair": (
         jsonl([*rows(4), {"text": "\ud800 x", "label": "a"}]),
         "InvalidRow",
-        ("train.jsonl:5: the text holds half a surrogate pair",),
+        ("train.jsonl:5: a text holds half a surrogate pair",),
     ),
     "nothing left to validate": (
         jsonl([{"text": "this row", "label": "a"}, {"text": "that row", "label": "b"}]),
@@ -399,9 +399,9 @@ def test_a_label_named_twice_is_refused(bench: Bench) -> None:
 
 
 def test_a_csv_without_the_column_names_those_of_its_header(bench: Bench) -> None:
-    bench.put("train.csv", b"body;intent\nx;y\n")
+    bench.put("train.csv", b"body,intent\nx,y\n")
     bench.spec["data"]["train"] = [{"uri": bench.uri("train.csv")}]
-    bench.refused(ExitCode.INVALID, "ColumnMissing", "train.csv:2: no column 'text'; columns found: body;intent")
+    bench.refused(ExitCode.INVALID, "ColumnMissing", "train.csv:2: no column 'text'; columns found: body, intent")
 
 
 def test_a_missing_group_column_is_named(bench: Bench) -> None:
@@ -474,6 +474,15 @@ def test_a_bad_model_ends_with_one_clear_sentence(bench: Bench, name: str) -> No
     spoil(bench.root / "model")
     bench.refused(ExitCode.INVALID, reason, bench.uri("model"), *parts)
     assert not list((bench.root / "output").rglob("*"))
+
+
+def test_a_dropout_that_the_model_has_no_place_for_is_refused(bench: Bench) -> None:
+    bench.spec["training"] = {"dropout": 0.2}
+    assert bench.run().reason == "PreflightPassed"
+    path = bench.root / "model/config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({name: value for name, value in config.items() if "dropout" not in name}))
+    bench.refused(ExitCode.INVALID, "NoDropout", "training.dropout", "config.json names none", "leave the field out")
 
 
 def test_a_config_of_another_version_is_told(bench: Bench, tmp_path: Path) -> None:

@@ -237,7 +237,10 @@ def test_a_model_that_looks_for_its_answer_by_token_id_takes_no_prompt(name: str
         way.prepare(Loaded(model, frozenset()), seed=1)
 
 
-@pytest.mark.parametrize(("name", "limit"), [("bert", 40), ("roberta", 39), ("gpt2", 40), ("bart", 40), ("llama", None)])
+LIMITS = {"bert": 40, "roberta": 39, "gpt2": 40, "bart": 40, "llama": None}
+
+
+@pytest.mark.parametrize(("name", "limit"), LIMITS.items())
 def test_rows_leave_room_for_learned_tokens(name: str, limit: int | None, tmp_path: Path) -> None:
     def fits(length: int) -> None:
         ids = {"input_ids": torch.ones(1, length, dtype=torch.long) * 5}
