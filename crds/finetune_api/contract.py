@@ -14,15 +14,13 @@ from finetune_api.job import (
     BestCheckpoint,
     CheckpointStatus,
     EvaluationStatus,
-    MethodType,
-    Metric,
     ModelStatus,
     Overlong,
     PodTemplate,
     PreflightStatus,
     ProgressStatus,
-    TaskType,
 )
+from finetune_api.tasks import MethodType, Metric, TaskType
 
 RECIPE_VERSION = 1
 """Raised only when the trainer's numerics change on purpose; part of a run's identity, unlike any package version."""
@@ -63,8 +61,8 @@ class ExitCode(IntEnum):
 
 class TaskConfig(Model):
     type: TaskType
-    text_column: str
-    label_column: str
+    columns: dict[str, str]
+    """Names in the data by role, for every role the task reads."""
     labels: list[str] | None
     """None: preflight finds them and fixes them in run.json."""
 

@@ -1,6 +1,5 @@
 """Loading the base model: safetensors only, no code from elsewhere, a new head that depends on the seed alone."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import torch
 
 from finetune_trainer.data.order import derive
-from finetune_trainer.tasks import Task
+from finetune_trainer.tasks import Learner
 
 
 class ModelError(ValueError):
@@ -23,8 +22,8 @@ class Loaded:
     fresh: frozenset[str]
 
 
-def load(directory: Path, *, task: Task, labels: Sequence[str], multi_label: bool, seed: int) -> Loaded:
-    """The base model with an output for each label. Raises ModelError.
+def load(directory: Path, *, learner: Learner, seed: int) -> Loaded:
+    """The base model with the head that its task needs. Raises ModelError.
 
     The base's own head is kept when its labels are `labels`; otherwise a new one is drawn from (seed, "head").
     """
@@ -36,9 +35,9 @@ def load(directory: Path, *, task: Task, labels: Sequence[str], multi_label: boo
     try:
         config = transformers.AutoConfig.from_pretrained(directory, **kinds)
         before = [config.id2label.get(number) for number in range(config.num_labels)]
-        for name, value in task.model_settings(labels, multi_label=multi_label).items():
+        for name, value in learner.model_settings().items():
             setattr(config, name, value)
-        model, found = getattr(transformers, task.auto_class).from_pretrained(
+        model, found = getattr(transformers, learner.auto_class).from_pretrained(
             directory,
             config=config,
             dtype=torch.float32,
@@ -49,12 +48,13 @@ def load(directory: Path, *, task: Task, labels: Sequence[str], multi_label: boo
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ModelError(
-            f"The base model cannot be loaded as {task.auto_class} ({_first_line(error)}): give a model of a known "
+            f"The base model cannot be loaded as {learner.auto_class} ({_first_line(error)}): give a model of a known "
             "architecture with config.json and safetensors weights; code from model directories is never run."
         ) from error
     model.config._name_or_path = ""
     fresh = set(found["missing_keys"]) | {entry[0] for entry in found["mismatched_keys"]}
-    if before != list(labels):
+    labels = learner.facts.labels
+    if labels and before != list(labels):
         fresh |= _outputs(model, len(labels))
     parameters = dict(model.named_parameters())
     fresh &= parameters.keys()

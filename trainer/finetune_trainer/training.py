@@ -137,7 +137,7 @@ def prepare(attempt: Attempt) -> Trainee:
     optimizer = make_optimizer(checkpoint.trainable(model).items(), config)
     if restored is not None:
         checkpoint.restore_optimizer(model, optimizer, restored.optimizer)
-    objective, prepared = attempt.accelerator.prepare(Objective(module, attempt.task), optimizer)
+    objective, prepared = attempt.accelerator.prepare(Objective(module, attempt.learner), optimizer)
     setup = Setup(
         world=attempt.world,
         accelerator=attempt.accelerator,
@@ -148,7 +148,7 @@ def prepare(attempt: Attempt) -> Trainee:
         plan=attempt.plan,
         order=Order(len(rows), config.batch_size, config.seed, encoded.lengths(rows)),
         rows=rows,
-        count=lambda chosen: attempt.task.count(encoded.labels(chosen)),
+        count=lambda chosen: attempt.learner.count(encoded, chosen),
         inputs_of=inputs_of,
         train_mode=_train_mode(method, model=model, module=module),
         beat=attempt.heart.beat,
@@ -206,7 +206,11 @@ class Duties:
 
     def evaluate(self) -> Metrics:
         started = time.monotonic()
-        metrics = self._evaluator.measure(self._trainee.module, self._validation, inputs_of=self._trainee.inputs_of)
+        attempt, trainee = self._attempt, self._trainee
+        generate = attempt.learner.generates(attempt.plan.metric)  # what takes long, and only where it decides
+        metrics = self._evaluator.measure(
+            trainee.module, self._validation, inputs_of=trainee.inputs_of, generate=generate
+        )
         self._pace.pause(time.monotonic() - started)
         shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
         _log.info("step %d, %d validation rows: %s", self._trainee.state.step, len(self._validation), shown)
