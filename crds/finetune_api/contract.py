@@ -15,10 +15,12 @@ from finetune_api.job import (
     CheckpointStatus,
     EvaluationStatus,
     ModelStatus,
+    OptimizerType,
     Overlong,
     PodTemplate,
     PreflightStatus,
     ProgressStatus,
+    ScheduleType,
 )
 from finetune_api.tasks import MethodType, Metric, TaskType
 
@@ -79,11 +81,18 @@ class DataConfig(Model):
 
 
 class MethodConfig(Model):
+    """None, or absent, where the method has no such field."""
+
     type: MethodType
-    rank: int
-    alpha: float
-    dropout: float
-    targets: list[str] | None
+    freeze_embeddings: bool | None = None
+    freeze_layers: int | None = None
+    freeze_patterns: list[str] | None = None
+    unfreeze_every_steps: int | None = None
+    rank: int | None = None
+    alpha: float | None = None
+    dropout: float | None = None
+    rank_stabilized: bool | None = None
+    targets: list[str] | None = None
     """None: every linear layer of the trunk."""
 
 
@@ -93,11 +102,11 @@ class TrainingConfig(Model):
     max_steps: int | None
     batch_size: int
     learning_rate: float
-    schedule: Literal["linear", "cosine", "constant"]
+    schedule: ScheduleType
     warmup_percent: float | None
     """None exactly when warmup_steps is given."""
     warmup_steps: int | None
-    optimizer: Literal["adamw", "sgd"]
+    optimizer: OptimizerType
     weight_decay: float
     max_grad_norm: float
     precision: Literal["auto", "fp32", "bf16"]
@@ -109,6 +118,13 @@ class TrainingConfig(Model):
     patience: int | None
     """None: no early stopping."""
     min_delta: float
+    # What came later has a default, which is what held before: an older ConfigMap stays readable, and a run that does
+    # not use the field keeps its identity (see resolve.train_identity).
+    schedule_minimum: float = 0.0
+    schedule_power: float = 1.0
+    betas: list[float] = Field([0.9, 0.999])
+    epsilon: float = 1e-8
+    momentum: float = 0.0
 
 
 class CheckpointConfig(Model):

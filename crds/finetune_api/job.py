@@ -20,6 +20,9 @@ Key = Annotated[str, StringConstraints(max_length=317)]
 Text = Annotated[str, StringConstraints(max_length=1024)]
 
 Overlong = Literal["Truncate", "Drop", "Fail"]
+OptimizerType = Literal["adamw", "adafactor", "sgd", "adamw-8bit"]
+ScheduleType = Literal["linear", "cosine", "constant", "polynomial", "inverse-sqrt", "one-cycle"]
+Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 def _role(role: str) -> Rule:
@@ -107,17 +110,63 @@ class Data(Model):
     )
 
 
+class Freeze(Model):
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "has(self.embeddings) || has(self.layers) || has(self.patterns)",
+            "give at least one of embeddings, layers and patterns",
+            lambda model: any(value is not None for value in (model.embeddings, model.layers, model.patterns)),
+        ),
+    )
+
+    embeddings: bool | None = spec_field("train", "Whether the embeddings stay as they are. Default: false.")
+    layers: int | None = spec_field(
+        "train",
+        "Blocks that stay as they are, counted from the input; where encoder and decoder differ in length, their last blocks "
+        "have the same number. Default: 0.",
+        ge=1,
+        le=1000,
+    )
+    patterns: list[Column] | None = spec_field(
+        "train",
+        "Parameters or modules that stay as they are, by name; * stands for anything, as in bert.encoder.layer.*.attention.",
+        min_length=1,
+        max_length=64,
+    )
+
+
+class Unfreeze(Model):
+    every_steps: int = spec_field(
+        "train",
+        "Training begins with what lies above the blocks; after so many steps the next block joins, down to the embeddings.",
+        required=True,
+        ge=1,
+        le=10_000_000,
+    )
+
+
 class Method(Model):
     rules: ClassVar[tuple[Rule, ...]] = (
-        only_with("type", values=("lora",), fields=("rank", "alpha", "dropout", "targets")),
+        only_with("type", values=("full",), fields=("freeze", "unfreeze")),
+        only_with("type", values=("lora", "dora"), fields=("rank", "alpha", "dropout", "targets", "rankStabilized")),
     )
 
     type: MethodType = spec_field(
-        "train", "full trains all weights, head only the new output layer, lora low-rank additions.", required=True
+        "train",
+        "full trains all weights, head only the new output layer, lora low-rank additions, dora those with magnitudes of "
+        "their own.",
+        required=True,
+    )
+    freeze: Freeze | None = spec_field(None, "Weights that do not train. Default: none.")
+    unfreeze: Unfreeze | None = spec_field(
+        None, "Gradual unfreezing from the output towards the input. Default: all layers train from the first step."
     )
     rank: int | None = spec_field("train", "Rank of the LoRA matrices. Default: 16.", ge=1, le=1024)
     alpha: float | None = spec_field(
         "train", "Scale of the LoRA update, divided by the rank. Default: twice the rank.", gt=0
+    )
+    rank_stabilized: bool | None = spec_field(
+        "train", "Divide alpha by the root of the rank instead (rsLoRA), for high ranks. Default: false."
     )
     dropout: float | None = spec_field("train", "Dropout in front of the LoRA matrices. Default: 0.05.", ge=0, lt=1)
     targets: list[Column] | None = spec_field(
@@ -136,17 +185,45 @@ class Warmup(Model):
 
 
 class Schedule(Model):
-    type: Literal["linear", "cosine", "constant"] = spec_field(
-        "train", "How the learning rate falls after the warm-up.", required=True
+    rules: ClassVar[tuple[Rule, ...]] = (
+        only_with("type", values=("cosine", "polynomial"), fields=("minimum",)),
+        only_with("type", values=("polynomial",), fields=("power",)),
     )
-    warmup: Warmup | None = spec_field(None, "How long the learning rate rises at first. Default: percent 6.")
+
+    type: ScheduleType = spec_field("train", "How the learning rate falls after the warm-up.", required=True)
+    warmup: Warmup | None = spec_field(
+        None, "How long the learning rate rises at first. Default: percent 6, for one-cycle percent 30."
+    )
+    minimum: float | None = spec_field(
+        "train", "Where the learning rate ends, as a share of its peak. Default: 0.", ge=0, lt=1
+    )
+    power: float | None = spec_field(
+        "train", "Exponent of the polynomial; 1 is a straight line. Default: 1.", gt=0, le=100
+    )
 
 
 class Optimizer(Model):
-    type: Literal["adamw", "sgd"] = spec_field("train", "The optimizer.", required=True)
+    rules: ClassVar[tuple[Rule, ...]] = (
+        only_with("type", values=("adamw", "adamw-8bit"), fields=("betas", "epsilon")),
+        only_with("type", values=("sgd",), fields=("momentum",)),
+    )
+
+    type: OptimizerType = spec_field(
+        "train",
+        "The optimizer. adafactor and adamw-8bit need less memory for their state than adamw.",
+        required=True,
+    )
     weight_decay: float | None = spec_field(
         "train", "Decay of the weights; biases and norms are spared. Default: 0.01.", ge=0, le=1
     )
+    betas: list[Share] | None = spec_field(
+        "train",
+        "Decay rates of the running means of the gradient and of its square. Default: 0.9 and 0.999.",
+        min_length=2,
+        max_length=2,
+    )
+    epsilon: float | None = spec_field("train", "Added to the denominator of a step. Default: 1e-8.", gt=0, le=1)
+    momentum: float | None = spec_field("train", "Share of the last step in the next one. Default: 0.", ge=0, lt=1)
 
 
 class Every(Model):
@@ -176,7 +253,10 @@ class Training(Model):
         "train", "Rows per optimizer step over the whole job, whatever the number of GPUs. Default: 32.", ge=1, le=65536
     )
     learning_rate: float | None = spec_field(
-        "train", "Peak learning rate. Default: 2e-5 for full, 1e-3 for head, 2e-4 for lora.", gt=0, le=10
+        "train",
+        "Peak learning rate. Default: 2e-5 for full, 1e-3 for head, 2e-4 for lora and dora; with optimizer sgd 1e-2.",
+        gt=0,
+        le=10,
     )
     schedule: Schedule | None = spec_field(None, "Learning rate over time. Default: linear.")
     optimizer: Optimizer | None = spec_field(None, "What turns gradients into steps. Default: adamw.")

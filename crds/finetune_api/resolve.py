@@ -48,7 +48,9 @@ from finetune_api.tasks import TASKS
 
 T = TypeVar("T")
 
-LEARNING_RATES = {"full": 2e-5, "head": 1e-3, "lora": 2e-4}
+LEARNING_RATES = {"full": 2e-5, "head": 1e-3, "lora": 2e-4, "dora": 2e-4}
+SGD_LEARNING_RATE = 1e-2
+"""The steps of sgd are as large as the gradients, those of the others about one."""
 
 
 class ResolveError(Exception):
@@ -158,34 +160,52 @@ def _data(spec: FineTuneJobSpec) -> DataConfig:
 
 def _method(spec: FineTuneJobSpec) -> MethodConfig:
     method = spec.method or Method(type="full")
-    rank = first(method.rank, default=16)
-    return MethodConfig(
-        type=method.type,
-        rank=rank,
-        alpha=first(method.alpha, default=2.0 * rank),
-        dropout=first(method.dropout, default=0.05),
-        targets=method.targets,
-    )
+    values: dict[str, Any] = {}
+    if method.freeze is not None:
+        values |= {
+            "freeze_embeddings": method.freeze.embeddings,
+            "freeze_layers": method.freeze.layers,
+            "freeze_patterns": method.freeze.patterns,
+        }
+    if method.unfreeze is not None:
+        values["unfreeze_every_steps"] = method.unfreeze.every_steps
+    if method.type in ("lora", "dora"):
+        rank = first(method.rank, default=16)
+        values |= {
+            "rank": rank,
+            "alpha": first(method.alpha, default=2.0 * rank),
+            "dropout": first(method.dropout, default=0.05),
+            # None, not false: so that the identity of a run without it is what it was before there was this field
+            "rank_stabilized": method.rank_stabilized or None,
+            "targets": method.targets,
+        }
+    return MethodConfig(type=method.type, **values)
 
 
 def _training(spec: FineTuneJobSpec) -> TrainingConfig:
     training = spec.training or Training()
     method = spec.method.type if spec.method else "full"
     schedule = training.schedule or Schedule(type="linear")
-    warmup = schedule.warmup or Warmup(percent=6.0)
+    warmup = schedule.warmup or Warmup(percent=30.0 if schedule.type == "one-cycle" else 6.0)
     optimizer = training.optimizer or Optimizer(type="adamw")
+    rate = SGD_LEARNING_RATE if optimizer.type == "sgd" else LEARNING_RATES[method]
     every = training.evaluate_every or Every(epochs=1.0)
     stopping = training.early_stopping
     return TrainingConfig(
         epochs=None if training.max_steps else first(training.epochs, default=3.0),
         max_steps=training.max_steps,
         batch_size=first(training.batch_size, default=32),
-        learning_rate=first(training.learning_rate, default=LEARNING_RATES[method]),
+        learning_rate=first(training.learning_rate, default=rate),
         schedule=schedule.type,
         warmup_percent=warmup.percent,
         warmup_steps=warmup.steps,
+        schedule_minimum=first(schedule.minimum, default=0.0),
+        schedule_power=first(schedule.power, default=1.0),
         optimizer=optimizer.type,
         weight_decay=first(optimizer.weight_decay, default=0.01),
+        betas=first(optimizer.betas, default=[0.9, 0.999]),
+        epsilon=first(optimizer.epsilon, default=1e-8),
+        momentum=first(optimizer.momentum, default=0.0),
         max_grad_norm=first(training.max_grad_norm, default=1.0),
         precision=first(training.precision, default="auto"),
         micro_batch=first(training.micro_batch, default=16),
@@ -290,9 +310,10 @@ def train_identity(config: RunConfig, *, labels: list[str], inputs: Mapping[str,
     """Everything that determines the weights. `inputs` maps a role ("model", "train/0", "validation") to a SHA-256.
 
     URIs are left out on purpose: the same bytes under another name are the same run. So are the micro-batch, resources,
-    images and package versions, which decide bits but not the run; they are recorded with each attempt.
+    images and package versions, which decide bits but not the run; they are recorded with each attempt. Fields that
+    came later than the recipe have a default in the contract and count only where they differ from it.
     """
-    training = config.training.document()
+    training = config.training.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_defaults=True)
     del training["microBatch"]
     return {
         "recipeVersion": config.recipe_version,
@@ -304,15 +325,10 @@ def train_identity(config: RunConfig, *, labels: list[str], inputs: Mapping[str,
             "groupBy": config.data.validation_group_by,
         },
         "inputs": dict(inputs),
-        "method": _relevant_method(config),
+        "method": config.method.document(),
         "training": training,
         "primary": config.primary,
     }
-
-
-def _relevant_method(config: RunConfig) -> dict[str, Any]:
-    document = config.method.document()
-    return document if config.method.type == "lora" else {"type": document["type"]}
 
 
 def run_id(identity: Mapping[str, Any]) -> str:

@@ -63,7 +63,8 @@ def refused(o: Observed, *, reason: str, message: str, now: datetime) -> Decisio
     """
     phase = o.subject.status.phase
     going_on = phase in STARTED and bool(o.jobs("train"))
-    said = f"the API server refuses what the job needs: {message}"
+    # Not "next try at ...": words that change with every try would be a status write, an Event and a look with each.
+    said = f"the API server refuses what the job needs: {message}; tried again every {REFUSED_AGAIN:.0f} s"
     verdict = Verdict(phase if going_on and phase else "Pending", reason, said, stalled=True, again_after=REFUSED_AGAIN)
     after = compose(o.subject, verdict, now=now)
     write = worth_writing(o.subject.status, after, now=now, last_write=o.last_write)

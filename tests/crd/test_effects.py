@@ -22,9 +22,13 @@ TEXTS = {
 BESIDE: dict[str, dict[str, Any]] = {
     "spec.method.rank": {"type": "lora"},
     "spec.method.alpha": {"type": "lora"},
+    "spec.method.rankStabilized": {"type": "lora"},
     "spec.method.dropout": {"type": "lora"},
     "spec.method.targets": {"type": "lora"},
     "spec.data.validation.groupBy": {"fraction": 0.1},
+    "spec.training.optimizer.momentum": {"type": "sgd"},
+    "spec.training.schedule.minimum": {"type": "cosine"},
+    "spec.training.schedule.power": {"type": "polynomial"},
 }
 """What a rule wants beside a field."""
 BY_CONTENT = {"spec.model.uri", "spec.data.train[].uri", "spec.data.validation.uri", "spec.data.test.uri"}
@@ -39,7 +43,7 @@ def two_values(schema: dict[str, Any]) -> tuple[Any, Any]:
     kind = schema["type"]
     if kind == "array":
         one, two = two_values(schema["items"])
-        return [one, "c"], [two, "c"]
+        return [one, one], [two, two]
     if kind == "object":
         return {"k": "a"}, {"k": "b"}
     if kind == "boolean":

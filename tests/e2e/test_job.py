@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from finetune_trainer.checkpoint import OPTIMIZER, STATE, WEIGHTS
 from finetune_trainer.storage.commit import RecordKind
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -138,7 +139,7 @@ def test_a_killed_trainer_goes_on_from_its_last_checkpoint(world: Any) -> None:
     assert restart["reason"] == "Killed"
     assert restart["resumedFromStep"] >= 8
     assert len(world.train_pods(namespace, name)) == 2
-    assert every_attempt_goes_on_where_the_one_before_ended(world, namespace, name, run)
+    assert no_step_is_committed_twice(world, namespace, name, run)
     assert_like_the_reference(world, namespace, name)
 
 
@@ -228,19 +229,16 @@ def test_a_changed_hyperparameter_waits_for_preflight_and_reverting_resumes(worl
         world.wait(namespace, name, lambda s: s["run"]["id"] == first, what="the first run again")
         status = world.succeeded(namespace, name)
     assert status["run"]["id"] == first != second
-    assert every_attempt_goes_on_where_the_one_before_ended(world, namespace, name, first)
+    assert a_step_is_committed_again_only_for_its_missed_evaluation(world, namespace, name, first)
     claims = world.records(document["spec"]["output"]["uri"], first, RecordKind.CLAIM)
     assert len(claims) == 2
-    after = [r.body["step"] for r in steps(world, document, first) if r.attempt == claims[1].number]
-    assert min(after) >= stopped_at
+    committed = checkpoints(world, namespace, name, first)
+    assert min(r.body["step"] for r in committed if r.attempt == claims[1].number) >= stopped_at
+    evaluated = [e["step"] for e in state_of(world, namespace, name, committed[-1])["evaluations"]]
+    assert evaluated == [epoch * evaluated[0] for epoch in range(1, LONG["epochs"] + 1)]  # after each; none is missing
 
 
-LONG = {"epochs": 5, "batchSize": 8, "microBatch": 4, "learningRate": 1e-3}
-
-
-def steps(world: Any, document: dict[str, Any], run: str) -> list[Any]:
-    found: list[Any] = world.records(document["spec"]["output"]["uri"], run, RecordKind.CHECKPOINT)
-    return found
+LONG: dict[str, Any] = {"epochs": 5, "batchSize": 8, "microBatch": 4, "learningRate": 1e-3}
 
 
 def exit_code(world: Any, uid: str, pod: dict[str, Any]) -> int | None:
@@ -357,11 +355,51 @@ def assert_like_the_reference(world: Any, namespace: str, name: str) -> None:
     assert mine.digest == reference.digest
 
 
-def every_attempt_goes_on_where_the_one_before_ended(world: Any, namespace: str, name: str, run: str) -> bool:
-    """Steps only grow. The next attempt may commit the last step anew: when the stop came before its evaluation."""
-    output = world.job(namespace, name)["spec"]["output"]["uri"]
-    committed = [(record.body["step"], record.attempt) for record in world.records(output, run, RecordKind.CHECKPOINT)]
-    return all(
-        before < step or (before == step and earlier != attempt)
-        for (before, earlier), (step, attempt) in pairwise(committed)
+def no_step_is_committed_twice(world: Any, namespace: str, name: str, run: str) -> bool:
+    committed = [record.body["step"] for record in checkpoints(world, namespace, name, run)]
+    return len(committed) == len(set(committed))
+
+
+def a_step_is_committed_again_only_for_its_missed_evaluation(world: Any, namespace: str, name: str, run: str) -> bool:
+    """A stop may come before a due evaluation, or in its midst; the next attempt makes up for it, and for no other."""
+    records = checkpoints(world, namespace, name, run)
+    for before, after in pairwise(records):
+        if before.body["step"] > after.body["step"]:
+            return False
+        if before.body["step"] == after.body["step"] and not makes_up_for(world, namespace, name, before, after):
+            return False
+    return True
+
+
+def makes_up_for(world: Any, namespace: str, name: str, before: Any, after: Any) -> bool:
+    """The first commit lacks the evaluation, the second one, by a later attempt, has it; nothing else has changed."""
+    first, second = (state_of(world, namespace, name, record) for record in (before, after))
+    evaluated = [evaluation["step"] for evaluation in second["evaluations"]]
+    return (
+        before.attempt < after.attempt
+        and evaluated[-1:] == [second["step"]]
+        and first["evaluations"] == second["evaluations"][:-1]
+        and all(digest_of(before, file) == digest_of(after, file) for file in (WEIGHTS, OPTIMIZER))
     )
+
+
+def checkpoints(world: Any, namespace: str, name: str, run: str) -> list[Any]:
+    """Every checkpoint's record, oldest first."""
+    found: list[Any] = world.records(world.job(namespace, name)["spec"]["output"]["uri"], run, RecordKind.CHECKPOINT)
+    return found
+
+
+def state_of(world: Any, namespace: str, name: str, record: Any) -> dict[str, Any]:
+    """A checkpoint's state.json: it stays for some minutes after the checkpoint has made room for newer ones."""
+    store = world.store(world.job(namespace, name)["spec"]["output"]["uri"])
+    state: dict[str, Any] = json.loads(store.read(file_of(record, STATE)["key"]))
+    assert state["step"] == record.body["step"]
+    return state
+
+
+def digest_of(record: Any, file: str) -> str:
+    return str(file_of(record, file)["sha256"])
+
+
+def file_of(record: Any, file: str) -> dict[str, Any]:
+    return next(entry for entry in record.body["objects"] if entry["key"].endswith(f"/{file}"))

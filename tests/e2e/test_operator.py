@@ -670,6 +670,46 @@ def test_a_quota_is_told_in_the_clusters_words(place: Place) -> None:
     place.reaches("one", "Succeeded", seconds=60)
 
 
+def test_a_refused_train_job_is_told_asked_for_again_and_goes_on_by_itself(place: Place) -> None:
+    """The finished preflight Job still counts, so a quota of one Job lets no train Job through."""
+    path = f"/api/v1/namespaces/{place.name}/resourcequotas"
+    hard = {"count/jobs.batch": "1"}
+    quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "one-job"}, "spec": {"hard": hard}}
+    place.plane.create(path, quota)
+    eventually("the quota counts", lambda: "hard" in place.plane.get(f"{path}/one-job").get("status", {}))
+    before = refused_jobs(place.plane)
+    place.apply("one")
+    status = place.reaches("one", "Pending", "CreateForbidden")
+    stalled = condition(status, "Stalled")
+    assert (stalled["status"], stalled["reason"]) == ("True", "CreateForbidden")
+    assert condition(status, "Reconciling")["status"] == "False"
+    assert condition(status, "PreflightPassed")["status"] == "True"
+    for words in (status["message"], stalled["message"]):
+        assert 'jobs.batch "one-' in words
+        assert "is forbidden: exceeded quota: one-job, requested: count/jobs.batch=1, used: count/jobs.batch=1" in words
+        assert words.endswith("; tried again every 60 s")
+    time.sleep(3)  # the status itself and what the Job controller still writes into the preflight Job call for a look
+    tries, version = refused_jobs(place.plane) - before, place.get("one")["metadata"]["resourceVersion"]
+    assert 1 <= tries <= 10
+    time.sleep(20)
+    assert refused_jobs(place.plane) - before == tries
+    assert place.get("one")["metadata"]["resourceVersion"] == version
+    assert place.children("jobs") == [f"one-{place.get('one')['metadata']['uid'][:5]}-p1"]
+    place.plane.patch(f"{path}/one-job", {"spec": {"hard": {"count/jobs.batch": "2"}}})
+    status = place.reaches("one", "Succeeded", "Trained", seconds=75)
+    assert condition(status, "Stalled")["status"] == "False"
+    assert (status["usage"]["attempts"], status.get("restarts")) == (1, None)
+    assert place.kubelet.jobs_of("one") == ["p1", "t1"]
+    assert refused_jobs(place.plane) - before == tries
+
+
+def refused_jobs(plane: Plane) -> int:
+    """How many Jobs the API server has refused to create with 403, by its own count."""
+    lines = plane.text("/metrics").splitlines()
+    wanted = ("apiserver_request_total{", 'code="403"', 'resource="jobs"', 'verb="POST"')
+    return sum(int(float(line.rsplit(" ", 1)[1])) for line in lines if all(word in line for word in wanted))
+
+
 def test_killed_again_and_again_it_doubles_nothing(place: Place) -> None:
     names = [f"job-{number}" for number in range(6)]
     for name in names:

@@ -1226,6 +1226,8 @@ def test_a_refused_train_job_is_asked_for_again_later_and_told_once() -> None:
     told = refused(o, reason="CreateForbidden", message="exceeded quota", now=NOW)
     assert told.status is not None
     assert (told.status.phase, told.again_after) == ("Pending", 60.0)
+    words = "the API server refuses what the job needs: exceeded quota; tried again every 60 s"
+    assert told.status.message == words
     assert truth(told.status, "Stalled") == "True"
     again = replace(o, subject=replace(o.subject, status=told.status))
     assert short(decide(again, now=NOW)) == "begin t1"

@@ -55,8 +55,10 @@ def test_the_smallest_document_is_filled_in_completely() -> None:
 
 
 @pytest.mark.parametrize(("method", "rate"), [("full", 2e-5), ("head", 1e-3), ("lora", 2e-4)])
-def test_the_learning_rate_depends_on_the_method(method: str, rate: float) -> None:
+def test_the_learning_rate_depends_on_the_method_and_on_sgd(method: str, rate: float) -> None:
     assert resolved({"method": {"type": method}}).training.learning_rate == rate
+    plain = {"method": {"type": method}, "training": {"optimizer": {"type": "sgd"}}}
+    assert resolved(plain).training.learning_rate == 1e-2
 
 
 def test_the_jobs_word_counts_before_the_profiles_before_the_flags() -> None:
@@ -195,6 +197,8 @@ def test_what_does_not_decide_the_weights_is_the_same_run(spec: dict[str, Any]) 
         {"training": {"evaluateEvery": {"steps": 10}}},
         {"method": {"type": "head"}},
         {"method": {"type": "lora"}},
+        {"method": {"type": "full", "freeze": {"layers": 1}}},
+        {"method": {"type": "full", "unfreeze": {"everySteps": 5}}},
         {"data": {"train": [{"uri": "s3://data/train.jsonl"}], "maxLength": 64}},
         {"data": {"train": [{"uri": "s3://data/train.jsonl"}], "validation": {"fraction": 0.2}}},
         {"evaluation": {"primary": "accuracy"}},
@@ -211,6 +215,17 @@ def test_other_bytes_are_another_run() -> None:
 def test_lora_fields_count_only_for_lora() -> None:
     assert identity(resolved({"method": {"type": "lora", "rank": 4}})) != identity(
         resolved({"method": {"type": "lora"}})
+    )
+
+
+def test_a_field_that_came_later_changes_no_run_that_does_not_use_it() -> None:
+    """The identities of the first release; where one changes on purpose, every run of a user trains anew."""
+    assert identity(resolved()) == "96162bc48c577f20"
+    assert identity(resolved({"training": {"optimizer": {"type": "adamw", "betas": [0.9, 0.999]}}})) == identity(
+        resolved()
+    )
+    assert identity(resolved({"training": {"optimizer": {"type": "adamw", "betas": [0.9, 0.98]}}})) != identity(
+        resolved()
     )
 
 

@@ -103,7 +103,12 @@ class Restored:
 
 
 def trainable(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    """What trains in some step of the run, by name; a parameter that waits for its step belongs to it."""
+    return {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad or getattr(parameter, "waits", False)
+    }
 
 
 def snapshot_weights(model: torch.nn.Module) -> Tensors:
@@ -141,14 +146,16 @@ def restore_weights(model: torch.nn.Module, weights: Tensors) -> None:
 
 
 def restore_optimizer(model: torch.nn.Module, optimizer: torch.optim.Optimizer, tensors: Tensors) -> None:
-    """The optimizer continues where the snapshot was taken."""
-    numbers = {id(p): n for n, p in enumerate(p for group in optimizer.param_groups for p in group["params"])}
+    """The optimizer continues where the snapshot was taken.
+
+    Not by load_state_dict, which casts what is kept in other types than the parameters, such as moments of 8 bits.
+    """
     parameters = trainable(model)
-    state: dict[int, dict[str, torch.Tensor]] = {}
     for key, tensor in tensors.items():
         name, _, part = key.rpartition("/")
-        state.setdefault(numbers[id(parameters[name])], {})[part] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        parameter = parameters[name]
+        counter = tensor.ndim == 0 and tensor.dtype == torch.int64  # a plain number when the snapshot was taken
+        optimizer.state[parameter][part] = int(tensor) if counter else tensor.to(parameter.device)
 
 
 # --- in storage ---

@@ -61,6 +61,8 @@ class Setup:
     inputs_of: InputsOf
     train_mode: Callable[[], None]
     beat: Callable[[], None]
+    before_step: Callable[[int], None] = lambda step: None
+    """What trains may depend on the step."""
 
 
 class Surroundings(Protocol):
@@ -146,6 +148,7 @@ def step(setup: Setup, state: State) -> tuple[torch.Tensor, torch.Tensor]:
 
     Out of memory, a lone rank tries again with half the micro-batch; nothing has been changed by then.
     """
+    setup.before_step(state.step)
     while True:
         try:
             loss = _gradients(setup, state)

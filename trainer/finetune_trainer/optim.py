@@ -1,26 +1,82 @@
 """Optimizer and learning rate."""
 
-from collections.abc import Iterable
-from math import ceil, cos, pi
+import logging
+from collections.abc import Callable
+from math import ceil, cos, pi, sqrt
 from typing import Any
 
 import torch
 
 from finetune_api.contract import TrainingConfig
+from finetune_trainer.model import ModelError
+
+_ONE_CYCLE_START = 1 / 25
+_ONE_CYCLE_END = 1e-4
+"""First rate of a one-cycle schedule as a share of its peak, and its last as a share of the first."""
+_LONG = 10_000
+"""Time scale of inverse-sqrt without a warm-up, in steps."""
+_NORMS = (
+    torch.nn.LayerNorm,
+    torch.nn.RMSNorm,
+    torch.nn.GroupNorm,
+    torch.nn.modules.batchnorm._NormBase,
+)
 
 
-def make_optimizer(named: Iterable[tuple[str, torch.nn.Parameter]], config: TrainingConfig) -> torch.optim.Optimizer:
-    """adamw (fused; betas 0.9 and 0.999, eps 1e-8) or sgd without momentum. Biases and norms, which are the parameters
-    of one dimension, do not decay."""
-    parameters = [parameter for _, parameter in named]
+def make_optimizer(model: torch.nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
+    """The optimizer of what trains. Biases and norms do not decay: parameters of one dimension, and all of norm layers.
+
+    Raises ModelError where this machine lacks what the optimizer needs.
+    """
+    spared = {id(p) for module in model.modules() if isinstance(module, _NORMS) for p in module.parameters()}
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    spared |= {id(parameter) for parameter in parameters if parameter.ndim < 2}
     groups: list[dict[str, Any]] = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in parameters if id(p) not in spared], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if id(p) in spared], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=config.learning_rate, fused=True)
-    return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
+    beta1, beta2 = config.betas
+    match config.optimizer:
+        case "adamw":
+            return torch.optim.AdamW(
+                groups, lr=config.learning_rate, betas=(beta1, beta2), eps=config.epsilon, fused=True
+            )
+        case "sgd":
+            return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, fused=True)
+        case "adafactor":
+            return _adafactor(groups, config)
+        case "adamw-8bit":
+            return _adamw_8bit(groups, config)
+
+
+def _adafactor(groups: list[dict[str, Any]], config: TrainingConfig) -> torch.optim.Optimizer:
+    """Adafactor (Shazeer and Stern 2018) without its relative step: the schedule alone decides the learning rate.
+
+    transformers' and not torch's, because torch's cannot do without: it takes the lower of the learning rate and
+    1/sqrt(t), times the size of the weights.
+    """
+    from transformers.optimization import Adafactor
+
+    optimizer: torch.optim.Optimizer = Adafactor(
+        groups, lr=config.learning_rate, scale_parameter=False, relative_step=False
+    )
+    return optimizer
+
+
+def _adamw_8bit(groups: list[dict[str, Any]], config: TrainingConfig) -> torch.optim.Optimizer:
+    """AdamW with moments of 8 bits in blocks (Dettmers et al. 2021); parameters below 4096 values keep 32 bits."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it speaks of kernels for something else
+    try:
+        from bitsandbytes.optim.adamw import AdamW8bit
+    except (ImportError, RuntimeError, OSError) as error:
+        raise ModelError(
+            f"training.optimizer.type: adamw-8bit needs bitsandbytes, which cannot be loaded here ({error}): install "
+            "it, or choose adamw or adafactor."
+        ) from error
+    betas = (config.betas[0], config.betas[1])
+    make: Callable[..., torch.optim.Optimizer] = AdamW8bit
+    return make(groups, lr=config.learning_rate, betas=betas, eps=config.epsilon)
 
 
 def warmup_steps(config: TrainingConfig, *, total: int) -> int:
@@ -32,19 +88,45 @@ def warmup_steps(config: TrainingConfig, *, total: int) -> int:
 
 
 def learning_rate(config: TrainingConfig, *, step: int, total: int) -> float:
-    """Learning rate of a step counted from 0; equal to that of the schedules of the same names in transformers."""
+    """Learning rate of a step counted from 0.
+
+    Equal to that of the schedules of the same names in transformers, one-cycle to torch's OneCycleLR without its cycle
+    of momentum.
+    """
     warmup = warmup_steps(config, total=total)
+    if config.schedule == "one-cycle":
+        return config.learning_rate * _one_cycle(step, warmup=warmup, total=total)
     if step < warmup:
         return config.learning_rate * step / warmup
-    done = (step - warmup) / max(1, total - warmup)
+    done = min(1.0, (step - warmup) / max(1, total - warmup))
+    minimum = config.schedule_minimum
     match config.schedule:
         case "constant":
             share = 1.0
         case "linear":
-            share = max(0.0, 1.0 - done)
+            share = 1.0 - done
         case "cosine":
-            share = max(0.0, 0.5 * (1.0 + cos(pi * done)))
+            share = minimum + (1.0 - minimum) * 0.5 * (1.0 + cos(pi * done))
+        case "polynomial":
+            share = minimum + (1.0 - minimum) * (1.0 - done) ** config.schedule_power
+        case "inverse-sqrt":
+            scale = warmup or _LONG
+            share = sqrt(scale / (step - warmup + scale))
     return config.learning_rate * share
+
+
+def _one_cycle(step: int, *, warmup: int, total: int) -> float:
+    """Share of the peak: up from 1/25 to 1 and down to 1/250,000, both along half a cosine (Smith and Topin 2018).
+
+    The peak is the last step of the warm-up; with a warm-up of one step or none, the first step.
+    """
+    peak = max(0, warmup - 1)
+    if step < peak:
+        start, end, done = _ONE_CYCLE_START, 1.0, step / peak
+    else:
+        start, end = 1.0, _ONE_CYCLE_START * _ONE_CYCLE_END
+        done = min(1.0, (step - peak) / max(1, total - 1 - peak))
+    return end + (start - end) * 0.5 * (1.0 + cos(pi * done))
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -44,7 +44,7 @@ def write_directory(
         if _READS_WITH.fullmatch(path.name):
             shutil.copyfile(path, directory / path.name)
     found = directory_digest(directory)
-    (directory / CARD).write_text(model_card(config, method=method, evaluation=evaluation, digest=found))
+    (directory / CARD).write_text(model_card(config, model=model, method=method, evaluation=evaluation, digest=found))
     return found
 
 
@@ -76,12 +76,11 @@ def _sha256(path: Path) -> str:
     return sha256.hexdigest()
 
 
-def model_card(config: RunConfig, *, method: Method, evaluation: EvaluationStatus, digest: str) -> str:
+def model_card(config: RunConfig, *, model: Any, method: Method, evaluation: EvaluationStatus, digest: str) -> str:
     """README.md with the Hub's metadata."""
-    adapter = config.method.type == "lora" and not config.output.merge
     metadata = {
         "base_model": config.model,
-        "library_name": "peft" if adapter else "transformers",
+        "library_name": method.library(merge=config.output.merge),
         "pipeline_tag": config.task.type,
         "metrics": sorted(evaluation.tuned or {}),
         "tags": ["finetune-operator", config.method.type],
@@ -108,7 +107,7 @@ the untouched base model (base) and a linear model on its frozen features (probe
 ## Use
 
 ```python
-{method.load_hint(merge=config.output.merge)}
+{method.load_hint(model, merge=config.output.merge)}
 ```
 
 Digest of this directory without this file: `{digest}`.

@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -134,7 +135,7 @@ def prepare(attempt: Attempt) -> Trainee:
         beat=attempt.heart.beat_or_stop if attempt.world.size == 1 else attempt.heart.beat,
     )
     module, inputs_of = shortcut or (model, attempt.inputs_of)
-    optimizer = make_optimizer(checkpoint.trainable(model).items(), config)
+    optimizer = make_optimizer(model, config)
     if restored is not None:
         checkpoint.restore_optimizer(model, optimizer, restored.optimizer)
     objective, prepared = attempt.accelerator.prepare(Objective(module, attempt.learner), optimizer)
@@ -152,6 +153,7 @@ def prepare(attempt: Attempt) -> Trainee:
         inputs_of=inputs_of,
         train_mode=_train_mode(method, model=model, module=module),
         beat=attempt.heart.beat,
+        before_step=partial(method.before_step, model),
     )
     return Trainee(model, module, inputs_of, setup, state)
 

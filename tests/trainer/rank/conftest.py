@@ -90,6 +90,17 @@ def refuse(event, arguments):
     if event == "pickle.find_class":
         raise RuntimeError(f"unpickled {arguments}")
 
+def stop_at(module, owner, name, call, number):
+    owner = getattr(sys.modules[module], owner)
+    method, calls = getattr(owner, name), 0
+    def counted(*arguments, **named):
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            os.kill(os.getpid(), number)
+        return method(*arguments, **named)
+    setattr(owner, name, counted)
+
 for line in sys.stdin:
     order = json.loads(line)
     if "wait" in order:
@@ -106,11 +117,17 @@ for line in sys.stdin:
         os.environ.update(order["environment"])
         if order["audit"]:
             sys.addaudithook(refuse)
+        if order["stop"]:
+            stop_at(*order["stop"])
         code = finetune_trainer.rank.main(order["arguments"])
     except BaseException:
         traceback.print_exc()
     os._exit(code)
 """
+
+
+Stop = tuple[str, str, str, int, int]
+"""Module, class, method, the call of it, counted from 1, at whose beginning the rank gets a signal, and its number."""
 
 
 class Ranks:
@@ -125,10 +142,12 @@ class Ranks:
             text=True,
         )
 
-    def start(self, made: "Made", work: Path, *, audit: bool, environment: dict[str, str]) -> "Started":
+    def start(
+        self, made: "Made", work: Path, *, audit: bool, stop: "Stop | None", environment: dict[str, str]
+    ) -> "Started":
         log = work.parent / f"{work.name}-{environment.get('RANK', '0')}.log"
         arguments = ["--config", str(made.config_path), "--run-id", made.record.run_id, "--work", str(work)]
-        pid = self._ask(log=str(log), environment=environment, audit=audit, arguments=arguments)
+        pid = self._ask(log=str(log), environment=environment, audit=audit, stop=stop, arguments=arguments)
         return Started(pid, log, self)
 
     def wait(self, pid: int) -> int:
@@ -191,13 +210,13 @@ class Made:
     def records(self) -> list[Record]:
         return RunLog(self.store, self.record.run_id).read()
 
-    def start(self, work: Path, *, audit: bool = False, **environment: str) -> "Started":
+    def start(self, work: Path, *, audit: bool = False, stop: Stop | None = None, **environment: str) -> "Started":
         """One rank as the supervisor would start it, as a process of its own."""
-        return self.ranks.start(self, work, audit=audit, environment=environment)
+        return self.ranks.start(self, work, audit=audit, stop=stop, environment=environment)
 
-    def run(self, work: Path, *, audit: bool = False, **environment: str) -> tuple[int, str]:
+    def run(self, work: Path, *, audit: bool = False, stop: Stop | None = None, **environment: str) -> tuple[int, str]:
         """Exit code and log."""
-        started = self.start(work, audit=audit, **environment)
+        started = self.start(work, audit=audit, stop=stop, **environment)
         return started.wait(), started.log
 
     def kinds(self) -> list[str]:

@@ -9,12 +9,13 @@ import torch
 from tests.trainer.memory import Memory, learner_of
 
 from finetune_api.contract import TrainingConfig
+from finetune_trainer import checkpoint
 from finetune_trainer.checkpoint import State
 from finetune_trainer.course import Diverged, OutOfMemory, Plan
 from finetune_trainer.data.order import Order
 from finetune_trainer.loop import Objective, Setup, train
 from finetune_trainer.model import load
-from finetune_trainer.optim import learning_rate, make_optimizer
+from finetune_trainer.optim import make_optimizer
 from finetune_trainer.signs import Stopped
 from finetune_trainer.tasks.text_classification import ONE
 from finetune_trainer.world import World
@@ -94,14 +95,22 @@ class Quiet:
 
 
 def setup_of(
-    model: Any, data: Data, settings: TrainingConfig, *, objective: Any = None, plan: Plan | None = None
+    model: Any,
+    data: Data,
+    settings: TrainingConfig,
+    *,
+    objective: Any = None,
+    plan: Plan | None = None,
+    stored: checkpoint.Tensors | None = None,
 ) -> Setup:
+    """A setup over the whole model, whose optimizer goes on from what is `stored`."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state(True)
     accelerator = Accelerator(cpu=True)
-    optimizer = make_optimizer(model.named_parameters(), settings)
+    optimizer = make_optimizer(model, settings)
+    checkpoint.restore_optimizer(model, optimizer, stored or {})
     wrapped, prepared = accelerator.prepare(objective or Objective(model, LEARNER), optimizer)
     return Setup(
         world=World(),
@@ -227,20 +236,6 @@ def test_a_stop_is_committed_at_the_next_step_boundary(tiny_base: Path) -> None:
         train(setup_of(model, Data(), config(), plan=plan), state, again := Quiet(stop_at=1))
     assert [entry["step"] for entry in state.evaluations] == [4]
     assert again.saved == [4, 5]
-
-
-@pytest.mark.parametrize("kind", ["linear", "cosine", "constant"])
-def test_schedules_equal_those_of_transformers(kind: Any) -> None:
-    from transformers import get_scheduler
-
-    name = "constant_with_warmup" if kind == "constant" else kind
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
-    theirs = get_scheduler(name, optimizer, num_warmup_steps=7, num_training_steps=40)
-    settings = config(schedule=kind, learning_rate=0.1, warmup_percent=None, warmup_steps=7)
-    for step in range(40):
-        assert learning_rate(settings, step=step, total=40) == pytest.approx(theirs.get_last_lr()[0], rel=1e-12)
-        optimizer.step()
-        theirs.step()
 
 
 def test_improvements_and_patience() -> None:

@@ -13,8 +13,8 @@ def get(config: MethodConfig) -> Method:
     """The method of that configuration."""
     match config.type:
         case "full":
-            return Full()
+            return Full(config)
         case "head":
             return Head()
-        case "lora":
+        case "lora" | "dora":
             return Lora(config)

@@ -1,12 +1,13 @@
-"""The protocol of a method, and what methods share."""
+"""What a method is, and what methods share."""
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 
 from finetune_trainer.data.order import Rows
+from finetune_trainer.layers import plain_of
 from finetune_trainer.model import Loaded
 from finetune_trainer.world import World
 
@@ -21,39 +22,61 @@ class Shortcut(NamedTuple):
     inputs_of: InputsOf
 
 
-class Method(Protocol):
-    """What a method must know."""
+class Method:
+    """How weights are tuned. What is said here holds for a method that trains the model's own weights."""
 
     def prepare(self, loaded: Loaded, *, seed: int) -> Any:
         """Choose what trains (requires_grad) and wrap the model where the method adds to it. Raises ModelError."""
-        ...
+        raise NotImplementedError
 
     def train(self, model: Any) -> None:
         """Training mode for what trains."""
-        ...
+        model.train()
+        freeze_statistics(model)
+
+    def before_step(self, model: Any, step: int) -> None:
+        """Called before each step, counted from 0: what trains in it is a function of the step alone."""
 
     def shortcut(
         self, model: Any, *, rows: Rows, inputs_of: InputsOf, work: Path, world: World, beat: Callable[[], None]
     ) -> Shortcut | None:
         """A way to train on `rows` without running all of the model each time, or None. On its own device."""
-        ...
+        return None
 
     def save(self, model: Any, directory: Path, *, merge: bool, example: Inputs) -> None:
         """Write weights and config of the tuned model as from_pretrained or PEFT read them.
 
         Raises ModelError when a merged model answers `example` otherwise than the adapted one.
         """
-        ...
+        model.save_pretrained(directory)
 
-    def load_hint(self, *, merge: bool) -> str:
+    def library(self, *, merge: bool) -> str:
+        """The library that loads what was saved, as model cards name it."""
+        return "transformers"
+
+    def load_hint(self, model: Any, *, merge: bool) -> str:
         """Python that loads the published directory, for the model card."""
-        ...
+        return plain_hint(model)
 
 
-PLAIN_HINT = """from transformers import AutoModelForSequenceClassification, AutoTokenizer
+def plain_hint(model: Any) -> str:
+    """Loads a directory that holds a whole model."""
+    kind, reader = type(plain_of(model)).__name__, reader_of(model)
+    return f"""from transformers import {reader}, {kind}
 
-model = AutoModelForSequenceClassification.from_pretrained(directory)
-tokenizer = AutoTokenizer.from_pretrained(directory)"""
+model = {kind}.from_pretrained(directory)
+{reads(model)}"""
+
+
+def reader_of(model: Any) -> str:
+    """The class that turns rows into the model's inputs."""
+    return "AutoImageProcessor" if plain_of(model).main_input_name == "pixel_values" else "AutoTokenizer"
+
+
+def reads(model: Any) -> str:
+    """The line that loads it."""
+    reader = reader_of(model)
+    return f"{'processor' if reader == 'AutoImageProcessor' else 'tokenizer'} = {reader}.from_pretrained(directory)"
 
 
 def freeze_statistics(model: torch.nn.Module) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from finetune_trainer.adapt.base import PLAIN_HINT, Inputs, InputsOf, Shortcut, freeze_statistics
+from finetune_trainer.adapt.base import Inputs, InputsOf, Method, Shortcut, freeze_statistics
 from finetune_trainer.data.order import Rows
 from finetune_trainer.model import Loaded, outside_trunk, trunk_of
 from finetune_trainer.world import World
@@ -27,7 +27,7 @@ TOLERANCE = 1e-4
 _log = logging.getLogger(__name__)
 
 
-class Head:
+class Head(Method):
     def __init__(self) -> None:
         self._trains: set[str] = set()
 
@@ -72,12 +72,6 @@ class Head:
             return {"features": torch.from_numpy(cache[places[wanted]]).to(world.device), "labels": labels}
 
         return Shortcut(tail, cached)
-
-    def save(self, model: Any, directory: Path, *, merge: bool, example: Inputs) -> None:
-        model.save_pretrained(directory)
-
-    def load_hint(self, *, merge: bool) -> str:
-        return PLAIN_HINT
 
 
 class Tail(torch.nn.Module):

@@ -1,0 +1,109 @@
+"""A stop around a due evaluation: what is committed, what the next attempt commits, and that the end is the same.
+
+Each rank is a real process that sends itself a signal at an exact place, so every case happens every time.
+"""
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune_trainer.checkpoint import OPTIMIZER, STATE, WEIGHTS
+from finetune_trainer.storage.commit import RecordKind, find
+
+ROWS = 1400
+"""140 of them are for validation: three chunks an evaluation."""
+SPEC: dict[str, Any] = {
+    "training": {
+        "maxSteps": 18,
+        "batchSize": 16,
+        "microBatch": 8,
+        "learningRate": 3e-3,
+        "evaluateEvery": {"steps": 6},
+    },
+    "checkpoint": {"every": {"steps": 4}},
+}
+STEP = ("finetune_trainer.training", "Duties", "due")
+CHUNK = ("finetune_trainer.evaluate", "Evaluator", "_logits")
+RECORD = ("finetune_trainer.storage.commit", "Claim", "append")
+TERM, KILL = signal.SIGTERM.value, signal.SIGKILL.value
+
+Commit = tuple[int, int, bool]
+"""Attempt, step, and whether the weights of that step had been evaluated."""
+CALM: list[Commit] = [(1, 4, False), (1, 6, True), (1, 8, False), (1, 12, True), (1, 16, False), (1, 18, True)]
+
+
+def then(attempt: int, *, step: int) -> list[Commit]:
+    """What the attempt commits that goes on to the end, from that step on."""
+    return [(attempt, at, evaluated) for _, at, evaluated in CALM if at >= step]
+
+
+FIRST: list[Commit] = [(1, 4, False), (1, 6, False), *then(2, step=6)]
+LAST: list[Commit] = [*CALM[:-1], (1, 18, False), *then(2, step=18)]
+CASES: dict[str, tuple[list[Any], list[Commit]]] = {
+    "before the evaluation": ([(*STEP, 6, TERM)], FIRST),
+    "at its first chunk": ([(*CHUNK, 1, TERM)], FIRST),
+    "in its midst": ([(*CHUNK, 2, TERM)], FIRST),
+    "in its last chunk, which lets it end": ([(*CHUNK, 3, TERM)], [*CALM[:2], (1, 7, False), *then(2, step=8)]),
+    "killed after its commit": ([(*RECORD, 3, KILL)], [*CALM[:2], *then(2, step=8)]),
+    "before the last evaluation": ([(*STEP, 18, TERM)], LAST),
+    "in the midst of the last evaluation": ([(*CHUNK, 8, TERM)], LAST),
+    "in its midst, and again when it is made up for": (
+        [(*CHUNK, 2, TERM), (*CHUNK, 2, TERM)],
+        [*FIRST[:2], *then(3, step=6)],
+    ),
+}
+
+
+def committed(made: Any) -> list[Commit]:
+    """All checkpoints, oldest first; attempts are counted from 1."""
+    attempts = [record.number for record in find(made.records, RecordKind.CLAIM)]
+    found = []
+    for record in find(made.records, RecordKind.CHECKPOINT):
+        state = json.loads(made.store.read(entry(record, STATE)["key"]))
+        assert state["step"] == record.body["step"]
+        evaluated = state["step"] in [evaluation["step"] for evaluation in state["evaluations"]]
+        found.append((attempts.index(record.attempt) + 1, state["step"], evaluated))
+    return found
+
+
+def digests(made: Any, *, step: int, name: str) -> list[str]:
+    """The digests of one file in all checkpoints of the step."""
+    return [entry(r, name)["sha256"] for r in find(made.records, RecordKind.CHECKPOINT) if r.body["step"] == step]
+
+
+def entry(record: Any, name: str) -> dict[str, Any]:
+    (found,) = [dict(entry) for entry in record.body["objects"] if entry["key"].endswith(f"/{name}")]
+    return found
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_only_a_missed_evaluation_is_made_up_for_and_its_step_committed_again(
+    make_run: Any, rows: Any, tmp_path: Path, case: str
+) -> None:
+    stops, commits = CASES[case]
+    calm = make_run(rows(ROWS), name="calm", **SPEC)
+    code, log = calm.run(tmp_path / "work-calm")
+    assert code == 0, log
+    assert committed(calm) == CALM
+    made = make_run(rows(ROWS), name="stopped", **SPEC)
+    for number, stop in enumerate(stops):
+        code, log = made.run(tmp_path / f"work-{number}", stop=stop)
+        assert code == (45 if stop[-1] == TERM else -KILL), log
+    code, log = made.run(tmp_path / "work-last")
+    assert code == 0, log
+    assert committed(made) == commits
+    for step in {step for _, step, _ in commits}:  # what is committed again are the very same weights and moments
+        for name in (WEIGHTS, OPTIMIZER):
+            assert len(set(digests(made, step=step, name=name))) == 1
+    assert made.losses() == calm.losses()
+    for name in (WEIGHTS, OPTIMIZER, STATE):
+        assert made.last(name).read_bytes() == calm.last(name).read_bytes()
+    ours, theirs = (run.published()["outcome"] for run in (made, calm))
+    assert (ours["model"]["digest"], ours["evaluation"], ours["best"]) == (
+        theirs["model"]["digest"],
+        theirs["evaluation"],
+        theirs["best"],
+    )
