@@ -63,6 +63,47 @@ def only_with(field: str, *, values: tuple[str, ...], fields: tuple[str, ...]) -
     )
 
 
+def only_beside(field: str, other: str, *, values: tuple[str, ...], default: str) -> Rule:
+    """`field` may be set only when `other` has one of `values`; both are paths below the object that holds the rule.
+
+    `default` is what an `other` that is left out amounts to.
+    """
+    options = ", ".join(f"'{value}'" for value in values)
+    allowed = f"{_has(other)} ? self.{other} in [{options}] : {str(default in values).lower()}"
+    return Rule(
+        f"!({_has(field)}) || ({allowed})",
+        f"{field} goes only with {other}: {' or '.join(values)}",
+        lambda model: _at(model, field) is None or (_at(model, other) or default) in values,
+    )
+
+
+def never_beside(field: str, other: str, *, values: tuple[str, ...], reason: str) -> Rule:
+    """`field` may not be set when `other` has one of `values`, none of which is its default."""
+    options = ", ".join(f"'{value}'" for value in values)
+    return Rule(
+        f"!({_has(field)} && {_has(other)} && self.{other} in [{options}])",
+        f"{field} does not go with {other}: {' or '.join(values)}, {reason}",
+        lambda model: _at(model, field) is None or _at(model, other) not in values,
+    )
+
+
+def _has(path: str) -> str:
+    """CEL that says whether a path is set, whatever is missing on the way to it."""
+    parts = path.split(".")
+    return " && ".join(f"has(self.{'.'.join(parts[: index + 1])})" for index in range(len(parts)))
+
+
+def _at(model: Any, path: str) -> Any:
+    """What is at a path, None where it is missing. Inner objects are models, or maps where their types are unproven."""
+    found = model
+    for part in path.split("."):
+        if isinstance(found, BaseModel):
+            found = _attribute(found, part)
+        else:
+            found = found.get(part) if isinstance(found, dict) else None
+    return found
+
+
 class Model(BaseModel):
     """A frozen, strict object with camelCase names outside and snake_case inside; unknown fields are errors."""
 

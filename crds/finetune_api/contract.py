@@ -125,6 +125,13 @@ class TrainingConfig(Model):
     betas: list[float] = Field([0.9, 0.999])
     epsilon: float = 1e-8
     momentum: float = 0.0
+    layerwise_decay: float = 1.0
+    dropout: float | None = None
+    """None: the model's own."""
+    ema_decay: float | None = None
+    l2sp_alpha: float | None = None
+    neftune_alpha: float | None = None
+    gradient_checkpointing: bool = False
 
 
 class CheckpointConfig(Model):

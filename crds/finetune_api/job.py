@@ -5,7 +5,16 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 from pydantic import AfterValidator, Field, StringConstraints
 from pydantic.alias_generators import to_snake
 
-from finetune_api.base import Model, Rule, at_most_one_of, exactly_one_of, only_with, spec_field
+from finetune_api.base import (
+    Model,
+    Rule,
+    at_most_one_of,
+    exactly_one_of,
+    never_beside,
+    only_beside,
+    only_with,
+    spec_field,
+)
 from finetune_api.tasks import ROLES, TASKS, MethodType, Metric, TaskKind, TaskType, tasks_with
 
 Uri = Annotated[str, StringConstraints(pattern=r"^(s3|file)://[^ \t\r\n]+$", max_length=1024)]
@@ -244,6 +253,36 @@ class EarlyStopping(Model):
     min_delta: float | None = spec_field("train", "Smallest change that counts as an improvement. Default: 0.", ge=0)
 
 
+class Ema(Model):
+    decay: float = spec_field(
+        "train",
+        "Share of the mean that each step keeps; less in the first steps, so that the mean leaves the base weights.",
+        required=True,
+        gt=0,
+        lt=1,
+    )
+
+
+class L2sp(Model):
+    alpha: float = spec_field(
+        "train",
+        "Strength of the pull; it takes the place of weightDecay for these weights.",
+        required=True,
+        gt=0,
+        le=100,
+    )
+
+
+class Neftune(Model):
+    alpha: float = spec_field(
+        "train",
+        "Strength of the noise: uniform up to alpha / sqrt(tokens of the row * width); 5 to 15 are usual.",
+        required=True,
+        gt=0,
+        le=1000,
+    )
+
+
 class Training(Model):
     rules: ClassVar[tuple[Rule, ...]] = (at_most_one_of("epochs", "maxSteps"),)
 
@@ -260,6 +299,28 @@ class Training(Model):
     )
     schedule: Schedule | None = spec_field(None, "Learning rate over time. Default: linear.")
     optimizer: Optimizer | None = spec_field(None, "What turns gradients into steps. Default: adamw.")
+    layerwise_decay: float | None = spec_field(
+        "train",
+        "Factor of the learning rate from each layer to the one below it, from the head down to the embeddings. "
+        "Default: 1, the same rate everywhere.",
+        gt=0,
+        le=1,
+    )
+    dropout: float | None = spec_field(
+        "train",
+        "Every dropout that the model's configuration names; a model without one is refused. Default: the model's own.",
+        ge=0,
+        lt=1,
+    )
+    ema: Ema | None = spec_field(
+        None, "A running mean of the weights is evaluated and published in their place. Default: off."
+    )
+    l2sp: L2sp | None = spec_field(
+        None,
+        "Pulls the weights of the base that train towards what they were, against forgetting. Default: off.",
+        alias="l2sp",  # not l2Sp
+    )
+    neftune: Neftune | None = spec_field(None, "Noise on the token embeddings while training. Default: off.")
     max_grad_norm: float | None = spec_field("train", "Gradients are clipped to this norm. Default: 1.0.", gt=0)
     precision: Literal["auto", "fp32", "bf16"] | None = spec_field(
         "train", "Arithmetic. Default: auto, bf16 where the GPU has it, else fp32, kept for the whole run."
@@ -269,6 +330,11 @@ class Training(Model):
         "Rows that go through the model at once; batchSize is cut into such pieces. Default: 16.",
         ge=1,
         le=65536,
+    )
+    gradient_checkpointing: bool | None = spec_field(
+        "attempt",
+        "Activations are computed again in the backward pass instead of kept: less memory, about a third slower, the same "
+        "result. Default: false.",
     )
     seed: int | None = spec_field("train", "Seed of everything random. Default: 17.", ge=0, le=2**31 - 1)
     evaluate_every: Every | None = spec_field(None, "How often the validation rows are evaluated. Default: epochs 1.")
@@ -431,6 +497,13 @@ class FineTuneJobSpec(Model):
     rules: ClassVar[tuple[Rule, ...]] = (
         *(_primary(name, kind) for name, kind in TASKS.items() if set(kind.metrics) < set(get_args(Metric))),
         *(_method(name, kind, method) for name, kind in TASKS.items() for method in kind.refused),
+        only_beside("training.l2sp", "method.type", values=("full",), default="full"),
+        never_beside(
+            "training.layerwiseDecay", "method.type", values=("head",), reason="whose trunk has no learning rate"
+        ),
+        never_beside(
+            "training.neftune", "method.type", values=("head",), reason="whose trunk, embeddings too, stays as it is"
+        ),
     )
 
     profile: Name | None = spec_field(

@@ -103,7 +103,8 @@ class Attempt:
     def load(self) -> Loaded:
         """The base model, freshly loaded."""
         self.heart.beat()
-        return load(self.base, learner=self.learner, seed=self.config.training.seed)
+        training = self.config.training
+        return load(self.base, learner=self.learner, seed=training.seed, dropout=training.dropout)
 
     @cached_property
     def plan(self) -> Plan:
