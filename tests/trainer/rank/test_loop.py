@@ -54,7 +54,7 @@ class Data:
 
     def __init__(self) -> None:
         draw = np.random.default_rng(1)
-        self.texts = [draw.integers(4, 60, size).astype(np.int32) for size in draw.integers(2, 20, ROWS)]
+        self.texts = [draw.integers(4, 19, size).astype(np.int32) for size in draw.integers(2, 20, ROWS)]
         labels = draw.integers(0, 3, ROWS).astype(np.int32)
         self.store = Memory(input_ids=self.texts, labels=labels[:, None])
         self.order = Order(ROWS, BATCH, 5, np.array([len(text) for text in self.texts]))
