@@ -110,7 +110,8 @@ class TrainingConfig(Model):
     weight_decay: float
     max_grad_norm: float
     precision: Literal["auto", "fp32", "bf16"]
-    micro_batch: int
+    micro_batch: int | None
+    """None: chosen by the first attempt, recorded, kept."""
     seed: int
     evaluate_steps: int | None
     """None exactly when evaluate_epochs is given."""

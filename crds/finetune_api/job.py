@@ -327,7 +327,9 @@ class Training(Model):
     )
     micro_batch: int | None = spec_field(
         "attempt",
-        "Rows that go through the model at once; batchSize is cut into such pieces. Default: 16.",
+        "Rows that go through the model at once; batchSize is cut into such pieces, which are halved when memory runs out. "
+        "Default: 16 on CPUs and 64 on GPUs, fewer where rows may have more than 512 tokens, and at most a GPU's share of "
+        "the batch.",
         ge=1,
         le=65536,
     )

@@ -214,7 +214,7 @@ def _training(spec: FineTuneJobSpec) -> TrainingConfig:
         gradient_checkpointing=first(training.gradient_checkpointing, default=False),
         max_grad_norm=first(training.max_grad_norm, default=1.0),
         precision=first(training.precision, default="auto"),
-        micro_batch=first(training.micro_batch, default=16),
+        micro_batch=training.micro_batch,
         seed=first(training.seed, default=17),
         evaluate_steps=every.steps,
         evaluate_epochs=every.epochs,
