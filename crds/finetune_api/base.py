@@ -26,8 +26,8 @@ class Rule:
     holds: Callable[[Any], bool]
 
 
-def _names(names: tuple[str, ...]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+def _names(names: tuple[str, ...], last: str = "and") -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} {last} {names[-1]}"
 
 
 def _attribute(model: BaseModel, camel: str) -> Any:
@@ -53,7 +53,7 @@ def at_most_one_of(*names: str) -> Rule:
 
 def only_with(field: str, *, values: tuple[str, ...], fields: tuple[str, ...]) -> Rule:
     """`fields` may be set only when the required string `field` has one of `values`."""
-    allowed = " or ".join(values)
+    allowed = _names(values, "or")
     options = ", ".join(f"'{value}'" for value in values)
     cel = f"self.{field} in [{options}] || !({' || '.join(f'has(self.{name})' for name in fields)})"
     return Rule(
@@ -72,8 +72,8 @@ def only_beside(field: str, other: str, *, values: tuple[str, ...], default: str
     allowed = f"{_has(other)} ? self.{other} in [{options}] : {str(default in values).lower()}"
     return Rule(
         f"!({_has(field)}) || ({allowed})",
-        f"{field} goes only with {other}: {' or '.join(values)}",
-        lambda model: _at(model, field) is None or (_at(model, other) or default) in values,
+        f"{field} goes only with {other}: {_names(values, 'or')}",
+        lambda model: at(model, field) is None or (at(model, other) or default) in values,
     )
 
 
@@ -82,8 +82,8 @@ def never_beside(field: str, other: str, *, values: tuple[str, ...], reason: str
     options = ", ".join(f"'{value}'" for value in values)
     return Rule(
         f"!({_has(field)} && {_has(other)} && self.{other} in [{options}])",
-        f"{field} does not go with {other}: {' or '.join(values)}, {reason}",
-        lambda model: _at(model, field) is None or _at(model, other) not in values,
+        f"{field} does not go with {other}: {_names(values, 'or')}, {reason}",
+        lambda model: at(model, field) is None or at(model, other) not in values,
     )
 
 
@@ -93,7 +93,7 @@ def _has(path: str) -> str:
     return " && ".join(f"has(self.{'.'.join(parts[: index + 1])})" for index in range(len(parts)))
 
 
-def _at(model: Any, path: str) -> Any:
+def at(model: Any, path: str) -> Any:
     """What is at a path, None where it is missing. Inner objects are models, or maps where their types are unproven."""
     found = model
     for part in path.split("."):

@@ -8,6 +8,7 @@ from pydantic.alias_generators import to_snake
 from finetune_api.base import (
     Model,
     Rule,
+    at,
     at_most_one_of,
     exactly_one_of,
     never_beside,
@@ -157,13 +158,16 @@ class Unfreeze(Model):
 class Method(Model):
     rules: ClassVar[tuple[Rule, ...]] = (
         only_with("type", values=("full",), fields=("freeze", "unfreeze")),
-        only_with("type", values=("lora", "dora"), fields=("rank", "alpha", "dropout", "targets", "rankStabilized")),
+        only_with("type", values=("lora", "dora"), fields=("rank", "alpha", "dropout", "rankStabilized")),
+        only_with("type", values=("lora", "dora", "ia3"), fields=("targets",)),
+        only_with("type", values=("prompt", "prefix"), fields=("virtualTokens",)),
     )
 
     type: MethodType = spec_field(
         "train",
         "full trains all weights, head only the new output layer, lora low-rank additions, dora those with magnitudes of "
-        "their own.",
+        "their own, ia3 factors on keys, values and feed-forward layers, prompt tokens before each row, prefix keys and "
+        "values before each layer's.",
         required=True,
     )
     freeze: Freeze | None = spec_field(None, "Weights that do not train. Default: none.")
@@ -180,9 +184,13 @@ class Method(Model):
     dropout: float | None = spec_field("train", "Dropout in front of the LoRA matrices. Default: 0.05.", ge=0, lt=1)
     targets: list[Column] | None = spec_field(
         "train",
-        "Name endings of the linear layers that get LoRA matrices. Default: every linear layer of the trunk.",
+        "Name endings of the layers that are added to. Default: every linear layer of the trunk; for ia3 keys, values and "
+        "the second layer of each feed-forward part.",
         min_length=1,
         max_length=64,
+    )
+    virtual_tokens: int | None = spec_field(
+        "train", "Learned tokens; data.maxLength leaves room for them. Default: 20.", ge=1, le=4096
     )
 
 
@@ -293,7 +301,7 @@ class Training(Model):
     )
     learning_rate: float | None = spec_field(
         "train",
-        "Peak learning rate. Default: 2e-5 for full, 1e-3 for head, 2e-4 for lora and dora; with optimizer sgd 1e-2.",
+        "Peak learning rate. Default: 2e-5 for full, 1e-3 for head, 2e-4 for lora and dora, 3e-3 for ia3, 3e-2 for prompt, 1e-2 for prefix; with optimizer sgd 1e-2.",
         gt=0,
         le=10,
     )
@@ -495,10 +503,19 @@ def _method(name: str, kind: TaskKind, method: MethodType) -> Rule:
     )
 
 
+_UNMERGED = ("prompt", "prefix")
+"""Methods without weights that could be folded into the base."""
+
+
 class FineTuneJobSpec(Model):
     rules: ClassVar[tuple[Rule, ...]] = (
         *(_primary(name, kind) for name, kind in TASKS.items() if set(kind.metrics) < set(get_args(Metric))),
         *(_method(name, kind, method) for name, kind in TASKS.items() for method in kind.refused),
+        Rule(
+            f"!has(self.output.merge) || !self.output.merge || !has(self.method) || !(self.method.type in {list(_UNMERGED)})",
+            "output.merge makes no sense with method prompt or prefix: learned tokens are no part of the base's weights",
+            lambda spec: at(spec, "output.merge") is not True or at(spec, "method.type") not in _UNMERGED,
+        ),
         only_beside("training.l2sp", "method.type", values=("full",), default="full"),
         never_beside(
             "training.layerwiseDecay", "method.type", values=("head",), reason="whose trunk has no learning rate"

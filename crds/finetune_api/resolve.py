@@ -48,7 +48,7 @@ from finetune_api.tasks import TASKS
 
 T = TypeVar("T")
 
-LEARNING_RATES = {"full": 2e-5, "head": 1e-3, "lora": 2e-4, "dora": 2e-4}
+LEARNING_RATES = {"full": 2e-5, "head": 1e-3, "lora": 2e-4, "dora": 2e-4, "ia3": 3e-3, "prompt": 3e-2, "prefix": 1e-2}
 SGD_LEARNING_RATE = 1e-2
 """The steps of sgd are as large as the gradients, those of the others about one."""
 
@@ -177,9 +177,10 @@ def _method(spec: FineTuneJobSpec) -> MethodConfig:
             "dropout": first(method.dropout, default=0.05),
             # None, not false: so that the identity of a run without it is what it was before there was this field
             "rank_stabilized": method.rank_stabilized or None,
-            "targets": method.targets,
         }
-    return MethodConfig(type=method.type, **values)
+    if method.type in ("prompt", "prefix"):
+        values["virtual_tokens"] = first(method.virtual_tokens, default=20)
+    return MethodConfig(type=method.type, targets=method.targets, **values)
 
 
 def _training(spec: FineTuneJobSpec) -> TrainingConfig:
