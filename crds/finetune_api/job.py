@@ -16,7 +16,17 @@ from finetune_api.base import (
     only_with,
     spec_field,
 )
-from finetune_api.tasks import ROLES, TASKS, MethodType, Metric, TaskKind, TaskType, tasks_with
+from finetune_api.tasks import (
+    ROLES,
+    TASKS,
+    MethodType,
+    Metric,
+    TaskKind,
+    TaskType,
+    packing_tasks,
+    splitting_tasks,
+    tasks_with,
+)
 
 Uri = Annotated[str, StringConstraints(pattern=r"^(s3|file)://[^ \t\r\n]+$", max_length=1024)]
 S3OrFile = "an s3:// or file:// address (file:// only outside a cluster)"
@@ -29,7 +39,7 @@ LabelValue = Annotated[str, StringConstraints(pattern=r"^(([A-Za-z0-9][-A-Za-z0-
 Key = Annotated[str, StringConstraints(max_length=317)]
 Text = Annotated[str, StringConstraints(max_length=1024)]
 
-Overlong = Literal["Truncate", "Drop", "Fail"]
+Overlong = Literal["Truncate", "Split", "Drop", "Fail"]
 OptimizerType = Literal["adamw", "adafactor", "sgd", "adamw-8bit"]
 ScheduleType = Literal["linear", "cosine", "constant", "polynomial", "inverse-sqrt", "one-cycle"]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -116,7 +126,9 @@ class Data(Model):
         "train", "Tokens a row may have. Default: 256, or the model's limit if that is lower.", ge=8, le=131072
     )
     overlong: Overlong | None = spec_field(
-        "train", "What happens to longer rows; they are always counted. Default: Truncate."
+        "train",
+        "What happens to longer rows; they are always counted. Split makes several of one, for causal-lm. Default: Truncate, "
+        "for causal-lm Split.",
     )
 
 
@@ -305,7 +317,11 @@ class Training(Model):
     epochs: float | None = spec_field("train", "How often each row is seen. Default: 3.", gt=0, le=1000)
     max_steps: int | None = spec_field("train", "Optimizer steps, instead of epochs.", ge=1, le=10_000_000)
     batch_size: int | None = spec_field(
-        "train", "Rows per optimizer step over the whole job, whatever the number of GPUs. Default: 32.", ge=1, le=65536
+        "train",
+        "Rows per optimizer step over the whole job, whatever the number of GPUs; with packing, full sequences of data.maxLength "
+        "tokens. Default: 32.",
+        ge=1,
+        le=65536,
     )
     learning_rate: float | None = spec_field(
         "train",
@@ -353,6 +369,11 @@ class Training(Model):
         "attempt",
         "Activations are computed again in the backward pass instead of kept: less memory, about a third slower, the same "
         "result. Default: false.",
+    )
+    packing: bool | None = spec_field(
+        "train",
+        "Several rows share one sequence of data.maxLength tokens, none seeing another, so that nothing is spent on padding. "
+        "Default: where the model proves at the start to answer packed rows as it answers them alone; true refuses another.",
     )
     seed: int | None = spec_field("train", "Seed of everything random. Default: 17.", ge=0, le=2**31 - 1)
     evaluate_every: Every | None = spec_field(None, "How often the validation rows are evaluated. Default: epochs 1.")
@@ -524,6 +545,12 @@ class FineTuneJobSpec(Model):
             "output.merge makes no sense with method adapter, prompt or prefix: what they learn cannot be folded into weights",
             lambda spec: at(spec, "output.merge") is not True or at(spec, "method.type") not in _UNMERGED,
         ),
+        Rule(
+            f"!has(self.data.overlong) || self.data.overlong != 'Split' || self.task.type in {list(splitting_tasks())}",
+            f"data.overlong Split goes only with task.type: {' or '.join(splitting_tasks())}",
+            lambda spec: at(spec, "data.overlong") != "Split" or at(spec, "task.type") in splitting_tasks(),
+        ),
+        only_beside("training.packing", "task.type", values=packing_tasks(), default=""),
         only_beside("training.l2sp", "method.type", values=("full",), default="full"),
         never_beside(
             "training.layerwiseDecay",

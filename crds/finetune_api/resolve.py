@@ -163,7 +163,7 @@ def _data(spec: FineTuneJobSpec) -> DataConfig:
         validation_uri=validation.uri,
         test_uri=spec.data.test.uri if spec.data.test else None,
         max_length=first(spec.data.max_length, default=256),
-        overlong=first(spec.data.overlong, default="Truncate"),
+        overlong=first(spec.data.overlong, default="Split" if TASKS[spec.task.type].splits else "Truncate"),
     )
 
 
@@ -227,6 +227,7 @@ def _training(spec: FineTuneJobSpec) -> TrainingConfig:
         l2sp_alpha=training.l2sp.alpha if training.l2sp else None,
         neftune_alpha=training.neftune.alpha if training.neftune else None,
         gradient_checkpointing=first(training.gradient_checkpointing, default=False),
+        packing=training.packing,
         max_grad_norm=first(training.max_grad_norm, default=1.0),
         precision=first(training.precision, default="auto"),
         micro_batch=training.micro_batch,

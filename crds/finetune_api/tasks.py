@@ -8,9 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-TaskType = Literal["text-classification"]
+TaskType = Literal["text-classification", "causal-lm"]
 MethodType = Literal["full", "head", "lora", "dora", "adapter", "ia3", "prompt", "prefix"]
-Metric = Literal["accuracy", "precision", "recall", "f1", "f1-micro", "f1-weighted", "loss"]
+Metric = Literal[
+    "accuracy", "precision", "recall", "f1", "f1-micro", "f1-weighted", "loss", "perplexity", "token-accuracy"
+]
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,10 @@ class TaskKind:
     """Methods that make no sense with it, each with the reason."""
     without: Mapping[str, str] = field(default_factory=dict)
     """Other fields that make no sense with it, such as training.neftune for images, each with the reason."""
+    packs: bool = False
+    """Whether several rows may share one sequence."""
+    splits: bool = False
+    """Whether an overlong row may become several; then it does so unless the document says otherwise."""
 
 
 TASKS: Mapping[TaskType, TaskKind] = {
@@ -35,12 +41,21 @@ TASKS: Mapping[TaskType, TaskKind] = {
         metrics=("accuracy", "precision", "recall", "f1", "f1-micro", "f1-weighted", "loss"),
         primary="f1",
     ),
+    "causal-lm": TaskKind(
+        columns={"text": "text"},
+        metrics=("loss", "perplexity", "token-accuracy"),
+        primary="perplexity",
+        refused={"head": "a language model has no new output layer, and its own one is mostly its input embedding"},
+        without={"task.labels": "which learns from the text itself"},
+        packs=True,
+        splits=True,
+    ),
 }
 
 ROLES: tuple[str, ...] = tuple(dict.fromkeys(role for kind in TASKS.values() for role in kind.columns))
 """All roles of columns, in camelCase as the API has them."""
 
-_LOWER_IS_BETTER: frozenset[str] = frozenset({"loss"})
+_LOWER_IS_BETTER: frozenset[str] = frozenset({"loss", "perplexity"})
 
 
 def lower_is_better(metric: str) -> bool:
@@ -51,3 +66,13 @@ def lower_is_better(metric: str) -> bool:
 def tasks_with(role: str) -> tuple[TaskType, ...]:
     """Tasks that read a column of that role."""
     return tuple(name for name, kind in TASKS.items() if role in kind.columns)
+
+
+def packing_tasks() -> tuple[TaskType, ...]:
+    """Tasks whose rows may share a sequence."""
+    return tuple(name for name, kind in TASKS.items() if kind.packs)
+
+
+def splitting_tasks() -> tuple[TaskType, ...]:
+    """Tasks whose overlong rows may become several."""
+    return tuple(name for name, kind in TASKS.items() if kind.splits)

@@ -56,7 +56,8 @@ class Setup:
     plan: Plan
     order: Order
     rows: Rows
-    """The training rows' numbers in the encoded store; the order counts them from 0."""
+    """What batches are made of, by the numbers that `count` and `inputs_of` take: the training rows in the encoded store,
+    or packs of them. The order counts them from 0."""
     count: Callable[[Rows], int]
     inputs_of: InputsOf
     train_mode: Callable[[], None]
