@@ -40,7 +40,7 @@ def packs_of(attempt: Attempt, model: Any) -> Packs | None:
     if len(packs) == len(rows):
         _log.info("rows are not packed: no two of them fit into %d tokens", attempt.record.model_max_length)
         return None
-    differs = attempt.world.share(_differs(attempt, model, packs) if attempt.world.leads else None)
+    differs = attempt.world.share({"why": _differs(attempt, model, packs)} if attempt.world.leads else None)["why"]
     if differs is None:
         filled = encoded.lengths(rows).sum() / (len(packs) * attempt.record.model_max_length)
         _log.info("%d rows are packed into %d sequences, %.0f %% full", len(rows), len(packs), 100 * filled)
