@@ -26,8 +26,8 @@ class Rule:
     holds: Callable[[Any], bool]
 
 
-def _names(names: tuple[str, ...]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+def _names(names: tuple[str, ...], last: str = "and") -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} {last} {names[-1]}"
 
 
 def _attribute(model: BaseModel, camel: str) -> Any:
@@ -53,7 +53,7 @@ def at_most_one_of(*names: str) -> Rule:
 
 def only_with(field: str, *, values: tuple[str, ...], fields: tuple[str, ...]) -> Rule:
     """`fields` may be set only when the required string `field` has one of `values`."""
-    allowed = " or ".join(values)
+    allowed = _names(values, "or")
     options = ", ".join(f"'{value}'" for value in values)
     cel = f"self.{field} in [{options}] || !({' || '.join(f'has(self.{name})' for name in fields)})"
     return Rule(
@@ -61,6 +61,47 @@ def only_with(field: str, *, values: tuple[str, ...], fields: tuple[str, ...]) -
         f"{_names(fields)} {'goes' if len(fields) == 1 else 'go'} only with {field}: {allowed}",
         lambda model: _attribute(model, field) in values or _count(model, fields) == 0,
     )
+
+
+def only_beside(field: str, other: str, *, values: tuple[str, ...], default: str) -> Rule:
+    """`field` may be set only when `other` has one of `values`; both are paths below the object that holds the rule.
+
+    `default` is what an `other` that is left out amounts to.
+    """
+    options = ", ".join(f"'{value}'" for value in values)
+    allowed = f"{_has(other)} ? self.{other} in [{options}] : {str(default in values).lower()}"
+    return Rule(
+        f"!({_has(field)}) || ({allowed})",
+        f"{field} goes only with {other}: {_names(values, 'or')}",
+        lambda model: at(model, field) is None or (at(model, other) or default) in values,
+    )
+
+
+def never_beside(field: str, other: str, *, values: tuple[str, ...], reason: str) -> Rule:
+    """`field` may not be set when `other` has one of `values`, none of which is its default."""
+    options = ", ".join(f"'{value}'" for value in values)
+    return Rule(
+        f"!({_has(field)} && {_has(other)} && self.{other} in [{options}])",
+        f"{field} does not go with {other}: {_names(values, 'or')}, {reason}",
+        lambda model: at(model, field) is None or at(model, other) not in values,
+    )
+
+
+def _has(path: str) -> str:
+    """CEL that says whether a path is set, whatever is missing on the way to it."""
+    parts = path.split(".")
+    return " && ".join(f"has(self.{'.'.join(parts[: index + 1])})" for index in range(len(parts)))
+
+
+def at(model: Any, path: str) -> Any:
+    """What is at a path, None where it is missing. Inner objects are models, or maps where their types are unproven."""
+    found = model
+    for part in path.split("."):
+        if isinstance(found, BaseModel):
+            found = _attribute(found, part)
+        else:
+            found = found.get(part) if isinstance(found, dict) else None
+    return found
 
 
 class Model(BaseModel):

@@ -94,6 +94,7 @@ class MethodConfig(Model):
     alpha: float | None = None
     dropout: float | None = None
     rank_stabilized: bool | None = None
+    virtual_tokens: int | None = None
     targets: list[str] | None = None
     """None: every linear layer of the trunk."""
 
@@ -112,7 +113,8 @@ class TrainingConfig(Model):
     weight_decay: float
     max_grad_norm: float
     precision: Literal["auto", "fp32", "bf16"]
-    micro_batch: int
+    micro_batch: int | None
+    """None: chosen by the first attempt, recorded, kept."""
     seed: int
     evaluate_steps: int | None
     """None exactly when evaluate_epochs is given."""
@@ -127,6 +129,13 @@ class TrainingConfig(Model):
     betas: list[float] = Field([0.9, 0.999])
     epsilon: float = 1e-8
     momentum: float = 0.0
+    layerwise_decay: float = 1.0
+    dropout: float | None = None
+    """None: the model's own."""
+    ema_decay: float | None = None
+    l2sp_alpha: float | None = None
+    neftune_alpha: float | None = None
+    gradient_checkpointing: bool = False
 
 
 class CheckpointConfig(Model):

@@ -4,7 +4,17 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, StringConstraints
 
-from finetune_api.base import Model, Rule, at_most_one_of, exactly_one_of, only_with, spec_field
+from finetune_api.base import (
+    Model,
+    Rule,
+    at,
+    at_most_one_of,
+    exactly_one_of,
+    never_beside,
+    only_beside,
+    only_with,
+    spec_field,
+)
 
 Uri = Annotated[str, StringConstraints(pattern=r"^(s3|file)://[^ \t\r\n]+$", max_length=1024)]
 S3OrFile = "an s3:// or file:// address (file:// only outside a cluster)"
@@ -18,7 +28,7 @@ Key = Annotated[str, StringConstraints(max_length=317)]
 Text = Annotated[str, StringConstraints(max_length=1024)]
 
 TaskType = Literal["text-classification"]
-MethodType = Literal["full", "head", "lora", "dora"]
+MethodType = Literal["full", "head", "lora", "dora", "ia3", "prompt", "prefix"]
 Metric = Literal["accuracy", "precision", "recall", "f1", "f1-micro", "f1-weighted", "loss"]
 Overlong = Literal["Truncate", "Drop", "Fail"]
 OptimizerType = Literal["adamw", "adafactor", "sgd", "adamw-8bit"]
@@ -134,13 +144,16 @@ class Unfreeze(Model):
 class Method(Model):
     rules: ClassVar[tuple[Rule, ...]] = (
         only_with("type", values=("full",), fields=("freeze", "unfreeze")),
-        only_with("type", values=("lora", "dora"), fields=("rank", "alpha", "dropout", "targets", "rankStabilized")),
+        only_with("type", values=("lora", "dora"), fields=("rank", "alpha", "dropout", "rankStabilized")),
+        only_with("type", values=("lora", "dora", "ia3"), fields=("targets",)),
+        only_with("type", values=("prompt", "prefix"), fields=("virtualTokens",)),
     )
 
     type: MethodType = spec_field(
         "train",
         "full trains all weights, head only the new output layer, lora low-rank additions, dora those with magnitudes of "
-        "their own.",
+        "their own, ia3 factors on keys, values and feed-forward layers, prompt tokens before each row, prefix keys and "
+        "values before each layer's.",
         required=True,
     )
     freeze: Freeze | None = spec_field(None, "Weights that do not train. Default: none.")
@@ -157,9 +170,13 @@ class Method(Model):
     dropout: float | None = spec_field("train", "Dropout in front of the LoRA matrices. Default: 0.05.", ge=0, lt=1)
     targets: list[Column] | None = spec_field(
         "train",
-        "Name endings of the linear layers that get LoRA matrices. Default: every linear layer of the trunk.",
+        "Name endings of the layers that are added to. Default: every linear layer of the trunk; for ia3 keys, values and "
+        "the second layer of each feed-forward part.",
         min_length=1,
         max_length=64,
+    )
+    virtual_tokens: int | None = spec_field(
+        "train", "Learned tokens; data.maxLength leaves room for them. Default: 20.", ge=1, le=4096
     )
 
 
@@ -230,6 +247,36 @@ class EarlyStopping(Model):
     min_delta: float | None = spec_field("train", "Smallest change that counts as an improvement. Default: 0.", ge=0)
 
 
+class Ema(Model):
+    decay: float = spec_field(
+        "train",
+        "Share of the mean that each step keeps; less in the first steps, so that the mean leaves the base weights.",
+        required=True,
+        gt=0,
+        lt=1,
+    )
+
+
+class L2sp(Model):
+    alpha: float = spec_field(
+        "train",
+        "Strength of the pull; it takes the place of weightDecay for these weights.",
+        required=True,
+        gt=0,
+        le=100,
+    )
+
+
+class Neftune(Model):
+    alpha: float = spec_field(
+        "train",
+        "Strength of the noise: uniform up to alpha / sqrt(tokens of the row * width); 5 to 15 are usual.",
+        required=True,
+        gt=0,
+        le=1000,
+    )
+
+
 class Training(Model):
     rules: ClassVar[tuple[Rule, ...]] = (at_most_one_of("epochs", "maxSteps"),)
 
@@ -240,21 +287,50 @@ class Training(Model):
     )
     learning_rate: float | None = spec_field(
         "train",
-        "Peak learning rate. Default: 2e-5 for full, 1e-3 for head, 2e-4 for lora and dora; with optimizer sgd 1e-2.",
+        "Peak learning rate. Default: 2e-5 for full, 1e-3 for head, 2e-4 for lora and dora, 3e-3 for ia3, 3e-2 for prompt, 1e-2 for prefix; with optimizer sgd 1e-2.",
         gt=0,
         le=10,
     )
     schedule: Schedule | None = spec_field(None, "Learning rate over time. Default: linear.")
     optimizer: Optimizer | None = spec_field(None, "What turns gradients into steps. Default: adamw.")
+    layerwise_decay: float | None = spec_field(
+        "train",
+        "Factor of the learning rate from each layer to the one below it, from the head down to the embeddings. "
+        "Default: 1, the same rate everywhere.",
+        gt=0,
+        le=1,
+    )
+    dropout: float | None = spec_field(
+        "train",
+        "Every dropout that the model's configuration names; a model without one is refused. Default: the model's own.",
+        ge=0,
+        lt=1,
+    )
+    ema: Ema | None = spec_field(
+        None, "A running mean of the weights is evaluated and published in their place. Default: off."
+    )
+    l2sp: L2sp | None = spec_field(
+        None,
+        "Pulls the weights of the base that train towards what they were, against forgetting. Default: off.",
+        alias="l2sp",  # not l2Sp
+    )
+    neftune: Neftune | None = spec_field(None, "Noise on the token embeddings while training. Default: off.")
     max_grad_norm: float | None = spec_field("train", "Gradients are clipped to this norm. Default: 1.0.", gt=0)
     precision: Literal["auto", "fp32", "bf16"] | None = spec_field(
         "train", "Arithmetic. Default: auto, bf16 where the GPU has it, else fp32, kept for the whole run."
     )
     micro_batch: int | None = spec_field(
         "attempt",
-        "Rows that go through the model at once; batchSize is cut into such pieces. Default: 16.",
+        "Rows that go through the model at once; batchSize is cut into such pieces, which are halved when memory runs out. "
+        "Default: 16 on CPUs and 64 on GPUs, fewer where rows may have more than 512 tokens, and at most a GPU's share of "
+        "the batch.",
         ge=1,
         le=65536,
+    )
+    gradient_checkpointing: bool | None = spec_field(
+        "attempt",
+        "Activations are computed again in the backward pass instead of kept: less memory, about a third slower, the same "
+        "result. Default: false.",
     )
     seed: int | None = spec_field("train", "Seed of everything random. Default: 17.", ge=0, le=2**31 - 1)
     evaluate_every: Every | None = spec_field(None, "How often the validation rows are evaluated. Default: epochs 1.")
@@ -387,7 +463,26 @@ class Retries(Model):
     )
 
 
+_UNMERGED = ("prompt", "prefix")
+"""Methods without weights that could be folded into the base."""
+
+
 class FineTuneJobSpec(Model):
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            f"!has(self.output.merge) || !self.output.merge || !has(self.method) || !(self.method.type in {list(_UNMERGED)})",
+            "output.merge makes no sense with method prompt or prefix: learned tokens are no part of the base's weights",
+            lambda spec: at(spec, "output.merge") is not True or at(spec, "method.type") not in _UNMERGED,
+        ),
+        only_beside("training.l2sp", "method.type", values=("full",), default="full"),
+        never_beside(
+            "training.layerwiseDecay", "method.type", values=("head",), reason="whose trunk has no learning rate"
+        ),
+        never_beside(
+            "training.neftune", "method.type", values=("head",), reason="whose trunk, embeddings too, stays as it is"
+        ),
+    )
+
     profile: Name | None = spec_field(
         "attempt", "FineTuneProfile with the platform's defaults. Default: the one named default."
     )

@@ -48,7 +48,7 @@ from finetune_api.profile import FineTuneProfileSpec, Gpu, Images
 
 T = TypeVar("T")
 
-LEARNING_RATES = {"full": 2e-5, "head": 1e-3, "lora": 2e-4, "dora": 2e-4}
+LEARNING_RATES = {"full": 2e-5, "head": 1e-3, "lora": 2e-4, "dora": 2e-4, "ia3": 3e-3, "prompt": 3e-2, "prefix": 1e-2}
 SGD_LEARNING_RATE = 1e-2
 """The steps of sgd are as large as the gradients, those of the others about one."""
 
@@ -178,9 +178,10 @@ def _method(spec: FineTuneJobSpec) -> MethodConfig:
             "dropout": first(method.dropout, default=0.05),
             # None, not false: so that the identity of a run without it is what it was before there was this field
             "rank_stabilized": method.rank_stabilized or None,
-            "targets": method.targets,
         }
-    return MethodConfig(type=method.type, **values)
+    if method.type in ("prompt", "prefix"):
+        values["virtual_tokens"] = first(method.virtual_tokens, default=20)
+    return MethodConfig(type=method.type, targets=method.targets, **values)
 
 
 def _training(spec: FineTuneJobSpec) -> TrainingConfig:
@@ -207,9 +208,15 @@ def _training(spec: FineTuneJobSpec) -> TrainingConfig:
         betas=first(optimizer.betas, default=[0.9, 0.999]),
         epsilon=first(optimizer.epsilon, default=1e-8),
         momentum=first(optimizer.momentum, default=0.0),
+        layerwise_decay=first(training.layerwise_decay, default=1.0),
+        dropout=training.dropout,
+        ema_decay=training.ema.decay if training.ema else None,
+        l2sp_alpha=training.l2sp.alpha if training.l2sp else None,
+        neftune_alpha=training.neftune.alpha if training.neftune else None,
+        gradient_checkpointing=first(training.gradient_checkpointing, default=False),
         max_grad_norm=first(training.max_grad_norm, default=1.0),
         precision=first(training.precision, default="auto"),
-        micro_batch=first(training.micro_batch, default=16),
+        micro_batch=training.micro_batch,
         seed=first(training.seed, default=17),
         evaluate_steps=every.steps,
         evaluate_epochs=every.epochs,
@@ -310,12 +317,14 @@ def digest(value: Any) -> str:
 def train_identity(config: RunConfig, *, labels: list[str], inputs: Mapping[str, str]) -> dict[str, Any]:
     """Everything that determines the weights. `inputs` maps a role ("model", "train/0", "validation") to a SHA-256.
 
-    URIs are left out on purpose: the same bytes under another name are the same run. So are the micro-batch, resources,
-    images and package versions, which decide bits but not the run; they are recorded with each attempt. Fields that
-    came later than the recipe have a default in the contract and count only where they differ from it.
+    URIs are left out on purpose: the same bytes under another name are the same run. So are the micro-batch, gradient
+    checkpointing, resources, images and package versions, which decide bits but not the run; they are recorded with
+    each attempt. Fields that came later than the recipe have a default in the contract and count only where they
+    differ from it.
     """
     training = config.training.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_defaults=True)
-    del training["microBatch"]
+    for name in ("microBatch", "gradientCheckpointing"):
+        training.pop(name, None)
     return {
         "recipeVersion": config.recipe_version,
         "task": {**config.task.document(), "labels": labels},

@@ -22,6 +22,7 @@ TEXTS = {
 BESIDE: dict[str, dict[str, Any]] = {
     "spec.method.rank": {"type": "lora"},
     "spec.method.alpha": {"type": "lora"},
+    "spec.method.virtualTokens": {"type": "prompt"},
     "spec.method.rankStabilized": {"type": "lora"},
     "spec.method.dropout": {"type": "lora"},
     "spec.method.targets": {"type": "lora"},

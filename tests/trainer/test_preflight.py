@@ -476,6 +476,15 @@ def test_a_bad_model_ends_with_one_clear_sentence(bench: Bench, name: str) -> No
     assert not list((bench.root / "output").rglob("*"))
 
 
+def test_a_dropout_that_the_model_has_no_place_for_is_refused(bench: Bench) -> None:
+    bench.spec["training"] = {"dropout": 0.2}
+    assert bench.run().reason == "PreflightPassed"
+    path = bench.root / "model/config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({name: value for name, value in config.items() if "dropout" not in name}))
+    bench.refused(ExitCode.INVALID, "NoDropout", "training.dropout", "config.json names none", "leave the field out")
+
+
 def test_a_config_of_another_version_is_told(bench: Bench, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"schemaVersion": 2}')
     code = preflight.main(

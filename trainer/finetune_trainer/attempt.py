@@ -102,6 +102,7 @@ class Attempt:
             labels=self.record.labels,
             multi_label=self.record.multi_label,
             seed=self.config.training.seed,
+            dropout=self.config.training.dropout,
         )
 
     @cached_property

@@ -25,6 +25,39 @@ _TEXT_FILES = re.compile(
 )
 _PICKLES = re.compile(r".+\.(bin|pt|pth|ckpt|pkl)")
 _DEFAULT_LABEL = re.compile(r"LABEL_\d+")
+DROPOUTS = frozenset(
+    {
+        "activation_dropout",
+        "attention_dropout",
+        "attention_probs_dropout_prob",
+        "attn_dropout",
+        "attn_pdrop",
+        "classif_dropout",
+        "classifier_dropout",
+        "classifier_dropout_prob",
+        "dropout",
+        "dropout_prob",
+        "dropout_rate",
+        "emb_pdrop",
+        "embd_pdrop",
+        "embed_dropout",
+        "embedding_dropout",
+        "ff_dropout",
+        "ffn_dropout",
+        "hidden_dropout",
+        "hidden_dropout_prob",
+        "mlp_dropout",
+        "pooler_dropout",
+        "qa_dropout",
+        "resid_dropout",
+        "resid_pdrop",
+        "residual_dropout",
+        "seq_classif_dropout",
+        "summary_first_dropout",
+        "summary_last_dropout",
+    }
+)
+"""What architectures call the dropout of activations in config.json; not the dropping of whole layers or paths."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +117,16 @@ def read_base_model(store: Store) -> BaseModel:
         tokenizer_json=_text(store, found["tokenizer.json"]),
         tokenizer_config=tokenizer_config,
     )
+
+
+def check_dropout(base: BaseModel, dropout: float | None) -> None:
+    """Raises DataError where training.dropout would change nothing."""
+    if dropout is not None and not DROPOUTS & base.config.keys():
+        raise DataError(
+            "NoDropout",
+            f"training.dropout: the model at {base.uri} has no dropout (its config.json names none, such as "
+            "hidden_dropout_prob); leave the field out, or write the name its architecture uses into config.json.",
+        )
 
 
 def model_digest(inputs: Sequence[Input]) -> str:

@@ -25,6 +25,8 @@ from finetune_trainer.storage.commit import Claim, Record, RecordKind, collect_g
 Tensors = dict[str, torch.Tensor]
 WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
 FORMAT = 1
+_MEAN = "/mean/"
+"""Before the names of a running mean's tensors; no parameter's name begins so."""
 GRACE = timedelta(minutes=10)
 """Age at which objects that no record needs are deleted."""
 _log = logging.getLogger(__name__)
@@ -97,6 +99,13 @@ class Restored:
     state: State
     weights: Tensors
     optimizer: Tensors
+    mean: Tensors = field(default_factory=dict)
+    """The running mean of the weights; empty where none is kept."""
+
+    @property
+    def result(self) -> Tensors:
+        """The weights that are evaluated and published."""
+        return self.mean or self.weights
 
 
 # --- tensors of a model and its optimizer, by name ---
@@ -182,11 +191,12 @@ class Checkpoints:
         self._pending: Future[None] | None = None
         self._used: dict[int, int] = {}
 
-    def save(self, state: State, *, weights: Tensors, optimizer: Tensors) -> None:
+    def save(self, state: State, *, weights: Tensors, optimizer: Tensors, mean: Tensors | None = None) -> None:
         """Commit a snapshot in the background; waits for the one before. Raises what that one raised."""
         self.wait()
         document = json.dumps(state.document(), sort_keys=True).encode()
-        optimizer = {**optimizer, "losses": torch.tensor(state.losses, dtype=torch.float64)}
+        means = {f"{_MEAN}{name}": tensor for name, tensor in (mean or {}).items()}
+        optimizer = {**optimizer, **means, "losses": torch.tensor(state.losses, dtype=torch.float64)}
         self._pending = self._thread.submit(
             self._commit, state.step, state.best, state.micro_batch, document, weights, optimizer
         )
@@ -269,8 +279,10 @@ def open_fetched(directory: Path) -> Restored:
     try:
         optimizer = load_file(directory / OPTIMIZER)
         losses = optimizer.pop("losses").tolist()
+        mean = {name: optimizer.pop(name) for name in list(optimizer) if name.startswith(_MEAN)}
+        mean = {name.removeprefix(_MEAN): tensor for name, tensor in mean.items()}
         state = state_from(json.loads((directory / STATE).read_bytes()), losses)
-        return Restored(state, load_file(directory / WEIGHTS), optimizer)
+        return Restored(state, load_file(directory / WEIGHTS), optimizer, mean)
     except (ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
         raise Damaged(
             "CheckpointUnreadable", f"A checkpoint cannot be read ({error}): start the run under a new output.uri."

@@ -146,7 +146,7 @@ def _tuned_model(attempt: Attempt, trained: Record) -> tuple[adapt.Method, Any]:
     checkpoint.fetch(record.body, attempt.store, directory, beat=attempt.heart.beat_or_stop)
     method = adapt.get(attempt.config.method)
     model = method.prepare(attempt.load(), seed=attempt.config.training.seed)
-    checkpoint.restore_weights(model, checkpoint.open_fetched(directory).weights)
+    checkpoint.restore_weights(model, checkpoint.open_fetched(directory).result)
     return method, model.to(attempt.world.device)
 
 

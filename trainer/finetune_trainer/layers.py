@@ -6,7 +6,7 @@ a pooler, the head) is the layer above all blocks.
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -54,6 +54,51 @@ def _stacks(module: torch.nn.Module, prefix: str) -> Iterator[tuple[str, torch.n
                 yield path, child
         elif not _embeds(path):
             yield from _stacks(child, f"{path}.")
+
+
+class Projections(NamedTuple):
+    """Names of modules, in the order of the model."""
+
+    attention: list[str]
+    """The attention modules of all blocks."""
+    attention_out: list[str]
+    """The layer of each whose output leaves it."""
+    feed_forward: list[str]
+    """The layer of each block's feed-forward part whose output leaves it."""
+
+
+def output_projections(model: Any) -> Projections:
+    """The layers through which attention and feed-forward parts write: what adapters follow.
+
+    An attention module is the outermost one of a block whose class is called so, which is so in all of transformers;
+    its last linear layer is the one that leaves it. The feed-forward part is what lies beside it.
+    """
+    trunk = trunk_or_model(plain_of(model))
+    paths = {id(module): name for name, module in model.named_modules()}
+    found = Projections([], [], [])
+    for _, stack in stacks(trunk):
+        for parent in stack.modules():
+            attentions = [child for child in parent.children() if _attends(child)]
+            path = f"{paths[id(parent)]}."
+            if not attentions or path.startswith(tuple(f"{name}." for name in found.attention)):
+                continue
+            inside = {module for attention in attentions for module in attention.modules()}
+            beside = [module for module in _linear_layers(parent) if module not in inside]
+            for attention in attentions:
+                found.attention.append(paths[id(attention)])
+                found.attention_out.extend(paths[id(module)] for module in _linear_layers(attention)[-1:])
+            found.feed_forward.extend(paths[id(module)] for module in beside[-1:])
+    return found
+
+
+def _attends(module: torch.nn.Module) -> bool:
+    return "attention" in type(module).__name__.lower() and bool(_linear_layers(module))
+
+
+def _linear_layers(module: torch.nn.Module) -> list[torch.nn.Module]:
+    from transformers.pytorch_utils import Conv1D
+
+    return [child for child in module.modules() if isinstance(child, torch.nn.Linear | Conv1D)]
 
 
 def _embeds(path: str) -> bool:

@@ -63,6 +63,8 @@ class Setup:
     beat: Callable[[], None]
     before_step: Callable[[int], None] = lambda step: None
     """What trains may depend on the step."""
+    after_step: Callable[[int], None] = lambda step: None
+    """Given the number of steps done; changes the weights or looks at them."""
 
 
 class Surroundings(Protocol):
@@ -164,6 +166,7 @@ def step(setup: Setup, state: State) -> tuple[torch.Tensor, torch.Tensor]:
     norm = torch.nn.utils.clip_grad_norm_(setup.parameters, setup.config.max_grad_norm)
     set_learning_rate(setup.optimizer, learning_rate(setup.config, step=state.step, total=setup.plan.total))
     setup.optimizer.step()
+    setup.after_step(state.step + 1)
     return loss, norm
 
 

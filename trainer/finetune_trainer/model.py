@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 
+from finetune_trainer.base_model import DROPOUTS
 from finetune_trainer.data.order import derive
+from finetune_trainer.layers import plain_of
 from finetune_trainer.tasks import Task
 
 
@@ -23,8 +25,18 @@ class Loaded:
     fresh: frozenset[str]
 
 
-def load(directory: Path, *, task: Task, labels: Sequence[str], multi_label: bool, seed: int) -> Loaded:
-    """The base model with an output for each label. Raises ModelError.
+def load(
+    directory: Path,
+    *,
+    task: Task,
+    labels: Sequence[str],
+    multi_label: bool,
+    seed: int,
+    dropout: float | None = None,
+) -> Loaded:
+    """The base model with an output for each label, and with that dropout everywhere unless it is None.
+
+    Raises ModelError.
 
     The base's own head is kept when its labels are `labels`; otherwise a new one is drawn from (seed, "head").
     """
@@ -38,6 +50,9 @@ def load(directory: Path, *, task: Task, labels: Sequence[str], multi_label: boo
         before = [config.id2label.get(number) for number in range(config.num_labels)]
         for name, value in task.model_settings(labels, multi_label=multi_label).items():
             setattr(config, name, value)
+        if dropout is not None:
+            for name in DROPOUTS & config.to_dict().keys():
+                setattr(config, name, dropout)
         model, found = getattr(transformers, task.auto_class).from_pretrained(
             directory,
             config=config,
@@ -60,6 +75,23 @@ def load(directory: Path, *, task: Task, labels: Sequence[str], multi_label: boo
     fresh &= parameters.keys()
     _initialise({name: parameters[name] for name in sorted(fresh)}, model.config, seed)
     return Loaded(model, frozenset(fresh))
+
+
+def recompute_activations(model: Any) -> None:
+    """Gradient checkpointing (Chen et al. 2016): blocks keep their inputs alone and run again in the backward pass.
+
+    Each restores the state of the random generators first, so that dropout is the same. Raises ModelError.
+    """
+    plain = plain_of(model)
+    if not plain.supports_gradient_checkpointing:
+        raise ModelError(
+            f"training.gradientCheckpointing: {type(plain).__name__} cannot do it: leave it out and choose a smaller "
+            "microBatch."
+        )
+    # transformers 5 renamed it on the way
+    enable = getattr(plain, "activation_checkpointing_enable", None) or plain.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+    plain.config.use_cache = False  # a cache would be filled twice; the published model is another copy
 
 
 def trunk_of(model: Any) -> torch.nn.Module:

@@ -1,13 +1,15 @@
 """Optimizer and learning rate."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from math import ceil, cos, pi, sqrt
 from typing import Any
 
 import torch
 
 from finetune_api.contract import TrainingConfig
+from finetune_trainer.checkpoint import trainable
+from finetune_trainer.layers import last_layer, layer_numbers
 from finetune_trainer.model import ModelError
 
 _ONE_CYCLE_START = 1 / 25
@@ -23,17 +25,28 @@ _NORMS = (
 )
 
 
-def make_optimizer(model: torch.nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
-    """The optimizer of what trains. Biases and norms do not decay: parameters of one dimension, and all of norm layers.
+def make_optimizer(
+    model: torch.nn.Module, config: TrainingConfig, *, anchored: Collection[str] = ()
+) -> torch.optim.Optimizer:
+    """The optimizer of what trains, with groups of their own for each layer's rate.
+
+    Biases and norms do not decay: parameters of one dimension, and all of norm layers. Nor do those named in
+    `anchored`, which are drawn elsewhere. A group's rate is the schedule's times its `scale`.
 
     Raises ModelError where this machine lacks what the optimizer needs.
     """
     spared = {id(p) for module in model.modules() if isinstance(module, _NORMS) for p in module.parameters()}
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    spared |= {id(parameter) for parameter in parameters if parameter.ndim < 2}
+    parameters = trainable(model)
+    spared |= {id(p) for name, p in parameters.items() if p.ndim < 2 or name in anchored}
+    scales = _scales(model, config.layerwise_decay)
     groups: list[dict[str, Any]] = [
-        {"params": [p for p in parameters if id(p) not in spared], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if id(p) in spared], "weight_decay": 0.0},
+        {
+            "params": [p for name, p in parameters.items() if (id(p) not in spared, scales[name]) == (decays, scale)],
+            "weight_decay": config.weight_decay if decays else 0.0,
+            "scale": scale,
+        }
+        for scale in sorted(set(scales.values()), reverse=True)
+        for decays in (True, False)
     ]
     groups = [group for group in groups if group["params"]]
     beta1, beta2 = config.betas
@@ -48,6 +61,17 @@ def make_optimizer(model: torch.nn.Module, config: TrainingConfig) -> torch.opti
             return _adafactor(groups, config)
         case "adamw-8bit":
             return _adamw_8bit(groups, config)
+
+
+def _scales(model: torch.nn.Module, decay: float) -> dict[str, float]:
+    """Each parameter's share of the learning rate: `decay` to the power of its distance from the head.
+
+    Discriminative fine-tuning (Howard and Ruder 2018) with the factor of ELECTRA (Clark et al. 2020).
+    """
+    if decay == 1.0:
+        return dict.fromkeys(dict(model.named_parameters()), 1.0)
+    last = last_layer(model)
+    return {name: decay ** (last - number) for name, number in layer_numbers(model).items()}
 
 
 def _adafactor(groups: list[dict[str, Any]], config: TrainingConfig) -> torch.optim.Optimizer:
@@ -131,4 +155,4 @@ def _one_cycle(step: int, *, warmup: int, total: int) -> float:
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["scale"]

@@ -27,7 +27,7 @@ from finetune_api.contract import ExitCode, LastMessage, PreflightOutcome, RunCo
 from finetune_api.job import PreflightStatus, RowCounts
 from finetune_api.resolve import digest, evaluation_id, publication_id, run_id, train_identity
 from finetune_trainer import lastmessage, tasks
-from finetune_trainer.base_model import BaseModel, hash_object, model_digest, read_base_model
+from finetune_trainer.base_model import BaseModel, check_dropout, hash_object, model_digest, read_base_model
 from finetune_trainer.config import read_config, storage_settings
 from finetune_trainer.data.check import Checker, Problems, Survey, check_labels, warnings
 from finetune_trainer.data.encode import Encoded, Encoder, TextModel, text_model
@@ -109,6 +109,7 @@ def preflight(config: RunConfig, *, credentials: Path | None, work: Path) -> Las
     check_output(output)
     base = read_base_model(open_store(config.model, settings))
     log.info("base model %s: %d files", base.uri, len(base.files))
+    check_dropout(base, config.training.dropout)
     text = text_model(
         base.config, base.tokenizer_json, base.tokenizer_config, asked=config.data.max_length, uri=base.uri
     )

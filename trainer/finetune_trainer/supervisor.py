@@ -163,7 +163,9 @@ def note_memory(config: RunConfig, last: LastMessage, *, credentials: Path | Non
     key = memory_note_key(last.run_id, last.attempt)
     try:
         store = open_store(config.output.uri, storage_settings(config, credentials))
-        store.create(key, json.dumps({"microBatch": config.training.micro_batch}).encode())
+        # The next attempt halves this or what its predecessor recorded, whichever is lower.
+        rows = config.training.micro_batch or config.training.batch_size
+        store.create(key, json.dumps({"microBatch": rows}).encode())
     except AlreadyExists:
         return
     except StorageError as error:

@@ -3,11 +3,13 @@
 import logging
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 
 from finetune_api.job import BestCheckpoint
 from finetune_trainer import adapt, checkpoint
@@ -16,8 +18,11 @@ from finetune_trainer.attempt import Attempt
 from finetune_trainer.checkpoint import Checkpoints, Restored, State
 from finetune_trainer.course import Diverged
 from finetune_trainer.data.order import Order, Rows
+from finetune_trainer.ema import Ema
 from finetune_trainer.loop import Objective, Setup, train
+from finetune_trainer.model import recompute_activations
 from finetune_trainer.optim import learning_rate, make_optimizer
+from finetune_trainer.regularise import Anchor, add_noise
 from finetune_trainer.run import TRAIN, VALIDATION
 from finetune_trainer.signs import Pace, checkpointed, wait_for
 from finetune_trainer.storage.commit import Record, RecordKind, live_checkpoints
@@ -108,6 +113,7 @@ class Trainee:
     inputs_of: InputsOf
     setup: Setup
     state: State
+    mean: Ema | None = None
 
 
 def prepare(attempt: Attempt) -> Trainee:
@@ -117,7 +123,9 @@ def prepare(attempt: Attempt) -> Trainee:
     """
     config, encoded = attempt.config.training, attempt.encoded
     method = adapt.get(attempt.config.method)
-    model = method.prepare(attempt.load(), seed=config.seed)
+    loaded = attempt.load()
+    model = method.prepare(loaded, seed=config.seed)
+    anchor = Anchor(model, alpha=config.l2sp_alpha, fresh=loaded.fresh) if config.l2sp_alpha is not None else None
     restored = _newest(attempt)
     if restored is not None:
         checkpoint.restore_weights(model, restored.weights)
@@ -135,7 +143,14 @@ def prepare(attempt: Attempt) -> Trainee:
         beat=attempt.heart.beat_or_stop if attempt.world.size == 1 else attempt.heart.beat,
     )
     module, inputs_of = shortcut or (model, attempt.inputs_of)
-    optimizer = make_optimizer(model, config)
+    if config.neftune_alpha is not None:
+        add_noise(model, alpha=config.neftune_alpha)
+    if config.gradient_checkpointing:
+        recompute_activations(model)
+    mean = None
+    if config.ema_decay is not None:
+        mean = Ema(model, decay=config.ema_decay, stored=restored.mean if restored else None)
+    optimizer = make_optimizer(model, config, anchored=anchor.names if anchor else ())
     if restored is not None:
         checkpoint.restore_optimizer(model, optimizer, restored.optimizer)
     objective, prepared = attempt.accelerator.prepare(Objective(module, attempt.task), optimizer)
@@ -154,8 +169,19 @@ def prepare(attempt: Attempt) -> Trainee:
         train_mode=_train_mode(method, model=model, module=module),
         beat=attempt.heart.beat,
         before_step=partial(method.before_step, model),
+        after_step=_after_step(optimizer, anchor=anchor, mean=mean),
     )
-    return Trainee(model, module, inputs_of, setup, state)
+    return Trainee(model, module, inputs_of, setup, state, mean)
+
+
+def _after_step(optimizer: torch.optim.Optimizer, *, anchor: Anchor | None, mean: Ema | None) -> Callable[[int], None]:
+    def act(step: int) -> None:
+        if anchor is not None:
+            anchor.pull(optimizer)
+        if mean is not None:
+            mean.update(step)
+
+    return act
 
 
 def _train_mode(method: adapt.Method, *, model: Any, module: Any) -> Callable[[], None]:
@@ -208,7 +234,9 @@ class Duties:
 
     def evaluate(self) -> Metrics:
         started = time.monotonic()
-        metrics = self._evaluator.measure(self._trainee.module, self._validation, inputs_of=self._trainee.inputs_of)
+        trainee = self._trainee
+        with trainee.mean.in_place() if trainee.mean else nullcontext():
+            metrics = self._evaluator.measure(trainee.module, self._validation, inputs_of=trainee.inputs_of)
         self._pace.pause(time.monotonic() - started)
         shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
         _log.info("step %d, %d validation rows: %s", self._trainee.state.step, len(self._validation), shown)
@@ -222,6 +250,7 @@ class Duties:
                 state,
                 weights=checkpoint.snapshot_weights(model),
                 optimizer=checkpoint.snapshot_optimizer(model, optimizer),
+                mean=self._trainee.mean.snapshot() if self._trainee.mean else None,
             )
         # Rank 0 may have waited for an upload: the others wait for it here, where they can show signs of life.
         self._attempt.world.flags([]).wait(self._attempt.heart.beat)

@@ -1,5 +1,6 @@
 """The loop against a plain one, and what it does when something is wrong."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,7 @@ def setup_of(
     objective: Any = None,
     plan: Plan | None = None,
     stored: checkpoint.Tensors | None = None,
+    anchored: Collection[str] = (),
 ) -> Setup:
     """A setup over the whole model, whose optimizer goes on from what is `stored`."""
     from accelerate import Accelerator
@@ -106,7 +108,7 @@ def setup_of(
 
     AcceleratorState._reset_state(True)
     accelerator = Accelerator(cpu=True)
-    optimizer = make_optimizer(model, settings)
+    optimizer = make_optimizer(model, settings, anchored=anchored)
     checkpoint.restore_optimizer(model, optimizer, stored or {})
     wrapped, prepared = accelerator.prepare(objective or Objective(model, TASK), optimizer)
     return Setup(

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.trainer.rank.conftest import run_config
 
 from finetune_api.contract import MethodConfig
 from finetune_trainer import adapt, checkpoint, numerics, tasks
@@ -283,6 +284,26 @@ def test_numerics_are_restored_and_changes_are_named(make_run: Any, rows: Any, m
     assert numerics.resolve(other, world=World(), before=halved)["microBatch"] == 2
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert numerics.resolve(config, world=World(), before=first)["threads"] == 3
+
+
+@pytest.mark.parametrize(
+    ("spec", "ranks", "wanted"),
+    [
+        ({}, 1, 16),
+        ({}, 4, 8),
+        ({"training": {"batchSize": 4}}, 1, 4),
+        ({"data": {"train": [{"uri": "file:///rows.jsonl"}], "maxLength": 2048}}, 1, 4),
+        ({"data": {"train": [{"uri": "file:///rows.jsonl"}], "maxLength": 100000}}, 1, 1),
+    ],
+)
+def test_the_micro_batch_follows_from_the_document_and_is_kept(
+    tmp_path: Path, tiny_base: Path, spec: Any, ranks: int, wanted: int
+) -> None:
+    config = run_config(tiny_base, tmp_path, test=False, spec=spec)
+    first = numerics.resolve(config, world=World(size=ranks), before={"threads": 1})
+    assert (first["microBatch"], first["microBatchAsked"]) == (wanted, None)
+    halved = {**json.loads(json.dumps(first)), "microBatch": max(1, wanted // 2)}
+    assert numerics.resolve(config, world=World(), before=halved)["microBatch"] == max(1, wanted // 2)
 
 
 def test_an_attempt_after_one_that_ran_out_of_memory_begins_halved(make_run: Any, rows: Any) -> None:

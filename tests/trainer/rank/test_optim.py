@@ -12,7 +12,7 @@ from tests.trainer.rank.test_loop import Data, Quiet, config, model_in, setup_of
 from finetune_trainer import checkpoint
 from finetune_trainer.checkpoint import State
 from finetune_trainer.loop import train
-from finetune_trainer.optim import learning_rate, make_optimizer
+from finetune_trainer.optim import learning_rate, make_optimizer, set_learning_rate
 from finetune_trainer.signs import Stopped
 
 OPTIMIZERS: dict[str, dict[str, Any]] = {
@@ -88,6 +88,18 @@ def test_biases_and_norms_do_not_decay() -> None:
         "images.weight": 0.0,
         "images.bias": 0.0,
     }
+
+
+def test_each_layer_has_its_own_learning_rate(tiny_base: Path) -> None:
+    model = model_in(tiny_base, dtype=torch.float32, dropout=False)
+    optimizer = make_optimizer(model, config(layerwise_decay=0.5))
+    set_learning_rate(optimizer, 0.8)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    rates = {names[id(p)]: group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert rates.keys() == dict(model.named_parameters()).keys()
+    for name, rate in rates.items():
+        below = 3 if "embeddings" in name else 2 if "layer.0" in name else 1 if "layer.1" in name else 0
+        assert rate == pytest.approx(0.8 * 0.5**below), name
 
 
 @pytest.mark.parametrize("name", ["adamw", "adafactor", "sgd with momentum"])

@@ -4,7 +4,9 @@ from finetune_api.contract import MethodConfig
 from finetune_trainer.adapt.base import Method, Shortcut
 from finetune_trainer.adapt.full import Full
 from finetune_trainer.adapt.head import Head
+from finetune_trainer.adapt.ia3 import Ia3
 from finetune_trainer.adapt.lora import Lora
+from finetune_trainer.adapt.prompt import Prompt
 
 __all__ = ["Method", "Shortcut", "get"]
 
@@ -18,3 +20,7 @@ def get(config: MethodConfig) -> Method:
             return Head()
         case "lora" | "dora":
             return Lora(config)
+        case "ia3":
+            return Ia3(config)
+        case "prompt" | "prefix":
+            return Prompt(config)

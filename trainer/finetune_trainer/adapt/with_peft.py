@@ -200,8 +200,7 @@ def answers(model: Any, example: Inputs) -> list[torch.Tensor]:
     given: dict[str, Any] = {name: value for name, value in example.items() if name in known}
     if "use_cache" in known:
         given["use_cache"] = False
-    encoder_decoder = bool(getattr(plain.config, "is_encoder_decoder", False))
-    if encoder_decoder and not {"labels", "decoder_input_ids"} & given.keys():
+    if task_type(plain) == "SEQ_2_SEQ_LM" and not {"labels", "decoder_input_ids"} & given.keys():
         given["decoder_input_ids"] = given["input_ids"][:, :4]
     return [tensor.float() for tensor in _tensors(model(**given)) if tensor.is_floating_point()]
 
