@@ -102,7 +102,8 @@ class Contents:
             found = self._loaded(rows)
             counts += _counts(found)
             _mark(found, rows, marks, examples)
-        return Repeated(*map(int, counts), marks, tuple(sorted(examples)[:_SHOWN]))
+        duplicates, conflicts, validation, test = map(int, counts)
+        return Repeated(duplicates, conflicts, validation, test, marks, tuple(sorted(examples)[:_SHOWN]))
 
     def leaked(self, marks: Marks) -> list[int]:
         """Contents of the training rows that are left out because of the test rows alone, in ascending order."""
