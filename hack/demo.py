@@ -85,13 +85,13 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def report(outcome: dict[str, Any]) -> bool:
-    """Prints tuned beside probe and majority; whether the margin over the majority is reached."""
+    """Prints tuned beside probe and the trivial answer, the majority class; whether the margin over it is reached."""
     evaluation = outcome["evaluation"]
     print(f"\n{'on ' + str(evaluation['rows']) + ' rows never seen':28}{'accuracy':>10}{'f1 (macro)':>12}")
-    for name in ("tuned", "probe", "majority"):
+    for name in ("tuned", "probe", "trivial"):
         metrics = evaluation.get(name) or {}
         print(f"  {name:26}{metrics.get('accuracy', float('nan')):>10.3f}{metrics.get('f1', float('nan')):>12.3f}")
-    gain = evaluation["tuned"]["accuracy"] - evaluation["majority"]["accuracy"]
+    gain = evaluation["tuned"]["accuracy"] - evaluation["trivial"]["accuracy"]
     if gain < MARGIN:
         print(
             f"The tuned model beats the majority class by {100 * gain:.0f} points only; {100 * MARGIN:.0f} are wanted."

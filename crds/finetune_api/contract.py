@@ -14,8 +14,6 @@ from finetune_api.job import (
     BestCheckpoint,
     CheckpointStatus,
     EvaluationStatus,
-    MethodType,
-    Metric,
     ModelStatus,
     OptimizerType,
     Overlong,
@@ -23,8 +21,8 @@ from finetune_api.job import (
     PreflightStatus,
     ProgressStatus,
     ScheduleType,
-    TaskType,
 )
+from finetune_api.tasks import MethodType, Metric, TaskType
 
 RECIPE_VERSION = 1
 """Raised only when the trainer's numerics change on purpose; part of a run's identity, unlike any package version."""
@@ -65,8 +63,8 @@ class ExitCode(IntEnum):
 
 class TaskConfig(Model):
     type: TaskType
-    text_column: str
-    label_column: str
+    columns: dict[str, str]
+    """Names in the data by role, for every role the task reads."""
     labels: list[str] | None
     """None: preflight finds them and fixes them in run.json."""
 

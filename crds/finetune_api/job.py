@@ -1,8 +1,9 @@
 """FineTuneJob: what a user asks for, and what the operator says of it."""
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import AfterValidator, Field, StringConstraints
+from pydantic.alias_generators import to_snake
 
 from finetune_api.base import (
     Model,
@@ -15,6 +16,7 @@ from finetune_api.base import (
     only_with,
     spec_field,
 )
+from finetune_api.tasks import ROLES, TASKS, MethodType, Metric, TaskKind, TaskType, tasks_with
 
 Uri = Annotated[str, StringConstraints(pattern=r"^(s3|file)://[^ \t\r\n]+$", max_length=1024)]
 S3OrFile = "an s3:// or file:// address (file:// only outside a cluster)"
@@ -27,16 +29,26 @@ LabelValue = Annotated[str, StringConstraints(pattern=r"^(([A-Za-z0-9][-A-Za-z0-
 Key = Annotated[str, StringConstraints(max_length=317)]
 Text = Annotated[str, StringConstraints(max_length=1024)]
 
-TaskType = Literal["text-classification"]
-MethodType = Literal["full", "head", "lora", "dora", "ia3", "prompt", "prefix"]
-Metric = Literal["accuracy", "precision", "recall", "f1", "f1-micro", "f1-weighted", "loss"]
 Overlong = Literal["Truncate", "Drop", "Fail"]
 OptimizerType = Literal["adamw", "adafactor", "sgd", "adamw-8bit"]
 ScheduleType = Literal["linear", "cosine", "constant", "polynomial", "inverse-sqrt", "one-cycle"]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 
-class TextColumns(Model):
+def _role(role: str) -> Rule:
+    """A column may be named only for a task that reads it."""
+    allowed = tasks_with(role)
+    options = ", ".join(f"'{name}'" for name in allowed)
+    return Rule(
+        f"self.type in [{options}] || !has(self.columns) || !has(self.columns.{role})",
+        f"columns.{role} goes only with type: {' or '.join(allowed)}",
+        lambda task: (
+            task.type in allowed or task.columns is None or getattr(task.columns, to_snake(role), None) is None
+        ),
+    )
+
+
+class Columns(Model):
     text: Column | None = spec_field("train", "Column that holds the text. Default: text.")
     label: Column | None = spec_field(
         "train", "Column that holds the label: one value, or a list of values for multi-label rows. Default: label."
@@ -44,8 +56,10 @@ class TextColumns(Model):
 
 
 class Task(Model):
+    rules: ClassVar[tuple[Rule, ...]] = tuple(_role(role) for role in ROLES if len(tasks_with(role)) < len(TASKS))
+
     type: TaskType = spec_field("train", "What the model learns to do.", required=True)
-    columns: TextColumns | None = spec_field(None, "Names of the columns in the data.")
+    columns: Columns | None = spec_field(None, "Names of the columns in the data.")
     labels: list[Label] | None = spec_field(
         "train",
         "The labels, in the order of the model's outputs. Default: found in the data by preflight and fixed from then on.",
@@ -339,7 +353,8 @@ class Training(Model):
 
 class Evaluation(Model):
     primary: Metric | None = spec_field(
-        "train", "Metric that chooses the best checkpoint; f1, precision and recall are macro averages. Default: f1."
+        "train",
+        "Metric that chooses the best checkpoint, one of the task's; f1, precision and recall are macro averages. Default: by task, such as f1.",
     )
 
 
@@ -463,12 +478,39 @@ class Retries(Model):
     )
 
 
+def _primary(name: str, kind: TaskKind) -> Rule:
+    """The primary metric is one of the task's."""
+    options = ", ".join(f"'{metric}'" for metric in kind.metrics)
+    return Rule(
+        f"self.task.type != '{name}' || !has(self.evaluation) || !has(self.evaluation.primary) || "
+        f"self.evaluation.primary in [{options}]",
+        f"evaluation.primary for {name} is one of {', '.join(kind.metrics)}",
+        lambda spec: (
+            spec.task.type != name
+            or spec.evaluation is None
+            or spec.evaluation.primary is None
+            or spec.evaluation.primary in kind.metrics
+        ),
+    )
+
+
+def _method(name: str, kind: TaskKind, method: MethodType) -> Rule:
+    """Some methods make no sense with a task."""
+    return Rule(
+        f"self.task.type != '{name}' || !has(self.method) || self.method.type != '{method}'",
+        f"method {method} does not go with {name}: {kind.refused[method]}",
+        lambda spec: spec.task.type != name or spec.method is None or spec.method.type != method,
+    )
+
+
 _UNMERGED = ("prompt", "prefix")
 """Methods without weights that could be folded into the base."""
 
 
 class FineTuneJobSpec(Model):
     rules: ClassVar[tuple[Rule, ...]] = (
+        *(_primary(name, kind) for name, kind in TASKS.items() if set(kind.metrics) < set(get_args(Metric))),
+        *(_method(name, kind, method) for name, kind in TASKS.items() for method in kind.refused),
         Rule(
             f"!has(self.output.merge) || !self.output.merge || !has(self.method) || !(self.method.type in {list(_UNMERGED)})",
             "output.merge makes no sense with method prompt or prefix: learned tokens are no part of the base's weights",
@@ -566,7 +608,9 @@ class TokenLengths(Model):
 class PreflightStatus(Model):
     rows: RowCounts | None = Field(None, description="Rows found.")
     labels: int | None = Field(None, description="Number of labels.")
-    multi_label: bool | None = Field(None, description="Whether a row may have several labels.")
+    form: str | None = Field(
+        None, description="How the rows are written, such as one label or a list of labels.", max_length=64
+    )
     tokens: TokenLengths | None = Field(None, description="Lengths of the rows, before any cut.")
     truncated_percent: Figure | None = Field(None, description="Share of rows longer than data.maxLength.")
     warnings: list[Text] | None = Field(
@@ -578,7 +622,10 @@ class PreflightStatus(Model):
 class EvaluationStatus(Model):
     rows: int | None = Field(None, description="Rows the metrics were measured on.")
     on: Literal["test", "validation"] | None = Field(None, description="Which rows they were.")
-    majority: Metrics | None = Field(None, description="Always answering the most frequent label.")
+    trivial: Metrics | None = Field(
+        None, description="An answer that needs no model: the most frequent label; docs/tasks.md names each task's."
+    )
+    base: Metrics | None = Field(None, description="The untouched base model, where it can do the task.")
     probe: Metrics | None = Field(None, description="A linear model on the frozen features of the base.")
     tuned: Metrics | None = Field(None, description="The published model.")
 

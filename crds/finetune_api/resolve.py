@@ -39,12 +39,12 @@ from finetune_api.job import (
     Retries,
     Schedule,
     Storage,
-    TextColumns,
     Training,
     Validation,
     Warmup,
 )
 from finetune_api.profile import FineTuneProfileSpec, Gpu, Images
+from finetune_api.tasks import TASKS
 
 T = TypeVar("T")
 
@@ -109,7 +109,7 @@ def resolve(
         data=_data(spec),
         method=_method(spec),
         training=_training(spec),
-        primary=first((spec.evaluation or Evaluation()).primary, default="f1"),
+        primary=first((spec.evaluation or Evaluation()).primary, default=TASKS[spec.task.type].primary),
         checkpoint=_checkpoint(spec),
         output=OutputConfig(
             uri=spec.output.uri.rstrip("/"),
@@ -137,11 +137,10 @@ def _refuse_files(spec: FineTuneJobSpec) -> None:
 
 
 def _task(spec: FineTuneJobSpec) -> TaskConfig:
-    columns = spec.task.columns or TextColumns()
+    named = spec.task.columns.document() if spec.task.columns else {}
     return TaskConfig(
         type=spec.task.type,
-        text_column=first(columns.text, default="text"),
-        label_column=first(columns.label, default="label"),
+        columns={role: named.get(role, name) for role, name in TASKS[spec.task.type].columns.items()},
         labels=spec.task.labels,
     )
 

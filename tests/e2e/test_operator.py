@@ -216,7 +216,7 @@ RESULT = {
     "finalStep": 100,
     "totalSteps": 100,
     "finalLoss": 0.25,
-    "evaluation": {"on": "test", "rows": 9, "majority": {"f1": 0.1}, "probe": {"f1": 0.7}, "tuned": {"f1": 0.9}},
+    "evaluation": {"on": "test", "rows": 9, "trivial": {"f1": 0.1}, "probe": {"f1": 0.7}, "tuned": {"f1": 0.9}},
     "model": {"uri": "s3://models/out/model", "digest": "sha256:1", "sizeBytes": 7},
 }
 
@@ -456,7 +456,7 @@ def test_a_job_goes_by_preflight_and_training_to_success(place: Place) -> None:
         "Stalled": "False",
     }
     assert status["model"] == RESULT["model"]
-    assert status["message"] == "f1 0.900 on test (majority 0.100, probe 0.700)"
+    assert status["message"] == "f1 0.900 on test (trivial 0.100, probe 0.700)"
     assert status["run"]["id"] == "a" * 16
     assert status["usage"]["attempts"] == 1
     meta = place.get("one")["metadata"]

@@ -9,42 +9,50 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file
+from tests.trainer.memory import config_of
 from tokenizers import Tokenizer
 
 from finetune_api.job import Overlong
+from finetune_trainer import tasks
+from finetune_trainer.data.batch import Encoded as Store
 from finetune_trainer.data.check import Example
-from finetune_trainer.data.encode import Encoded, Encoder, TextModel, text_model
+from finetune_trainer.data.encode import Encoded, Encoder
 from finetune_trainer.data.read import DataError
+from finetune_trainer.data.text import Text, read_text
 from finetune_trainer.run import TEST, TRAIN, VALIDATION
+from finetune_trainer.tasks.base import Sample, Tools
 
 CONFIG: dict[str, Any] = {"model_type": "bert", "max_position_embeddings": 512, "vocab_size": 30522, "pad_token_id": 0}
 
 
-def model(minilm_dir: Path, asked: int = 16) -> TextModel:
-    return text_model(CONFIG, (minilm_dir / "tokenizer.json").read_text(), {}, asked=asked, uri="file:///model")
+def model(minilm_dir: Path, asked: int = 16) -> Text:
+    return read_text(CONFIG, (minilm_dir / "tokenizer.json").read_text(), {}, asked=asked, uri="file:///model")
 
 
-def example(number: int, text: str, labels: str | list[str] = "a") -> Example:
-    return Example(number, text, labels, 0, 0)
+def example(number: int, text: str, *labels: str) -> Example:
+    return Example(number, Sample(text, "", labels), 0, 0)
 
 
 def encode(
-    text: TextModel,
+    text: Text,
     directory: Path,
     examples: list[Example],
     *,
     overlong: Overlong = "Truncate",
     labels: tuple[str, ...] = ("a", "b", "c"),
-    multi_label: bool = False,
 ) -> tuple[Encoded, list[DataError]]:
     directory.mkdir(exist_ok=True)
     problems: list[DataError] = []
     encoder = Encoder(
-        text, overlong=overlong, scratch=directory, sources=["s3://b/model", "s3://b/rows"], problem=problems.append
+        tasks.get(config_of()),
+        Tools(text, overlong),
+        scratch=directory,
+        sources=["s3://b/model", "s3://b/rows"],
+        problem=problems.append,
     )
     for number, item in enumerate(examples):
         encoder.add(item, split=(TRAIN, VALIDATION, TEST)[number % 3], source=1)
-    return encoder.finish(labels, multi_label=multi_label, path=directory / "store.safetensors"), problems
+    return encoder.finish(labels, path=directory / "store.safetensors"), problems
 
 
 TEXTS = ["A short one.", "Ein längerer Satz mit Umlauten: äöü ß €.", "x", "many words " * 30, "日本語 text", "🙂 done"]
@@ -60,14 +68,16 @@ def test_the_store_holds_what_the_tokenizer_says(minilm_dir: Path, tmp_path: Pat
     assert not problems
     assert {name: tensor.dtype.name for name, tensor in store.items()} == {
         "input_ids": "int32",
-        "offsets": "int64",
+        "input_ids.offsets": "int64",
         "labels": "int32",
+        "labels.offsets": "int64",
+        "length": "int32",
         "split": "uint8",
         "source": "int32",
         "row": "int64",
     }
     for number, text in enumerate(TEXTS):
-        start, end = store["offsets"][number : number + 2]
+        start, end = store["input_ids.offsets"][number : number + 2]
         assert store["input_ids"][start:end].tolist() == tokenizer.encode(text).ids
     assert store["labels"].tolist() == [2, 0, 1, 2, 0, 1]
     assert store["split"].tolist() == [TRAIN, VALIDATION, TEST] * 2
@@ -77,7 +87,7 @@ def test_the_store_holds_what_the_tokenizer_says(minilm_dir: Path, tmp_path: Pat
     assert encoded.rows_by_split == {TRAIN: 2, VALIDATION: 2, TEST: 2}
     assert encoded.size == encoded.path.stat().st_size
     with safe_open(encoded.path, "np") as file:
-        assert file.metadata() == {"format": "finetune-encoded-1"}
+        assert file.metadata() == {"format": "finetune-encoded-2"}
 
 
 def test_a_cut_row_keeps_its_special_tokens_and_lengths_are_those_before_the_cut(
@@ -85,7 +95,7 @@ def test_a_cut_row_keeps_its_special_tokens_and_lengths_are_those_before_the_cut
 ) -> None:
     encoded, _ = encode(model(minilm_dir), tmp_path, [example(1, "word " * 40), example(2, "word")])
     store = load_file(encoded.path)
-    assert store["offsets"].tolist() == [0, 16, 19]
+    assert store["input_ids.offsets"].tolist() == [0, 16, 19]
     assert [store["input_ids"][0], store["input_ids"][15]] == [101, 102]
     assert encoded.truncated == 1
     assert encoded.lengths.max == 42
@@ -110,38 +120,41 @@ def test_equal_input_gives_an_equal_file(minilm_dir: Path, tmp_path: Path) -> No
     assert sorted(path.name for path in (tmp_path / "one").iterdir()) == ["store.safetensors"]
 
 
-def test_several_labels_become_a_multi_hot_row(minilm_dir: Path, tmp_path: Path) -> None:
-    rows = [example(1, "one", ["c", "a"]), example(2, "two", []), example(3, "three", ["b"])]
-    encoded, _ = encode(model(minilm_dir), tmp_path, rows, multi_label=True)
-    labels = load_file(encoded.path)["labels"]
-    assert labels.dtype == np.uint8
-    assert labels.tolist() == [[1, 0, 1], [0, 0, 0], [0, 1, 0]]
+def test_labels_are_numbered_in_the_order_of_the_outputs(minilm_dir: Path, tmp_path: Path) -> None:
+    rows = [example(1, "one", "c", "a"), example(2, "two"), example(3, "three", "b")]
+    encoded, _ = encode(model(minilm_dir), tmp_path, rows)
+    store = load_file(encoded.path)
+    assert store["labels"].tolist() == [2, 0, 1]
+    assert store["labels.offsets"].tolist() == [0, 2, 2, 3]
 
 
 def test_many_rows_of_several_labels_stay_in_order(minilm_dir: Path, tmp_path: Path) -> None:
     names = [f"label-{number:02}" for number in range(40)]
-    rows = [example(i, "text", [names[(i * 7 + k) % 40] for k in range(i % 4)]) for i in range(2500)]
-    encoded, _ = encode(model(minilm_dir), tmp_path, rows, labels=tuple(names), multi_label=True)
-    labels = load_file(encoded.path)["labels"]
-    assert [{names[j] for j in np.flatnonzero(row)} for row in labels] == [set(row.labels) for row in rows]
+    rows = [example(i, "text", *[names[(i * 7 + k) % 40] for k in range(i % 4)]) for i in range(2500)]
+    encoded, _ = encode(model(minilm_dir), tmp_path, rows, labels=tuple(names))
+    store = Store(encoded.path)
+    found = store.each("labels", np.arange(len(rows)))
+    assert [tuple(names[label] for label in row) for row in found] == [row.sample.labels for row in rows]
 
 
 def test_a_huge_text_is_cut_like_any_other(minilm_dir: Path, tmp_path: Path) -> None:
     huge, spaced = "word " * 300_000, " " * 2_000_000 + "the end"
     encoded, _ = encode(model(minilm_dir), tmp_path, [example(1, huge), example(2, spaced)])
     store = load_file(encoded.path)
-    assert store["offsets"].tolist() == [0, 16, 20]
+    assert store["input_ids.offsets"].tolist() == [0, 16, 20]
 
 
 def test_memory_does_not_grow_with_the_rows(minilm_dir: Path, tmp_path: Path) -> None:
     text = model(minilm_dir)
-    encoder = Encoder(text, overlong="Truncate", scratch=tmp_path, sources=["s3://b/rows"], problem=lambda _: None)
+    encoder = Encoder(
+        tasks.get(config_of()), Tools(text, "Truncate"), scratch=tmp_path, sources=["s3://b/rows"], problem=print
+    )
     tracemalloc.start()
     for number in range(40_000):
-        encoder.add(example(number, "some words of a row"), split=TRAIN, source=0)
+        encoder.add(example(number, "some words of a row", "a"), split=TRAIN, source=0)
         if number == 10_000:
             tracemalloc.reset_peak()
-    encoded = encoder.finish(["a"], multi_label=False, path=tmp_path / "store")
+    encoded = encoder.finish(["a"], path=tmp_path / "store")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert encoded.rows == 40_000
@@ -152,7 +165,7 @@ def test_the_limit_of_the_model_wins_when_it_is_lower(minilm_dir: Path) -> None:
     text = (minilm_dir / "tokenizer.json").read_text()
 
     def limit(config: dict[str, Any], tokenizer_config: dict[str, Any], asked: int = 4096) -> int:
-        return text_model(config, text, tokenizer_config, asked=asked, uri="file:///model").max_length
+        return read_text(config, text, tokenizer_config, asked=asked, uri="file:///model").max_length
 
     assert limit(CONFIG, {}) == 512
     assert limit(CONFIG, {}, asked=128) == 128
@@ -167,7 +180,7 @@ def test_the_padding_token_is_the_models_or_the_tokenizers(minilm_dir: Path) -> 
     bare = json.dumps({**json.loads(text), "padding": None})
 
     def pad(config: dict[str, Any], tokenizer_config: dict[str, Any], tokenizer: str = bare) -> int:
-        return text_model(config, tokenizer, tokenizer_config, asked=16, uri="file:///model").pad_token_id
+        return read_text(config, tokenizer, tokenizer_config, asked=16, uri="file:///model").pad_token_id
 
     assert pad({"pad_token_id": 7}, {"pad_token": "[PAD]"}) == 7
     assert pad({}, {"pad_token": "[PAD]"}) == 0
@@ -180,7 +193,7 @@ def test_the_padding_token_is_the_models_or_the_tokenizers(minilm_dir: Path) -> 
 
 
 def test_a_tokenizer_of_another_model_is_refused(minilm_dir: Path, tmp_path: Path) -> None:
-    text = text_model(
+    text = read_text(
         {**CONFIG, "vocab_size": 1000}, (minilm_dir / "tokenizer.json").read_text(), {}, asked=16, uri="file:///model"
     )
     with pytest.raises(DataError, match="belong to different models"):
@@ -189,5 +202,5 @@ def test_a_tokenizer_of_another_model_is_refused(minilm_dir: Path, tmp_path: Pat
 
 def test_a_file_that_is_no_tokenizer_is_refused() -> None:
     with pytest.raises(DataError, match="not a tokenizer of the tokenizers library") as error:
-        text_model(CONFIG, '{"version": "1.0"}', {}, asked=16, uri="s3://b/m")
+        read_text(CONFIG, '{"version": "1.0"}', {}, asked=16, uri="s3://b/m")
     assert error.value.reason == "ModelIncomplete"

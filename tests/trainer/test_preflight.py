@@ -107,7 +107,7 @@ def test_a_good_document_leaves_what_a_train_pod_needs(bench: Bench) -> None:
     summary = last.preflight.summary
     assert summary.rows is not None
     assert (summary.rows.train + summary.rows.validation, summary.rows.test) == (60, 10)
-    assert (summary.labels, summary.multi_label) == (2, False)
+    assert (summary.labels, summary.form) == (2, "one label")
     record = bench.record(last)
     assert record.labels == ["a", "b"]
     assert (record.model_max_length, record.pad_token_id) == (256, 0)
@@ -210,8 +210,8 @@ def test_rows_with_lists_of_labels_are_multi_label(bench: Bench) -> None:
     lists = [{"text": f"row {i}", "label": ["x", "y"][: i % 3]} for i in range(60)]
     bench.put("train.jsonl", jsonl(lists))
     last = bench.run()
-    assert bench.record(last).multi_label
-    assert load_file(bench.root / "output" / bench.record(last).encoded.key)["labels"].shape == (60, 2)
+    assert bench.record(last).form == "a list of labels"
+    assert load_file(bench.root / "output" / bench.record(last).encoded.key)["labels"].shape == (60,)
 
 
 def test_odd_data_passes_with_warnings(bench: Bench) -> None:
@@ -343,7 +343,7 @@ BAD_ROWS: dict[str, tuple[bytes, str, tuple[str, ...]]] = {
     "a text is empty": (
         jsonl([*rows(4), {"text": " \t", "label": "a"}]),
         "InvalidRow",
-        ("train.jsonl:5: the text is empty",),
+        ("train.jsonl:5: the text in the column 'text' is empty",),
     ),
     "a list of labels among single ones": (
         jsonl([*rows(4), {"text": SECRET_TEXT, "label": ["a"]}]),

@@ -156,7 +156,7 @@ def test_a_run_that_is_killed_and_stopped_still_ends_in_a_published_model(
         assert f"going on from step {stopped_at}" in run.errors()
     assert (code, status.phase) == (0, "Succeeded")
     assert status.evaluation is not None
-    tuned, majority = status.evaluation.tuned or {}, status.evaluation.majority or {}
+    tuned, majority = status.evaluation.tuned or {}, status.evaluation.trivial or {}
     assert tuned["accuracy"] > majority["accuracy"] + 0.2
     assert status.evaluation.probe is not None
     assert status.model is not None

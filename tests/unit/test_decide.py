@@ -66,7 +66,7 @@ RESULT = TrainOutcome(
     final_step=100,
     total_steps=100,
     final_loss=0.1,
-    evaluation=EvaluationStatus(on="test", rows=50, majority={"f1": 0.1}, probe={"f1": 0.7}, tuned={"f1": 0.9}),
+    evaluation=EvaluationStatus(on="test", rows=50, trivial={"f1": 0.1}, probe={"f1": 0.7}, tuned={"f1": 0.9}),
     model=ModelStatus(uri="s3://models/out/runs/a/model", digest="sha256:1", size_bytes=9),
 )
 
@@ -417,7 +417,7 @@ LOOKING = [
         world(PREFLIGHT, p(), ended(p(), 0, outcome("Reused"))),
         "Succeeded",
         "Reused",
-        says="f1 0.900 on test (majority 0.100, probe 0.700)",
+        says="f1 0.900 on test (trivial 0.100, probe 0.700)",
         passed="True",
     ),
     Row(

@@ -57,8 +57,17 @@ class Attempt:
     """Rank 0 only."""
 
     @cached_property
-    def task(self) -> tasks.Task:
-        return tasks.get(self.config.task.type)
+    def learner(self) -> tasks.Learner:
+        record = self.record
+        facts = tasks.Facts(
+            labels=record.labels,
+            form=record.form,
+            pad_token_id=record.pad_token_id,
+            max_length=record.model_max_length,
+            more=record.facts,
+            base=self.base,
+        )
+        return tasks.get(self.config).learner(facts)
 
     @property
     def base(self) -> Path:
@@ -84,26 +93,18 @@ class Attempt:
     def evaluator(self, world: World) -> Evaluator:
         """Measures on all ranks of `world`, with one rank such that a stop is heeded in between."""
         beat = self.heart.beat_or_stop if world.size == 1 else self.heart.beat
-        return Evaluator(self.task, self.encoded, world, self.accelerator.autocast, beat)
+        return Evaluator(self.learner, self.encoded, world, self.accelerator.autocast, beat)
 
     def inputs_of(self, rows: Rows) -> Inputs:
         """One micro-batch on this rank's device."""
-        arrays = self.task.collate(
-            self.encoded.texts(rows), self.encoded.labels(rows), pad_token_id=self.record.pad_token_id
-        )
+        arrays = self.learner.collate(self.encoded, rows)
         return {name: torch.from_numpy(array).to(self.world.device) for name, array in arrays.items()}
 
     def load(self) -> Loaded:
         """The base model, freshly loaded."""
         self.heart.beat()
-        return load(
-            self.base,
-            task=self.task,
-            labels=self.record.labels,
-            multi_label=self.record.multi_label,
-            seed=self.config.training.seed,
-            dropout=self.config.training.dropout,
-        )
+        training = self.config.training
+        return load(self.base, learner=self.learner, seed=training.seed, dropout=training.dropout)
 
     @cached_property
     def plan(self) -> Plan:
@@ -120,7 +121,7 @@ class Attempt:
             ),
             evaluate_every=every if len(self.encoded.rows(VALIDATION)) else None,
             metric=self.config.primary,
-            higher_is_better=self.task.higher_is_better(self.config.primary),
+            higher_is_better=self.learner.higher_is_better(self.config.primary),
             patience=training.patience,
             min_delta=training.min_delta,
         )

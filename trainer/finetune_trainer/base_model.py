@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, Literal
 
 from finetune_api.resolve import digest
 from finetune_trainer.data.read import DataError
@@ -17,10 +17,12 @@ _MIB = 1024 * 1024
 _LISTED = 100_000
 _SMALL = 512 * _MIB
 _HEADER_LIMIT = 100 * _MIB
+_PREPROCESSOR = "preprocessor_config.json"
 INDEX = "model.safetensors.index.json"
 WEIGHTS = "model.safetensors"
 _TEXT_FILES = re.compile(
-    r"(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab)\.json"
+    r"(config|generation_config|preprocessor_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab)"
+    r"\.json"
     r"|vocab\.txt|merges\.txt|.+\.model|chat_template\.jinja"
 )
 _PICKLES = re.compile(r".+\.(bin|pt|pth|ckpt|pkl)")
@@ -68,7 +70,10 @@ class BaseModel:
     files: Mapping[str, ObjectInfo]
     config: Mapping[str, Any]
     tokenizer_json: str
+    """Empty for a model that reads images."""
     tokenizer_config: Mapping[str, Any]
+    images: Mapping[str, Any]
+    """preprocessor_config.json; empty for a model that reads text."""
 
     @property
     def labels(self) -> list[str] | None:
@@ -83,8 +88,8 @@ class BaseModel:
         return names if len(set(names)) == len(names) else None
 
 
-def read_base_model(store: Store) -> BaseModel:
-    """List the directory, choose the files that count and read the small ones.
+def read_base_model(store: Store, *, reads: Literal["text", "images"]) -> BaseModel:
+    """List the directory, choose the files that count and read the small ones. `reads` is what goes into the model.
 
     Raises NotFound when there is nothing, DataError ModelIncomplete or PickleModel when it is no usable model.
     """
@@ -99,7 +104,12 @@ def read_base_model(store: Store) -> BaseModel:
         raise _incomplete(store, f"config.json is missing{hint}")
     config = _json(store, found["config.json"])
     weights = _weights(store, found)
-    if "tokenizer.json" not in found:
+    if reads == "images" and _PREPROCESSOR not in found:
+        raise _incomplete(
+            store,
+            f"{_PREPROCESSOR} is missing; make it with AutoImageProcessor.from_pretrained(DIR).save_pretrained(DIR)",
+        )
+    if reads == "text" and "tokenizer.json" not in found:
         raise _incomplete(
             store,
             "tokenizer.json is missing; make it with AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)",
@@ -114,8 +124,9 @@ def read_base_model(store: Store) -> BaseModel:
         uri=store.uri,
         files=dict(sorted(chosen.items())),
         config=config,
-        tokenizer_json=_text(store, found["tokenizer.json"]),
+        tokenizer_json=_text(store, found["tokenizer.json"]) if reads == "text" else "",
         tokenizer_config=tokenizer_config,
+        images=_json(store, found[_PREPROCESSOR]) if reads == "images" else {},
     )
 
 

@@ -1,12 +1,12 @@
-"""Metrics of a model, and of what any model must beat: the most frequent label, and a linear probe.
+"""Metrics of a model, and of what any model must beat: a trivial answer, and a linear probe on the untouched base.
 
-A new head knows nothing, so the untouched base is no baseline. A linear model on its frozen features is: it tells what
-tuning has added to what the base knew already.
+A new head knows nothing, so the untouched base is a baseline only where it can do the task. A linear model on its
+frozen features always is one: it tells what tuning has added to what the base knew already.
 """
 
+import json
 import logging
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -19,16 +19,14 @@ from finetune_trainer.adapt.base import Inputs, InputsOf
 from finetune_trainer.course import is_out_of_memory
 from finetune_trainer.data.batch import Encoded
 from finetune_trainer.data.order import Rows, derive, permute
-from finetune_trainer.tasks import Metrics, Task
+from finetune_trainer.tasks import Learner, Metrics, Outcomes
+from finetune_trainer.tasks.base import IGNORED
 from finetune_trainer.world import World
 
 CHUNK = 64
 """Rows evaluated together; fixed, so that a loss does not depend on the micro-batch."""
 PROBE_ROWS = 5000
-STRENGTHS = (0.01, 0.001, 0.1, 1.0)
-"""Inverse regularisation of the probe, on standardised features; the first where too many labels make choosing slow."""
-_MANY = 50
-_LEAST = 1e-15
+PROBE_POSITIONS = 20_000
 _log = logging.getLogger(__name__)
 
 
@@ -36,140 +34,142 @@ _log = logging.getLogger(__name__)
 class Evaluator:
     """Measures models on rows of the encoded store. Each chunk of rows is worked on by one rank of `world`."""
 
-    task: Task
+    learner: Learner
     encoded: Encoded
     world: World
     autocast: Callable[[], AbstractContextManager[Any]]
     beat: Callable[[], None]
 
-    def measure(self, model: Any, rows: Rows, *, inputs_of: InputsOf) -> Metrics:
-        """All metrics on `rows`, the same on every rank. Sets the model to eval mode."""
+    def measure(self, model: Any, rows: Rows, *, inputs_of: InputsOf, generate: bool = True) -> Metrics:
+        """The metrics on `rows`, the same on every rank; without `generate` those of one forward pass. Sets the model
+        to eval mode."""
+        return self.learner.metrics(self.outcomes(model, rows, inputs_of=inputs_of, generate=generate))
+
+    def outcomes(self, model: Any, rows: Rows, *, inputs_of: InputsOf, generate: bool = True) -> Outcomes:
+        """Truth and predictions, settled."""
         model.eval()
         rows = self.longest_first(rows)
-        labels = self.encoded.labels(rows)
-        predictions = np.zeros_like(labels)
-        losses = np.zeros(-(-len(rows) // CHUNK))
+        found: dict[int, Outcomes] = {}
         for number, start in enumerate(range(0, len(rows), CHUNK)):
             if number % self.world.size == self.world.rank:
                 self.beat()
-                chunk = slice(start, start + CHUNK)
-                logits, wanted = self._logits(model, rows[chunk], inputs_of)
-                losses[number] = float(self.task.loss(logits, wanted)[0])
-                predictions[chunk] = self.task.predict(logits, multi_label=labels.ndim == 2)
-        self.world.total(torch.from_numpy(losses))
-        self.world.total(torch.from_numpy(predictions))
-        return self.task.metrics(labels, predictions, loss=float(losses.sum()) / self.task.count(labels))
+                found[number] = self._predictions(model, rows[start : start + CHUNK], inputs_of, generate)
+        found = self._gathered(found)
+        return self._settled(joined([found[number] for number in sorted(found)]), rows)
+
+    def _settled(self, predictions: Outcomes, rows: Rows) -> Outcomes:
+        return self.learner.settle({**self.learner.gold(self.encoded, rows), **predictions})
 
     def longest_first(self, rows: Rows) -> Rows:
         """Little padding, and too little memory is noticed at once."""
         return rows[np.argsort(-self.encoded.lengths(rows), kind="stable")]
 
-    def _logits(self, model: Any, rows: Rows, inputs_of: InputsOf) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits and labels of some rows, in halves where they do not fit into memory."""
+    def _predictions(self, model: Any, rows: Rows, inputs_of: InputsOf, generate: bool) -> Outcomes:
+        """Predictions for some rows, in halves where they do not fit into memory."""
         try:
-            inputs = inputs_of(rows)
-            labels = inputs.pop("labels")
             with torch.no_grad(), self.autocast():
-                return model(**inputs).logits, labels
+                return self.learner.predict(model, inputs_of(rows), generate=generate)
         except (MemoryError, RuntimeError) as error:
             if len(rows) == 1 or not is_out_of_memory(error):
                 raise
-        parts = [self._logits(model, half, inputs_of) for half in np.array_split(rows, 2)]
-        return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+        return joined([self._predictions(model, half, inputs_of, generate) for half in np.array_split(rows, 2)])
 
-    def majority(self, train: Rows, rows: Rows, *, count: int) -> Metrics:
-        """Always answering the most frequent of `count` labels."""
-        return self.task.majority(self.encoded.labels(train), self.encoded.labels(rows), count=count)
+    def _gathered(self, mine: dict[int, Outcomes]) -> dict[int, Outcomes]:
+        """Every rank's chunks, on every rank."""
+        if self.world.size == 1:
+            return mine
+        everything: dict[int, Outcomes] = {}
+        for source in range(self.world.size):
+            data = packed(mine) if source == self.world.rank else b""
+            everything |= unpacked(self.world.send(data, source=source))
+        return everything
+
+    def trivial(self, train: Rows, rows: Rows) -> Metrics | None:
+        """What needs no model."""
+        rows = self.longest_first(rows)
+        predictions = self.learner.trivial(self.encoded, train, rows)
+        return None if predictions is None else self.learner.metrics(self._settled(predictions, rows))
 
     def probe(self, trunk: Any, train: Rows, rows: Rows, *, inputs_of: InputsOf, seed: int) -> Metrics | None:
-        """Logistic regression on the trunk's mean-pooled output, fitted on up to PROBE_ROWS training rows.
+        """A linear model on the trunk's output, fitted on up to PROBE_ROWS training rows.
 
-        None where those rows all have the same label.
+        None where the task has none, or where there is nothing to learn.
         """
-        count = min(PROBE_ROWS, len(train))
-        chosen = train[np.sort(permute(np.arange(count), size=len(train), key=derive(seed, "probe")))]
-        known, asked = self.longest_first(chosen), self.longest_first(rows)
-        labels = self.encoded.labels(known)
-        if labels.ndim == 1 and labels.min() == labels.max():
+        if self.learner.probe is None:
             return None
+        known, asked = self.longest_first(self._few(train, seed)), self.longest_first(rows)
         trunk.eval()
-        features = self._features(trunk, known, inputs_of)
-        answers = self._features(trunk, asked, inputs_of)
-        wanted = self.encoded.labels(asked)
-        predictions, loss = _regress(features, labels, answers, wanted, seed=seed)
-        return self.task.metrics(wanted, predictions, loss=loss)
+        predictions = self.learner.fit_probe(
+            self._features(trunk, known, inputs_of),
+            self._features(trunk, asked, inputs_of),
+            store=self.encoded,
+            train=known,
+            rows=asked,
+            seed=seed,
+        )
+        return None if predictions is None else self.learner.metrics(self._settled(predictions, asked))
+
+    def _few(self, train: Rows, seed: int) -> Rows:
+        """Training rows for the probe, the same for the same seed."""
+        count = min(PROBE_ROWS, len(train))
+        if self.learner.probe == "positions":
+            count = max(1, min(count, int(count * PROBE_POSITIONS / max(1, self.encoded.lengths(train[:count]).sum()))))
+        return train[np.sort(permute(np.arange(count), size=len(train), key=derive(seed, "probe")))]
 
     def _features(self, trunk: Any, rows: Rows, inputs_of: InputsOf) -> NDArray[np.float32]:
+        """[rows, width], or [labelled positions, width]."""
         found = []
         for start in range(0, len(rows), CHUNK):
             self.beat()
             inputs = inputs_of(rows[start : start + CHUNK])
-            del inputs["labels"]
             with torch.no_grad(), self.autocast():
-                found.append(_pooled(trunk(**inputs)[0].float(), inputs).cpu().numpy())
+                states = trunk(**self.learner.model_inputs(inputs))[0].float()
+            if self.learner.probe == "positions":
+                found.append(states[inputs["labels"] != IGNORED].cpu().numpy())
+            else:
+                found.append(_pooled(states, inputs).cpu().numpy())
         return np.concatenate(found)
 
 
 def _pooled(states: torch.Tensor, inputs: Inputs) -> torch.Tensor:
-    """The mean over a row's tokens: [rows, tokens, width] -> [rows, width]."""
+    """The mean over a row's tokens, patches or pixels: [rows, tokens, width] or [rows, width, ...] -> [rows, width]."""
     if states.ndim == 2:
         return states
+    if states.ndim == 4:
+        return states.mean((2, 3))
+    if "attention_mask" not in inputs:
+        return states.mean(1)
     mask = inputs["attention_mask"][:, : states.shape[1], None].to(states.dtype)
     return (states * mask).sum(1) / mask.sum(1).clamp(min=1)
 
 
-def _regress(
-    features: NDArray[np.float32],
-    labels: NDArray[Any],
-    answers: NDArray[np.float32],
-    wanted: NDArray[Any],
-    *,
-    seed: int,
-) -> tuple[NDArray[Any], float]:
-    """Predictions for `answers` in the form of `labels`, and their mean loss on `wanted`.
-
-    The strength of the regularisation is chosen on a fifth of the rows held out, because a probe that overfits would
-    flatter the tuned model.
-    """
-    strength = STRENGTHS[0]
-    if np.unique(labels, axis=0).shape[0] <= _MANY:
-        place = permute(np.arange(len(labels)), size=len(labels), key=derive(seed, "probe-strength"))
-        held, rest = place[: len(place) // 5], place[len(place) // 5 :]
-        losses = {
-            candidate: _loss(*_shares(features[rest], labels[rest], features[held], candidate), labels[held])
-            for candidate in STRENGTHS
-            if len(held)
-        }
-        strength = min(losses, key=lambda candidate: losses[candidate], default=strength)
-    classes, shares = _shares(features, labels, answers, strength)
-    loss = _loss(classes, shares, wanted)
-    if labels.ndim == 2:
-        return (shares > 0.5).astype(labels.dtype), loss
-    return classes[shares.argmax(1)].astype(labels.dtype), loss
+# --- outcomes of several chunks, and on their way between ranks: as JSON, never as pickles ---
 
 
-def _shares(
-    features: NDArray[np.float32], labels: NDArray[Any], answers: NDArray[np.float32], strength: float
-) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """Classes, and the probability of each for each answer, of a regression with that inverse regularisation."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.multiclass import OneVsRestClassifier
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    if labels.ndim == 1 and labels.min() == labels.max():
-        return labels[:1], np.ones((len(answers), 1))
-    regression = LogisticRegression(max_iter=1000, C=strength)
-    model = make_pipeline(StandardScaler(), regression if labels.ndim == 1 else OneVsRestClassifier(regression))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a label without a row, or a fit cut short, is still a baseline
-        model.fit(features, labels)
-        return np.asarray(model.classes_), np.asarray(model.predict_proba(answers), dtype=np.float64)
+def joined(parts: Sequence[Outcomes]) -> Outcomes:
+    """Rows of several chunks, one behind the other."""
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _loss(classes: NDArray[Any], shares: NDArray[np.float64], wanted: NDArray[Any]) -> float:
-    shares = np.clip(shares, _LEAST, 1 - _LEAST)
-    if wanted.ndim == 2:
-        return float(-np.where(wanted, np.log(shares), np.log1p(-shares)).mean())
-    hits = wanted[:, None] == classes[None, :]
-    return float(-np.log(np.where(hits, shares, 0).sum(1).clip(min=_LEAST)).mean())
+def packed(chunks: dict[int, Outcomes]) -> bytes:
+    document = {
+        number: {name: {"type": values.dtype.str, "values": values.tolist()} for name, values in chunk.items()}
+        for number, chunk in chunks.items()
+    }
+    return json.dumps(document).encode()
+
+
+def unpacked(data: bytes) -> dict[int, Outcomes]:
+    return {
+        int(number): {name: _array(column["type"], column["values"]) for name, column in chunk.items()}
+        for number, chunk in json.loads(data).items()
+    }
+
+
+def _array(kind: str, values: list[Any]) -> NDArray[Any]:
+    if kind != "|O":
+        return np.array(values, dtype=kind)
+    found = np.empty(len(values), dtype=object)
+    for number, value in enumerate(values):  # numpy would make a matrix of lists of equal length
+        found[number] = value
+    return found

@@ -102,7 +102,8 @@ def _evaluate(attempt: Attempt, tuned_model: TunedModel, evaluation: str) -> Eva
     return EvaluationStatus(
         rows=len(rows),
         on="test" if on == "test" else "validation",
-        majority=baseline["majority"],
+        trivial=baseline["trivial"],
+        base=baseline["base"],
         probe=baseline["probe"],
         tuned=tuned["metrics"],
     )
@@ -122,12 +123,21 @@ def _append(attempt: Attempt, kind: RecordKind, body: Mapping[str, Any]) -> None
 
 
 def _baseline(attempt: Attempt, rows: Rows) -> dict[str, Metrics | None]:
+    """The metrics to beat. The untouched base is one of them where nothing of it had to be invented."""
     evaluator, train = attempt.evaluator(_alone(attempt)), attempt.encoded.rows(TRAIN)
-    base = attempt.load().model.to(attempt.world.device)
-    probe = evaluator.probe(trunk_of(base), train, rows, inputs_of=attempt.inputs_of, seed=attempt.config.training.seed)
-    majority = evaluator.majority(train, rows, count=len(attempt.record.labels))
-    _log.info("majority: %s; probe: %s", majority, probe)
-    return {"majority": majority, "probe": probe}
+    loaded = attempt.load()
+    base = loaded.model.to(attempt.world.device)
+    found: dict[str, Metrics | None] = {
+        "trivial": evaluator.trivial(train, rows),
+        "base": None if loaded.fresh else evaluator.measure(base, rows, inputs_of=attempt.inputs_of),
+        "probe": None,
+    }
+    if attempt.learner.probe is not None:
+        seed = attempt.config.training.seed
+        found["probe"] = evaluator.probe(trunk_of(base), train, rows, inputs_of=attempt.inputs_of, seed=seed)
+    for name, metrics in found.items():
+        _log.info("%s: %s", name, metrics)
+    return found
 
 
 def _alone(attempt: Attempt) -> World:
@@ -162,8 +172,7 @@ def _publish(
     """Write, upload and commit the model's directory."""
     assert attempt.claim is not None
     method, model = tuned_model()
-    example = attempt.inputs_of(attempt.encoded.rows(TRAIN)[:8])
-    del example["labels"]
+    example = attempt.learner.model_inputs(attempt.inputs_of(attempt.encoded.rows(TRAIN)[:8]))
     directory = attempt.work / "model"
     digest = publish.write_directory(
         directory,

@@ -26,21 +26,21 @@ from finetune_trainer.course import Diverged, OutOfMemory, Plan, is_out_of_memor
 from finetune_trainer.data.order import Order, Rows, derive, micro_batches
 from finetune_trainer.optim import learning_rate, set_learning_rate
 from finetune_trainer.signs import Stopped
-from finetune_trainer.tasks import Metrics, Task
+from finetune_trainer.tasks import Learner, Metrics
 from finetune_trainer.world import World
 
 
 class Objective(torch.nn.Module):
-    """Model and loss in one module, so that the wrapped forward returns two numbers and never logits."""
+    """Model and loss in one module, so that the wrapped forward returns one number and never logits."""
 
-    def __init__(self, model: torch.nn.Module, task: Task) -> None:
+    def __init__(self, model: torch.nn.Module, learner: Learner) -> None:
         super().__init__()
         self.model = model
-        self.task = task
+        self.learner = learner
 
-    def forward(self, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int]:
-        rest = {name: value for name, value in inputs.items() if name != "labels"}
-        return self.task.loss(self.model(**rest).logits, inputs["labels"])
+    def forward(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        loss: torch.Tensor = self.learner.loss(self.model, inputs)
+        return loss
 
 
 @dataclass
@@ -184,7 +184,7 @@ def _gradients(setup: Setup, state: State) -> torch.Tensor:
         seed_all(derive(setup.config.seed, "micro-batch", state.step, number))
         alone = place == len(work) - 1  # gradients are reduced once a step, with the last piece
         with nullcontext() if alone else accelerator.no_sync(setup.objective):
-            loss, _ = setup.objective(setup.inputs_of(rows))
+            loss = setup.objective(setup.inputs_of(rows))
             accelerator.backward(loss * weight)  # the reduction divides by the number of ranks
         total = total + loss.detach() * (weight / world.size)
     return total

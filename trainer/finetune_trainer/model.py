@@ -1,6 +1,5 @@
 """Loading the base model: safetensors only, no code from elsewhere, a new head that depends on the seed alone."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import torch
 from finetune_trainer.base_model import DROPOUTS
 from finetune_trainer.data.order import derive
 from finetune_trainer.layers import plain_of
-from finetune_trainer.tasks import Task
+from finetune_trainer.tasks import Learner
 
 
 class ModelError(ValueError):
@@ -25,16 +24,8 @@ class Loaded:
     fresh: frozenset[str]
 
 
-def load(
-    directory: Path,
-    *,
-    task: Task,
-    labels: Sequence[str],
-    multi_label: bool,
-    seed: int,
-    dropout: float | None = None,
-) -> Loaded:
-    """The base model with an output for each label, and with that dropout everywhere unless it is None.
+def load(directory: Path, *, learner: Learner, seed: int, dropout: float | None = None) -> Loaded:
+    """The base model with the head that its task needs, and with that dropout everywhere unless it is None.
 
     Raises ModelError.
 
@@ -48,12 +39,12 @@ def load(
     try:
         config = transformers.AutoConfig.from_pretrained(directory, **kinds)
         before = [config.id2label.get(number) for number in range(config.num_labels)]
-        for name, value in task.model_settings(labels, multi_label=multi_label).items():
+        for name, value in learner.model_settings().items():
             setattr(config, name, value)
         if dropout is not None:
             for name in DROPOUTS & config.to_dict().keys():
                 setattr(config, name, dropout)
-        model, found = getattr(transformers, task.auto_class).from_pretrained(
+        model, found = getattr(transformers, learner.auto_class).from_pretrained(
             directory,
             config=config,
             dtype=torch.float32,
@@ -64,12 +55,13 @@ def load(
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ModelError(
-            f"The base model cannot be loaded as {task.auto_class} ({_first_line(error)}): give a model of a known "
+            f"The base model cannot be loaded as {learner.auto_class} ({_first_line(error)}): give a model of a known "
             "architecture with config.json and safetensors weights; code from model directories is never run."
         ) from error
     model.config._name_or_path = ""
     fresh = set(found["missing_keys"]) | {entry[0] for entry in found["mismatched_keys"]}
-    if before != list(labels):
+    labels = learner.facts.labels
+    if labels and before != list(labels):
         fresh |= _outputs(model, len(labels))
     parameters = dict(model.named_parameters())
     fresh &= parameters.keys()

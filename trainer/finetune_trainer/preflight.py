@@ -29,10 +29,11 @@ from finetune_api.resolve import digest, evaluation_id, publication_id, run_id, 
 from finetune_trainer import lastmessage, tasks
 from finetune_trainer.base_model import BaseModel, check_dropout, hash_object, model_digest, read_base_model
 from finetune_trainer.config import read_config, storage_settings
-from finetune_trainer.data.check import Checker, Problems, Survey, check_labels, warnings
-from finetune_trainer.data.encode import Encoded, Encoder, TextModel, text_model
+from finetune_trainer.data.check import Checker, Problems, Survey, check_splits, warnings
+from finetune_trainer.data.encode import Encoded, Encoder
 from finetune_trainer.data.read import DataError, Rows
 from finetune_trainer.data.split import side
+from finetune_trainer.data.text import read_text
 from finetune_trainer.run import TEST, TRAIN, VALIDATION, EncodedRef, Input, RunRecord, encoded_key, run_key
 from finetune_trainer.storage import (
     AlreadyExists,
@@ -46,6 +47,8 @@ from finetune_trainer.storage import (
     split_uri,
 )
 from finetune_trainer.storage.commit import Record, RecordKind, RunLog, find, latest_checkpoint
+from finetune_trainer.tasks import Task
+from finetune_trainer.tasks.base import Tools
 
 log = logging.getLogger("finetune.preflight")
 
@@ -107,20 +110,28 @@ def preflight(config: RunConfig, *, credentials: Path | None, work: Path) -> Las
     settings = storage_settings(config, credentials)
     output = open_store(config.output.uri, settings)
     check_output(output)
-    base = read_base_model(open_store(config.model, settings))
+    task = tasks.get(config)
+    base = read_base_model(open_store(config.model, settings), reads=task.reads)
     log.info("base model %s: %d files", base.uri, len(base.files))
     check_dropout(base, config.training.dropout)
-    text = text_model(
-        base.config, base.tokenizer_json, base.tokenizer_config, asked=config.data.max_length, uri=base.uri
-    )
+    tools = tools_of(config, task, base)
     scratch = work / "preflight"
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     try:
-        data = read_data(config, base=base, text=text, settings=settings, scratch=scratch)
-        return _commit(config, output=output, base=base, text=text, data=data, settings=settings)
+        data = read_data(config, task=task, tools=tools, base=base, settings=settings, scratch=scratch)
+        return _commit(config, output=output, base=base, tools=tools, data=data, settings=settings)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def tools_of(config: RunConfig, task: Task, base: BaseModel) -> Tools:
+    """What the task encodes with. Raises DataError ModelIncomplete."""
+    text = None
+    if task.reads == "text":
+        asked, uri = config.data.max_length, base.uri
+        text = read_text(base.config, base.tokenizer_json, base.tokenizer_config, asked=asked, uri=uri)
+    return Tools(text, config.data.overlong, base.config, base.images)
 
 
 def check_output(output: Store) -> None:
@@ -149,7 +160,8 @@ class Data:
 
     inputs: list[Input]
     labels: list[str]
-    multi_label: bool
+    form: str
+    facts: dict[str, Any]
     encoded: Encoded
     survey: Survey
     warnings: list[str]
@@ -180,6 +192,7 @@ class _Reading:
     """The state of one pass over all files."""
 
     config: RunConfig
+    task: Task
     checker: Checker
     survey: Survey
     encoder: Encoder
@@ -192,8 +205,8 @@ class _Reading:
         """Check, split and encode the rows of one file, whose place in the manifest is `position`."""
         started = time.monotonic()
         store_uri, key = split_uri(source.uri)
-        task, data = self.config.task, self.config.data
-        wanted = [task.text_column, task.label_column]
+        data = self.config.data
+        wanted = list(self.task.columns.values())
         grouped = source.split is None and data.validation_group_by is not None
         if grouped:
             wanted.append(str(data.validation_group_by))
@@ -219,44 +232,40 @@ class _Reading:
         log.info("%s: %d rows in %.1f s", source.uri, count, time.monotonic() - started)
 
 
-def read_data(config: RunConfig, *, base: BaseModel, text: TextModel, settings: StorageSettings, scratch: Path) -> Data:
+def read_data(
+    config: RunConfig, *, task: Task, tools: Tools, base: BaseModel, settings: StorageSettings, scratch: Path
+) -> Data:
     """One pass over all files of rows. Raises DataError with the first problem and the number of the others."""
-    task = tasks.get(config.task.type)
+    facts = task.facts(tools)
     problems, survey = Problems(), Survey()
-    checker = Checker(
-        task,
-        columns=tasks.Columns(config.task.text_column, config.task.label_column),
-        group_by=config.data.validation_group_by,
-        problems=problems,
-    )
+    checker = Checker(task, group_by=config.data.validation_group_by, problems=problems)
     checker.labels = config.task.labels
     _check_wanted(config.task.labels)
     sources = _sources(config)
     models = [f"{base.uri}/{name}" for name in base.files]
     encoder = Encoder(
-        text,
-        overlong=config.data.overlong,
+        task,
+        tools,
         scratch=scratch,
         sources=models + [source.uri for source in sources],
         problem=problems.add,
         beat=lambda rows: log.info("%d rows encoded", rows) if rows % 102_400 < 1024 else None,
     )
-    reading = _Reading(config, checker, survey, encoder, problems, settings, scratch)
-    labels: list[str] = []
+    reading = _Reading(config, task, checker, survey, encoder, problems, settings, scratch)
+    labels: list[str] | None = None
     for position, source in enumerate(sources, start=len(models)):
         if source.split == TEST:
-            labels = _fix_labels(config, base=base, reading=reading)
+            labels = _fix_labels(reading, base=base)
         reading.read(source, position)
-    labels = labels or _fix_labels(config, base=base, reading=reading)
+    if labels is None:
+        labels = _fix_labels(reading, base=base)
     _raise_problems(problems)
-    multi_label = bool(checker.multi_label)
-    encoded = encoder.finish(labels, multi_label=multi_label, path=scratch / "encoded.safetensors")
+    encoded = encoder.finish(labels, path=scratch / "encoded.safetensors")
     _check_encoded(encoded, config, problems)
     _raise_problems(problems)
-    said = warnings(
-        survey, labels=labels, truncated=encoded.truncated, dropped=encoded.dropped, max_length=text.max_length
-    )
-    return Data(reading.inputs, labels, multi_label, encoded, survey, said)
+    limit = tools.text.max_length if tools.text else 0
+    said = warnings(survey, labels=labels, truncated=encoded.truncated, dropped=encoded.dropped, max_length=limit)
+    return Data(reading.inputs, labels, checker.form or "", facts, encoded, survey, said)
 
 
 def _check_wanted(labels: Sequence[str] | None) -> None:
@@ -265,13 +274,15 @@ def _check_wanted(labels: Sequence[str] | None) -> None:
         raise DataError("InvalidLabels", f"spec.task.labels names {twice[0][:64]!r} twice; name each label once.")
 
 
-def _fix_labels(config: RunConfig, *, base: BaseModel, reading: _Reading) -> list[str]:
+def _fix_labels(reading: _Reading, *, base: BaseModel) -> list[str]:
     """Settle the labels once training and validation rows are read; test rows may bring no others."""
-    task = tasks.get(config.task.type)
-    labels = task.order_labels(reading.survey.found(), wanted=config.task.labels, base=base.labels)
+    task, config = reading.task, reading.config
     if not reading.problems.count:
         fraction = config.data.validation_fraction
-        check_labels(reading.survey, labels=labels, problems=reading.problems, fraction=fraction)
+        check_splits(reading.survey, labelled=task.labelled, problems=reading.problems, fraction=fraction)
+    if not task.labelled:
+        return []
+    labels = task.order_labels(reading.survey.found(), wanted=config.task.labels, base=base.labels)
     if reading.checker.labels is None:
         reading.checker.labels = labels
         reading.checker.named = "the labels of the training and validation rows"
@@ -301,7 +312,7 @@ def _raise_problems(problems: Problems) -> None:
 
 
 def _commit(
-    config: RunConfig, *, output: Store, base: BaseModel, text: TextModel, data: Data, settings: StorageSettings
+    config: RunConfig, *, output: Store, base: BaseModel, tools: Tools, data: Data, settings: StorageSettings
 ) -> LastMessage:
     """Everything is right: find the identity, write what train pods need, and say what is left to do."""
     manifest = _model_inputs(base, output=output, settings=settings) + data.inputs
@@ -315,9 +326,10 @@ def _commit(
         identity=identity,
         manifest=manifest,
         labels=data.labels,
-        multi_label=data.multi_label,
-        model_max_length=text.max_length,
-        pad_token_id=text.pad_token_id,
+        form=data.form,
+        model_max_length=tools.text.max_length if tools.text else 0,
+        pad_token_id=tools.text.pad_token_id if tools.text else 0,
+        facts=data.facts,
         encoded=EncodedRef(
             key=encoded_key(data.encoded.sha256[:32]), sha256=data.encoded.sha256, rows=data.encoded.rows
         ),
@@ -383,8 +395,8 @@ def _summary(config: RunConfig, *, data: Data, trouble: list[str], report: str) 
             validation=rows.get(VALIDATION, 0),
             test=rows.get(TEST, 0) if config.data.test_uri else None,
         ),
-        labels=len(data.labels),
-        multi_label=data.multi_label,
+        labels=len(data.labels) or None,
+        form=data.form or None,
         tokens=encoded.lengths,
         truncated_percent=round(100 * encoded.truncated / max(1, encoded.rows), 2),
         warnings=[sentence[:1024] for sentence in trouble + data.warnings][:10] or None,

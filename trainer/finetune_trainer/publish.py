@@ -17,8 +17,9 @@ from finetune_trainer.storage import Store
 from finetune_trainer.storage.commit import object_entry
 
 CARD = "README.md"
-_TOKENIZER = re.compile(
-    r"(tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab)\.json|vocab\.txt|merges\.txt|.+\.model"
+_READS_WITH = re.compile(
+    r"(preprocessor_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab)\.json"
+    r"|vocab\.txt|merges\.txt|.+\.model"
     r"|chat_template\.jinja"
 )
 _BLOCK = 4 * 1024 * 1024
@@ -40,7 +41,7 @@ def write_directory(
     model.eval()
     method.save(model, directory, merge=config.output.merge, example=example)
     for path in sorted(base.iterdir()):
-        if _TOKENIZER.fullmatch(path.name):
+        if _READS_WITH.fullmatch(path.name):
             shutil.copyfile(path, directory / path.name)
     found = directory_digest(directory)
     (directory / CARD).write_text(model_card(config, model=model, method=method, evaluation=evaluation, digest=found))
@@ -98,8 +99,8 @@ Fine-tuned from `{config.model}` for {config.task.type} with method {config.meth
 
 ## Evaluation
 
-On {evaluation.rows} {evaluation.on} rows, beside always answering the most frequent label and a linear probe on the
-frozen features of the base model:
+On {evaluation.rows} {evaluation.on} rows, beside an answer that needs no model (trivial), and, where there are such,
+the untouched base model (base) and a linear model on its frozen features (probe):
 
 {_table(evaluation)}
 
@@ -115,12 +116,14 @@ Digest of this directory without this file: `{digest}`.
 
 def _table(evaluation: EvaluationStatus) -> str:
     columns: dict[str, Mapping[str, float] | None] = {
-        "majority": evaluation.majority,
+        "trivial": evaluation.trivial,
+        "base": evaluation.base,
         "probe": evaluation.probe,
         "tuned": evaluation.tuned,
     }
     names: list[str] = list(evaluation.tuned or {})
-    rows = [f"| metric | {' | '.join(columns)} |", "|---|---:|---:|---:|"]
+    columns = {name: found for name, found in columns.items() if found}
+    rows = [f"| metric | {' | '.join(columns)} |", f"|---|{'---:|' * len(columns)}"]
     for name in names:
         cells = [f"{found[name]:.4f}" if found and name in found else "-" for found in columns.values()]
         rows.append(f"| {name} | {' | '.join(cells)} |")

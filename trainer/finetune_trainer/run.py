@@ -46,19 +46,18 @@ class RunRecord(Model):
     identity: dict[str, Any]
     manifest: list[Input]
     labels: list[str] = Field(description="in the order of the model's outputs")
-    multi_label: bool
-    model_max_length: int = Field(description="tokens: data.maxLength, or the model's limit if that is lower")
+    form: str = Field(description="how all rows are written, where a task reads several ways")
+    model_max_length: int = Field(description="tokens: data.maxLength, or the model's limit if that is lower; or 0")
     pad_token_id: int
+    facts: dict[str, Any] = Field(description="what the task has found out beside labels")
     encoded: EncodedRef
 
 
-# The encoded store is one safetensors file (later: shards) with these tensors; row i has the tokens
-# input_ids[offsets[i]:offsets[i + 1]], special tokens included, already truncated:
-#   input_ids  int32  [tokens]
-#   offsets    int64  [rows + 1]
-#   labels     int32  [rows]            index of the label, or
-#              uint8  [rows, labels]    multi-hot, for multi-label data
-#   split      uint8  [rows]            TRAIN, VALIDATION or TEST
-#   source     int32  [rows]            position in the manifest of the file a row came from
-#   row        int64  [rows]            1-based line (jsonl, csv) or row (parquet) in that file
-# Metadata of the safetensors header: {"format": "finetune-encoded-1"}.
+# The encoded store is one safetensors file (later: shards). Every row has
+#   length  int32 [rows]   what it costs in training, in tokens after any cut
+#   split   uint8 [rows]   TRAIN, VALIDATION or TEST
+#   source  int32 [rows]   position in the manifest of the file it came from
+#   row     int64 [rows]   1-based line (jsonl, csv) or row (parquet) in that file
+# and the columns of its task (Task.store): one value a row, or, where a column is ragged, the values
+# NAME[NAME.offsets[i]:NAME.offsets[i + 1]] of row i, with NAME.offsets int64 [rows + 1].
+# Metadata of the safetensors header: {"format": "finetune-encoded-2"}.

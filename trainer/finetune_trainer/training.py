@@ -153,7 +153,7 @@ def prepare(attempt: Attempt) -> Trainee:
     optimizer = make_optimizer(model, config, anchored=anchor.names if anchor else ())
     if restored is not None:
         checkpoint.restore_optimizer(model, optimizer, restored.optimizer)
-    objective, prepared = attempt.accelerator.prepare(Objective(module, attempt.task), optimizer)
+    objective, prepared = attempt.accelerator.prepare(Objective(module, attempt.learner), optimizer)
     setup = Setup(
         world=attempt.world,
         accelerator=attempt.accelerator,
@@ -164,7 +164,7 @@ def prepare(attempt: Attempt) -> Trainee:
         plan=attempt.plan,
         order=Order(len(rows), config.batch_size, config.seed, encoded.lengths(rows)),
         rows=rows,
-        count=lambda chosen: attempt.task.count(encoded.labels(chosen)),
+        count=lambda chosen: attempt.learner.count(encoded, chosen),
         inputs_of=inputs_of,
         train_mode=_train_mode(method, model=model, module=module),
         beat=attempt.heart.beat,
@@ -234,9 +234,12 @@ class Duties:
 
     def evaluate(self) -> Metrics:
         started = time.monotonic()
-        trainee = self._trainee
+        attempt, trainee = self._attempt, self._trainee
+        generate = attempt.learner.generates(attempt.plan.metric)  # what takes long, and only where it decides
         with trainee.mean.in_place() if trainee.mean else nullcontext():
-            metrics = self._evaluator.measure(trainee.module, self._validation, inputs_of=trainee.inputs_of)
+            metrics = self._evaluator.measure(
+                trainee.module, self._validation, inputs_of=trainee.inputs_of, generate=generate
+            )
         self._pace.pause(time.monotonic() - started)
         shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
         _log.info("step %d, %d validation rows: %s", self._trainee.state.step, len(self._validation), shown)

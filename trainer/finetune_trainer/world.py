@@ -39,15 +39,19 @@ class World:
     def share(self, value: Mapping[str, Any] | None) -> dict[str, Any]:
         """Rank 0's JSON object, on every rank."""
         data = json.dumps(value).encode() if self.leads else b""
+        return dict(json.loads(self.send(data, source=0)))
+
+    def send(self, data: bytes, *, source: int) -> bytes:
+        """`source`'s bytes, at least one, on every rank."""
         if self.size == 1:
-            return dict(json.loads(data))
+            return data
         size = torch.tensor([len(data)])
-        dist.broadcast(size, src=0)
+        dist.broadcast(size, src=source)
         buffer = torch.empty(int(size), dtype=torch.uint8)
-        if self.leads:
+        if self.rank == source:
             buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        dist.broadcast(buffer, src=0)
-        return dict(json.loads(bytes(buffer.numpy())))
+        dist.broadcast(buffer, src=source)
+        return bytes(buffer.numpy())
 
     def flags(self, mine: Sequence[bool]) -> "Flags":
         """Begin to combine flags: each is set when any rank has set it. They travel while the gradients do."""

@@ -30,12 +30,12 @@ def last_checkpoint(seen: CheckpointStatus | None, result: TrainOutcome) -> Chec
 
 
 def _sentence(result: TrainOutcome, metric: str) -> str:
-    """For instance: f1 0.861 on test (majority 0.080, probe 0.790)."""
+    """For instance: f1 0.861 on test (trivial 0.080, probe 0.790)."""
     evaluation = result.evaluation
     value = (evaluation.tuned or {}).get(metric)
     if value is None:
         return f"the model is published at {result.model.uri}"
-    rivals = {"majority": evaluation.majority, "probe": evaluation.probe}
+    rivals = {"trivial": evaluation.trivial, "base": evaluation.base, "probe": evaluation.probe}
     compared = [f"{name} {values[metric]:.3f}" for name, values in rivals.items() if values and metric in values]
     where = f" on {evaluation.on}" if evaluation.on else ""
     return f"{metric} {value:.3f}{where}" + (f" ({', '.join(compared)})" if compared else "")

@@ -1,6 +1,5 @@
 """A tiny BERT with random weights, and runs as preflight leaves them, made from texts and labels."""
 
-import hashlib
 import json
 import os
 import random
@@ -12,20 +11,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from finetune_api.contract import LastMessage, RunConfig
 from finetune_api.job import FineTuneJobSpec
 from finetune_api.profile import FineTuneProfileSpec
-from finetune_api.resolve import Defaults, digest, resolve, run_id, train_identity
-from finetune_trainer import tasks
-from finetune_trainer.run import TEST, TRAIN, VALIDATION, EncodedRef, Input, RunRecord, encoded_key, run_key
+from finetune_api.resolve import Defaults, resolve
+from finetune_trainer.preflight import preflight
+from finetune_trainer.run import RunRecord, run_key
 from finetune_trainer.storage import StorageSettings, Store, open_store
 from finetune_trainer.storage.commit import Record, RecordKind, RunLog, latest_checkpoint
 
 WORDS = ("alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu")
+COLOURS = ("red", "green", "blue")
 
 
 def tiny_rows(count: int, *, seed: int = 0) -> tuple[list[str], list[str]]:
@@ -33,7 +32,7 @@ def tiny_rows(count: int, *, seed: int = 0) -> tuple[list[str], list[str]]:
     draw = random.Random(seed)
     texts, labels = [], []
     for _ in range(count):
-        label = draw.choice(("red", "green", "blue"))
+        label = draw.choice(COLOURS)
         words = [draw.choice(WORDS) for _ in range(draw.randint(1, 13))]
         words.insert(draw.randint(0, len(words)), label)
         texts.append(" ".join(words))
@@ -51,16 +50,17 @@ def one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A BERT of 30,000 weights, dropout on, with a tokenizer trained on the words above."""
+    """A BERT of 30,000 weights, dropout on, whose tokenizer knows the words above."""
     import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
     directory = tmp_path_factory.mktemp("tiny-bert")
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    # A given vocabulary: the library's trainer gives other numbers each time.
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *sorted({*WORDS, *COLOURS})]
+    vocabulary = {word: number for number, word in enumerate(words)}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-    tokenizer.train_from_iterator(tiny_rows(50)[0], trainers.WordPieceTrainer(vocab_size=200, special_tokens=special))
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
@@ -264,125 +264,66 @@ def free_port() -> int:
 
 @pytest.fixture
 def make_run(tmp_path: Path, tiny_base: Path, ranks: Ranks) -> MakeRun:
-    """A run over rows (texts, labels), whose every tenth row is for validation, below a directory of its own."""
+    """A run whose every tenth row is for validation, below a directory of its own, as preflight leaves it. Rows are
+    (texts, labels), or dictionaries of columns."""
 
     def make(
-        rows: tuple[Sequence[str], Sequence[Any]],
+        rows: tuple[Sequence[str], Sequence[Any]] | list[dict[str, Any]],
         *,
         name: str = "run",
         base: Path = tiny_base,
         labels: list[str] | None = None,
-        test: tuple[Sequence[str], Sequence[Any]] | None = None,
+        test: tuple[Sequence[str], Sequence[Any]] | list[dict[str, Any]] | None = None,
         **spec: Any,
     ) -> Made:
         root = tmp_path / name
-        config = run_config(base, root / "output", test=test is not None, spec=spec)
-        return write_run(root, config, base=base, rows=rows, test=test, labels=labels, ranks=ranks)
+        root.mkdir()
+        found = dictionaries(rows)
+        write(root / "train.jsonl", [row for number, row in enumerate(found) if number % 10 != 9])
+        write(root / "validation.jsonl", found[9::10])
+        data: dict[str, Any] = {
+            "train": [{"uri": (root / "train.jsonl").as_uri()}],
+            "validation": {"uri": (root / "validation.jsonl").as_uri()},
+        }
+        if test is not None:
+            write(root / "test.jsonl", dictionaries(test))
+            data["test"] = {"uri": (root / "test.jsonl").as_uri()}
+        document = {
+            "model": {"uri": base.as_uri()},
+            "resources": {"perNode": {"gpus": 0}},
+            **spec,
+            "task": {"type": "text-classification", "labels": labels, **spec.get("task", {})},
+            "data": {**data, **spec.get("data", {})},
+            "output": {"uri": (root / "output").as_uri(), **spec.get("output", {})},
+        }
+        return made(root, document, ranks)
 
     return make
 
 
-def run_config(base: Path, output: Path, *, test: bool, spec: dict[str, Any]) -> RunConfig:
-    """What resolve makes of a document with these parts of its spec."""
-    document = {
-        "task": {"type": "text-classification"},
-        "model": {"uri": base.as_uri()},
-        "data": {"train": [{"uri": "file:///rows.jsonl"}], "test": {"uri": "file:///test.jsonl"} if test else None},
-        "resources": {"perNode": {"gpus": 0}},
-        **spec,
-        "output": {"uri": output.as_uri(), **spec.get("output", {})},
-    }
-    return resolve(
-        FineTuneJobSpec.model_validate(document),
+def dictionaries(rows: tuple[Sequence[str], Sequence[Any]] | list[dict[str, Any]]) -> list[dict[str, Any]]:
+    if isinstance(rows, list):
+        return rows
+    return [{"text": text, "label": label} for text, label in zip(*rows, strict=True)]
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def made(root: Path, spec: dict[str, Any], ranks: Ranks) -> Made:
+    """Resolve a document and let preflight do its part."""
+    config = resolve(
+        FineTuneJobSpec.model_validate(spec),
         FineTuneProfileSpec(),
         job="tests/tiny",
         job_uid="tiny",
         generation=1,
         defaults=Defaults("trainer", "preflight", in_cluster=False),
     )
-
-
-def write_run(
-    root: Path,
-    config: RunConfig,
-    *,
-    base: Path,
-    rows: tuple[Sequence[str], Sequence[Any]],
-    test: tuple[Sequence[str], Sequence[Any]] | None,
-    labels: list[str] | None,
-    ranks: Ranks,
-) -> Made:
-    """Write config.json, the encoded store and run.json."""
-    output = root / "output"
-    output.mkdir(parents=True)
-    config_path = root / "config.json"
-    config_path.write_text(config.model_dump_json(by_alias=True))
-    texts, found = [*rows[0], *(test[0] if test else ())], [*rows[1], *(test[1] if test else ())]
-    split = [VALIDATION if number % 10 == 9 else TRAIN for number in range(len(rows[0]))] + [TEST] * (
-        len(texts) - len(rows[0])
-    )
-    multi_label = isinstance(found[0], list)
-    flat = {label for row in found for label in (row if isinstance(row, list) else [row])}
-    names = labels or sorted(flat)
-    encoded = output / "encoded.tmp"
-    pad = encode(
-        base,
-        texts,
-        split=split,
-        path=encoded,
-        max_length=config.data.max_length,
-        labels=tasks.get(config.task.type).encode_labels(found, labels=names, multi_label=multi_label),
-    )
-    sha256 = hashlib.sha256(encoded.read_bytes()).hexdigest()
-    (output / "encoded").mkdir()
-    key = encoded_key(sha256[:32])
-    encoded.rename(output / key)
-    manifest = [pinned(f"model/{path.name}", path) for path in sorted(base.iterdir()) if path.is_file()]
-    inputs = {entry.role: entry.sha256 for entry in manifest} | {"train/0": sha256}
-    identity = train_identity(config, labels=names, inputs=inputs)
-    if test:
-        manifest.append(
-            Input(role="test", uri="file:///test.jsonl", size=1, etag="", sha256=digest([test[0], test[1]]))
-        )
-    record = RunRecord(
-        run_id=run_id(identity),
-        identity=identity,
-        manifest=manifest,
-        labels=names,
-        multi_label=multi_label,
-        model_max_length=config.data.max_length,
-        pad_token_id=pad,
-        encoded=EncodedRef(key=key, sha256=hashlib.sha256((output / key).read_bytes()).hexdigest(), rows=len(texts)),
-    )
-    path = output / run_key(record.run_id)
-    path.parent.mkdir(parents=True)
-    path.write_text(record.model_dump_json(by_alias=True))
-    return Made(config, record, config_path, ranks)
-
-
-def encode(base: Path, texts: list[str], *, labels: Any, split: list[int], path: Path, max_length: int) -> int:
-    """Write an encoded store; returns the id of the padding token."""
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(base / "tokenizer.json"))
-    tokenizer.no_padding()
-    tokenizer.enable_truncation(max_length)
-    ids = [entry.ids for entry in tokenizer.encode_batch(texts)]
-    tensors = {
-        "input_ids": np.concatenate([np.array(row, np.int32) for row in ids]),
-        "offsets": np.cumsum([0, *map(len, ids)], dtype=np.int64),
-        "labels": labels,
-        "split": np.array(split, np.uint8),
-        "source": np.zeros(len(ids), np.int32),
-        "row": np.arange(1, len(ids) + 1, dtype=np.int64),
-    }
-    save_file(tensors, path, metadata={"format": "finetune-encoded-1"})
-    return int(tokenizer.token_to_id("[PAD]"))
-
-
-def pinned(role: str, path: Path) -> Input:
-    """A manifest entry for a file, with the etag the store gives it."""
-    info = open_store(path.parent.as_uri(), StorageSettings()).head(path.name)
-    assert info is not None
-    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    return Input(role=role, uri=path.as_uri(), size=info.size, etag=info.etag, sha256=sha256)
+    path = root / "config.json"
+    path.write_text(config.model_dump_json(by_alias=True))
+    last = preflight(config, credentials=None, work=root / "preflight")
+    assert last.run_id is not None
+    store = open_store(config.output.uri, StorageSettings())
+    return Made(config, RunRecord.model_validate_json(store.read(run_key(last.run_id))), path, ranks)

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.trainer.memory import Memory, learner_of
 
 from finetune_api.contract import TrainingConfig
-from finetune_trainer import checkpoint, tasks
+from finetune_trainer import checkpoint
 from finetune_trainer.checkpoint import State
 from finetune_trainer.course import Diverged, OutOfMemory, Plan
 from finetune_trainer.data.order import Order
@@ -17,9 +18,10 @@ from finetune_trainer.loop import Objective, Setup, train
 from finetune_trainer.model import load
 from finetune_trainer.optim import make_optimizer
 from finetune_trainer.signs import Stopped
+from finetune_trainer.tasks.text_classification import ONE
 from finetune_trainer.world import World
 
-TASK = tasks.get("text-classification")
+LEARNER = learner_of(labels=["a", "b", "c"], form=ONE)
 ROWS, BATCH = 83, 8
 
 
@@ -52,17 +54,18 @@ class Data:
 
     def __init__(self) -> None:
         draw = np.random.default_rng(1)
-        self.texts = [draw.integers(4, 60, size).astype(np.int32) for size in draw.integers(2, 20, ROWS)]
-        self.labels = draw.integers(0, 3, ROWS).astype(np.int32)
+        self.texts = [draw.integers(4, 19, size).astype(np.int32) for size in draw.integers(2, 20, ROWS)]
+        labels = draw.integers(0, 3, ROWS).astype(np.int32)
+        self.store = Memory(input_ids=self.texts, labels=labels[:, None])
         self.order = Order(ROWS, BATCH, 5, np.array([len(text) for text in self.texts]))
 
     def inputs_of(self, rows: Any) -> dict[str, torch.Tensor]:
-        batch = TASK.collate([self.texts[row] for row in rows], self.labels[rows], pad_token_id=0)
+        batch = LEARNER.collate(self.store, rows)
         return {name: torch.from_numpy(array) for name, array in batch.items()}
 
 
 def model_in(tiny_base: Path, *, dtype: torch.dtype, dropout: bool) -> Any:
-    model = load(tiny_base, task=TASK, labels=["a", "b", "c"], multi_label=False, seed=5).model.to(dtype)
+    model = load(tiny_base, learner=LEARNER, seed=5).model.to(dtype)
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout) and not dropout:
             module.p = 0.0
@@ -110,7 +113,7 @@ def setup_of(
     accelerator = Accelerator(cpu=True)
     optimizer = make_optimizer(model, settings, anchored=anchored)
     checkpoint.restore_optimizer(model, optimizer, stored or {})
-    wrapped, prepared = accelerator.prepare(objective or Objective(model, TASK), optimizer)
+    wrapped, prepared = accelerator.prepare(objective or Objective(model, LEARNER), optimizer)
     return Setup(
         world=World(),
         accelerator=accelerator,
@@ -121,7 +124,7 @@ def setup_of(
         plan=plan or Plan(settings.max_steps or 1, None, "f1", True),
         order=data.order,
         rows=np.arange(ROWS),
-        count=lambda rows: TASK.count(data.labels[rows]),
+        count=lambda rows: LEARNER.count(data.store, rows),
         inputs_of=data.inputs_of,
         train_mode=model.train,
         beat=lambda: None,
@@ -180,7 +183,7 @@ def test_dropout_is_on_from_the_first_step_and_the_same_for_equal_seeds(tiny_bas
 class Tight(Objective):
     """Memory for four rows."""
 
-    def forward(self, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int]:
+    def forward(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         if len(inputs["labels"]) > 4:
             raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
         return super().forward(inputs)
@@ -189,7 +192,7 @@ class Tight(Objective):
 def test_out_of_memory_halves_the_micro_batch_and_keeps_the_batch(tiny_base: Path) -> None:
     def losses(micro: int, kind: type[Objective]) -> tuple[list[float], int]:
         model, state = model_in(tiny_base, dtype=torch.float32, dropout=False), State(micro_batch=micro)
-        train(setup_of(model, Data(), config(max_steps=5), objective=kind(model, TASK)), state, Quiet())
+        train(setup_of(model, Data(), config(max_steps=5), objective=kind(model, LEARNER)), state, Quiet())
         return state.losses, state.micro_batch
 
     assert losses(8, Tight) == losses(4, Objective)
@@ -197,26 +200,26 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_batch(tiny_base: Pat
 
 def test_a_row_that_does_not_fit_ends_the_run(tiny_base: Path) -> None:
     class Full(Objective):
-        def forward(self, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int]:
+        def forward(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
             raise MemoryError
 
     model = model_in(tiny_base, dtype=torch.float32, dropout=False)
     with pytest.raises(OutOfMemory, match="micro-batches of 1 rows"):
-        train(setup_of(model, Data(), config(), objective=Full(model, TASK)), State(micro_batch=3), Quiet())
+        train(setup_of(model, Data(), config(), objective=Full(model, LEARNER)), State(micro_batch=3), Quiet())
 
 
 def test_the_step_that_diverged_is_named(tiny_base: Path) -> None:
     class Breaks(Objective):
         calls = 0
 
-        def forward(self, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int]:
-            loss, count = super().forward(inputs)
+        def forward(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+            loss = super().forward(inputs)
             self.calls += 1
-            return (loss * torch.nan if self.calls == 7 else loss), count
+            return loss * torch.nan if self.calls == 7 else loss
 
     model, around = model_in(tiny_base, dtype=torch.float32, dropout=False), Quiet()
     with pytest.raises(Diverged, match="the loss of step 3 is NaN"):
-        train(setup_of(model, Data(), config(), objective=Breaks(model, TASK)), State(micro_batch=3), around)
+        train(setup_of(model, Data(), config(), objective=Breaks(model, LEARNER)), State(micro_batch=3), around)
     assert around.saved == []
 
 

@@ -8,23 +8,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.trainer.rank.conftest import run_config
+from tests.trainer.memory import Memory, config_of, learner_of
 
 from finetune_api.contract import MethodConfig
-from finetune_trainer import adapt, checkpoint, numerics, tasks
+from finetune_trainer import adapt, checkpoint, numerics
 from finetune_trainer.checkpoint import Best, Checkpoints, State
-from finetune_trainer.evaluate import _loss, _regress, _shares
 from finetune_trainer.model import Loaded, ModelError, load
 from finetune_trainer.storage import Damaged, StorageSettings, open_store
 from finetune_trainer.storage.commit import Holder, RecordKind, RunLog, live_checkpoints
+from finetune_trainer.tasks.probe import _fit, classify, log_loss
+from finetune_trainer.tasks.text_classification import ONE
 from finetune_trainer.world import World
 
-TASK = tasks.get("text-classification")
 ARCHITECTURES = ("bert", "roberta", "distilbert", "albert", "electra", "gpt2", "bart")
 
 
 def loaded(base: Path, *, seed: int = 1, labels: tuple[str, ...] = ("a", "b", "c")) -> Loaded:
-    return load(base, task=TASK, labels=labels, multi_label=False, seed=seed)
+    return load(base, learner=learner_of(labels=labels, form=ONE), seed=seed)
 
 
 def method(kind: Any, **changed: Any) -> adapt.Method:
@@ -69,7 +69,8 @@ def architecture(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 def inputs(rows: Any) -> dict[str, torch.Tensor]:
     """Rows of tokens that depend on their number; each ends with token 2, and token 0 pads."""
     texts = [np.array([3, *range(5 + row % 7, 15 + 2 * (row % 3)), 2], np.int32) for row in rows]
-    batch = TASK.collate(texts, np.zeros(len(texts), np.int32), pad_token_id=0)
+    store = Memory(input_ids=texts, labels=[[0]] * len(texts))
+    batch = learner_of(labels=["a", "b"], form=ONE).collate(store, np.arange(len(texts)))
     return {name: torch.from_numpy(array) for name, array in batch.items()}
 
 
@@ -166,21 +167,21 @@ def test_the_probe_is_regularised_as_rows_held_out_ask_for() -> None:
     features = draw.normal(size=(1200, 300)).astype(np.float32)
     labels = (features[:, 0] + features[:, 1] > 0).astype(np.int32) + 4
     known, asked = slice(0, 200), slice(200, None)
-    predictions, loss = _regress(features[known], labels[known], features[asked], labels[asked], seed=1)
-    classes, shares = _shares(features[known], labels[known], features[asked], 1.0)
-    assert loss < 0.8 * _loss(classes, shares, labels[asked])
-    assert set(predictions) == {4, 5}
-    assert (predictions == labels[asked]).mean() > 0.65
+    shares = classify(features[known], labels[known], features[asked], count=6, seed=1)
+    unbound = _fit(features[known], labels[known], features[asked], 1.0, 6)
+    assert log_loss(shares, labels[asked]).mean() < 0.8 * log_loss(unbound, labels[asked]).mean()
+    assert set(shares.argmax(1)) == {4, 5}
+    assert (shares.argmax(1) == labels[asked]).mean() > 0.65
 
 
 def test_a_probe_of_several_labels_answers_in_their_form() -> None:
     features = np.random.default_rng(0).normal(size=(100, 4)).astype(np.float32)
     labels = (features[:, :3] > 0).astype(np.uint8)
     labels[:, 2] = 0  # no row has it
-    predictions, loss = _regress(features, labels, features, labels, seed=1)
-    assert predictions.shape == labels.shape
-    assert (predictions == labels).mean() > 0.9
-    assert 0 < loss < 0.5
+    shares = classify(features, labels, features, count=3, seed=1)
+    assert shares.shape == labels.shape
+    assert ((shares > 0.5) == labels).mean() > 0.9
+    assert 0 < log_loss(shares, labels).mean() / 3 < 0.5
 
 
 # --- checkpoints ---
@@ -299,7 +300,7 @@ def test_numerics_are_restored_and_changes_are_named(make_run: Any, rows: Any, m
 def test_the_micro_batch_follows_from_the_document_and_is_kept(
     tmp_path: Path, tiny_base: Path, spec: Any, ranks: int, wanted: int
 ) -> None:
-    config = run_config(tiny_base, tmp_path, test=False, spec=spec)
+    config = config_of(**spec)
     first = numerics.resolve(config, world=World(size=ranks), before={"threads": 1})
     assert (first["microBatch"], first["microBatchAsked"]) == (wanted, None)
     halved = {**json.loads(json.dumps(first)), "microBatch": max(1, wanted // 2)}

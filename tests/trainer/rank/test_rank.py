@@ -33,9 +33,9 @@ def test_a_run_trains_evaluates_and_publishes(make_run: Any, rows: Any, tmp_path
         "test",
         60,
     )
-    for metrics in (outcome.evaluation.majority, outcome.evaluation.probe, outcome.evaluation.tuned):
+    for metrics in (outcome.evaluation.trivial, outcome.evaluation.probe, outcome.evaluation.tuned):
         assert set(metrics or {}) == {"accuracy", "precision", "recall", "f1", "f1-micro", "f1-weighted", "loss"}
-    assert outcome.evaluation.tuned["accuracy"] > outcome.evaluation.majority["accuracy"] + 0.2
+    assert outcome.evaluation.tuned["accuracy"] > outcome.evaluation.trivial["accuracy"] + 0.2
     assert outcome.model.digest.startswith("sha256:")
     assert made.kinds()[-4:] == ["trained", "baseline", "evaluated", "published"]
 
@@ -51,7 +51,7 @@ def test_a_run_trains_evaluates_and_publishes(make_run: Any, rows: Any, tmp_path
 
     card = (made.model() / "README.md").read_text()
     assert "library_name: transformers" in card
-    assert f"| accuracy | {outcome.evaluation.majority['accuracy']:.4f} |" in card
+    assert f"| accuracy | {outcome.evaluation.trivial['accuracy']:.4f} |" in card
     for path in made.model().iterdir():
         assert path.name == "README.md" or str(tmp_path).encode() not in path.read_bytes()
     assert json.loads(made.store.read(CURRENT))["digest"] == outcome.model.digest

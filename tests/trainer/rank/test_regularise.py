@@ -9,19 +9,20 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.trainer.memory import learner_of
 from tests.trainer.rank.architectures import inputs_for, make
 from tests.trainer.rank.test_loop import Data, Quiet, config, model_in, setup_of
 from tests.trainer.rank.test_rank import wait_for_records
 
-from finetune_trainer import tasks
 from finetune_trainer.base_model import DROPOUTS
 from finetune_trainer.checkpoint import State
 from finetune_trainer.ema import Ema
 from finetune_trainer.loop import seed_all, train
 from finetune_trainer.model import ModelError, load, recompute_activations
 from finetune_trainer.regularise import Anchor, add_noise
+from finetune_trainer.tasks.text_classification import ONE
 
-TASK = tasks.get("text-classification")
+LEARNER = learner_of(labels=["a", "b"], form=ONE)
 
 
 # --- dropout ---
@@ -50,7 +51,7 @@ def test_the_names_of_dropout_reach_every_architecture(name: str, monkeypatch: p
 
 def test_the_documents_dropout_takes_the_place_of_the_models(tiny_base: Path) -> None:
     def rates(dropout: float | None) -> set[float]:
-        model = load(tiny_base, task=TASK, labels=["a", "b"], multi_label=False, seed=1, dropout=dropout).model
+        model = load(tiny_base, learner=LEARNER, seed=1, dropout=dropout).model
         return {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)}
 
     assert rates(None) == {0.1}

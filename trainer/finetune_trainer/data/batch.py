@@ -1,4 +1,4 @@
-"""The encoded store, memory-mapped: rows of token ids and labels, nothing read before it is needed."""
+"""The encoded store, memory-mapped: what models read of each row, nothing read before it is needed."""
 
 import json
 from pathlib import Path
@@ -9,8 +9,14 @@ from numpy.typing import NDArray
 
 from finetune_trainer.data.order import Rows
 
-FORMAT = "finetune-encoded-1"
-_TYPES: dict[str, np.dtype[Any]] = {"I32": np.dtype("<i4"), "I64": np.dtype("<i8"), "U8": np.dtype("u1")}
+FORMAT = "finetune-encoded-2"
+_TYPES: dict[str, np.dtype[Any]] = {
+    "F64": np.dtype("<f8"),
+    "I32": np.dtype("<i4"),
+    "I64": np.dtype("<i8"),
+    "U8": np.dtype("u1"),
+}
+_OFFSETS = ".offsets"
 
 
 class EncodedError(ValueError):
@@ -21,30 +27,31 @@ class Encoded:
     """One encoded store (layout: run.py). Raises EncodedError when the file is something else."""
 
     def __init__(self, path: Path) -> None:
-        tensors = _mapped(path)
-        try:
-            self._ids = tensors["input_ids"]
-            self._offsets = tensors["offsets"]
-            self._labels = tensors["labels"]
-            self._split = tensors["split"]
-        except KeyError as error:
-            raise EncodedError(f"{path.name} holds no tensor {error}: encode the data again") from None
+        self._tensors = _mapped(path)
+        if missing := {"length", "split", "source", "row"} - self._tensors.keys():
+            raise EncodedError(f"{path.name} holds no tensor {min(missing)}: encode the data again")
 
     def rows(self, split: int) -> Rows:
         """Numbers of the rows of a split, in order."""
-        return np.flatnonzero(self._split == split)
+        return np.flatnonzero(self._tensors["split"] == split)
 
     def lengths(self, rows: Rows) -> NDArray[np.int64]:
-        """Tokens of each row."""
-        return np.asarray(self._offsets[rows + 1] - self._offsets[rows])
+        """Tokens of each row, or whatever it costs."""
+        return np.asarray(self._tensors["length"][rows], dtype=np.int64)
 
-    def texts(self, rows: Rows) -> list[NDArray[np.int32]]:
-        """Token ids of each row, special tokens included."""
-        return [self._ids[self._offsets[row] : self._offsets[row + 1]] for row in rows]
+    def each(self, name: str, rows: Rows) -> list[NDArray[Any]]:
+        """The values of each row in a ragged column."""
+        values, offsets = self._tensors[name], self._tensors[name + _OFFSETS]
+        return [values[offsets[row] : offsets[row + 1]] for row in rows]
 
-    def labels(self, rows: Rows) -> NDArray[Any]:
-        """Labels as stored: int32 [rows] or uint8 [rows, labels]."""
-        return np.asarray(self._labels[rows])
+    def sizes(self, name: str, rows: Rows) -> NDArray[np.int64]:
+        """How many values each row has in a ragged column."""
+        offsets = self._tensors[name + _OFFSETS]
+        return np.asarray(offsets[rows + 1] - offsets[rows])
+
+    def values(self, name: str, rows: Rows) -> NDArray[Any]:
+        """The value of each row in a column of one value a row; `source` and `row` say where in the data it was."""
+        return np.asarray(self._tensors[name][rows])
 
 
 def _mapped(path: Path) -> dict[str, NDArray[Any]]:

@@ -15,7 +15,7 @@ import numpy as np
 from finetune_trainer.data.read import DataError, Row, Rows
 from finetune_trainer.data.split import content_hash
 from finetune_trainer.run import TEST, TRAIN, VALIDATION
-from finetune_trainer.tasks import Columns, Labels, RowError, Task
+from finetune_trainer.tasks.base import MissingColumn, RowError, Sample, Task
 
 SHOWN = 10
 MAX_LABELS = 10_000
@@ -25,13 +25,12 @@ SPLIT_NAMES = {TRAIN: "training", VALIDATION: "validation", TEST: "test"}
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A row that can be used. `key` decides its side of the split: the content hash of its text, or of its group."""
+    """A row that can be used. `key` decides its side of the split: the hash of its content, or of its group."""
 
     row: int
-    text: str
-    labels: Labels
+    sample: Sample
     key: int
-    text_hash: int
+    content_hash: int
 
 
 class Problems:
@@ -56,14 +55,13 @@ class Problems:
 
 
 class Checker:
-    """Turns rows into examples, or into problems. Rows must all have one label, or all a list of labels."""
+    """Turns rows into examples, or into problems. All rows must be of one form."""
 
-    def __init__(self, task: Task, *, columns: Columns, group_by: str | None, problems: Problems) -> None:
+    def __init__(self, task: Task, *, group_by: str | None, problems: Problems) -> None:
         self.task = task
-        self.columns = columns
         self.problems = problems
         self.group_by = group_by
-        self.multi_label: bool | None = None
+        self.form: str | None = None
         self.labels: Sequence[str] | None = None
         """Once set, a label that is not among them is a problem."""
         self.named = "spec.task.labels"
@@ -71,12 +69,11 @@ class Checker:
 
     def each(self, rows: Rows, *, group: bool) -> Iterator[Example]:
         """The examples of an object, in order. `group`: whether the column of groupBy is needed there."""
-        wanted = [*self.columns, self.group_by] if group and self.group_by else [*self.columns]
         seen = False
         try:
             for item in rows:
                 seen = True
-                example = item if isinstance(item, DataError) else self._checked(item, rows, wanted)
+                example = item if isinstance(item, DataError) else self._checked(item, rows, group)
                 if isinstance(example, DataError):
                     self.problems.add(example)
                 else:
@@ -86,66 +83,51 @@ class Checker:
         except DataError as error:
             self.problems.add(error)
 
-    def _checked(self, row: Row, rows: Rows, wanted: list[str]) -> Example | DataError:
+    def _checked(self, row: Row, rows: Rows, group: bool) -> Example | DataError:
         where = f"{rows.uri}:{row.number}"
-        missing = [name for name in wanted if name not in row.values]
-        if missing:
-            return self._missing(missing[0], row, rows, where)
         try:
-            text, labels = self.task.read_row(row.values, columns=self.columns)
+            sample = self.task.read_row(row.values)
+        except MissingColumn as error:
+            return self._missing(error.name, f"spec.task.columns.{error.role}", row, rows)
         except RowError as error:
-            return DataError("InvalidRow", f"{where}: {error}; mend the row.")
-        problem = _text_problem(text) or self._labels_problem(labels)
-        if problem:
-            return DataError("InvalidRow", f"{where}: {problem}")
-        unknown = self._unknown(labels)
+            return DataError("InvalidRow", f"{where}: {error}; mend or remove the row.")
+        if self.form is None:
+            self.form = sample.form
+        if sample.form != self.form:
+            said = f"the row has {sample.form} where the first row has {self.form}"
+            return DataError("InvalidRow", f"{where}: {said}; write all rows in one way.")
+        unknown = self._unknown(sample.labels)
         if unknown is not None:
             return DataError(
                 "UnknownLabel",
                 f"{where}: the label {unknown[:64]!r} is not in {self.named} ({_some(self.labels or ())}); "
                 "mend the row or add the label.",
             )
-        text_hash = content_hash(text)
-        key = text_hash
-        if self.group_by in wanted:
-            group = row.values[self.group_by]
-            if group is None or isinstance(group, list | dict):
+        key = hashed = content_hash(sample.content)
+        if group and self.group_by is not None:
+            if self.group_by not in row.values:
+                return self._missing(self.group_by, "spec.data.validation.groupBy", row, rows)
+            value = row.values[self.group_by]
+            if value is None or isinstance(value, list | dict):
                 return DataError("InvalidRow", f"{where}: the column {self.group_by!r} of groupBy must hold one value.")
-            key = content_hash(str(group))
-        return Example(row.number, text, labels, key, text_hash)
+            key = content_hash(str(value))
+        return Example(row.number, sample, key, hashed)
 
-    def _missing(self, name: str, row: Row, rows: Rows, where: str) -> DataError:
+    def _missing(self, name: str, field: str, row: Row, rows: Rows) -> DataError:
         """A column that the whole file lacks is reported once; raises then. Else the row's problem."""
+        where = f"{rows.uri}:{row.number}"
         found = rows.columns or list(row.values)
-        error = DataError(
-            "ColumnMissing",
-            f"{where}: no column {name!r}; columns found: {_some(found) or 'none'}. "
-            f"Name the right one in {self._field(name)}.",
-        )
         if name not in found:
-            raise error
+            raise DataError(
+                "ColumnMissing",
+                f"{where}: no column {name!r}; columns found: {_some(found) or 'none'}. Name the right one in {field}.",
+            )
         return DataError("InvalidRow", f"{where}: the row has no {name!r}, which other rows have; mend the row.")
 
-    def _field(self, name: str) -> str:
-        if name == self.columns.text:
-            return "spec.task.columns.text"
-        return "spec.task.columns.label" if name == self.columns.label else "spec.data.validation.groupBy"
-
-    def _labels_problem(self, labels: Labels) -> str | None:
-        multi_label = not isinstance(labels, str)
-        if self.multi_label is None:
-            self.multi_label = multi_label
-        if multi_label != self.multi_label:
-            kinds = ("a list of labels", "one label") if multi_label else ("one label", "a list of labels")
-            return f"the row has {kinds[0]} where the first row has {kinds[1]}; write all rows in one way."
-        bad = [label for label in ([labels] if isinstance(labels, str) else labels) if not _encodable(label)]
-        return "a label holds half a surrogate pair, which is no character; mend the row." if bad else None
-
-    def _unknown(self, labels: Labels) -> str | None:
+    def _unknown(self, labels: Sequence[str]) -> str | None:
         if self.labels is None:
             return None
-        each = [labels] if isinstance(labels, str) else labels
-        return next((label for label in each if label not in self.labels), None)
+        return next((label for label in labels if label not in self.labels), None)
 
 
 class Survey:
@@ -160,16 +142,16 @@ class Survey:
 
     def add(self, example: Example, split: int) -> None:
         """Raises DataError when there are more labels than any model could have outputs."""
-        each = [example.labels] if isinstance(example.labels, str) else example.labels
+        sample = example.sample
         self.rows[split] += 1
         counts = self.labels[split]
-        counts.update(each)
+        counts.update(sample.labels)
         if len(counts) > MAX_LABELS:
             raise DataError(
                 "TooManyLabels", f"There are more than {MAX_LABELS} different labels: is it the right column?"
             )
-        self._texts.append(example.text_hash)
-        self._answers.append(content_hash("\n".join(sorted(each))))
+        self._texts.append(example.content_hash)
+        self._answers.append(content_hash(sample.answer))
         self._splits.append(split)
 
     def found(self) -> set[str]:
@@ -194,7 +176,7 @@ class Survey:
         }
 
 
-def check_labels(survey: Survey, *, labels: Sequence[str], problems: Problems, fraction: float | None) -> None:
+def check_splits(survey: Survey, *, labelled: bool, problems: Problems, fraction: float | None) -> None:
     """Add what makes training or evaluation impossible: an empty side, one class only."""
     if not survey.rows[TRAIN] or not survey.rows[VALIDATION]:
         side = SPLIT_NAMES[VALIDATION if survey.rows[TRAIN] else TRAIN]
@@ -205,7 +187,7 @@ def check_labels(survey: Survey, *, labels: Sequence[str], problems: Problems, f
         )
         return
     trained = survey.labels[TRAIN]
-    if len(trained) < 2:
+    if labelled and len(trained) < 2:
         only = f"the label {next(iter(trained))[:64]!r} alone" if trained else "no label at all"
         problems.add(
             DataError(
@@ -240,22 +222,6 @@ def warnings(survey: Survey, *, labels: Sequence[str], truncated: int, dropped: 
     if repeated["duplicates"] * 20 > total:
         found.append(f"{repeated['duplicates']} of {total} rows repeat the text of another row.")
     return found
-
-
-def _text_problem(text: str) -> str | None:
-    if not text or text.isspace():
-        return "the text is empty; mend or remove the row."
-    return None if _encodable(text) else "the text holds half a surrogate pair, which is no character; mend the row."
-
-
-def _encodable(text: str) -> bool:
-    if text.isascii():
-        return True
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _these(labels: list[str]) -> str:

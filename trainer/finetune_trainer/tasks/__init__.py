@@ -1,18 +1,18 @@
-"""What the model learns: everything that depends on the task, and nothing that depends on torch.
+"""What the model learns: everything that depends on the task, one file each.
 
-Nothing outside this package branches on the task. Preflight imports it too, so losses are written with tensor methods
-alone.
+Nothing outside this package branches on the task. Preflight imports it too, so nothing here imports torch.
 """
 
-from finetune_api.job import TaskType
-from finetune_trainer.tasks.base import Columns, Labels, Metrics, RowError, Task
+from finetune_api.contract import RunConfig
+from finetune_api.tasks import TaskType
+from finetune_trainer.tasks.base import Facts, Learner, Metrics, Outcomes, Task
 from finetune_trainer.tasks.text_classification import TextClassification
 
-__all__ = ["Columns", "Labels", "Metrics", "RowError", "Task", "get"]
+__all__ = ["Facts", "Learner", "Metrics", "Outcomes", "Task", "get"]
 
-_TASKS: dict[str, Task] = {"text-classification": TextClassification()}
+_TASKS: dict[TaskType, type[Task]] = {"text-classification": TextClassification}
 
 
-def get(kind: TaskType) -> Task:
-    """The task of that name."""
-    return _TASKS[kind]
+def get(config: RunConfig) -> Task:
+    """The task of a run."""
+    return _TASKS[config.task.type](config)

@@ -1,82 +1,348 @@
-"""The protocol of a task."""
+"""What a task must know: how its rows read, how they are encoded, and how a model learns from them.
 
+A task has two halves. `Task` is what preflight asks, on a CPU and without torch: rows in, pieces of the encoded store
+out. `Learner` is what training and evaluation ask: rows of the store in, micro-batches, losses, predictions and metrics
+out. It is written with tensor methods, so that this package needs no torch to be imported.
+"""
+
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-Labels = str | list[str]
-"""Of one row: a label, or the list of its labels where rows have several."""
+from finetune_api.contract import RunConfig
+from finetune_api.job import Overlong
+from finetune_api.tasks import lower_is_better
+
+if TYPE_CHECKING:
+    from finetune_trainer.data.batch import Encoded
+    from finetune_trainer.data.order import Rows
+    from finetune_trainer.data.text import Text
+
 Metrics = dict[str, float]
-
-
-class Columns(NamedTuple):
-    """Names of the columns in the data."""
-
-    text: str = "text"
-    label: str = "label"
+Outcomes = dict[str, NDArray[Any]]
+"""What is known of evaluated rows, by name: arrays of numbers, or of objects that JSON can hold, whose first dimension
+is the rows. `loss` and `count` are a row's sum of the loss and its number of labelled positions."""
+IGNORED = -100
+"""The label of a position that is not learned from, as in torch."""
+MAX_LABEL = 256
+_SHOWN = 12
 
 
 class RowError(ValueError):
     """A row cannot be used. The message says what is wrong with which column; the caller adds file and row."""
 
 
-class Task(Protocol):
-    """What a task must know. Arrays of labels are as in the encoded store: int32 [rows] or uint8 [rows, labels]."""
+class MissingColumn(RowError):
+    """A row has no column of that name."""
 
-    @property
-    def auto_class(self) -> str:
-        """Name of the transformers class that loads the published model."""
-        ...
+    def __init__(self, role: str, name: str, row: Mapping[str, Any]) -> None:
+        super().__init__(f"the column {name!r} is missing; columns found: {listed(row)}")
+        self.role = role
+        self.name = name
 
-    def read_row(self, row: Mapping[str, Any], *, columns: Columns) -> tuple[str, Labels]:
-        """Text and normalised label or labels of a row. Raises RowError."""
-        ...
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A row as its task understands it."""
+
+    content: str
+    """What goes into the model, as text: its hash decides the side of the split, and equal content is a duplicate."""
+    answer: str
+    """What is to come out: equal content with different answers is a conflict."""
+    labels: tuple[str, ...] = ()
+    """The labels the row names, in a task whose model has an output for each."""
+    form: str = ""
+    """In which of several ways the row is written, such as "a list of labels": all rows must be of one form."""
+    payload: Any = None
+    """Whatever `encode` needs."""
+
+
+class Column(NamedTuple):
+    """One column of the encoded store."""
+
+    kind: Literal["I32", "I64", "U8", "F64"]
+    ragged: bool = False
+    """Any number of values a row, or exactly one."""
+    labels: bool = False
+    """Values of 0 or more are numbers given by Tools.number; the store ends up with places in the order of labels."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One row of the encoded store; most rows of data make exactly one."""
+
+    columns: Mapping[str, Any]
+    """A value, or a sequence of them, for each of the task's columns."""
+    tokens: int
+    """Tokens before anything was cut."""
+    length: int
+    """Tokens, or whatever a row costs in training: rows of similar length are batched together."""
+    cut: bool = False
+    """Whether something was cut off."""
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What encoding needs beside the rows."""
+
+    text: "Text | None"
+    """The tokenizer; None for a task that reads images."""
+    overlong: Overlong
+    model: Mapping[str, Any] = field(default_factory=dict)
+    """config.json of the base model."""
+    images: Mapping[str, Any] = field(default_factory=dict)
+    """preprocessor_config.json of the base model; empty for a task that reads text."""
+    numbers: dict[str, int] = field(default_factory=dict)
+    """Provisional numbers of labels: their order is known when all rows are read."""
+
+    def number(self, label: str) -> int:
+        """A label's provisional number."""
+        return self.numbers.setdefault(label, len(self.numbers))
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What preflight has found out and fixed (run.json)."""
+
+    labels: Sequence[str] = ()
+    """In the order of the model's outputs; empty in a task without labels."""
+    form: str = ""
+    """Of all rows, see Sample."""
+    pad_token_id: int = 0
+    max_length: int = 0
+    more: Mapping[str, Any] = field(default_factory=dict)
+    """What Task.facts has returned."""
+    base: Path = Path()
+    """Directory of the base model's files; not yet there in preflight."""
+
+
+class Task(ABC):
+    """What preflight asks. One object a run."""
+
+    reads: ClassVar[Literal["text", "images"]] = "text"
+    labelled: ClassVar[bool] = False
+    """Whether the model has an output for each label."""
+    store: ClassVar[Mapping[str, Column]]
+    """The columns of the encoded store that are this task's own."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        self.columns: Mapping[str, str] = config.task.columns
+        """Names of the columns in the data, by role."""
+
+    @abstractmethod
+    def read_row(self, row: Mapping[str, Any]) -> Sample:
+        """Raises RowError, MissingColumn."""
+
+    @abstractmethod
+    def encode(self, samples: Sequence[Sample], tools: Tools) -> Sequence[Sequence[Piece] | RowError]:
+        """For each sample its pieces, or why it has none. Called with about a thousand at a time, in order."""
 
     def order_labels(
         self, found: Collection[str], *, wanted: Sequence[str] | None, base: Sequence[str] | None
     ) -> list[str]:
         """The labels in the order of the model's outputs: `wanted`, else those of the base model where they cover
         `found` (its head is kept), else `found` by code point."""
-        ...
+        if wanted is not None:
+            return list(wanted)
+        if base is not None and set(found) <= set(base):
+            return list(base)
+        return sorted(set(found))
 
-    def encode_labels(
-        self, rows: Sequence[Labels], *, labels: Sequence[str], multi_label: bool
-    ) -> NDArray[np.int32] | NDArray[np.uint8]:
-        """Labels of rows as an array. Raises RowError for a label outside `labels`."""
-        ...
+    def facts(self, tools: Tools) -> dict[str, Any]:
+        """What the learner needs to know beside labels, as JSON. Called before the first row.
 
-    def model_settings(self, labels: Sequence[str], *, multi_label: bool) -> dict[str, Any]:
-        """What the model's config must say: id2label, label2id, problem_type."""
-        ...
+        Raises DataError ModelIncomplete, ModelUnsuitable when the base model cannot do the task.
+        """
+        return {}
 
-    def collate(
-        self, texts: Sequence[NDArray[np.int32]], labels: NDArray[Any], *, pad_token_id: int
-    ) -> dict[str, NDArray[Any]]:
-        """One micro-batch: token ids padded on the right to its longest row, int64 [rows, tokens], and labels."""
-        ...
+    @abstractmethod
+    def learner(self, facts: Facts) -> "Learner":
+        """The other half."""
 
-    def count(self, labels: NDArray[Any]) -> int:
-        """How many labelled positions the rows have: what a mean loss divides by."""
-        ...
 
-    def loss(self, logits: Any, labels: Any) -> tuple[Any, int]:
-        """Sum of the loss over the labelled positions (a tensor, in at least fp32), and their number."""
-        ...
+class Learner(ABC):
+    """What training and evaluation ask. The model is anything that answers like a transformers model."""
 
-    def predict(self, logits: Any, *, multi_label: bool) -> NDArray[Any]:
-        """Decisions, int32 [rows] or uint8 [rows, labels]; logits are never kept."""
-        ...
+    auto_class: ClassVar[str]
+    """Name of the transformers class that loads the model."""
+    targets: ClassVar[frozenset[str]] = frozenset({"labels"})
+    """Names in a micro-batch that are not for the model's forward."""
+    probe: ClassVar[Literal["rows", "positions"] | None] = None
+    """Whether a linear model on the trunk's features is a baseline: of a row's mean, or of each labelled position."""
 
-    def metrics(self, labels: NDArray[Any], predictions: NDArray[Any], *, loss: float | None) -> Metrics:
-        """All metrics of the task; `loss` is a mean over labelled positions."""
-        ...
+    def __init__(self, config: RunConfig, facts: Facts) -> None:
+        self.config = config
+        self.facts = facts
 
-    def majority(self, train: NDArray[Any], labels: NDArray[Any], *, count: int) -> Metrics:
-        """Metrics on `labels` of always answering what is most frequent in `train`."""
-        ...
+    def model_settings(self) -> dict[str, Any]:
+        """What the model's config must say, such as id2label."""
+        return {}
+
+    @abstractmethod
+    def collate(self, store: "Encoded", rows: "Rows") -> dict[str, NDArray[Any]]:
+        """One micro-batch: what the model's forward takes, and the targets."""
+
+    @abstractmethod
+    def count(self, store: "Encoded", rows: "Rows") -> int:
+        """How many labelled positions rows have: what a mean loss divides by. At least 1 for any row."""
+
+    @abstractmethod
+    def loss(self, model: Any, inputs: Mapping[str, Any]) -> Any:
+        """The sum of the loss over the labelled positions, a tensor in at least fp32, from tensors as in `collate`."""
+
+    @abstractmethod
+    def gold(self, store: "Encoded", rows: "Rows") -> Outcomes:
+        """The truth about rows, as far as metrics need it."""
+
+    @abstractmethod
+    def predict(self, model: Any, inputs: Mapping[str, Any], *, generate: bool) -> Outcomes:
+        """What the model makes of a micro-batch, `loss` and `count` among it; logits are never kept. Without `generate`
+        only what one forward pass tells: the metrics of that are those that `forward_metrics` names."""
+
+    def settle(self, outcomes: Outcomes) -> Outcomes:
+        """From rows of the store to rows of data, where one makes several. Metrics and intervals count these."""
+        return outcomes
+
+    @abstractmethod
+    def metrics(self, outcomes: Outcomes) -> Metrics:
+        """All metrics of settled outcomes (truth and predictions), as far as these hold what they need."""
+
+    def generates(self, metric: str) -> bool:
+        """Whether a metric needs generated text."""
+        return False
+
+    def trivial(self, store: "Encoded", train: "Rows", rows: "Rows") -> Outcomes | None:
+        """Predictions for `rows` that need no model, such as what is most frequent in `train`."""
+        return None
+
+    def fit_probe(
+        self,
+        features: NDArray[np.float32],
+        answers: NDArray[np.float32],
+        *,
+        store: "Encoded",
+        train: "Rows",
+        rows: "Rows",
+        seed: int,
+    ) -> Outcomes | None:
+        """Predictions for `rows` by a linear model of their features `answers`, fitted on `features` of `train`.
+
+        Features are [rows, width], or [labelled positions of all rows in order, width]. None where nothing can be
+        learned.
+        """
+        return None
 
     def higher_is_better(self, metric: str) -> bool:
         """The direction of a metric."""
-        ...
+        return not lower_is_better(metric)
+
+    def model_inputs(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """What is for the model's forward."""
+        return {name: value for name, value in inputs.items() if name not in self.targets}
+
+
+# --- what tasks share ---
+
+
+def cell(row: Mapping[str, Any], columns: Mapping[str, str], role: str) -> Any:
+    """The value of the column with that role, numpy values as plain ones. Raises MissingColumn."""
+    name = columns[role]
+    if name not in row:
+        raise MissingColumn(role, name, row)
+    value = row[name]
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def text_cell(row: Mapping[str, Any], columns: Mapping[str, str], role: str, *, empty: bool = False) -> str:
+    """The text of a column. Raises MissingColumn, and RowError for what is no text or, unless `empty`, blank."""
+    value = cell(row, columns, role)
+    name = columns[role]
+    if not isinstance(value, str):
+        raise RowError(f"the column {name!r} must hold text, found {kind_of(value)}")
+    if not empty and (not value or value.isspace()):
+        raise RowError(f"the text in the column {name!r} is empty")
+    if not encodable(value):
+        raise RowError(f"the text in the column {name!r} holds half a surrogate pair, which is no character")
+    return value
+
+
+def encodable(text: str) -> bool:
+    """Whether a text is UTF-8: JSON can hold half a surrogate pair."""
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def label_of(value: Any, column: str) -> str:
+    """A label is text, a whole number in decimal, or true/false. Raises RowError."""
+    from decimal import Decimal
+    from math import isfinite
+
+    label: str | None = None
+    if isinstance(value, bool):
+        label = "true" if value else "false"
+    elif isinstance(value, str):
+        label = value
+    elif isinstance(value, int):
+        label = str(value)
+    elif isinstance(value, float | Decimal) and isfinite(value) and value == int(value):
+        label = str(int(value))
+    if label is None:
+        raise RowError(
+            f"the column {column!r} must hold a label (text, a whole number, true or false), or a list of them, "
+            f"found {kind_of(value)}"
+        )
+    if not label or len(label) > MAX_LABEL:
+        raise RowError(f"the column {column!r} holds a label of {len(label)} characters; 1 to {MAX_LABEL} are allowed")
+    if not encodable(label):
+        raise RowError(f"the column {column!r} holds a label with half a surrogate pair, which is no character")
+    return label
+
+
+def kind_of(value: Any) -> str:
+    """What a value is, in words that hold nothing of a row's text."""
+    from decimal import Decimal
+
+    if value is None:
+        return "nothing (null)"
+    if isinstance(value, bool):
+        return "true or false"
+    if isinstance(value, int | float | Decimal):
+        return f"the number {value}"
+    return {"str": "text", "list": "a list", "dict": "an object"}.get(type(value).__name__, type(value).__name__)
+
+
+def listed(names: Collection[str]) -> str:
+    shown = [str(name)[:64] for name in names][:_SHOWN]
+    return ", ".join(shown) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "") or "none"
+
+
+def padded(rows: Sequence[NDArray[Any]], value: int) -> NDArray[np.int64]:
+    """Rows of any length side by side, int64 [rows, longest], filled up on the right."""
+    found = np.full((len(rows), max(len(row) for row in rows)), value, dtype=np.int64)
+    for number, row in enumerate(rows):
+        found[number, : len(row)] = row
+    return found
+
+
+def mask_of(rows: Sequence[NDArray[Any]]) -> NDArray[np.int64]:
+    """1 where `padded` has a row's own value."""
+    lengths = np.array([len(row) for row in rows])
+    return (np.arange(lengths.max())[None, :] < lengths[:, None]).astype(np.int64)
+
+
+def mean_loss(outcomes: Outcomes) -> Metrics:
+    """`loss` as a mean over labelled positions, where it is known."""
+    if "loss" not in outcomes:
+        return {}
+    return {"loss": float(outcomes["loss"].sum() / max(1, outcomes["count"].sum()))}

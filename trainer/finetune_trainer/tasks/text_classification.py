@@ -1,103 +1,132 @@
 """Text classification: one label a row, or a list of labels a row."""
 
-from collections.abc import Collection, Mapping, Sequence
-from decimal import Decimal
-from math import isfinite
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from finetune_trainer.tasks.base import Columns, Labels, Metrics, RowError
+from finetune_trainer.data.batch import Encoded
+from finetune_trainer.data.order import Rows
+from finetune_trainer.tasks import probe
+from finetune_trainer.tasks.base import (
+    Column,
+    Facts,
+    Learner,
+    Metrics,
+    Outcomes,
+    Piece,
+    RowError,
+    Sample,
+    Task,
+    Tools,
+    cell,
+    label_of,
+    mask_of,
+    mean_loss,
+    padded,
+    text_cell,
+)
 
-MAX_LABEL = 256
-_SHOWN = 12
+ONE, SEVERAL = "one label", "a list of labels"
 
 
-class TextClassification:
-    """Single-label (cross entropy) and multi-label (binary cross entropy) classification."""
+class TextClassification(Task):
+    """Rows with a text and a label, or a list of labels."""
+
+    labelled = True
+    store: ClassVar[Mapping[str, Column]] = {
+        "input_ids": Column("I32", ragged=True),
+        "labels": Column("I32", ragged=True, labels=True),
+    }
+
+    def read_row(self, row: Mapping[str, Any]) -> Sample:
+        text = text_cell(row, self.columns, "text")
+        value, name = cell(row, self.columns, "label"), self.columns["label"]
+        several = isinstance(value, list | tuple)
+        labels = tuple(dict.fromkeys(label_of(item, name) for item in (value if several else [value])))
+        return Sample(text, "\n".join(sorted(labels)), labels, SEVERAL if several else ONE)
+
+    def encode(self, samples: Sequence[Sample], tools: Tools) -> Sequence[Sequence[Piece] | RowError]:
+        assert tools.text is not None
+        pieces = []
+        for sample, (ids, tokens) in zip(samples, tools.text.cut([s.content for s in samples]), strict=True):
+            labels = [tools.number(label) for label in sample.labels]
+            columns = {"input_ids": ids, "labels": labels}
+            pieces.append([Piece(columns, tokens=tokens, length=len(ids), cut=tokens > len(ids))])
+        return pieces
+
+    def learner(self, facts: Facts) -> Learner:
+        return TextClassifier(self.config, facts)
+
+
+class TextClassifier(Learner):
+    """Cross entropy for rows of one label, binary cross entropy for rows of several."""
 
     auto_class = "AutoModelForSequenceClassification"
+    probe = "rows"
 
-    def read_row(self, row: Mapping[str, Any], *, columns: Columns) -> tuple[str, Labels]:
-        for name in columns:
-            if name not in row:
-                raise RowError(f"the column {name!r} is missing; columns found: {_listed(row)}")
-        text = row[columns.text]
-        if not isinstance(text, str):
-            raise RowError(f"the column {columns.text!r} must hold text, found {_kind(text)}")
-        value = row[columns.label]
-        if hasattr(value, "tolist"):  # numpy arrays and scalars, as parquet readers give them
-            value = value.tolist()
-        if isinstance(value, list | tuple):
-            return text, list(dict.fromkeys(_label(item, columns.label) for item in value))
-        return text, _label(value, columns.label)
+    @property
+    def several(self) -> bool:
+        return self.facts.form == SEVERAL
 
-    def order_labels(
-        self, found: Collection[str], *, wanted: Sequence[str] | None, base: Sequence[str] | None
-    ) -> list[str]:
-        if wanted is not None:
-            return list(wanted)
-        if base is not None and set(found) <= set(base):
-            return list(base)
-        return sorted(set(found))
-
-    def encode_labels(
-        self, rows: Sequence[Labels], *, labels: Sequence[str], multi_label: bool
-    ) -> NDArray[np.int32] | NDArray[np.uint8]:
-        index = {label: number for number, label in enumerate(labels)}
-        try:
-            if not multi_label:
-                return np.array([index[_single(row)] for row in rows], dtype=np.int32)
-            hot = np.zeros((len(rows), len(labels)), dtype=np.uint8)
-            for number, row in enumerate(rows):
-                for label in _several(row):
-                    hot[number, index[label]] = 1
-        except KeyError as error:
-            raise RowError(f"the label {error.args[0]!r} is not among the labels {_listed(labels)}") from None
-        return hot
-
-    def model_settings(self, labels: Sequence[str], *, multi_label: bool) -> dict[str, Any]:
+    def model_settings(self) -> dict[str, Any]:
+        labels = self.facts.labels
         return {
             "id2label": dict(enumerate(labels)),
             "label2id": {label: number for number, label in enumerate(labels)},
-            "problem_type": "multi_label_classification" if multi_label else "single_label_classification",
+            "problem_type": "multi_label_classification" if self.several else "single_label_classification",
         }
 
-    def collate(
-        self, texts: Sequence[NDArray[np.int32]], labels: NDArray[Any], *, pad_token_id: int
-    ) -> dict[str, NDArray[Any]]:
-        longest = max(len(text) for text in texts)
-        ids = np.full((len(texts), longest), pad_token_id, dtype=np.int64)
-        mask = np.zeros((len(texts), longest), dtype=np.int64)
-        for number, text in enumerate(texts):
-            ids[number, : len(text)] = text
-            mask[number, : len(text)] = 1
+    def labels(self, store: Encoded, rows: Rows) -> NDArray[Any]:
+        """int32 [rows], or multi-hot uint8 [rows, labels]."""
+        found = store.each("labels", rows)
+        if not self.several:
+            return np.concatenate(found) if len(rows) else np.zeros(0, np.int32)
+        hot = np.zeros((len(rows), len(self.facts.labels)), dtype=np.uint8)
+        for number, labels in enumerate(found):
+            hot[number, labels] = 1
+        return hot
+
+    def collate(self, store: Encoded, rows: Rows) -> dict[str, NDArray[Any]]:
+        texts = store.each("input_ids", rows)
         return {
-            "input_ids": ids,
-            "attention_mask": mask,
-            "labels": labels.astype(np.int64 if labels.ndim == 1 else np.float32),
+            "input_ids": padded(texts, self.facts.pad_token_id),
+            "attention_mask": mask_of(texts),
+            "labels": self.labels(store, rows).astype(np.float32 if self.several else np.int64),
         }
 
-    def count(self, labels: NDArray[Any]) -> int:
-        return labels.size
+    def count(self, store: Encoded, rows: Rows) -> int:
+        return len(rows) * (len(self.facts.labels) if self.several else 1)
 
-    def loss(self, logits: Any, labels: Any) -> tuple[Any, int]:
+    def loss(self, model: Any, inputs: Mapping[str, Any]) -> Any:
+        return self._losses(model(**self.model_inputs(inputs)).logits, inputs["labels"]).sum()
+
+    def _losses(self, logits: Any, labels: Any) -> Any:
+        """[rows, 1] or [rows, labels]."""
         if logits.element_size() < 4:
             logits = logits.float()
         if labels.ndim == 1:
-            losses = -logits.log_softmax(-1).gather(-1, labels[:, None])
-        else:  # softplus(x) - x y
-            losses = logits.logaddexp(logits.new_zeros(())) - logits * labels
-        return losses.sum(), labels.numel()
+            return -logits.log_softmax(-1).gather(-1, labels[:, None])
+        return logits.logaddexp(logits.new_zeros(())) - logits * labels  # softplus(x) - x y
 
-    def predict(self, logits: Any, *, multi_label: bool) -> NDArray[Any]:
-        if multi_label:
-            return np.asarray((logits > 0).cpu().numpy(), dtype=np.uint8)
-        return np.asarray(logits.argmax(-1).cpu().numpy(), dtype=np.int32)
+    def gold(self, store: Encoded, rows: Rows) -> Outcomes:
+        return {"label": self.labels(store, rows)}
 
-    def metrics(self, labels: NDArray[Any], predictions: NDArray[Any], *, loss: float | None) -> Metrics:
+    def predict(self, model: Any, inputs: Mapping[str, Any], *, generate: bool) -> Outcomes:
+        logits = model(**self.model_inputs(inputs)).logits
+        losses = self._losses(logits, inputs["labels"])
+        chosen = (logits > 0) if self.several else logits.argmax(-1)
+        return {
+            "predicted": chosen.cpu().numpy().astype(np.uint8 if self.several else np.int32),
+            "loss": losses.double().sum(-1).cpu().numpy(),
+            "count": np.full(len(losses), losses.shape[-1]),
+        }
+
+    def metrics(self, outcomes: Outcomes) -> Metrics:
         from sklearn.metrics import accuracy_score, precision_recall_fscore_support
+
+        labels, predictions = outcomes["label"], outcomes["predicted"]
 
         def averaged(average: str) -> tuple[float, float, float]:
             precision, recall, f1, _ = precision_recall_fscore_support(
@@ -106,76 +135,45 @@ class TextClassification:
             return float(precision), float(recall), float(f1)
 
         precision, recall, f1 = averaged("macro")
-        found = {
+        return {
             "accuracy": float(accuracy_score(labels, predictions)),
             "precision": precision,
             "recall": recall,
             "f1": f1,
             "f1-micro": averaged("micro")[2],
             "f1-weighted": averaged("weighted")[2],
+            **mean_loss(outcomes),
         }
-        return found if loss is None else {**found, "loss": loss}
 
-    def majority(self, train: NDArray[Any], labels: NDArray[Any], *, count: int) -> Metrics:
-        """The loss is that of answering with the shares of the labels in `train`; `count` is the number of labels."""
-        if labels.ndim == 1:
-            seen = np.bincount(train, minlength=count)
-            share = (seen + 1) / (
-                seen.sum() + count
-            )  # plus one: a label that is new in `labels` costs, but not infinitely
-            loss = float(-np.log(share)[labels].mean())
-            return self.metrics(labels, np.full_like(labels, seen.argmax()), loss=loss)
-        share = (train.sum(0, dtype=np.int64) + 1) / (len(train) + 2)
-        loss = float(-np.where(labels, np.log(share), np.log1p(-share)).mean())
-        return self.metrics(labels, np.broadcast_to(share > 0.5, labels.shape).astype(np.uint8), loss=loss)
+    def trivial(self, store: Encoded, train: Rows, rows: Rows) -> Outcomes:
+        """Always what is most frequent in training, with the loss of answering with the shares of the labels there."""
+        known, count = self.labels(store, train), len(self.facts.labels)
+        # plus one: a label that is new in `rows` costs, but not infinitely
+        if self.several:
+            share = (known.sum(0, dtype=np.int64) + 1) / (len(known) + 2)
+        else:
+            seen = np.bincount(known, minlength=count) + 1
+            share = seen / seen.sum()
+        return self._outcomes(np.broadcast_to(share, (len(rows), count)), self.labels(store, rows))
 
-    def higher_is_better(self, metric: str) -> bool:
-        return metric != "loss"
+    def _outcomes(self, shares: NDArray[np.float64], labels: NDArray[Any]) -> Outcomes:
+        """Predictions out of probabilities [rows, labels]."""
+        predicted = (shares > 0.5).astype(np.uint8) if self.several else shares.argmax(1).astype(np.int32)
+        count = np.full(len(labels), shares.shape[1] if self.several else 1)
+        return {"predicted": predicted, "loss": probe.log_loss(shares, labels), "count": count}
 
-
-def _label(value: Any, column: str) -> str:
-    """A label is text, a whole number in decimal, or true/false."""
-    label: str | None = None
-    if isinstance(value, bool):
-        label = "true" if value else "false"
-    elif isinstance(value, str):
-        label = value
-    elif isinstance(value, int):
-        label = str(value)
-    elif isinstance(value, float | Decimal) and isfinite(value) and value == int(value):
-        label = str(int(value))
-    if label is None:
-        raise RowError(
-            f"the column {column!r} must hold a label (text, a whole number, true or false), or a list of them, "
-            f"found {_kind(value)}"
-        )
-    if not label or len(label) > MAX_LABEL:
-        raise RowError(f"the column {column!r} holds a label of {len(label)} characters; 1 to {MAX_LABEL} are allowed")
-    return label
-
-
-def _single(row: Labels) -> str:
-    if isinstance(row, str):
-        return row
-    raise RowError("the row has a list of labels where other rows have a single label; use lists in all rows or none")
-
-
-def _several(row: Labels) -> list[str]:
-    if isinstance(row, str):
-        raise RowError("the row has a single label where other rows have a list; use lists in all rows or none")
-    return row
-
-
-def _kind(value: Any) -> str:
-    if value is None:
-        return "nothing (null)"
-    if isinstance(value, bool):
-        return "true or false"
-    if isinstance(value, int | float | Decimal):
-        return f"the number {value}"
-    return {"str": "text", "list": "a list", "dict": "an object"}.get(type(value).__name__, type(value).__name__)
-
-
-def _listed(names: Collection[str]) -> str:
-    shown = [str(name) for name in names][:_SHOWN]
-    return ", ".join(shown) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "") or "none"
+    def fit_probe(
+        self,
+        features: NDArray[np.float32],
+        answers: NDArray[np.float32],
+        *,
+        store: Encoded,
+        train: Rows,
+        rows: Rows,
+        seed: int,
+    ) -> Outcomes | None:
+        known = self.labels(store, train)
+        if not self.several and known.min() == known.max():
+            return None
+        shares = probe.classify(features, known, answers, count=len(self.facts.labels), seed=seed)
+        return self._outcomes(shares, self.labels(store, rows))
