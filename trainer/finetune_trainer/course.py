@@ -48,13 +48,18 @@ class Plan:
         return self.evaluate_every is not None and step > 0 and (step % self.evaluate_every == 0 or step == self.total)
 
     def judge(self, state: State, metrics: Metrics) -> bool:
-        """Write an evaluation into the state; whether it is the best so far. Raises Diverged for a loss of NaN."""
-        if not all(math.isfinite(value) for value in metrics.values()):
+        """Write an evaluation into the state; whether it is the best so far. Raises Diverged for a loss of NaN.
+
+        Other metrics may be undefined (a correlation with answers that are all alike) or too large for a number (a
+        perplexity): those are left out, and where it is this plan's metric the evaluation is no improvement.
+        """
+        if not math.isfinite(metrics.get("loss", 0.0)):
             raise Diverged(state.step, "evaluation")
-        state.evaluations.append({"step": state.step, "metrics": metrics})
-        value, best = metrics[self.metric], state.best
+        finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        state.evaluations.append({"step": state.step, "metrics": finite})
+        value, best = finite.get(self.metric, math.nan), state.best
         gain = math.inf if best is None else (value - best.value if self.higher_is_better else best.value - value)
-        improved = gain > self.min_delta
+        improved = math.isfinite(value) and gain > self.min_delta
         if improved:
             state.best = Best(state.step, self.metric, value)
         state.stale = 0 if improved else state.stale + 1

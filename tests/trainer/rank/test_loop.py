@@ -251,5 +251,17 @@ def test_improvements_and_patience() -> None:
     assert state.stopped_early
     with pytest.raises(Diverged):
         plan.judge(state, {"loss": float("nan")})
+    plan, state = Plan(100, 10, "pearson", True), State()
+    assert not plan.judge(state, {"pearson": float("nan"), "loss": 1.0})
+    assert state.best is None
+    assert plan.judge(state, {"pearson": -0.5, "perplexity": float("inf"), "loss": 1000.0})
+    assert not plan.judge(state, {"pearson": float("nan"), "loss": 1.0})
+    assert state.best is not None
+    assert state.best.value == -0.5
+    assert [entry["metrics"] for entry in state.evaluations] == [
+        {"loss": 1.0},
+        {"pearson": -0.5, "loss": 1000.0},
+        {"loss": 1.0},
+    ]
     assert [step for step in range(26) if Plan(25, 10, "f1", True).evaluates(step)] == [10, 20, 25]
     assert not any(Plan(25, None, "f1", True).evaluates(step) for step in range(26))

@@ -141,7 +141,7 @@ def test_nothing_is_ever_unpickled(make_run: Any, rows: Any, tmp_path: Path) -> 
 
 def test_two_nodes_give_the_losses_of_one(make_run: Any, rows: Any, tmp_path: Path, free_port: int) -> None:
     """290 rows leave a last batch of 5, which is one micro-batch: rank 1 joins its reduction with nothing."""
-    spec = {"training": {**FAST, "epochs": 2.0}}
+    spec = {"training": {**FAST, "epochs": 2.0, "neftune": {"alpha": 5.0}, "ema": {"decay": 0.9}}}
     single = make_run(rows(290), name="single", **spec)
     assert single.run(tmp_path / "work-single")[0] == 0
     double = make_run(rows(290), name="double", **spec)

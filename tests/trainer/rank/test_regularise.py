@@ -215,6 +215,30 @@ def test_recomputed_activations_give_the_same_gradients_with_dropout_on(name: st
         torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-12)
 
 
+def test_recomputed_activations_give_adapters_the_same_gradients() -> None:
+    from finetune_api.contract import MethodConfig
+    from finetune_trainer import adapt
+    from finetune_trainer.model import Loaded
+
+    def gradients(recompute: bool) -> dict[str, torch.Tensor]:
+        method = adapt.get(MethodConfig(type="lora", rank=2, alpha=4.0, dropout=0.3))
+        model = method.prepare(Loaded(make("bert").double(), frozenset()), seed=1).train()
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.data.fill_(0.1)
+        if recompute:
+            recompute_activations(model)
+        seed_all(3)
+        model(**inputs_for("bert")).logits.square().sum().backward()
+        return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+    plain, again = gradients(False), gradients(True)
+    assert plain.keys() == again.keys()
+    assert any("lora_A" in name for name in plain)
+    for name, gradient in plain.items():
+        torch.testing.assert_close(gradient, again[name], rtol=1e-9, atol=1e-12)
+
+
 def test_a_pass_with_recomputed_activations_keeps_less(tiny_base: Path) -> None:
     def kept(recompute: bool) -> int:
         model, sizes = model_in(tiny_base, dtype=torch.float32, dropout=True).train(), []
