@@ -493,12 +493,7 @@ def _primary(name: str, kind: TaskKind) -> Rule:
         f"self.task.type != '{name}' || !has(self.evaluation) || !has(self.evaluation.primary) || "
         f"self.evaluation.primary in [{options}]",
         f"evaluation.primary for {name} is one of {', '.join(kind.metrics)}",
-        lambda spec: (
-            spec.task.type != name
-            or spec.evaluation is None
-            or spec.evaluation.primary is None
-            or spec.evaluation.primary in kind.metrics
-        ),
+        lambda spec: at(spec, "task.type") != name or at(spec, "evaluation.primary") in (None, *kind.metrics),
     )
 
 
@@ -507,7 +502,7 @@ def _method(name: str, kind: TaskKind, method: MethodType) -> Rule:
     return Rule(
         f"self.task.type != '{name}' || !has(self.method) || self.method.type != '{method}'",
         f"method {method} does not go with {name}: {kind.refused[method]}",
-        lambda spec: spec.task.type != name or spec.method is None or spec.method.type != method,
+        lambda spec: at(spec, "task.type") != name or at(spec, "method.type") != method,
     )
 
 
@@ -519,6 +514,11 @@ class FineTuneJobSpec(Model):
     rules: ClassVar[tuple[Rule, ...]] = (
         *(_primary(name, kind) for name, kind in TASKS.items() if set(kind.metrics) < set(get_args(Metric))),
         *(_method(name, kind, method) for name, kind in TASKS.items() for method in kind.refused),
+        *(
+            never_beside(field, "task.type", values=(name,), reason=reason)
+            for name, kind in TASKS.items()
+            for field, reason in kind.without.items()
+        ),
         Rule(
             f"!has(self.output.merge) || !self.output.merge || !has(self.method) || !(self.method.type in {list(_UNMERGED)})",
             "output.merge makes no sense with method adapter, prompt or prefix: what they learn cannot be folded into weights",
@@ -526,7 +526,16 @@ class FineTuneJobSpec(Model):
         ),
         only_beside("training.l2sp", "method.type", values=("full",), default="full"),
         never_beside(
-            "training.layerwiseDecay", "method.type", values=("head",), reason="whose trunk has no learning rate"
+            "training.layerwiseDecay",
+            "method.type",
+            values=("head", "prompt", "prefix"),
+            reason="in which no layer of the trunk has a learning rate",
+        ),
+        never_beside(
+            "training.gradientCheckpointing",
+            "method.type",
+            values=("prefix",),
+            reason="whose learned keys and values a second forward pass would not see",
         ),
         never_beside(
             "training.neftune", "method.type", values=("head",), reason="whose trunk, embeddings too, stays as it is"

@@ -25,6 +25,8 @@ class TaskKind:
     """The metric that chooses the best checkpoint unless the document names another."""
     refused: Mapping[MethodType, str] = field(default_factory=dict)
     """Methods that make no sense with it, each with the reason."""
+    without: Mapping[str, str] = field(default_factory=dict)
+    """Other fields that make no sense with it, such as training.neftune for images, each with the reason."""
 
 
 TASKS: Mapping[TaskType, TaskKind] = {
