@@ -160,13 +160,14 @@ class Method(Model):
         only_with("type", values=("full",), fields=("freeze", "unfreeze")),
         only_with("type", values=("lora", "dora"), fields=("rank", "alpha", "dropout", "rankStabilized")),
         only_with("type", values=("lora", "dora", "ia3"), fields=("targets",)),
+        only_with("type", values=("adapter",), fields=("reduction", "variant")),
         only_with("type", values=("prompt", "prefix"), fields=("virtualTokens",)),
     )
 
     type: MethodType = spec_field(
         "train",
         "full trains all weights, head only the new output layer, lora low-rank additions, dora those with magnitudes of "
-        "their own, ia3 factors on keys, values and feed-forward layers, prompt tokens before each row, prefix keys and "
+        "their own, adapter small layers between the base's, ia3 factors on keys, values and feed-forward layers, prompt tokens before each row, prefix keys and "
         "values before each layer's.",
         required=True,
     )
@@ -188,6 +189,13 @@ class Method(Model):
         "the second layer of each feed-forward part.",
         min_length=1,
         max_length=64,
+    )
+    reduction: int | None = spec_field(
+        "train", "By how much narrower than the model the inside of an adapter is. Default: 16.", ge=1, le=1024
+    )
+    variant: Literal["houlsby", "pfeiffer"] | None = spec_field(
+        "train",
+        "Adapters after attention and feed-forward parts (houlsby), or after the latter alone. Default: pfeiffer.",
     )
     virtual_tokens: int | None = spec_field(
         "train", "Learned tokens; data.maxLength leaves room for them. Default: 20.", ge=1, le=4096
@@ -301,7 +309,7 @@ class Training(Model):
     )
     learning_rate: float | None = spec_field(
         "train",
-        "Peak learning rate. Default: 2e-5 for full, 1e-3 for head, 2e-4 for lora and dora, 3e-3 for ia3, 3e-2 for prompt, 1e-2 for prefix; with optimizer sgd 1e-2.",
+        "Peak learning rate. Default: 2e-5 for full, 1e-3 for head, 2e-4 for lora and dora, 1e-3 for adapter, 3e-3 for ia3, 3e-2 for prompt, 1e-2 for prefix; with optimizer sgd 1e-2.",
         gt=0,
         le=10,
     )
@@ -485,12 +493,7 @@ def _primary(name: str, kind: TaskKind) -> Rule:
         f"self.task.type != '{name}' || !has(self.evaluation) || !has(self.evaluation.primary) || "
         f"self.evaluation.primary in [{options}]",
         f"evaluation.primary for {name} is one of {', '.join(kind.metrics)}",
-        lambda spec: (
-            spec.task.type != name
-            or spec.evaluation is None
-            or spec.evaluation.primary is None
-            or spec.evaluation.primary in kind.metrics
-        ),
+        lambda spec: at(spec, "task.type") != name or at(spec, "evaluation.primary") in (None, *kind.metrics),
     )
 
 
@@ -499,11 +502,11 @@ def _method(name: str, kind: TaskKind, method: MethodType) -> Rule:
     return Rule(
         f"self.task.type != '{name}' || !has(self.method) || self.method.type != '{method}'",
         f"method {method} does not go with {name}: {kind.refused[method]}",
-        lambda spec: spec.task.type != name or spec.method is None or spec.method.type != method,
+        lambda spec: at(spec, "task.type") != name or at(spec, "method.type") != method,
     )
 
 
-_UNMERGED = ("prompt", "prefix")
+_UNMERGED = ("adapter", "prompt", "prefix")
 """Methods without weights that could be folded into the base."""
 
 
@@ -511,14 +514,28 @@ class FineTuneJobSpec(Model):
     rules: ClassVar[tuple[Rule, ...]] = (
         *(_primary(name, kind) for name, kind in TASKS.items() if set(kind.metrics) < set(get_args(Metric))),
         *(_method(name, kind, method) for name, kind in TASKS.items() for method in kind.refused),
+        *(
+            never_beside(field, "task.type", values=(name,), reason=reason)
+            for name, kind in TASKS.items()
+            for field, reason in kind.without.items()
+        ),
         Rule(
             f"!has(self.output.merge) || !self.output.merge || !has(self.method) || !(self.method.type in {list(_UNMERGED)})",
-            "output.merge makes no sense with method prompt or prefix: learned tokens are no part of the base's weights",
+            "output.merge makes no sense with method adapter, prompt or prefix: what they learn cannot be folded into weights",
             lambda spec: at(spec, "output.merge") is not True or at(spec, "method.type") not in _UNMERGED,
         ),
         only_beside("training.l2sp", "method.type", values=("full",), default="full"),
         never_beside(
-            "training.layerwiseDecay", "method.type", values=("head",), reason="whose trunk has no learning rate"
+            "training.layerwiseDecay",
+            "method.type",
+            values=("head", "prompt", "prefix"),
+            reason="in which no layer of the trunk has a learning rate",
+        ),
+        never_beside(
+            "training.gradientCheckpointing",
+            "method.type",
+            values=("prefix",),
+            reason="whose learned keys and values a second forward pass would not see",
         ),
         never_beside(
             "training.neftune", "method.type", values=("head",), reason="whose trunk, embeddings too, stays as it is"
@@ -634,6 +651,8 @@ class ModelStatus(Model):
     uri: str = Field(description="Directory of the model, readable by from_pretrained.", max_length=2048)
     digest: str = Field(description="SHA-256 over its files.", max_length=80)
     size_bytes: int = Field(description="Size of its files in bytes.")
+    trainable_parameters: int | None = Field(None, description="Parameters that were trained.")
+    parameters: int | None = Field(None, description="Parameters of the model, with what the method added.")
 
 
 class Usage(Model):

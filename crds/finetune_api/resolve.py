@@ -48,7 +48,16 @@ from finetune_api.tasks import TASKS
 
 T = TypeVar("T")
 
-LEARNING_RATES = {"full": 2e-5, "head": 1e-3, "lora": 2e-4, "dora": 2e-4, "ia3": 3e-3, "prompt": 3e-2, "prefix": 1e-2}
+LEARNING_RATES = {
+    "full": 2e-5,
+    "head": 1e-3,
+    "lora": 2e-4,
+    "dora": 2e-4,
+    "adapter": 1e-3,
+    "ia3": 3e-3,
+    "prompt": 3e-2,
+    "prefix": 1e-2,
+}
 SGD_LEARNING_RATE = 1e-2
 """The steps of sgd are as large as the gradients, those of the others about one."""
 
@@ -177,6 +186,11 @@ def _method(spec: FineTuneJobSpec) -> MethodConfig:
             "dropout": first(method.dropout, default=0.05),
             # None, not false: so that the identity of a run without it is what it was before there was this field
             "rank_stabilized": method.rank_stabilized or None,
+        }
+    if method.type == "adapter":
+        values |= {
+            "reduction": first(method.reduction, default=16),
+            "variant": first(method.variant, default="pfeiffer"),
         }
     if method.type in ("prompt", "prefix"):
         values["virtual_tokens"] = first(method.virtual_tokens, default=20)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 TaskType = Literal["text-classification"]
-MethodType = Literal["full", "head", "lora", "dora", "ia3", "prompt", "prefix"]
+MethodType = Literal["full", "head", "lora", "dora", "adapter", "ia3", "prompt", "prefix"]
 Metric = Literal["accuracy", "precision", "recall", "f1", "f1-micro", "f1-weighted", "loss"]
 
 
@@ -25,6 +25,8 @@ class TaskKind:
     """The metric that chooses the best checkpoint unless the document names another."""
     refused: Mapping[MethodType, str] = field(default_factory=dict)
     """Methods that make no sense with it, each with the reason."""
+    without: Mapping[str, str] = field(default_factory=dict)
+    """Other fields that make no sense with it, such as training.neftune for images, each with the reason."""
 
 
 TASKS: Mapping[TaskType, TaskKind] = {

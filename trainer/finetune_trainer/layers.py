@@ -91,6 +91,11 @@ def output_projections(model: Any) -> Projections:
     return found
 
 
+def width_of(layer: Any) -> int:
+    """How wide the output of a linear layer is."""
+    return int(layer.out_features if isinstance(layer, torch.nn.Linear) else layer.nf)
+
+
 def _attends(module: torch.nn.Module) -> bool:
     return "attention" in type(module).__name__.lower() and bool(_linear_layers(module))
 

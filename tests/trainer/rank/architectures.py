@@ -1,8 +1,14 @@
 """Small models of real classes with random weights, and inputs for each."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import torch
+
+from finetune_api.contract import MethodConfig
+from finetune_trainer import adapt, checkpoint
+from finetune_trainer.model import Loaded
 
 SMALL = {
     "vocab_size": 60,
@@ -113,3 +119,27 @@ def inputs_for(name: str, *, rows: int = 2) -> dict[str, torch.Tensor]:
     if name in ("t5", "bart", "marian"):
         found["decoder_input_ids"] = torch.cat([torch.full((rows, 1), 2), ids[:, :4]], dim=1)
     return found
+
+
+def tuned(name: str, config: MethodConfig, *, fresh: frozenset[str] = frozenset()) -> tuple[adapt.Method, Any]:
+    """A model after two large steps by a method, so that what was added says something."""
+    method = adapt.get(config)
+    model = method.prepare(Loaded(make(name), fresh), seed=1)
+    optimizer = torch.optim.Adam(checkpoint.trainable(model).values(), lr=0.05)
+    method.train(model)
+    for step in range(2):
+        method.before_step(model, step)
+        optimizer.zero_grad()
+        found = model(**inputs_for(name))
+        logits = found.start_logits * found.end_logits if "start_logits" in found else found.logits
+        logits.square().mean().backward()
+        optimizer.step()
+    return method, model.eval()
+
+
+def published(hint: str, directory: Path, base: Path) -> Any:
+    """The model that the card's code loads; its line about the tokenizer is left out."""
+    code = "\n".join(line for line in hint.splitlines() if not re.match("(tokenizer|processor) = ", line))
+    names: dict[str, Any] = {"directory": str(directory), "base_directory": str(base)}
+    exec(code, names)
+    return names["model"].eval()

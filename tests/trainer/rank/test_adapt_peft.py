@@ -1,14 +1,14 @@
 """Additions by PEFT, for every kind of model: what trains, what is saved, that it loads and merges."""
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from tests.trainer.rank.architectures import ARCHITECTURES, inputs_for, make
+from tests.trainer.rank.architectures import ARCHITECTURES, inputs_for, make, published
+from tests.trainer.rank.architectures import tuned as tuned_by
 
 from finetune_api.contract import MethodConfig
 from finetune_trainer import adapt, checkpoint
@@ -46,32 +46,12 @@ def prepared(name: str, kind: Any, *, fresh: frozenset[str] = frozenset(), **fie
     return method, method.prepare(Loaded(make(name), fresh), seed=1)
 
 
-def loss_of(model: Any, name: str) -> torch.Tensor:
-    found = model(**inputs_for(name))
-    logits = found.start_logits * found.end_logits if "start_logits" in found else found.logits
-    return logits.square().mean()
-
-
-def tuned(name: str, kind: Any, **fields: Any) -> tuple[adapt.Method, Any]:
-    """A few large steps, so that additions say something."""
-    method, model = prepared(name, kind, **fields)
-    optimizer = torch.optim.Adam(checkpoint.trainable(model).values(), lr=0.05)
-    method.train(model)
-    for step in range(2):
-        method.before_step(model, step)
-        optimizer.zero_grad()
-        loss_of(model, name).backward()
-        optimizer.step()
-    return method, model.eval()
+def tuned(name: str, kind: Any, *, fresh: frozenset[str] = frozenset()) -> tuple[adapt.Method, Any]:
+    return tuned_by(name, MethodConfig(type=kind, **METHODS[kind]), fresh=fresh)
 
 
 def loaded_as_the_card_says(method: adapt.Method, model: Any, directory: Path, base: Path, *, merge: bool) -> Any:
-    """Runs the card's code but for the tokenizer's line."""
-    hint = method.load_hint(model, merge=merge)
-    code = "\n".join(line for line in hint.splitlines() if not re.match("(tokenizer|processor) = ", line))
-    names: dict[str, Any] = {"directory": str(directory), "base_directory": str(base)}
-    exec(code, names)
-    return names["model"].eval()
+    return published(method.load_hint(model, merge=merge), directory, base)
 
 
 @pytest.mark.parametrize(("name", "kind"), CELLS)

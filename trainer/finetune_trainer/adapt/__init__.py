@@ -2,6 +2,7 @@
 
 from finetune_api.contract import MethodConfig
 from finetune_trainer.adapt.base import Method, Shortcut
+from finetune_trainer.adapt.bottleneck import Bottleneck
 from finetune_trainer.adapt.full import Full
 from finetune_trainer.adapt.head import Head
 from finetune_trainer.adapt.ia3 import Ia3
@@ -20,6 +21,8 @@ def get(config: MethodConfig) -> Method:
             return Head()
         case "lora" | "dora":
             return Lora(config)
+        case "adapter":
+            return Bottleneck(config)
         case "ia3":
             return Ia3(config)
         case "prompt" | "prefix":
