@@ -1,4 +1,4 @@
-"""`make test-trainer-all`: every cell of the matrix, written to docs/matrix.md; ends with 1 when a cell misses its margin.
+"""`make test-trainer-all`: every cell of the matrix, written to docs/matrix.md; ends with 1 when one misses its margin.
 
 `python -m tests.matrix [TASK...]` runs some tasks only and writes nothing.
 """
@@ -56,7 +56,8 @@ def main(wanted: list[str]) -> int:
     if not wanted:
         TARGET.write_text(_document(lines, seconds=time.monotonic() - started))
     print(
-        f"{len(lines)} cells, {len(bad)} bad, {len(slow)} slower than {SECONDS:.0f} s, {time.monotonic() - started:.0f} s"
+        f"{len(lines)} cells, {len(bad)} bad, {len(slow)} slower than {SECONDS:.0f} s, "
+        f"{time.monotonic() - started:.0f} s in all"
     )
     return 1 if bad else 0
 
@@ -86,17 +87,19 @@ def _said(line: Line) -> str:
     if line.figures is None:
         return f"{line.cell}: FAILED: {line.error}"
     verdict = "BAD" if line.bad else "ok"
-    return f"{line.cell}: {verdict} gain {line.figures.gain:.4g}, wanted {line.cell.margin:g}; {line.figures} in {line.seconds:.1f} s"
+    found = f"gain {line.figures.gain:.4g}, wanted {line.cell.margin:g}"
+    return f"{line.cell}: {verdict} {found}; {line.figures} in {line.seconds:.1f} s"
 
 
 def _document(lines: list[Line], *, seconds: float) -> str:
     tables = "\n\n".join(_section(task, [line for line in lines if line.cell.task == task]) for task in KINDS)
     return f"""# Every task with every method
 
-Written by `make test-trainer-all` ({seconds / 60:.0f} minutes for {len(lines)} cells). A cell fine-tunes a tiny model,
-pretrained for seconds (tests/matrix/kinds.py), on {ROWS} generated rows, on one process and on two, and is measured on rows never seen: it says
-that a task works with a method, not how good a real model becomes. Its figure must beat the baseline in bold by the
-margin. What makes no sense is refused by `finetune validate`, and by the API server, with the reason given.
+Written by `make test-trainer-all` ({seconds / 60:.0f} minutes for {len(lines)} cells). A cell fine-tunes a tiny
+model, pretrained for seconds (tests/matrix/kinds.py), on {ROWS} generated rows, on one process and on two, and is
+measured on rows never seen: it says that a task works with a method, not how good a real model becomes. Its figure must
+beat the baseline in bold by the margin. What makes no sense is refused by `finetune validate`, and by the API server,
+with the reason given.
 
 {tables}
 """

@@ -1,8 +1,8 @@
 """One entry a task: tiny bases, 300 rows that can be learned, and the margin a tuned model must have.
 
 The matrix asks of every task and method whether training works at all, on one process and on two: whether the metric
-on rows never seen beats the baseline by the margin that stands here. Bases are real classes of transformers, pretrained for
-seconds and so small that a cell takes seconds; what they can learn in 300 rows is small, too, and so are some margins.
+on rows never seen beats the baseline by the margin that stands here. Bases are real classes of transformers, pretrained
+for seconds and so small that a cell takes seconds; what they can learn in 300 rows is small, and so are some margins.
 """
 
 import random
@@ -15,7 +15,7 @@ from finetune_api.tasks import MethodType, TaskType
 
 ROWS, TEST_ROWS = 300, 100
 PRETRAIN_STEPS = 400
-WORDS = tuple(["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu", "nu", "xi", "omicron", "pi", "rho", "sigma"])
+WORDS = tuple(f"{first}{last}" for first in ("al", "be", "ga", "de", "ep", "ze") for last in ("pha", "ta", "mma"))
 COLOURS = ("red", "green", "blue")
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[BOS]", "[EOS]")
 Rows = list[dict[str, Any]]
