@@ -3,7 +3,6 @@
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import AfterValidator, Field, StringConstraints
-from pydantic.alias_generators import to_snake
 
 from finetune_api.base import (
     Model,
@@ -52,9 +51,7 @@ def _role(role: str) -> Rule:
     return Rule(
         f"self.type in [{options}] || !has(self.columns) || !has(self.columns.{role})",
         f"columns.{role} goes only with type: {' or '.join(allowed)}",
-        lambda task: (
-            task.type in allowed or task.columns is None or getattr(task.columns, to_snake(role), None) is None
-        ),
+        lambda task: task.type in allowed or at(task, f"columns.{role}") is None,
     )
 
 
@@ -170,15 +167,16 @@ class Unfreeze(Model):
 class Method(Model):
     rules: ClassVar[tuple[Rule, ...]] = (
         only_with("type", values=("full",), fields=("freeze", "unfreeze")),
-        only_with("type", values=("lora", "dora"), fields=("rank", "alpha", "dropout", "rankStabilized")),
-        only_with("type", values=("lora", "dora", "ia3"), fields=("targets",)),
+        only_with("type", values=("lora", "qlora", "dora"), fields=("rank", "alpha", "dropout", "rankStabilized")),
+        only_with("type", values=("lora", "qlora", "dora", "ia3"), fields=("targets",)),
+        only_with("type", values=("qlora",), fields=("quantization", "doubleQuant")),
         only_with("type", values=("adapter",), fields=("reduction", "variant")),
         only_with("type", values=("prompt", "prefix"), fields=("virtualTokens",)),
     )
 
     type: MethodType = spec_field(
         "train",
-        "full trains all weights, head only the new output layer, lora low-rank additions, dora those with magnitudes of "
+        "full trains all weights, head only the new output layer, lora low-rank additions, qlora those over a base of four bits, dora those with magnitudes of "
         "their own, adapter small layers between the base's, ia3 factors on keys, values and feed-forward layers, prompt tokens before each row, prefix keys and "
         "values before each layer's.",
         required=True,
@@ -201,6 +199,12 @@ class Method(Model):
         "the second layer of each feed-forward part.",
         min_length=1,
         max_length=64,
+    )
+    quantization: Literal["nf4", "fp4"] | None = spec_field(
+        "train", "The four-bit numbers the base is kept in. Default: nf4."
+    )
+    double_quant: bool | None = spec_field(
+        "train", "Whether the scales of blocks of four-bit numbers are quantised, too. Default: true."
     )
     reduction: int | None = spec_field(
         "train", "By how much narrower than the model the inside of an adapter is. Default: 16.", ge=1, le=1024
@@ -325,7 +329,7 @@ class Training(Model):
     )
     learning_rate: float | None = spec_field(
         "train",
-        "Peak learning rate. Default: 2e-5 for full, 1e-3 for head, 2e-4 for lora and dora, 1e-3 for adapter, 3e-3 for ia3, 3e-2 for prompt, 1e-2 for prefix; with optimizer sgd 1e-2.",
+        "Peak learning rate. Default: 2e-5 for full, 1e-3 for head, 2e-4 for lora, qlora and dora, 1e-3 for adapter, 3e-3 for ia3, 3e-2 for prompt, 1e-2 for prefix; with optimizer sgd 1e-2.",
         gt=0,
         le=10,
     )
@@ -514,7 +518,11 @@ def _primary(name: str, kind: TaskKind) -> Rule:
         f"self.task.type != '{name}' || !has(self.evaluation) || !has(self.evaluation.primary) || "
         f"self.evaluation.primary in [{options}]",
         f"evaluation.primary for {name} is one of {', '.join(kind.metrics)}",
-        lambda spec: at(spec, "task.type") != name or at(spec, "evaluation.primary") in (None, *kind.metrics),
+        lambda spec: (
+            at(spec, "task.type") != name
+            or at(spec, "evaluation.primary") in kind.metrics
+            or at(spec, "evaluation.primary") not in get_args(Metric)  # or None; it is a problem of its own
+        ),
     )
 
 
@@ -678,6 +686,8 @@ class ModelStatus(Model):
     uri: str = Field(description="Directory of the model, readable by from_pretrained.", max_length=2048)
     digest: str = Field(description="SHA-256 over its files.", max_length=80)
     size_bytes: int = Field(description="Size of its files in bytes.")
+    trainable_parameters: int | None = Field(None, description="Parameters that were trained.")
+    parameters: int | None = Field(None, description="Parameters of the model, with what the method added.")
 
 
 class Usage(Model):

@@ -8,10 +8,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-TaskType = Literal["text-classification", "causal-lm"]
-MethodType = Literal["full", "head", "lora", "dora", "adapter", "ia3", "prompt", "prefix"]
+TaskType = Literal[
+    "text-classification",
+    "causal-lm",
+]
+MethodType = Literal["full", "head", "lora", "qlora", "dora", "adapter", "ia3", "prompt", "prefix"]
 Metric = Literal[
-    "accuracy", "precision", "recall", "f1", "f1-micro", "f1-weighted", "loss", "perplexity", "token-accuracy"
+    "accuracy",
+    "precision",
+    "recall",
+    "f1",
+    "f1-micro",
+    "f1-weighted",
+    "loss",
+    "perplexity",
+    "token-accuracy",
 ]
 
 

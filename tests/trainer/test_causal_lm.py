@@ -1,6 +1,6 @@
 """Texts as rows of the store, and what the metrics make of them. Nothing here needs torch but the tests of tensors."""
 
-from itertools import dropwhile
+from itertools import dropwhile, pairwise
 from typing import Any
 
 import numpy as np
@@ -58,7 +58,7 @@ def test_pieces_hold_every_token_in_order_and_each_but_the_first_is_predicted_on
     pieces = split(ids, limit)
     assert all(2 <= len(piece) <= limit for piece in pieces)
     assert [pieces[0][0], *(token for piece in pieces for token in piece[1:])] == ids
-    assert all(piece[0] == before[-1] for before, piece in zip(pieces, pieces[1:], strict=False))
+    assert all(piece[0] == before[-1] for before, piece in pairwise(pieces))
 
 
 @given(st.lists(st.sampled_from([1, 2, 7, 8]), max_size=12))
@@ -88,7 +88,12 @@ def test_a_text_of_an_end_alone_is_refused(files: dict[bool, str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "config", [{"is_encoder_decoder": True}, {"architectures": ["BertForMaskedLM"]}, {"architectures": ["T5Model"], "is_encoder_decoder": True}]
+    "config",
+    [
+        {"is_encoder_decoder": True},
+        {"architectures": ["BertForMaskedLM"]},
+        {"architectures": ["T5Model"], "is_encoder_decoder": True},
+    ],
 )
 def test_a_model_of_another_kind_is_refused(files: dict[bool, str], config: dict[str, Any]) -> None:
     with pytest.raises(DataError, match="no causal language model; give one such as GPT-2 or Llama"):
@@ -96,7 +101,7 @@ def test_a_model_of_another_kind_is_refused(files: dict[bool, str], config: dict
 
 
 def test_a_model_that_names_no_end_is_refused(files: dict[bool, str]) -> None:
-    with pytest.raises(DataError, match="add eos_token_id to config.json"):
+    with pytest.raises(DataError, match="add eos_token_id to config"):
         TASK.facts(tools_of(files[True], eos_token_id=None))
 
 

@@ -7,9 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finetune_trainer.data.order import (
+    Mixture,
     Order,
+    Part,
     evaluation_interval,
     micro_batches,
+    parts_of,
     permute,
     total_steps,
 )
@@ -106,3 +109,79 @@ def test_the_evaluation_interval_is_at_least_one_step() -> None:
     assert evaluation_interval(steps_per_epoch=10, steps=None, epochs=0.5) == 5
     assert evaluation_interval(steps_per_epoch=10, steps=None, epochs=0.01) == 1
     assert evaluation_interval(steps_per_epoch=10, steps=3, epochs=None) == 3
+
+
+WEIGHTS = st.one_of(st.sampled_from([0.5, 1.0, 2.0, 3.0]), st.floats(0.01, 5))
+PARTS = st.lists(st.tuples(st.integers(1, 60), WEIGHTS), min_size=1, max_size=4)
+
+
+def mixture(parts: list[tuple[int, float]], seed: int) -> Mixture:
+    firsts = np.cumsum([0, *[rows for rows, _ in parts]])
+    return Mixture([Part(int(first), *part) for first, part in zip(firsts, parts, strict=False)], seed=seed)
+
+
+def counts(mixed: Mixture, epoch: int) -> list[int]:
+    rows = sum(part.rows for part in mixed.parts)
+    return np.bincount(mixed.resolve(epoch, np.arange(mixed.rows)), minlength=rows).tolist()
+
+
+@given(PARTS, SEEDS, st.integers(0, 50))
+def test_a_row_of_weight_w_comes_floor_or_ceil_of_w_times_an_epoch(
+    parts: list[tuple[int, float]], seed: int, epoch: int
+) -> None:
+    mixed = mixture(parts, seed)
+    seen = counts(mixed, epoch)
+    for part in mixed.parts:
+        mine = seen[part.first : part.first + part.rows]
+        assert set(mine) <= {int(part.weight), int(part.weight) + 1}
+        assert abs(sum(mine) - part.weight * part.rows) <= 0.5 or sum(mine) == 1
+
+
+@given(PARTS, SEEDS, st.integers(1, 12))
+def test_over_the_epochs_rows_of_a_source_are_seen_equally_often(
+    parts: list[tuple[int, float]], seed: int, epochs: int
+) -> None:
+    mixed = mixture(parts, seed)
+    seen = np.sum([counts(mixed, epoch) for epoch in range(epochs)], axis=0)
+    for part in mixed.parts:
+        mine = seen[part.first : part.first + part.rows]
+        assert mine.max() - mine.min() <= 1
+
+
+@given(PARTS, SEEDS, st.integers(0, 9))
+def test_an_epoch_has_the_same_number_of_rows_as_any_other(
+    parts: list[tuple[int, float]], seed: int, epoch: int
+) -> None:
+    assert sum(counts(mixture(parts, seed), epoch)) == mixture(parts, seed).rows
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=4), SEEDS, st.integers(0, 9))
+def test_weights_of_one_change_nothing(sizes: list[int], seed: int, epoch: int) -> None:
+    mixed = mixture([(size, 1.0) for size in sizes], seed)
+    assert mixed.resolve(epoch, np.arange(mixed.rows)).tolist() == list(range(sum(sizes)))
+
+
+@settings(deadline=None)
+@given(PARTS, st.integers(1, 12), SEEDS, st.integers(0, 3))
+def test_the_batches_of_an_epoch_are_the_mixture(
+    parts: list[tuple[int, float]], batch_size: int, seed: int, epoch: int
+) -> None:
+    mixed = mixture(parts, seed)
+    lengths = np.arange(sum(rows for rows, _ in parts)) % 17
+    batches = Order(mixed.rows, batch_size, seed, lengths, mixed)
+    first = epoch * batches.steps_per_epoch
+    seen = np.concatenate([batches.batch(step) for step in range(first, first + batches.steps_per_epoch)])
+    assert sorted(seen) == sorted(mixed.resolve(epoch, np.arange(mixed.rows)))
+
+
+def test_the_rows_of_half_a_source_alternate_between_epochs() -> None:
+    mixed = mixture([(10, 1.0), (100, 0.5)], 3)
+    one, two = (set(mixed.resolve(epoch, np.arange(10, 60)).tolist()) for epoch in (0, 1))
+    assert one | two == set(range(10, 110))
+    assert not one & two
+
+
+def test_parts_are_the_runs_of_equal_sources() -> None:
+    sources = np.array([4, 4, 5, 7, 7, 7], dtype=np.int32)
+    assert parts_of(sources, {5: 0.5, 7: 2.0}) == [Part(0, 2), Part(2, 1, 0.5), Part(3, 3, 2.0)]
+    assert parts_of(sources[:0], {}) == []

@@ -56,8 +56,8 @@ class Setup:
     plan: Plan
     order: Order
     rows: Rows
-    """What batches are made of, by the numbers that `count` and `inputs_of` take: the training rows in the encoded store,
-    or packs of them. The order counts them from 0."""
+    """What batches are made of, by numbers that `count` and `inputs_of` take: rows of the encoded store, or packs of
+    them. The order counts them from 0."""
     count: Callable[[Rows], int]
     inputs_of: InputsOf
     train_mode: Callable[[], None]

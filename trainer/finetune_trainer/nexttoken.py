@@ -156,8 +156,8 @@ def _check_causal(model: Any, inputs: Inputs) -> None:
     after = _answer(model, {**inputs, "input_ids": other})[:, :-1]
     if float((before - after).abs().max()) > 1e-3 * float(before.abs().max()):
         raise ModelError(
-            f"{type(plain_of(model)).__name__} sees the tokens that it is to predict, so it is no causal language model: "
-            "give a base such as GPT-2 or Llama."
+            f"{type(plain_of(model)).__name__} sees the tokens that it is to predict, so it is no causal language "
+            "model: give a base such as GPT-2 or Llama."
         )
 
 
@@ -200,4 +200,8 @@ def packing_differs(model: Any, packed: Inputs, alone: list[Inputs], *, toleranc
     except Exception as error:  # an architecture that takes no positions
         return f"{name} cannot read packed rows ({str(error).strip().partition(chr(10))[0][:120]})"
     worst = float((together[: len(apart)] - apart).abs().max() / apart.abs().max())
-    return None if worst <= tolerance else f"{name} answers packed rows otherwise than alone (by {worst:.2g} of its logits)"
+    return (
+        None
+        if worst <= tolerance
+        else f"{name} answers packed rows otherwise than alone (by {worst:.2g} of its logits)"
+    )

@@ -1,4 +1,4 @@
-"""What batches are made of: rows, or packs of rows where the task has them and the model is proven to keep them apart."""
+"""What batches are made of: rows, or packs of them where the task has them and the model keeps their rows apart."""
 
 import logging
 from collections.abc import Callable

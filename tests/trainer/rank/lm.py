@@ -115,7 +115,9 @@ def make_lm(kind: str = "llama", *, vocabulary: int = 60, **changed: Any) -> Any
     return AutoModelForCausalLM.from_config(config).eval()
 
 
-def save_lm(directory: Path, kind: str = "llama", *, bos: bool = True, template: str | None = None, **changed: Any) -> Path:
+def save_lm(
+    directory: Path, kind: str = "llama", *, bos: bool = True, template: str | None = None, **changed: Any
+) -> Path:
     """A base model's directory."""
     size = save_tokenizer(directory, bos=bos, template=template)
     make_lm(kind, vocabulary=size, **changed).save_pretrained(directory)

@@ -23,6 +23,7 @@ from finetune_trainer.loop import Objective, Setup, train
 from finetune_trainer.model import ModelError
 from finetune_trainer.nexttoken import NextToken, packing_differs
 from finetune_trainer.optim import make_optimizer
+from finetune_trainer.regularise import add_noise
 from finetune_trainer.world import World
 
 STEPS = 50
@@ -44,7 +45,9 @@ def batch_of(store: Memory, rows: Any) -> dict[str, torch.Tensor]:
     return tensors(LEARNER.collate(store, np.asarray(rows)))
 
 
-def losses_of(model: Any, store: Memory, settings: TrainingConfig, packs: Packs | None) -> tuple[list[float], list[Any]]:
+def losses_of(
+    model: Any, store: Memory, settings: TrainingConfig, packs: Packs | None
+) -> tuple[list[float], list[Any]]:
     """Ours, and the batches of each step."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
@@ -123,7 +126,9 @@ def test_losses_and_gradients_equal_those_of_all_logits(store: Memory, kind: str
     labels = inputs.pop("labels")
     ours = next_token.loss(model, inputs, labels)
     ours.backward()
-    gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+    gradients = {
+        name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None
+    }
     model.zero_grad()
     logits = model(**inputs).logits
     theirs = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), reduction="sum")
@@ -185,6 +190,22 @@ def test_a_model_that_mixes_packed_rows_is_found_out(store: Memory) -> None:
     assert packing_differs(make_lm(), masked, alone) is not None  # a mask of ones undoes it
 
 
+def test_noise_on_packed_rows_is_what_each_has_by_itself(store: Memory) -> None:
+    model = make_lm().train()
+    add_noise(model, alpha=5.0)
+    seen: list[torch.Tensor] = []
+    embedding = model.get_input_embeddings()
+    embedding.register_forward_hook(lambda _module, _inputs, states: seen.append(states.detach()))
+    batch = LEARNER.model_inputs(tensors(LEARNER.collate_packs(store, [np.array([8, 9])])))
+    LEARNER._next._last[model] = True  # type: ignore[attr-defined]  # proven already
+    LEARNER.loss(model, {**batch, "labels": batch["input_ids"]})
+    noise = (seen[0] - embedding.weight[batch["input_ids"]]).abs()[0]
+    first, second = store.lengths(np.array([8, 9]))
+    for rows, tokens in ((noise[:first], first), (noise[first:], second)):
+        most = 5.0 / (tokens * 16) ** 0.5
+        assert 0.8 * most < float(rows.max()) <= most
+
+
 # --- whole runs ---
 
 SPEC: dict[str, Any] = {
@@ -198,16 +219,12 @@ STEP = ("finetune_trainer.training", "Duties", "due")
 
 def texts(count: int) -> list[dict[str, Any]]:
     draw = random.Random(0)
-    colours, animals = ("red", "green", "blue"), ("cat", "dog")
-    return [
-        {
-            "text": " ".join(
-                f"the {draw.choice(colours)} {draw.choice(animals)} {draw.choice(('sees', 'likes'))} the {draw.choice(animals)}"
-                for _ in range(draw.randint(1, 6))
-            )
-        }
-        for _ in range(count)
-    ]
+
+    def sentence() -> str:
+        colour, verb = draw.choice(("red", "green", "blue")), draw.choice(("sees", "likes"))
+        return f"the {colour} {draw.choice(('cat', 'dog'))} {verb} the {draw.choice(('cat', 'dog'))}"
+
+    return [{"text": " ".join(sentence() for _ in range(draw.randint(1, 6)))} for _ in range(count)]
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ each row exactly once an epoch.
 """
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil
@@ -60,13 +61,85 @@ def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 @dataclass(frozen=True)
+class Part:
+    """Rows `first` to `first + rows - 1`, which come from one source, each seen `weight` times an epoch."""
+
+    first: int
+    rows: int
+    weight: float = 1.0
+
+    @property
+    def copies(self) -> int:
+        """How often every row is seen each epoch."""
+        return int(self.weight)
+
+    @property
+    def chosen(self) -> int:
+        """How many rows are seen once more; at least one where otherwise none would be seen."""
+        rest = round((self.weight - self.copies) * self.rows)
+        return max(rest, min(1, self.rows)) if not self.copies else rest
+
+    @property
+    def size(self) -> int:
+        """Rows an epoch, the same in every epoch."""
+        return self.copies * self.rows + self.chosen
+
+
+class Mixture:
+    """Which rows an epoch is made of, when sources are seen more or less often than others (rehearsal data is one).
+
+    An epoch is a range of virtual rows, part after part. Of a part with the weight w every row comes floor(w) times,
+    and a choice of the fraction's rows once more. The choices of consecutive epochs follow each other through one keyed
+    permutation of the part: over the epochs each row is seen as often as any other, give or take one. Nothing is
+    stored, however many rows there are.
+    """
+
+    def __init__(self, parts: Sequence[Part], *, seed: int) -> None:
+        self.parts = tuple(parts)
+        self._ends = np.cumsum([part.size for part in self.parts])
+        self._keys = [derive(seed, "weight", number) for number in range(len(self.parts))]
+
+    @property
+    def rows(self) -> int:
+        """Rows an epoch."""
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def resolve(self, epoch: int, virtual: Rows) -> Rows:
+        """The rows behind virtual rows of an epoch. With weights of 1 these are themselves."""
+        found = np.empty_like(virtual)
+        numbers = np.searchsorted(self._ends, virtual, side="right")
+        for number in np.unique(numbers):
+            part, mine = self.parts[number], numbers == number
+            places = virtual[mine] - (self._ends[number] - part.size)
+            whole = part.copies * part.rows
+            chosen = (epoch * part.chosen + places - whole) % part.rows
+            again = permute(chosen, size=part.rows, key=self._keys[number])
+            found[mine] = part.first + np.where(places < whole, places % part.rows, again)
+        return found
+
+
+def parts_of(sources: NDArray[np.integer], weights: Mapping[int, float]) -> list[Part]:
+    """Parts for rows whose sources are given, equal ones beside each other; a source without a weight has 1."""
+    starts = np.flatnonzero(np.diff(sources, prepend=-1))
+    ends = np.append(starts, len(sources))[1:]
+    return [
+        Part(int(start), int(end - start), weights.get(int(sources[start]), 1.0))
+        for start, end in zip(starts, ends, strict=True)
+    ]
+
+
+@dataclass(frozen=True)
 class Order:
-    """The batches of a run over rows 0 to `rows` - 1, whose tokens are counted by `lengths`."""
+    """The batches of a run over rows 0 to `rows` - 1, whose tokens are counted by `lengths`.
+
+    With a mixture `rows` is its number of rows an epoch, and the batches hold the rows behind them.
+    """
 
     rows: int
     batch_size: int
     seed: int
     lengths: Lengths
+    mixture: Mixture | None = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -90,6 +163,8 @@ def _window(order: Order, epoch: int, window: int) -> list[Rows]:
     first = window * WINDOW * order.batch_size
     last = min(order.rows, first + WINDOW * order.batch_size)
     rows = permute(np.arange(first, last), size=order.rows, key=derive(order.seed, "rows", epoch))
+    if order.mixture is not None:
+        rows = order.mixture.resolve(epoch, rows)
     rows = rows[np.argsort(order.lengths[rows], kind="stable")]
     batches = [rows[start : start + order.batch_size] for start in range(0, len(rows), order.batch_size)]
     places = permute(np.arange(len(batches)), size=len(batches), key=derive(order.seed, "batches", epoch, window))

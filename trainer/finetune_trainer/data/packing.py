@@ -43,7 +43,7 @@ class _Make(NamedTuple):
     """How many rows of which lengths are in each of so many packs."""
 
     parts: tuple[tuple[int, int], ...]
-    count: int
+    packs: int
 
 
 def pack(rows: Rows, lengths: NDArray[np.int64], *, limit: int) -> Packs:
@@ -57,14 +57,14 @@ def pack(rows: Rows, lengths: NDArray[np.int64], *, limit: int) -> Packs:
     waiting = {int(n): rows[order[starts[i] : starts[i + 1]]] for i, n in enumerate(found)}
     blocks: list[Rows] = []
     sizes: list[NDArray[np.int64]] = []
-    for parts, count in makes:
+    for parts, number in makes:
         columns = []
         for length, copies in parts:
-            columns.append(waiting[length][: count * copies].reshape(count, copies))
-            waiting[length] = waiting[length][count * copies :]
+            columns.append(waiting[length][: number * copies].reshape(number, copies))
+            waiting[length] = waiting[length][number * copies :]
         block = np.concatenate(columns, axis=1)
         blocks.append(block.reshape(-1))
-        sizes.append(np.full(count, block.shape[1], dtype=np.int64))
+        sizes.append(np.full(number, block.shape[1], dtype=np.int64))
     if not blocks:
         return Packs(np.zeros(0, np.int64), np.zeros(1, np.int64))
     return Packs(np.concatenate(blocks), np.concatenate([[0], np.cumsum(np.concatenate(sizes))]).astype(np.int64))
@@ -91,14 +91,14 @@ def _fill(by_room: dict[int, list[_Make]], room: int, *, length: int, left: int)
     fit = room // length
     makes, by_room[room] = by_room[room], []
     for make in makes:
-        full = min(make.count, left // fit)
-        over = left - full * fit if full < make.count else 0  # fewer than fit: one more pack takes them
+        full = min(make.packs, left // fit)
+        over = left - full * fit if full < make.packs else 0  # fewer than fit: one more pack takes them
         for copies, number in ((fit, full), (over, 1 if over else 0)):
             if number:
                 part = _Make((*make.parts, (length, copies)), number)
                 by_room.setdefault(room - copies * length, []).append(part)
         left -= full * fit + over
-        rest = make.count - full - (1 if over else 0)
+        rest = make.packs - full - (1 if over else 0)
         if rest:
             by_room[room].append(_Make(make.parts, rest))
     if not by_room[room]:

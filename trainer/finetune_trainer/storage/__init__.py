@@ -45,6 +45,10 @@ def open_store(uri: str, settings: StorageSettings) -> Store:
         from .local import LocalStore
 
         return LocalStore(Path(os.path.normpath(path)))
+    if scheme == "hf":
+        from .hf import HfStore
+
+        return HfStore(bucket, path, settings)
     from .s3 import S3Store  # the SDK takes a third of a second to import; a local run needs none of it
 
     return S3Store(bucket, path, settings)

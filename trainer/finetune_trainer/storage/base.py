@@ -6,6 +6,7 @@ URI's scheme.
 """
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import BinaryIO, Literal, Protocol, runtime_checkable
 from urllib.parse import unquote
 
 MIB = 1024 * 1024
+_REPOSITORY = re.compile(r"((?:datasets/)?[\w.-]+/[\w.-]+(?:@[^/@]+)?)(/.*)?")
 
 
 @dataclass(frozen=True)
@@ -201,7 +203,8 @@ def check_prefix(prefix: str) -> str:
 def parse_uri(uri: str) -> tuple[str, str, str]:
     """Split a URI into scheme, bucket (empty for files) and path. Raises StorageError InvalidUri.
 
-    Keys of s3:// are taken as they stand; paths of file:// are percent-decoded, as `Path.as_uri` encodes them.
+    Keys of s3:// are taken as they stand; paths of file:// are percent-decoded, as `Path.as_uri` encodes them. The
+    bucket of hf:// is a repository, `org/name@revision` or the same after `datasets/`.
     """
     scheme, separator, rest = uri.partition("://")
     if separator and scheme == "s3":
@@ -212,9 +215,11 @@ def parse_uri(uri: str) -> tuple[str, str, str]:
         host, _, path = rest.partition("/")
         if host in ("", "localhost"):
             return "file", "", "/" + unquote(path).strip("/")
+    if separator and scheme == "hf" and (match := _REPOSITORY.fullmatch(rest)):
+        return "hf", match[1], (match[2] or "").strip("/")
     raise StorageError(
         "InvalidUri",
-        f"The URI {uri!r} names no store: use s3://bucket/key or file:///absolute/path.",
+        f"The URI {uri!r} names no store: use s3://bucket/key, hf://org/name@revision or file:///absolute/path.",
         environment=False,
     )
 
@@ -222,8 +227,8 @@ def parse_uri(uri: str) -> tuple[str, str, str]:
 def split_uri(uri: str) -> tuple[str, str]:
     """Split an object's URI into its store's (bucket or directory) and its key. Raises StorageError InvalidUri."""
     scheme, bucket, path = parse_uri(uri)
-    if scheme == "s3" and path and not uri.endswith("/"):
-        return f"s3://{bucket}", path
+    if scheme in ("s3", "hf") and path and not uri.endswith("/"):
+        return f"{scheme}://{bucket}", path
     directory, _, name = path.rpartition("/")
     if scheme == "file" and name and not uri.endswith("/"):
         return Path(directory or "/").as_uri(), name

@@ -64,8 +64,8 @@ class CausalLm(Task):
 
 
 def bounded(ids: list[int], *, begin: int | None, end: int) -> list[int]:
-    """A text's tokens with one token at its end that says so, and at most one at its beginning: where a text begins with
-    that token itself, the tokenizer adds another."""
+    """A text's tokens with one token at its end that says so, and at most one at its beginning: a text may begin with
+    that token itself, and the tokenizer adds another."""
     while begin is not None and ids[:2] == [begin, begin]:
         ids = ids[1:]
     return ids if ids[-1:] == [end] else [*ids, end]
@@ -99,7 +99,7 @@ class CausalLearner(LanguageLearner):
         """The pieces of a text belong together."""
         places = np.stack([outcomes["source"].astype(np.int64), outcomes["row"].astype(np.int64)])
         texts, number = np.unique(places, axis=1, return_inverse=True)
-        sums = {
+        sums: Outcomes = {
             name: np.bincount(number.reshape(-1), weights=outcomes[name], minlength=texts.shape[1])
             for name in ("loss", "count", "correct")
             if name in outcomes

@@ -88,8 +88,8 @@ def check_causal(tools: Tools) -> Text:
     if tools.model.get("is_encoder_decoder") or (kinds and all(name.endswith("MaskedLM") for name in kinds)):
         raise DataError(
             "ModelUnsuitable",
-            f"The base model ({', '.join(kinds) or tools.model.get('model_type')}) is no causal language model; give one "
-            "such as GPT-2 or Llama.",
+            f"The base model ({', '.join(kinds) or tools.model.get('model_type')}) is no causal language model; give "
+            "one such as GPT-2 or Llama.",
         )
     return tools.text
 
@@ -100,7 +100,7 @@ def end_of(text: Text) -> int:
     if end is None:
         raise DataError(
             "ModelIncomplete",
-            "Neither tokenizer_config.json nor config.json names a token that ends a text, without which the model would "
-            "never learn to stop; add eos_token_id to config.json.",
+            "Neither tokenizer_config.json nor config.json names a token that ends a text, without which the model "
+            "would never learn to stop; add eos_token_id to config.json.",
         )
     return end
