@@ -15,6 +15,7 @@ import rfc8785
 from finetune_api.contract import (
     CheckpointConfig,
     DataConfig,
+    GenerationConfig,
     MethodConfig,
     OutputConfig,
     PodsConfig,
@@ -29,6 +30,7 @@ from finetune_api.job import (
     Evaluation,
     Every,
     FineTuneJobSpec,
+    Generation,
     Method,
     Optimizer,
     PerNode,
@@ -120,6 +122,7 @@ def resolve(
         method=_method(spec),
         training=_training(spec),
         primary=first((spec.evaluation or Evaluation()).primary, default=TASKS[spec.task.type].primary),
+        decoding=_decoding(spec),
         checkpoint=_checkpoint(spec),
         output=OutputConfig(
             uri=spec.output.uri.rstrip("/"),
@@ -152,6 +155,9 @@ def _task(spec: FineTuneJobSpec) -> TaskConfig:
         type=spec.task.type,
         columns={role: named.get(role, name) for role, name in TASKS[spec.task.type].columns.items()},
         labels=spec.task.labels,
+        source_language=spec.task.source_language,
+        target_language=spec.task.target_language,
+        prefix=spec.task.prefix,
     )
 
 
@@ -165,6 +171,24 @@ def _data(spec: FineTuneJobSpec) -> DataConfig:
         test_uri=spec.data.test.uri if spec.data.test else None,
         max_length=first(spec.data.max_length, default=256),
         overlong=first(spec.data.overlong, default="Truncate"),
+        max_target_length=_target_length(spec),
+    )
+
+
+def _target_length(spec: FineTuneJobSpec) -> int | None:
+    return first(spec.data.max_target_length, default=128) if TASKS[spec.task.type].targets else None
+
+
+def _decoding(spec: FineTuneJobSpec) -> GenerationConfig | None:
+    if not TASKS[spec.task.type].generates:
+        return None
+    asked = spec.generation or Generation()
+    beam = asked.strategy == "beam"
+    return GenerationConfig(
+        strategy="beam" if beam else "greedy",
+        beams=first(asked.beams, default=4) if beam else 1,
+        max_new_tokens=first(asked.max_new_tokens, _target_length(spec), default=128),
+        length_penalty=asked.length_penalty,
     )
 
 
@@ -341,6 +365,7 @@ def train_identity(config: RunConfig, *, labels: list[str], inputs: Mapping[str,
     each attempt. Fields that came later than the recipe have a default in the contract and count only where they
     differ from it.
     """
+    targets = config.data.max_target_length
     training = config.training.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_defaults=True)
     for name in ("microBatch", "gradientCheckpointing"):
         training.pop(name, None)
@@ -352,6 +377,7 @@ def train_identity(config: RunConfig, *, labels: list[str], inputs: Mapping[str,
             "overlong": config.data.overlong,
             "validationFraction": config.data.validation_fraction,
             "groupBy": config.data.validation_group_by,
+            **({} if targets is None else {"maxTargetLength": targets}),
         },
         "inputs": dict(inputs),
         "method": config.method.document(),
@@ -365,9 +391,10 @@ def run_id(identity: Mapping[str, Any]) -> str:
     return digest(identity)[:16]
 
 
-def evaluation_id(run: str, *, test: str | None) -> str:
+def evaluation_id(run: str, config: RunConfig, *, test: str | None) -> str:
     """Identity of an evaluation; `test` is the SHA-256 of the test rows, None for the validation rows."""
-    return digest({"run": run, "test": test})[:16]
+    decoding = {} if config.decoding is None else {"decoding": config.decoding.document()}
+    return digest({"run": run, "test": test, **decoding})[:16]
 
 
 def publication_id(evaluation: str, config: RunConfig) -> str:
