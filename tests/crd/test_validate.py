@@ -7,8 +7,9 @@ from textwrap import dedent
 
 import pytest
 
-from finetune_api.job import FineTuneJob
+from finetune_api.job import Evaluation, FineTuneJob, FineTuneJobSpec, Task, _primary
 from finetune_api.profile import FineTuneProfile
+from finetune_api.tasks import TaskKind
 from finetune_api.validate import check, load_job, load_profile, main, written
 
 GOOD = """\
@@ -219,3 +220,17 @@ def test_paths_are_written_as_people_write_them() -> None:
 def test_what_is_no_resource_is_told_not_a_crash(text: str) -> None:
     documents = check(text, name="job.yaml")
     assert [document.valid for document in documents] == [False]
+
+
+def test_a_primary_metric_of_another_task_is_refused_with_the_list_of_its_own() -> None:
+    """Of a task with fewer metrics than there are; the validator asks about maps, the models about models."""
+    kind = TaskKind(columns={"text": "text"}, metrics=("accuracy", "loss"), primary="accuracy")
+    rule = _primary("text-classification", kind)
+    for metric, holds in (("accuracy", True), ("loss", True), ("f1", False), (None, True)):
+        task, evaluation = {"type": "text-classification"}, {"primary": metric} if metric else None
+        assert rule.holds(FineTuneJobSpec.model_construct(task=task, evaluation=evaluation)) is holds
+        typed = FineTuneJobSpec.model_construct(
+            task=Task(type="text-classification"), evaluation=Evaluation(primary=metric)
+        )
+        assert rule.holds(typed) is holds
+    assert rule.message == "evaluation.primary for text-classification is one of accuracy, loss"

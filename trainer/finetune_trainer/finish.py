@@ -16,6 +16,7 @@ from finetune_api.contract import TrainOutcome
 from finetune_api.job import EvaluationStatus, Metrics, ModelStatus
 from finetune_api.resolve import evaluation_id, publication_id
 from finetune_trainer import adapt, checkpoint, publish
+from finetune_trainer.adapt.base import parameter_counts
 from finetune_trainer.attempt import Attempt, fetch_inputs
 from finetune_trainer.data.order import Rows
 from finetune_trainer.model import trunk_of
@@ -172,6 +173,7 @@ def _publish(
     """Write, upload and commit the model's directory."""
     assert attempt.claim is not None
     method, model = tuned_model()
+    trained_parameters, parameters = parameter_counts(model)
     example = attempt.learner.model_inputs(attempt.inputs_of(attempt.encoded.rows(TRAIN)[:8]))
     directory = attempt.work / "model"
     digest = publish.write_directory(
@@ -195,6 +197,8 @@ def _publish(
             uri=f"{attempt.store.uri}/{prefix.rstrip('/')}",
             digest=digest,
             size_bytes=sum(entry["size"] for entry in objects),
+            trainable_parameters=trained_parameters,
+            parameters=parameters,
         ),
     )
     body = {

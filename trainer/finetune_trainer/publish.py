@@ -12,7 +12,7 @@ import yaml
 from finetune_api.contract import RunConfig
 from finetune_api.job import EvaluationStatus
 from finetune_trainer.adapt import Method
-from finetune_trainer.adapt.base import Inputs
+from finetune_trainer.adapt.base import Inputs, parameter_counts
 from finetune_trainer.storage import Store
 from finetune_trainer.storage.commit import object_entry
 
@@ -39,12 +39,14 @@ def write_directory(
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
     model.eval()
+    counts = parameter_counts(model)  # before a merge
     method.save(model, directory, merge=config.output.merge, example=example)
     for path in sorted(base.iterdir()):
         if _READS_WITH.fullmatch(path.name):
             shutil.copyfile(path, directory / path.name)
     found = directory_digest(directory)
-    (directory / CARD).write_text(model_card(config, model=model, method=method, evaluation=evaluation, digest=found))
+    card = model_card(config, model=model, method=method, evaluation=evaluation, digest=found, counts=counts)
+    (directory / CARD).write_text(card)
     return found
 
 
@@ -76,8 +78,16 @@ def _sha256(path: Path) -> str:
     return sha256.hexdigest()
 
 
-def model_card(config: RunConfig, *, model: Any, method: Method, evaluation: EvaluationStatus, digest: str) -> str:
-    """README.md with the Hub's metadata."""
+def model_card(
+    config: RunConfig,
+    *,
+    model: Any,
+    method: Method,
+    evaluation: EvaluationStatus,
+    digest: str,
+    counts: tuple[int, int],
+) -> str:
+    """README.md with the Hub's metadata. `counts` are the numbers of parameters that trained, and of all."""
     metadata = {
         "base_model": config.model,
         "library_name": method.library(merge=config.output.merge),
@@ -95,7 +105,8 @@ def model_card(config: RunConfig, *, model: Any, method: Method, evaluation: Eva
 
 Fine-tuned from `{config.model}` for {config.task.type} with method {config.method.type}: {length} of batches of
 {training.batch_size} rows, {training.optimizer}, learning rate {training.learning_rate:g}, schedule
-{training.schedule}, seed {training.seed}.
+{training.schedule}, seed {training.seed}. {counts[0]:,} of {counts[1]:,} parameters trained
+({counts[0] / counts[1]:.2%}).
 
 ## Evaluation
 

@@ -120,3 +120,22 @@ def test_two_ranks_unfreeze_like_one(make_run: Any, rows: Any, tmp_path: Path, f
     both = [double.start(tmp_path / "work", RANK=str(rank), LOCAL_RANK=str(rank), **group) for rank in (0, 1)]
     assert [started.wait() for started in both] == [0, 0], "\n".join(started.log for started in both)
     assert double.losses() == pytest.approx(single.losses(), rel=1e-5)
+
+
+def test_the_result_says_how_many_parameters_trained(make_run: Any, rows: Any, tmp_path: Path) -> None:
+    made = make_run(
+        rows(40),
+        method={"type": "lora", "rank": 2, "targets": ["query"]},
+        training={"maxSteps": 1, "batchSize": 8},
+        output={"merge": True},
+    )
+    code, log = made.run(tmp_path / "work")
+    assert code == 0, log
+    model = made.published()["outcome"]["model"]
+    head, additions = 3 * 32 + 3, 2 * 2 * (2 * 32)
+    pooler = 32 * 32 + 32 if "bert.pooler" in str(list(load_file(made.last(checkpoint.WEIGHTS)))) else 0
+    assert model["trainableParameters"] == head + additions + pooler
+    total = sum(tensor.numel() for tensor in load_file(made.model() / "model.safetensors").values())
+    assert model["parameters"] == total + additions
+    card = (made.model() / "README.md").read_text()
+    assert f"{model['trainableParameters']:,} of {model['parameters']:,} parameters trained" in card

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from finetune_trainer.checkpoint import trainable
 from finetune_trainer.data.order import Rows
 from finetune_trainer.layers import plain_of
 from finetune_trainer.model import Loaded
@@ -77,6 +78,18 @@ def reads(model: Any) -> str:
     """The line that loads it."""
     reader = reader_of(model)
     return f"{'processor' if reader == 'AutoImageProcessor' else 'tokenizer'} = {reader}.from_pretrained(directory)"
+
+
+def parameter_counts(model: torch.nn.Module) -> tuple[int, int]:
+    """How many parameters train in some step of the run, and how many there are; packed ones count as unpacked."""
+    trained = sum(parameter.numel() for parameter in trainable(model).values())
+    unused = ".original_module."  # where PEFT keeps what a module that trains whole was at first
+    return trained, sum(_numel(parameter) for name, parameter in model.named_parameters() if unused not in name)
+
+
+def _numel(parameter: torch.nn.Parameter) -> int:
+    packed = getattr(parameter, "quant_state", None)
+    return parameter.numel() if packed is None else int(torch.Size(packed.shape).numel())
 
 
 def freeze_statistics(model: torch.nn.Module) -> None:
