@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune_trainer.data.packing import pack, positions_of
+from finetune_trainer.data.packing import joined, pack, positions_of
 
 
 @given(st.lists(st.integers(1, 40), max_size=300), st.integers(40, 64))
@@ -32,6 +32,16 @@ def test_packs_are_nearly_full_and_the_same_every_time() -> None:
     again = pack(np.arange(20_000), lengths, limit=256)
     assert np.array_equal(again.rows, packs.rows)
     assert np.array_equal(again.offsets, packs.offsets)
+
+
+def test_packs_of_several_parts_follow_one_another() -> None:
+    one = pack(np.array([7, 8, 9]), np.array([3, 3, 2]), limit=6)
+    two = pack(np.array([4]), np.array([5]), limit=6)
+    both = joined([one, two])
+    assert [both[number].tolist() for number in range(len(both))] == [
+        *(one[number].tolist() for number in range(len(one))),
+        [4],
+    ]
 
 
 def test_rows_that_do_not_fit_are_refused() -> None:

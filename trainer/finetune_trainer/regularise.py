@@ -46,8 +46,8 @@ def add_noise(model: Any, *, alpha: float) -> None:
     """NEFTune (Jain et al. 2023): uniform noise on the token embeddings while the model trains.
 
     A row's noise is at most alpha / sqrt(tokens * width), over its real tokens as in the paper: padding neither counts
-    nor is disturbed. Rows that share a sequence count by themselves. It is drawn from the generator that is seeded for each micro-batch. An encoder-decoder embeds
-    twice a pass; only its encoder's input is disturbed.
+    nor is disturbed; rows that share a sequence count by themselves. It is drawn from the generator that is seeded for
+    each micro-batch. An encoder-decoder embeds twice a pass; only its encoder's input is disturbed.
     """
     plain = plain_of(model)
     reader = plain.get_encoder() if plain.config.is_encoder_decoder else plain

@@ -27,7 +27,7 @@ from finetune_trainer.run import TRAIN, VALIDATION
 from finetune_trainer.signs import Pace, checkpointed, wait_for
 from finetune_trainer.storage.commit import Record, RecordKind, live_checkpoints
 from finetune_trainer.tasks import Metrics
-from finetune_trainer.units import packs_of, units_of
+from finetune_trainer.units import Units, packs_of, units_of
 
 _RECENT = 20
 """Steps whose losses are averaged for people."""
@@ -124,7 +124,7 @@ def prepare(attempt: Attempt) -> Trainee:
     """
     config, encoded = attempt.config.training, attempt.encoded
     method = adapt.get(attempt.config.method)
-    loaded = attempt.load()
+    loaded = attempt.load(final=False)
     model = method.prepare(loaded, seed=config.seed)
     anchor = Anchor(model, alpha=config.l2sp_alpha, fresh=loaded.fresh) if config.l2sp_alpha is not None else None
     model.to(attempt.world.device)
@@ -165,7 +165,7 @@ def prepare(attempt: Attempt) -> Trainee:
         parameters=list(checkpoint.trainable(model).values()),
         config=config,
         plan=attempt.plan,
-        order=Order(len(units.numbers), config.batch_size, config.seed, units.lengths),
+        order=_order(attempt, units),
         rows=units.numbers,
         count=units.count,
         inputs_of=units.inputs_of,
@@ -175,6 +175,12 @@ def prepare(attempt: Attempt) -> Trainee:
         after_step=_after_step(optimizer, anchor=anchor, mean=mean),
     )
     return Trainee(model, module, inputs_of, setup, state, mean)
+
+
+def _order(attempt: Attempt, units: Units) -> Order:
+    config, mixture = attempt.config.training, attempt.mixture
+    size = mixture.rows if mixture else len(units.numbers)
+    return Order(size, config.batch_size, config.seed, units.lengths, mixture)
 
 
 def _after_step(optimizer: torch.optim.Optimizer, *, anchor: Anchor | None, mean: Ema | None) -> Callable[[int], None]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from finetune_trainer.adapt.base import InputsOf
 from finetune_trainer.attempt import Attempt
 from finetune_trainer.data.order import Rows
-from finetune_trainer.data.packing import Packs, pack
+from finetune_trainer.data.packing import Packs, joined, pack
 from finetune_trainer.model import ModelError
 from finetune_trainer.run import TRAIN
 
@@ -36,19 +36,27 @@ def packs_of(attempt: Attempt, model: Any) -> Packs | None:
     if not learner.packs or asked is False:
         return None
     rows = encoded.rows(TRAIN)
-    packs = pack(rows, encoded.lengths(rows), limit=attempt.record.model_max_length)
+    # Rows that are seen more often than others share no sequence with those.
+    sources = encoded.values("source", rows) if attempt.config.data.train_weights else np.zeros_like(rows)
+    limit = attempt.record.model_max_length
+    packs = joined([pack(part, encoded.lengths(part), limit=limit) for part in _by(sources, rows)])
     if len(packs) == len(rows):
-        _log.info("rows are not packed: no two of them fit into %d tokens", attempt.record.model_max_length)
+        _log.info("rows are not packed: no two of them fit into %d tokens", limit)
         return None
     differs = attempt.world.share({"why": _differs(attempt, model, packs)} if attempt.world.leads else None)["why"]
     if differs is None:
-        filled = encoded.lengths(rows).sum() / (len(packs) * attempt.record.model_max_length)
+        filled = encoded.lengths(rows).sum() / (len(packs) * limit)
         _log.info("%d rows are packed into %d sequences, %.0f %% full", len(rows), len(packs), 100 * filled)
         return packs
     if asked:
         raise ModelError(f"training.packing: {differs}; leave the field out, and rows are trained one a sequence.")
     _log.warning("rows are not packed: %s", differs)
     return None
+
+
+def _by(sources: Rows, rows: Rows) -> list[Rows]:
+    """Rows of equal sources, which are beside each other."""
+    return np.split(rows, np.flatnonzero(np.diff(sources)) + 1)
 
 
 def _differs(attempt: Attempt, model: Any, packs: Packs) -> str | None:

@@ -17,6 +17,7 @@ from finetune_api.contract import TrainingConfig
 from finetune_trainer import nexttoken
 from finetune_trainer.checkpoint import OPTIMIZER, STATE, WEIGHTS, State
 from finetune_trainer.course import Plan
+from finetune_trainer.data.batch import Encoded
 from finetune_trainer.data.order import Order
 from finetune_trainer.data.packing import Packs, pack
 from finetune_trainer.loop import Objective, Setup, train
@@ -24,6 +25,7 @@ from finetune_trainer.model import ModelError
 from finetune_trainer.nexttoken import NextToken, packing_differs
 from finetune_trainer.optim import make_optimizer
 from finetune_trainer.regularise import add_noise
+from finetune_trainer.run import TRAIN
 from finetune_trainer.world import World
 
 STEPS = 50
@@ -248,6 +250,26 @@ def test_a_run_learns_packs_its_rows_and_resumes_to_the_same_bytes(make_run: Any
     assert stopped.losses() == calm.losses()
     for name in (WEIGHTS, OPTIMIZER, STATE):
         assert stopped.last(name).read_bytes() == calm.last(name).read_bytes()
+
+
+def test_rows_seen_more_often_share_no_sequence_with_others(make_run: Any, base: Path, tmp_path: Path) -> None:
+    (tmp_path / "more.jsonl").write_text("".join(f'{{"text": "the dog likes the cat {n}"}}\n' for n in range(20)))
+    spec = {**SPEC, "training": {**SPEC["training"], "epochs": 1.0, "maxSteps": None, "batchSize": 1}}
+    sources = [{"uri": (tmp_path / "run" / "train.jsonl").as_uri()}, {"uri": (tmp_path / "more.jsonl").as_uri()}]
+    sources[1]["weight"] = 2.0  # type: ignore[assignment]
+    made = make_run(texts(30), base=base, **{**spec, "data": {**SPEC["data"], "train": sources}})
+    code, log = made.run(tmp_path / "work")
+    assert code == 0, log
+    rows = Encoded(tmp_path / "work" / "runs" / made.record.run_id / "encoded.safetensors")
+    lengths = {part: rows.lengths(chosen) for part, chosen in by_source(rows).items()}
+    first, second = (len(pack(np.arange(len(part)), part, limit=32)) for part in lengths.values())
+    assert len(made.losses()) == first + 2 * second
+
+
+def by_source(store: Encoded) -> dict[int, Any]:
+    rows = store.rows(TRAIN)
+    sources = store.values("source", rows)
+    return {int(source): rows[sources == source] for source in np.unique(sources)}
 
 
 def test_packing_is_refused_where_it_is_asked_for_and_left_out_where_it_is_not(make_run: Any, tmp_path: Path) -> None:

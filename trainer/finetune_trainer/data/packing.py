@@ -39,6 +39,16 @@ class Packs:
         return np.add.reduceat(lengths, self.offsets[:-1])
 
 
+def joined(parts: Sequence[Packs]) -> Packs:
+    """The packs of several parts, one part behind the other."""
+    starts = np.cumsum([0, *(len(part.rows) for part in parts)])
+    offsets = [part.offsets[1:] + start for part, start in zip(parts, starts, strict=False)]
+    return Packs(
+        np.concatenate([part.rows for part in parts]),
+        np.concatenate([np.zeros(1, np.int64), *offsets]).astype(np.int64),
+    )
+
+
 class _Make(NamedTuple):
     """How many rows of which lengths are in each of so many packs."""
 
