@@ -15,6 +15,8 @@ import rfc8785
 from finetune_api.contract import (
     CheckpointConfig,
     DataConfig,
+    EvaluationConfig,
+    GateConfig,
     MethodConfig,
     OutputConfig,
     PodsConfig,
@@ -119,6 +121,7 @@ def resolve(
         method=_method(spec),
         training=_training(spec),
         primary=first((spec.evaluation or Evaluation()).primary, default=TASKS[spec.task.type].primary),
+        evaluation=_evaluation(spec.evaluation or Evaluation()),
         checkpoint=_checkpoint(spec),
         output=OutputConfig(
             uri=spec.output.uri.rstrip("/"),
@@ -235,6 +238,14 @@ def _training(spec: FineTuneJobSpec) -> TrainingConfig:
         evaluate_epochs=every.epochs,
         patience=stopping.patience if stopping else None,
         min_delta=first(stopping.min_delta, default=0.0) if stopping else 0.0,
+    )
+
+
+def _evaluation(evaluation: Evaluation) -> EvaluationConfig:
+    return EvaluationConfig(
+        metrics=evaluation.metrics,
+        baseline=first(evaluation.baseline, default="auto"),
+        gates=[GateConfig(**gate.model_dump()) for gate in evaluation.gates or []],
     )
 
 
@@ -359,9 +370,20 @@ def run_id(identity: Mapping[str, Any]) -> str:
     return digest(identity)[:16]
 
 
-def evaluation_id(run: str, *, test: str | None) -> str:
-    """Identity of an evaluation; `test` is the SHA-256 of the test rows, None for the validation rows."""
-    return digest({"run": run, "test": test})[:16]
+def evaluation_id(run: str, config: RunConfig, *, test: str | None) -> str:
+    """Identity of an evaluation; `test` is the SHA-256 of the test rows, None for the validation rows.
+
+    Gates are not part of it: they are judged again from what was measured. What is at its default counts nothing.
+    """
+    return digest({"run": run, "test": test, **_measured(config)})[:16]
+
+
+def _measured(config: RunConfig) -> dict[str, Any]:
+    """What decides the measurements, where it is not the default."""
+    asked = config.evaluation.model_dump(
+        mode="json", by_alias=True, exclude={"gates"}, exclude_none=True, exclude_defaults=True
+    )
+    return {"evaluation": asked} if asked else {}
 
 
 def publication_id(evaluation: str, config: RunConfig) -> str:
@@ -370,8 +392,9 @@ def publication_id(evaluation: str, config: RunConfig) -> str:
 
 
 def restart_key(config: RunConfig) -> str:
-    """Equal for two configs that can share running pods: everything but what is `live` or names the generation."""
+    """Equal for two configs that can share running pods: everything but what is `live` or `judge`, or names the
+    generation."""
     document = config.document()
-    for live in ("generation", "maxRetries", "checkpoint"):
+    for live in ("generation", "maxRetries", "checkpoint", "evaluation"):
         document.pop(live)
-    return digest(document)[:16]
+    return digest({**document, **_measured(config)})[:16]

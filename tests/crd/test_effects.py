@@ -8,7 +8,7 @@ from finetune_api.contract import RunConfig
 from finetune_api.crd import open_api_schema
 from finetune_api.job import FineTuneJob, FineTuneJobSpec
 from finetune_api.profile import FineTuneProfileSpec
-from finetune_api.resolve import Defaults, publication_id, resolve, restart_key, train_identity
+from finetune_api.resolve import Defaults, evaluation_id, publication_id, resolve, restart_key, train_identity
 from finetune_api.table import fields
 
 SPEC = open_api_schema(FineTuneJob)["properties"]["spec"]
@@ -29,6 +29,7 @@ BESIDE: dict[str, dict[str, Any]] = {
     "spec.method.dropout": {"type": "lora"},
     "spec.method.targets": {"type": "lora"},
     "spec.data.validation.groupBy": {"fraction": 0.1},
+    "spec.evaluation.gates[].metric": {"atLeast": 0.5},
     "spec.training.optimizer.momentum": {"type": "sgd"},
     "spec.training.schedule.minimum": {"type": "cosine"},
     "spec.training.schedule.power": {"type": "polynomial"},
@@ -112,8 +113,11 @@ def test_a_change_does_what_the_field_declares(path: str, schema: dict[str, Any]
     before, after = (resolved(path, value) for value in two_values(schema))
     new_run = identity(before) != identity(after)
     assert new_run == (effect == "train" and path not in BY_CONTENT)
-    assert (restart_key(before) != restart_key(after)) == (effect != "live")
+    assert (restart_key(before) != restart_key(after)) == (effect not in ("live", "judge"))
     assert (publication_id("e", before) != publication_id("e", after)) == (effect == "publish")
+    measured = [evaluation_id("r", config, test=None) for config in (before, after)]
+    assert (measured[0] != measured[1]) == (effect == "evaluate" and path not in BY_CONTENT)
+    assert (before.evaluation.gates != after.evaluation.gates) == (effect == "judge")
 
 
 def test_most_fields_are_tried() -> None:
