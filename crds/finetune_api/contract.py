@@ -11,9 +11,11 @@ from pydantic import Field
 
 from finetune_api.base import Model
 from finetune_api.job import (
+    AuditMode,
     BestCheckpoint,
     CheckpointStatus,
     EvaluationStatus,
+    Leakage,
     ModelStatus,
     OptimizerType,
     Overlong,
@@ -78,6 +80,12 @@ class DataConfig(Model):
     test_uri: str | None
     max_length: int
     overlong: Overlong
+    train_weights: list[float] | None = None
+    """One for each of `train`; None where all are 1."""
+    deduplicate: Literal["exact", "near"] | None = None
+    """near includes exact."""
+    leakage: Leakage = "Drop"
+    audit: AuditMode = "Sample"
 
 
 class MethodConfig(Model):
@@ -92,6 +100,8 @@ class MethodConfig(Model):
     alpha: float | None = None
     dropout: float | None = None
     rank_stabilized: bool | None = None
+    quantization: Literal["nf4", "fp4"] | None = None
+    double_quant: bool | None = None
     reduction: int | None = None
     variant: Literal["houlsby", "pfeiffer"] | None = None
     virtual_tokens: int | None = None

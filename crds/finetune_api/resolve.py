@@ -28,6 +28,7 @@ from finetune_api.contract import (
 from finetune_api.job import (
     Checkpoint,
     CheckpointEvery,
+    Deduplicate,
     Evaluation,
     Every,
     FineTuneJobSpec,
@@ -54,6 +55,7 @@ LEARNING_RATES = {
     "full": 2e-5,
     "head": 1e-3,
     "lora": 2e-4,
+    "qlora": 2e-4,
     "dora": 2e-4,
     "adapter": 1e-3,
     "ia3": 3e-3,
@@ -159,6 +161,8 @@ def _task(spec: FineTuneJobSpec) -> TaskConfig:
 
 def _data(spec: FineTuneJobSpec) -> DataConfig:
     validation = spec.data.validation or Validation(fraction=0.1)
+    repeated = spec.data.deduplicate or Deduplicate()
+    weights = [first(source.weight, default=1.0) for source in spec.data.train]
     return DataConfig(
         train=[source.uri for source in spec.data.train],
         validation_fraction=validation.fraction,
@@ -167,6 +171,10 @@ def _data(spec: FineTuneJobSpec) -> DataConfig:
         test_uri=spec.data.test.uri if spec.data.test else None,
         max_length=first(spec.data.max_length, default=256),
         overlong=first(spec.data.overlong, default="Truncate"),
+        train_weights=weights if any(weight != 1.0 for weight in weights) else None,
+        deduplicate="near" if repeated.near else "exact" if repeated.exact else None,
+        leakage=first(spec.data.leakage, default="Drop"),
+        audit=first(spec.data.audit, default="Sample"),
     )
 
 
@@ -181,7 +189,7 @@ def _method(spec: FineTuneJobSpec) -> MethodConfig:
         }
     if method.unfreeze is not None:
         values["unfreeze_every_steps"] = method.unfreeze.every_steps
-    if method.type in ("lora", "dora"):
+    if method.type in ("lora", "qlora", "dora"):
         rank = first(method.rank, default=16)
         values |= {
             "rank": rank,
@@ -189,6 +197,11 @@ def _method(spec: FineTuneJobSpec) -> MethodConfig:
             "dropout": first(method.dropout, default=0.05),
             # None, not false: so that the identity of a run without it is what it was before there was this field
             "rank_stabilized": method.rank_stabilized or None,
+        }
+    if method.type == "qlora":
+        values |= {
+            "quantization": first(method.quantization, default="nf4"),
+            "double_quant": first(method.double_quant, default=True),
         }
     if method.type == "adapter":
         values |= {
@@ -338,6 +351,9 @@ def digest(value: Any) -> str:
     return hashlib.sha256(rfc8785.dumps(value)).hexdigest()
 
 
+_LATER = {"train_weights", "deduplicate", "leakage"}
+
+
 def train_identity(config: RunConfig, *, labels: list[str], inputs: Mapping[str, str]) -> dict[str, Any]:
     """Everything that determines the weights. `inputs` maps a role ("model", "train/0", "validation") to a SHA-256.
 
@@ -357,6 +373,7 @@ def train_identity(config: RunConfig, *, labels: list[str], inputs: Mapping[str,
             "overlong": config.data.overlong,
             "validationFraction": config.data.validation_fraction,
             "groupBy": config.data.validation_group_by,
+            **config.data.model_dump(mode="json", by_alias=True, exclude_defaults=True, include=_LATER),
         },
         "inputs": dict(inputs),
         "method": config.method.document(),
@@ -397,4 +414,5 @@ def restart_key(config: RunConfig) -> str:
     document = config.document()
     for live in ("generation", "maxRetries", "checkpoint", "evaluation"):
         document.pop(live)
+    document["data"].pop("audit", None)
     return digest({**document, **_measured(config)})[:16]

@@ -46,7 +46,7 @@ def test_a_model_below_its_gate_is_published_but_consumers_keep_what_they_have(
 
     (evaluated,) = bodies(made, RecordKind.EVALUATED)
     assert set(evaluated["intervals"]) == set(evaluated["metrics"]) >= {"loss", "f1-micro"}
-    assert evaluated["fit"]["rows"] == 270
+    assert 250 < evaluated["fit"]["rows"] <= 270, "all training rows but repeated ones"
     assert evaluated["fit"]["gap"]["metric"] == "f1"
     code, log = made.run(tmp_path / "again")
     assert code == 48, "judged again, not done again"
