@@ -17,6 +17,7 @@ from finetune_api.contract import (
     DataConfig,
     EvaluationConfig,
     GateConfig,
+    GenerationConfig,
     MethodConfig,
     OutputConfig,
     PodsConfig,
@@ -32,6 +33,7 @@ from finetune_api.job import (
     Evaluation,
     Every,
     FineTuneJobSpec,
+    Generation,
     Method,
     Optimizer,
     PerNode,
@@ -124,6 +126,7 @@ def resolve(
         training=_training(spec),
         primary=first((spec.evaluation or Evaluation()).primary, default=TASKS[spec.task.type].primary),
         evaluation=_evaluation(spec.evaluation or Evaluation()),
+        decoding=_decoding(spec),
         checkpoint=_checkpoint(spec),
         output=OutputConfig(
             uri=spec.output.uri.rstrip("/"),
@@ -156,6 +159,9 @@ def _task(spec: FineTuneJobSpec) -> TaskConfig:
         type=spec.task.type,
         columns={role: named.get(role, name) for role, name in TASKS[spec.task.type].columns.items()},
         labels=spec.task.labels,
+        source_language=spec.task.source_language,
+        target_language=spec.task.target_language,
+        prefix=spec.task.prefix,
     )
 
 
@@ -171,10 +177,28 @@ def _data(spec: FineTuneJobSpec) -> DataConfig:
         test_uri=spec.data.test.uri if spec.data.test else None,
         max_length=first(spec.data.max_length, default=256),
         overlong=first(spec.data.overlong, default="Truncate"),
+        max_target_length=_target_length(spec),
         train_weights=weights if any(weight != 1.0 for weight in weights) else None,
         deduplicate="near" if repeated.near else "exact" if repeated.exact else None,
         leakage=first(spec.data.leakage, default="Drop"),
         audit=first(spec.data.audit, default="Sample"),
+    )
+
+
+def _target_length(spec: FineTuneJobSpec) -> int | None:
+    return first(spec.data.max_target_length, default=128) if TASKS[spec.task.type].targets else None
+
+
+def _decoding(spec: FineTuneJobSpec) -> GenerationConfig | None:
+    if not TASKS[spec.task.type].generates:
+        return None
+    asked = spec.generation or Generation()
+    beam = asked.strategy == "beam"
+    return GenerationConfig(
+        strategy="beam" if beam else "greedy",
+        beams=first(asked.beams, default=4) if beam else 1,
+        max_new_tokens=first(asked.max_new_tokens, _target_length(spec), default=128),
+        length_penalty=asked.length_penalty,
     )
 
 
@@ -351,7 +375,7 @@ def digest(value: Any) -> str:
     return hashlib.sha256(rfc8785.dumps(value)).hexdigest()
 
 
-_LATER = {"train_weights", "deduplicate", "leakage"}
+_LATER = {"train_weights", "deduplicate", "leakage", "max_target_length"}
 
 
 def train_identity(config: RunConfig, *, labels: list[str], inputs: Mapping[str, str]) -> dict[str, Any]:
@@ -392,7 +416,8 @@ def evaluation_id(run: str, config: RunConfig, *, test: str | None) -> str:
 
     Gates are not part of it: they are judged again from what was measured. What is at its default counts nothing.
     """
-    return digest({"run": run, "test": test, **_measured(config)})[:16]
+    decoding = {} if config.decoding is None else {"decoding": config.decoding.document()}
+    return digest({"run": run, "test": test, **decoding, **_measured(config)})[:16]
 
 
 def _measured(config: RunConfig) -> dict[str, Any]:
