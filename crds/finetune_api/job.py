@@ -3,7 +3,6 @@
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import AfterValidator, Field, StringConstraints
-from pydantic.alias_generators import to_snake
 
 from finetune_api.base import (
     Model,
@@ -16,7 +15,17 @@ from finetune_api.base import (
     only_with,
     spec_field,
 )
-from finetune_api.tasks import ROLES, TASKS, MethodType, Metric, TaskKind, TaskType, tasks_with
+from finetune_api.tasks import (
+    GENERATING,
+    ROLES,
+    TASKS,
+    WITH_TARGETS,
+    MethodType,
+    Metric,
+    TaskKind,
+    TaskType,
+    tasks_with,
+)
 
 Uri = Annotated[str, StringConstraints(pattern=r"^(s3|file)://[^ \t\r\n]+$", max_length=1024)]
 SourceUri = Annotated[str, StringConstraints(pattern=r"^(s3|file|hf)://[^ \t\r\n]+$", max_length=1024)]
@@ -24,6 +33,8 @@ S3OrFile = "an s3:// or file:// address (file:// only outside a cluster)"
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)]
 Column = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 Label = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+Language = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][-A-Za-z0-9_]*$", max_length=32)]
+Prefix = Annotated[str, StringConstraints(max_length=256)]
 Quantity = Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$", max_length=32)]
 Duration = Annotated[str, StringConstraints(pattern=r"^([0-9]+h)?([0-9]+m)?([0-9]+s)?$", min_length=2, max_length=32)]
 LabelValue = Annotated[str, StringConstraints(pattern=r"^(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?$", max_length=63)]
@@ -31,6 +42,7 @@ Key = Annotated[str, StringConstraints(max_length=317)]
 Text = Annotated[str, StringConstraints(max_length=1024)]
 
 Overlong = Literal["Truncate", "Drop", "Fail"]
+Strategy = Literal["greedy", "beam"]
 Leakage = Literal["Drop", "Fail"]
 AuditMode = Literal["Sample", "Full"]
 OptimizerType = Literal["adamw", "adafactor", "sgd", "adamw-8bit"]
@@ -45,9 +57,7 @@ def _role(role: str) -> Rule:
     return Rule(
         f"self.type in [{options}] || !has(self.columns) || !has(self.columns.{role})",
         f"columns.{role} goes only with type: {' or '.join(allowed)}",
-        lambda task: (
-            task.type in allowed or task.columns is None or getattr(task.columns, to_snake(role), None) is None
-        ),
+        lambda task: task.type in allowed or at(task, f"columns.{role}") is None,
     )
 
 
@@ -56,10 +66,17 @@ class Columns(Model):
     label: Column | None = spec_field(
         "train", "Column that holds the label: one value, or a list of values for multi-label rows. Default: label."
     )
+    summary: Column | None = spec_field("train", "Column that holds the summary of a text. Default: summary.")
+    source: Column | None = spec_field("train", "Column that holds the text to translate. Default: source.")
+    target: Column | None = spec_field("train", "Column that holds its translation. Default: target.")
 
 
 class Task(Model):
-    rules: ClassVar[tuple[Rule, ...]] = tuple(_role(role) for role in ROLES if len(tasks_with(role)) < len(TASKS))
+    rules: ClassVar[tuple[Rule, ...]] = (
+        *(_role(role) for role in ROLES if len(tasks_with(role)) < len(TASKS)),
+        only_with("type", values=("translation",), fields=("sourceLanguage", "targetLanguage")),
+        only_with("type", values=("summarization", "translation"), fields=("prefix",)),
+    )
 
     type: TaskType = spec_field("train", "What the model learns to do.", required=True)
     columns: Columns | None = spec_field(None, "Names of the columns in the data.")
@@ -68,6 +85,18 @@ class Task(Model):
         "The labels, in the order of the model's outputs. Default: found in the data by preflight and fixed from then on.",
         min_length=2,
         max_length=10000,
+    )
+    source_language: Language | None = spec_field(
+        "train",
+        "Language of the source as the base names it, such as en_XX (mBART) or en. Default: what its tokenizer is set to.",
+    )
+    target_language: Language | None = spec_field(
+        "train", "Language of the target as the base names it. Required where the base knows several."
+    )
+    prefix: Prefix | None = spec_field(
+        "train",
+        "Words put before each text, such as `summarize: `. Default: those that task_specific_params of the base's config.json "
+        "name for the task and its languages, else none.",
     )
 
 
@@ -140,6 +169,13 @@ class Data(Model):
     test: TestSource | None = spec_field(None, "Rows the final metrics are measured on. Default: the validation rows.")
     max_length: int | None = spec_field(
         "train", "Tokens a row may have. Default: 256, or the model's limit if that is lower.", ge=8, le=131072
+    )
+    max_target_length: int | None = spec_field(
+        "train",
+        "Tokens a summary or translation may have, its end included; longer ones are overlong, too. Default: 128, or the "
+        "model's limit if that is lower.",
+        ge=2,
+        le=131072,
     )
     overlong: Overlong | None = spec_field(
         "train", "What happens to longer rows; they are always counted. Default: Truncate."
@@ -403,6 +439,32 @@ class Training(Model):
     early_stopping: EarlyStopping | None = spec_field(None, "When training ends before its last step. Default: never.")
 
 
+class Generation(Model):
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "(has(self.strategy) && self.strategy == 'beam') || !(has(self.beams) || has(self.lengthPenalty))",
+            "beams and lengthPenalty go only with strategy: beam",
+            lambda model: model.strategy == "beam" or (model.beams is None and model.length_penalty is None),
+        ),
+    )
+
+    strategy: Strategy | None = spec_field(
+        "evaluate",
+        "How text is written: the most likely token each time (greedy), or the best of several beams. Evaluations during "
+        "training are always greedy. Default: greedy.",
+    )
+    beams: int | None = spec_field("evaluate", "Beams that are followed. Default: 4.", ge=2, le=64)
+    max_new_tokens: int | None = spec_field(
+        "evaluate", "Tokens that are written at most. Default: data.maxTargetLength.", ge=1, le=131072
+    )
+    length_penalty: float | None = spec_field(
+        "evaluate",
+        "Exponent of the length that a beam's score is divided by: above 0 longer texts win. Default: the base's own.",
+        ge=-10,
+        le=10,
+    )
+
+
 class Evaluation(Model):
     primary: Metric | None = spec_field(
         "train",
@@ -533,11 +595,12 @@ class Retries(Model):
 def _primary(name: str, kind: TaskKind) -> Rule:
     """The primary metric is one of the task's."""
     options = ", ".join(f"'{metric}'" for metric in kind.metrics)
+    others = [metric for metric in get_args(Metric) if metric not in kind.metrics]
     return Rule(
         f"self.task.type != '{name}' || !has(self.evaluation) || !has(self.evaluation.primary) || "
         f"self.evaluation.primary in [{options}]",
         f"evaluation.primary for {name} is one of {', '.join(kind.metrics)}",
-        lambda spec: at(spec, "task.type") != name or at(spec, "evaluation.primary") in (None, *kind.metrics),
+        lambda spec: at(spec, "task.type") != name or at(spec, "evaluation.primary") not in others,
     )
 
 
@@ -568,6 +631,8 @@ class FineTuneJobSpec(Model):
             "output.merge makes no sense with method adapter, prompt or prefix: what they learn cannot be folded into weights",
             lambda spec: at(spec, "output.merge") is not True or at(spec, "method.type") not in _UNMERGED,
         ),
+        only_beside("generation", "task.type", values=GENERATING, default="text-classification"),
+        only_beside("data.maxTargetLength", "task.type", values=WITH_TARGETS, default="text-classification"),
         only_beside("training.l2sp", "method.type", values=("full",), default="full"),
         never_beside(
             "training.layerwiseDecay",
@@ -594,6 +659,7 @@ class FineTuneJobSpec(Model):
     data: Data = spec_field(None, "The rows.", required=True)
     method: Method | None = spec_field(None, "How the weights are tuned. Default: full.")
     training: Training | None = spec_field(None, "Hyperparameters.")
+    generation: Generation | None = spec_field(None, "How text is written when the result is measured and used.")
     evaluation: Evaluation | None = spec_field(None, "How the result is measured.")
     checkpoint: Checkpoint | None = spec_field(None, "How often progress is committed to storage.")
     output: Output = spec_field(None, "Where the result goes.", required=True)
