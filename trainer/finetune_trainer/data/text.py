@@ -76,14 +76,13 @@ class Text:
         beyond the limit only the beginning is looked at, if that is overlong already."""
         # More characters than that can hardly fit: enough to tell that a row is overlong.
         enough = max(1024 * 1024, 64 * self.max_length)
-        found = self.ids([text[:enough] for text in texts])
+        special = self.tokenizer.num_special_tokens_to_add(False)
+        found = self.tokenizer.encode_batch_fast([text[:enough] for text in texts], add_special_tokens=False)
         for number, text in enumerate(texts):
-            if len(text) > enough and len(found[number]) <= self.max_length:
-                found[number] = self.tokenizer.encode(text).ids
-        return [
-            (ids if len(ids) <= self.max_length else self._cutting.encode(text).ids, len(ids))
-            for text, ids in zip(texts, found, strict=True)
-        ]
+            if len(text) > enough and len(found[number]) + special <= self.max_length:
+                found[number] = self.tokenizer.encode(text, add_special_tokens=False)
+        # Truncation and special tokens come after the text is tokenised: no need to do that twice.
+        return [(self._cutting.post_process(encoding).ids, len(encoding) + special) for encoding in found]
 
 
 def read_text(
