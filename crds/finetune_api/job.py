@@ -3,7 +3,6 @@
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import AfterValidator, Field, StringConstraints
-from pydantic.alias_generators import to_snake
 
 from finetune_api.base import (
     Model,
@@ -42,9 +41,7 @@ def _role(role: str) -> Rule:
     return Rule(
         f"self.type in [{options}] || !has(self.columns) || !has(self.columns.{role})",
         f"columns.{role} goes only with type: {' or '.join(allowed)}",
-        lambda task: (
-            task.type in allowed or task.columns is None or getattr(task.columns, to_snake(role), None) is None
-        ),
+        lambda task: task.type in allowed or at(task, f"columns.{role}") is None,
     )
 
 
@@ -52,6 +49,15 @@ class Columns(Model):
     text: Column | None = spec_field("train", "Column that holds the text. Default: text.")
     label: Column | None = spec_field(
         "train", "Column that holds the label: one value, or a list of values for multi-label rows. Default: label."
+    )
+    tokens: Column | None = spec_field(
+        "train", "Column that holds the words of token-classification, a list. Default: tokens."
+    )
+    tags: Column | None = spec_field("train", "Column that holds a tag for each word, a list. Default: tags.")
+    spans: Column | None = spec_field(
+        "train",
+        "Column that holds the spans of the text, a list of objects with start, end (in characters) and label, where there "
+        "are no tokens. Default: spans.",
     )
 
 
@@ -362,7 +368,7 @@ class Training(Model):
 class Evaluation(Model):
     primary: Metric | None = spec_field(
         "train",
-        "Metric that chooses the best checkpoint, one of the task's; f1, precision and recall are macro averages. Default: by task, such as f1.",
+        "Metric that chooses the best checkpoint, one of the task's; f1, precision and recall are macro averages, for token-classification micro averages over entities. Default: by task, such as f1.",
     )
 
 

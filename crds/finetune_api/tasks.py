@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-TaskType = Literal["text-classification"]
+TaskType = Literal["text-classification", "token-classification"]
 MethodType = Literal["full", "head", "lora", "dora", "adapter", "ia3", "prompt", "prefix"]
 Metric = Literal["accuracy", "precision", "recall", "f1", "f1-micro", "f1-weighted", "loss"]
 
@@ -33,6 +33,11 @@ TASKS: Mapping[TaskType, TaskKind] = {
     "text-classification": TaskKind(
         columns={"text": "text", "label": "label"},
         metrics=("accuracy", "precision", "recall", "f1", "f1-micro", "f1-weighted", "loss"),
+        primary="f1",
+    ),
+    "token-classification": TaskKind(
+        columns={"tokens": "tokens", "tags": "tags", "text": "text", "spans": "spans"},
+        metrics=("accuracy", "precision", "recall", "f1", "loss"),
         primary="f1",
     ),
 }

@@ -1,5 +1,6 @@
 """What each field declares as its effect is what the identities and the restart key make of a change of it."""
 
+import re
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from finetune_api.job import FineTuneJob, FineTuneJobSpec
 from finetune_api.profile import FineTuneProfileSpec
 from finetune_api.resolve import Defaults, publication_id, resolve, restart_key, train_identity
 from finetune_api.table import fields
+from finetune_api.tasks import tasks_with
 
 SPEC = open_api_schema(FineTuneJob)["properties"]["spec"]
 PROFILE = FineTuneProfileSpec.model_validate({"allowedEndpoints": ["http://*"]})
@@ -81,6 +83,9 @@ def resolved(path: str, value: Any) -> RunConfig:
     for index, part in enumerate(reversed(parts)):
         beside = BESIDE.get(path, {}) if index == 0 else {}
         document = {**beside, part.removesuffix("[]"): [document] if part.endswith("[]") else document}
+    role = re.fullmatch(r"spec\.task\.columns\.(\w+)", path)
+    if role:
+        document["task"]["type"] = tasks_with(role[1])[0]
     spec = FineTuneJobSpec.model_validate(completed(SPEC, document))
     defaults = Defaults(trainer_image="t", preflight_image="p", in_cluster=False)
     return resolve(spec, PROFILE, job="default/a", job_uid="u", generation=1, defaults=defaults)

@@ -59,16 +59,63 @@ class Text:
     def cut(self, texts: Sequence[str]) -> list[tuple[list[int], int]]:
         """Token ids with special tokens, at most max_length of them, and how many the whole text has. Of a text far
         beyond the limit only the beginning is looked at, if that is overlong already."""
-        # More characters than that can hardly fit: enough to tell that a row is overlong.
-        enough = max(1024 * 1024, 64 * self.max_length)
-        found = self.ids([text[:enough] for text in texts])
+        found = self.ids([text[: self._enough] for text in texts])
         for number, text in enumerate(texts):
-            if len(text) > enough and len(found[number]) <= self.max_length:
+            if len(text) > self._enough and len(found[number]) <= self.max_length:
                 found[number] = self.tokenizer.encode(text).ids
         return [
             (ids if len(ids) <= self.max_length else self._cutting.encode(text).ids, len(ids))
             for text, ids in zip(texts, found, strict=True)
         ]
+
+    def cut_with_offsets(self, texts: Sequence[str]) -> list[tuple[Any, int]]:
+        """As `cut`, but whole encodings of the tokenizers library, which know the characters of each token."""
+        found = self.tokenizer.encode_batch([text[: self._enough] for text in texts])
+        for number, text in enumerate(texts):
+            if len(text) > self._enough and len(found[number]) <= self.max_length:
+                found[number] = self.tokenizer.encode(text)
+        return [
+            (whole if len(whole) <= self.max_length else self._cutting.encode(text[: self._enough]), len(whole))
+            for text, whole in zip(texts, found, strict=True)
+        ]
+
+    def cut_words(self, rows: Sequence[Sequence[str]]) -> list[tuple[Any, int]]:
+        """Encodings of rows of words, which know the word of each token, and how many tokens the whole row has.
+
+        Raises DataError ModelUnsuitable where words cannot be encoded one by one.
+        """
+        prefix = self.word_prefix
+        if prefix is None:
+            raise DataError(
+                "ModelUnsuitable",
+                "The base model's tokenizer encodes a word given alone as in no running text; give texts with spans "
+                "instead of words with tags, or choose another base model.",
+            )
+        given = [[prefix + word for word in row] for row in rows]
+        found = self.tokenizer.encode_batch(given, is_pretokenized=True)
+        return [
+            (whole if len(whole) <= self.max_length else self._cutting.encode(row, is_pretokenized=True), len(whole))
+            for row, whole in zip(given, found, strict=True)
+        ]
+
+    @cached_property
+    def word_prefix(self) -> str | None:
+        """What makes a word given alone the tokens that it is within a text: nothing, or a space before it, by which
+        byte-level BPE and SentencePiece know that a word begins; None where neither does."""
+        for first, second in (("the", "time"), ("a", "b"), ("1", "2")):
+            start, text = self.ids([first, f"{first} {second}"], special=False)
+            for prefix in ("", " "):
+                pair = [prefix + first, prefix + second]
+                alone = self.tokenizer.encode(pair, is_pretokenized=True, add_special_tokens=False)
+                tokens = [token for token, word in zip(alone.ids, alone.word_ids, strict=True) if word == 1]
+                if tokens and start + tokens == text:
+                    return prefix
+        return None
+
+    @property
+    def _enough(self) -> int:
+        """More characters than that can hardly fit: enough to tell that a row is overlong."""
+        return max(1024 * 1024, 64 * self.max_length)
 
 
 def read_text(

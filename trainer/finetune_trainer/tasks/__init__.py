@@ -7,10 +7,14 @@ from finetune_api.contract import RunConfig
 from finetune_api.tasks import TaskType
 from finetune_trainer.tasks.base import Facts, Learner, Metrics, Outcomes, Task
 from finetune_trainer.tasks.text_classification import TextClassification
+from finetune_trainer.tasks.token_classification import TokenClassification
 
 __all__ = ["Facts", "Learner", "Metrics", "Outcomes", "Task", "get"]
 
-_TASKS: dict[TaskType, type[Task]] = {"text-classification": TextClassification}
+_TASKS: dict[TaskType, type[Task]] = {
+    "text-classification": TextClassification,
+    "token-classification": TokenClassification,
+}
 
 
 def get(config: RunConfig) -> Task:
