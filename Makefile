@@ -7,10 +7,10 @@ STATE ?= $(HOME)/.local/state/finetune-operator/cluster
 export PYTHON
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help demo test e2e lint verify cluster-up cluster-down image bench lock clean .venv
+.PHONY: help demo test test-trainer-all e2e lint verify cluster-up cluster-down image bench lock clean .venv
 
 help: ## What the targets do
-	@sed -nE 's/^([a-z0-9-]+):.*## (.*)$$/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -nE 's/^([a-z0-9-]+):.*## (.*)$$/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
 .venv: ## (made by the targets that need it)
 	@hack/venv
@@ -20,6 +20,9 @@ demo: .venv ## Fine-tune a real model on this machine, without a cluster
 
 test: .venv ## All tests that need no cluster
 	@$(BIN)/pytest tests --ignore=tests/e2e --ignore=tests/chart --durations=10
+
+test-trainer-all: .venv ## Every task with every method, on one process and on two; writes docs/matrix.md
+	@$(BIN)/python -m tests.matrix
 
 e2e: .venv ## The tests on a real cluster: brings it up, builds the images, runs tests/e2e and tests/chart
 	@hack/timed "cluster" hack/cluster/up

@@ -92,6 +92,8 @@ class MethodConfig(Model):
     alpha: float | None = None
     dropout: float | None = None
     rank_stabilized: bool | None = None
+    quantization: Literal["nf4", "fp4"] | None = None
+    double_quant: bool | None = None
     reduction: int | None = None
     variant: Literal["houlsby", "pfeiffer"] | None = None
     virtual_tokens: int | None = None

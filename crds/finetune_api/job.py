@@ -164,15 +164,16 @@ class Unfreeze(Model):
 class Method(Model):
     rules: ClassVar[tuple[Rule, ...]] = (
         only_with("type", values=("full",), fields=("freeze", "unfreeze")),
-        only_with("type", values=("lora", "dora"), fields=("rank", "alpha", "dropout", "rankStabilized")),
-        only_with("type", values=("lora", "dora", "ia3"), fields=("targets",)),
+        only_with("type", values=("lora", "qlora", "dora"), fields=("rank", "alpha", "dropout", "rankStabilized")),
+        only_with("type", values=("lora", "qlora", "dora", "ia3"), fields=("targets",)),
+        only_with("type", values=("qlora",), fields=("quantization", "doubleQuant")),
         only_with("type", values=("adapter",), fields=("reduction", "variant")),
         only_with("type", values=("prompt", "prefix"), fields=("virtualTokens",)),
     )
 
     type: MethodType = spec_field(
         "train",
-        "full trains all weights, head only the new output layer, lora low-rank additions, dora those with magnitudes of "
+        "full trains all weights, head only the new output layer, lora low-rank additions, qlora those over a base of four bits, dora those with magnitudes of "
         "their own, adapter small layers between the base's, ia3 factors on keys, values and feed-forward layers, prompt tokens before each row, prefix keys and "
         "values before each layer's.",
         required=True,
@@ -195,6 +196,12 @@ class Method(Model):
         "the second layer of each feed-forward part.",
         min_length=1,
         max_length=64,
+    )
+    quantization: Literal["nf4", "fp4"] | None = spec_field(
+        "train", "The four-bit numbers the base is kept in. Default: nf4."
+    )
+    double_quant: bool | None = spec_field(
+        "train", "Whether the scales of blocks of four-bit numbers are quantised, too. Default: true."
     )
     reduction: int | None = spec_field(
         "train", "By how much narrower than the model the inside of an adapter is. Default: 16.", ge=1, le=1024
@@ -315,7 +322,7 @@ class Training(Model):
     )
     learning_rate: float | None = spec_field(
         "train",
-        "Peak learning rate. Default: 2e-5 for full, 1e-3 for head, 2e-4 for lora and dora, 1e-3 for adapter, 3e-3 for ia3, 3e-2 for prompt, 1e-2 for prefix; with optimizer sgd 1e-2.",
+        "Peak learning rate. Default: 2e-5 for full, 1e-3 for head, 2e-4 for lora, qlora and dora, 1e-3 for adapter, 3e-3 for ia3, 3e-2 for prompt, 1e-2 for prefix; with optimizer sgd 1e-2.",
         gt=0,
         le=10,
     )

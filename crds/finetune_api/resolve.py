@@ -52,6 +52,7 @@ LEARNING_RATES = {
     "full": 2e-5,
     "head": 1e-3,
     "lora": 2e-4,
+    "qlora": 2e-4,
     "dora": 2e-4,
     "adapter": 1e-3,
     "ia3": 3e-3,
@@ -178,7 +179,7 @@ def _method(spec: FineTuneJobSpec) -> MethodConfig:
         }
     if method.unfreeze is not None:
         values["unfreeze_every_steps"] = method.unfreeze.every_steps
-    if method.type in ("lora", "dora"):
+    if method.type in ("lora", "qlora", "dora"):
         rank = first(method.rank, default=16)
         values |= {
             "rank": rank,
@@ -186,6 +187,11 @@ def _method(spec: FineTuneJobSpec) -> MethodConfig:
             "dropout": first(method.dropout, default=0.05),
             # None, not false: so that the identity of a run without it is what it was before there was this field
             "rank_stabilized": method.rank_stabilized or None,
+        }
+    if method.type == "qlora":
+        values |= {
+            "quantization": first(method.quantization, default="nf4"),
+            "double_quant": first(method.double_quant, default=True),
         }
     if method.type == "adapter":
         values |= {

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 TaskType = Literal["text-classification", "token-classification"]
-MethodType = Literal["full", "head", "lora", "dora", "adapter", "ia3", "prompt", "prefix"]
+MethodType = Literal["full", "head", "lora", "qlora", "dora", "adapter", "ia3", "prompt", "prefix"]
 Metric = Literal["accuracy", "precision", "recall", "f1", "f1-micro", "f1-weighted", "loss"]
 
 

@@ -24,6 +24,8 @@ TEXTS = {
 BESIDE: dict[str, dict[str, Any]] = {
     "spec.method.rank": {"type": "lora"},
     "spec.method.alpha": {"type": "lora"},
+    "spec.method.quantization": {"type": "qlora"},
+    "spec.method.doubleQuant": {"type": "qlora"},
     "spec.method.reduction": {"type": "adapter"},
     "spec.method.variant": {"type": "adapter"},
     "spec.method.virtualTokens": {"type": "prompt"},

@@ -79,7 +79,7 @@ spec:
 def test_a_missing_choice_lists_the_choices() -> None:
     (problem,) = said(GOOD + "  method: {rank: 8}\n")
     assert problem.startswith("job.yaml:10:3: spec.method.type: is missing: add it (full trains all weights")
-    assert problem.endswith(": full, head, lora, dora, adapter, ia3, prompt or prefix)")
+    assert problem.endswith(": full, head, lora, qlora, dora, adapter, ia3, prompt or prefix)")
 
 
 def test_a_field_without_value_is_a_note_and_counts_as_left_out() -> None:

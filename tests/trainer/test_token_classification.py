@@ -2,6 +2,7 @@
 
 import json
 import math
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -81,7 +82,10 @@ def test_a_text_with_spans_names_the_tags_that_its_words_may_have() -> None:
         ({"text": TEXT, "spans": [{**ANNA, "start": 4, "end": 5}]}, "from 4 to 5, holds nothing but spaces"),
         ({"text": TEXT, "spans": [{**ANNA, "label": None}]}, "must hold a label"),
         ({"text": TEXT, "spans": [{**ANNA, "label": "x" * 255}]}, "holds a label of 257 characters"),
-        ({"text": TEXT, "spans": [BERLIN, {**BERLIN, "start": 25}]}, "overlap, 20 to 26 and 25 to 26; keep one of them"),
+        (
+            {"text": TEXT, "spans": [BERLIN, {**BERLIN, "start": 25}]},
+            "overlap, 20 to 26 and 25 to 26; keep one of them",
+        ),
     ],
 )
 def test_what_cannot_be_tagged_is_refused_with_the_reason(row: dict[str, Any], said: str) -> None:
@@ -93,7 +97,7 @@ def test_what_cannot_be_tagged_is_refused_with_the_reason(row: dict[str, Any], s
 def test_tags_of_entities_and_others_are_not_mixed() -> None:
     for good in (["O", "B-x", "I-x"], ["NOUN", "VERB", "X"], ["O", "B", "I"], ["O", "NOUN"]):
         assert TASK.order_labels(good, wanted=None, base=None) == sorted(good)
-    with pytest.raises(DataError, match="'B-x' is of an entity .* and 'NOUN' is not"):
+    with pytest.raises(DataError, match=r"'B-x' is of an entity .* and 'NOUN' is not"):
         TASK.order_labels(["B-x", "NOUN"], wanted=None, base=None)
 
 
@@ -140,7 +144,7 @@ def test_the_first_token_of_each_word_carries_its_tag(family: str, row: list[str
 @families
 def test_words_are_the_tokens_that_they_are_within_a_text(family: str) -> None:
     text = TEXTS[family]
-    row = "the time in Ber the lin in the end".split()
+    row = ["the", "time", "in", "Ber", "the", "lin", "in", "the", "end"]
     ((alone, _),) = text.cut_words([row])
     inside = text.ids([f"the {' '.join(row)}"], special=False)[0]
     assert [token for token, word in zip(alone.ids, alone.word_ids, strict=True) if word is not None] == (
@@ -196,7 +200,7 @@ def test_spans_become_tags_and_tags_the_same_spans(family: str, text: str, drawn
     encoding = TEXTS[family].tokenizer.encode(text)
     units = units_of(text, encoding)
     assert [unit.token for unit in units] == sorted({unit.token for unit in units})
-    assert all(one.end <= other.start for one, other in zip(units, units[1:], strict=False))
+    assert all(one.end <= other.start for one, other in pairwise(units))
     spans: list[Span] = []
     for first, count in sorted(drawn):  # some units one behind the other, none of them twice
         chosen = [unit for unit in units[first : first + count] if not spans or unit.start >= spans[-1].end]
@@ -287,7 +291,9 @@ rows_of_labels = st.lists(
 def test_collating_keeps_every_token_and_tag(rows: list[list[int]]) -> None:
     store, ours = store_of(rows), learner()
     batch = ours.collate(store, np.arange(len(rows)))
-    assert [labels[mask == 1].tolist() for labels, mask in zip(batch["labels"], batch["attention_mask"], strict=True)] == rows
+    assert [
+        labels[mask == 1].tolist() for labels, mask in zip(batch["labels"], batch["attention_mask"], strict=True)
+    ] == rows
     assert (batch["labels"][batch["attention_mask"] == 0] == IGNORED).all()
     assert ours.count(store, np.arange(len(rows))) == (batch["labels"] != IGNORED).sum()
 

@@ -1,6 +1,8 @@
 """Loading the base model: safetensors only, no code from elsewhere, a new head that depends on the seed alone."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,8 @@ class Loaded:
 
     model: Any
     fresh: frozenset[str]
+    again: "Callable[[], Loaded] | None" = None
+    """Loads the same once more."""
 
 
 def load(directory: Path, *, learner: Learner, seed: int, dropout: float | None = None) -> Loaded:
@@ -66,7 +70,8 @@ def load(directory: Path, *, learner: Learner, seed: int, dropout: float | None 
     parameters = dict(model.named_parameters())
     fresh &= parameters.keys()
     _initialise({name: parameters[name] for name in sorted(fresh)}, model.config, seed)
-    return Loaded(model, frozenset(fresh))
+    again = partial(load, directory, learner=learner, seed=seed, dropout=dropout)
+    return Loaded(model, frozenset(fresh), again)
 
 
 def recompute_activations(model: Any) -> None:

@@ -124,7 +124,7 @@ def inputs_for(name: str, *, rows: int = 2) -> dict[str, torch.Tensor]:
 def tuned(name: str, config: MethodConfig, *, fresh: frozenset[str] = frozenset()) -> tuple[adapt.Method, Any]:
     """A model after two large steps by a method, so that what was added says something."""
     method = adapt.get(config)
-    model = method.prepare(Loaded(make(name), fresh), seed=1)
+    model = method.prepare(Loaded(make(name), fresh, lambda: Loaded(make(name), fresh)), seed=1)
     optimizer = torch.optim.Adam(checkpoint.trainable(model).values(), lr=0.05)
     method.train(model)
     for step in range(2):

@@ -10,37 +10,28 @@ import pytest
 import torch
 from tests.trainer.memory import Memory, learner_of
 from tests.trainer.rank.conftest import WORDS
-from tests.trainer.rank.peers import losses_of_trainer
-from tests.trainer.rank.test_loop import Quiet, config, setup_for
+from tests.trainer.rank.peers import losses_of_ours, losses_of_trainer
+from tests.trainer.rank.test_loop import config
 
-from finetune_trainer.checkpoint import OPTIMIZER, WEIGHTS, State
-from finetune_trainer.loop import train
+from finetune_trainer.checkpoint import OPTIMIZER, WEIGHTS
 from finetune_trainer.model import load
 from finetune_trainer.tasks.base import IGNORED
 
 LABELS = ["B-colour", "I-colour", "O"]
 
 
-def tagged_rows(count: int) -> list[dict[str, Any]]:
-    """Words of which a red one, and what follows it, is an entity."""
+def rows_with_spans(count: int) -> list[dict[str, Any]]:
+    """Texts in which red and the blue or green behind it are an entity."""
     draw = random.Random(1)
     found = []
     for _ in range(count):
         words = [draw.choice(WORDS) for _ in range(draw.randint(3, 12))]
-        tags = ["O"] * len(words)
         place = draw.randrange(len(words) - 1)
-        words[place] = "red"
-        tags[place : place + 2] = ["B-colour", "I-colour"]
-        found.append({"tokens": words, "tags": tags})
+        words[place : place + 2] = "red", draw.choice(("blue", "green"))
+        start = len(" ".join([*words[:place], ""])) if place else 0
+        end = start + len(" ".join(words[place : place + 2]))
+        found.append({"text": " ".join(words), "spans": [{"start": start, "end": end, "label": "colour"}]})
     return found
-
-
-def with_spans(row: dict[str, Any]) -> dict[str, Any]:
-    """The same row as a text."""
-    place = row["tags"].index("B-colour")
-    start = len(" ".join([*row["tokens"][:place], ""]))
-    end = start + len(" ".join(row["tokens"][place : place + 2]))
-    return {"text": " ".join(row["tokens"]), "spans": [{"start": start, "end": end, "label": "colour"}]}
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-5)])
@@ -59,42 +50,37 @@ def test_fifty_steps_equal_those_of_the_trainer(
     def model() -> Any:
         return load(tiny_base, learner=learner, seed=5, dropout=0.0).model.to(dtype)
 
-    setup, inputs_of = setup_for(model(), learner, store, settings)
-    state = State(micro_batch=3)
-    train(setup, state, Quiet())
-    batches = [inputs_of(setup.order.batch(step)) for step in range(50)]
+    ours, batches = losses_of_ours(model(), learner, store, settings)
     theirs = losses_of_trainer(model(), batches, settings, work=tmp_path)
-    assert state.losses == pytest.approx(theirs, rel=tolerance)
+    assert len(theirs) == 50
+    assert ours == pytest.approx(theirs, rel=tolerance)
 
 
 SPEC: dict[str, Any] = {
     "task": {"type": "token-classification"},
-    "training": {"maxSteps": 60, "batchSize": 16, "learningRate": 5e-3, "evaluateEvery": {"steps": 30}},
-    "checkpoint": {"every": {"steps": 20}},
+    "training": {"maxSteps": 40, "batchSize": 16, "learningRate": 5e-3, "evaluateEvery": {"steps": 20}},
+    "checkpoint": {"every": {"steps": 10}},
 }
 
 
-@pytest.mark.parametrize("form", ["words", "spans"])
-def test_a_run_beats_the_probe_and_a_stop_changes_nothing(make_run: Any, tmp_path: Path, form: str) -> None:
+def test_a_run_on_spans_beats_the_trivial_answer_and_a_stop_changes_nothing(make_run: Any, tmp_path: Path) -> None:
     from transformers import AutoModelForTokenClassification
 
-    rows = tagged_rows(400)
-    if form == "spans":
-        rows = [with_spans(row) for row in rows]
+    rows = rows_with_spans(400)
     calm = make_run(rows, name="calm", **SPEC)
     code, log = calm.run(tmp_path / "work-calm")
     assert code == 0, log
     evaluation = calm.published()["outcome"]["evaluation"]
-    assert evaluation["tuned"]["f1"] > evaluation["probe"]["f1"] + 0.2, evaluation
     assert evaluation["trivial"]["f1"] == 0.0
+    assert evaluation["tuned"]["f1"] > 0.3, evaluation
     assert evaluation["tuned"].keys() == {"accuracy", "precision", "recall", "f1", "loss"}
+    assert evaluation["probe"].keys() == evaluation["tuned"].keys()
     model = AutoModelForTokenClassification.from_pretrained(calm.model())
     assert list(model.config.id2label.values()) == LABELS
-    if form == "words":
-        made = make_run(rows, name="stopped", **SPEC)
-        stop = ("finetune_trainer.training", "Duties", "due", 37, signal.SIGTERM.value)
-        assert made.run(tmp_path / "work-1", stop=stop)[0] == 45
-        assert made.run(tmp_path / "work-2")[0] == 0
-        assert made.losses() == calm.losses()
-        for name in (WEIGHTS, OPTIMIZER):
-            assert made.last(name).read_bytes() == calm.last(name).read_bytes()
+    made = make_run(rows, name="stopped", **SPEC)
+    stop = ("finetune_trainer.training", "Duties", "due", 27, signal.SIGTERM.value)
+    assert made.run(tmp_path / "work-1", stop=stop)[0] == 45
+    assert made.run(tmp_path / "work-2")[0] == 0
+    assert made.losses() == calm.losses()
+    for name in (WEIGHTS, OPTIMIZER):
+        assert made.last(name).read_bytes() == calm.last(name).read_bytes()

@@ -8,6 +8,7 @@ from finetune_trainer.adapt.head import Head
 from finetune_trainer.adapt.ia3 import Ia3
 from finetune_trainer.adapt.lora import Lora
 from finetune_trainer.adapt.prompt import Prompt
+from finetune_trainer.adapt.qlora import Qlora
 
 __all__ = ["Method", "Shortcut", "get"]
 
@@ -21,6 +22,8 @@ def get(config: MethodConfig) -> Method:
             return Head()
         case "lora" | "dora":
             return Lora(config)
+        case "qlora":
+            return Qlora(config)
         case "adapter":
             return Bottleneck(config)
         case "ia3":

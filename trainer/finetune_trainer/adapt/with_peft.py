@@ -126,7 +126,7 @@ def target_pattern(model: Any, *, wanted: list[str] | None, apart: list[str]) ->
 
     A trunk without linear layers (a CNN) offers its convolutions instead. Raises ModelError.
     """
-    layers = dict(_layers(model, apart=apart))
+    layers = dict(adaptable_layers(model, apart=apart))
     chosen = [name for name, module in layers.items() if not isinstance(module, torch.nn.Conv2d)] or list(layers)
     if wanted is not None:
         chosen = [name for name in layers if any(f".{name}".endswith(f".{end}") for end in wanted)]
@@ -139,7 +139,7 @@ def target_pattern(model: Any, *, wanted: list[str] | None, apart: list[str]) ->
     return pattern_of(model, chosen)
 
 
-def _layers(model: Any, *, apart: list[str]) -> Iterator[tuple[str, torch.nn.Module]]:
+def adaptable_layers(model: Any, *, apart: list[str]) -> Iterator[tuple[str, torch.nn.Module]]:
     """Layers of the trunk that can be adapted and merged; not what trains whole, nor the output layer."""
     from transformers.pytorch_utils import Conv1D
 

@@ -11,7 +11,7 @@ from bisect import bisect_right
 from collections.abc import Collection, Mapping, Sequence
 from decimal import Decimal
 from functools import cache
-from itertools import takewhile
+from itertools import pairwise, takewhile
 from math import isfinite
 from typing import Any, ClassVar, NamedTuple
 
@@ -50,8 +50,10 @@ OUTSIDE = "O"
 _OF_ENTITIES = re.compile(r"O|[BIESLU](-.*)?", re.DOTALL)
 """Tags of BIO and IOB2, of BIOES, and of BILOU."""
 _AS_BIOES = str.maketrans("LU", "ES")
-_ALONE = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u2fff\u3001-\u303f\u3040-\u30ff\u31f0-\u31ff\u3400-\u9fff\uf900-\ufaff"
-_ALONE += "\U00020000-\U0003ffff"
+_ALONE = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"  # Thai, Lao, Burmese, Khmer
+    "\u2e80-\u2fff\u3001-\u303f\u3040-\u30ff\u31f0-\u31ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # CJK
+)
 """Letters of scripts that put no space between words: each counts as a word."""
 
 
@@ -123,15 +125,15 @@ class TokenClassification(Task):
     def order_labels(
         self, found: Collection[str], *, wanted: Sequence[str] | None, base: Sequence[str] | None
     ) -> list[str]:
-        """Raises DataError when only some of the tags are of entities: seqeval would count the others in its own way."""
+        """Raises DataError when only some of the tags are of entities: the others could not be counted with them."""
         labels = super().order_labels(found, wanted=wanted, base=base)
         others = [label for label in labels if not _OF_ENTITIES.fullmatch(label)]
         prefixed = [label for label in labels if _OF_ENTITIES.fullmatch(label) and "-" in label]
         if others and prefixed:
             raise DataError(
                 "MixedTags",
-                f"The tag {prefixed[0][:64]!r} is of an entity (B-x, I-x, E-x, S-x or O) and {others[0][:64]!r} is not; "
-                "write all tags in one way.",
+                f"The tag {prefixed[0][:64]!r} is of an entity (B-x, I-x, E-x, S-x or O) and {others[0][:64]!r} is "
+                "not; write all tags in one way.",
             )
         return labels
 
@@ -146,7 +148,9 @@ def _words(value: Any, name: str) -> list[str]:
     for number, word in enumerate(value, start=1):
         if not isinstance(word, str) or not word or word.isspace():
             what = "an empty one" if isinstance(word, str) else kind_of(word)
-            raise RowError(f"the column {name!r} must hold words, found {what} as number {number}; remove it and its tag")
+            raise RowError(
+                f"the column {name!r} must hold words, found {what} as number {number}; remove it and its tag"
+            )
         if not encodable(word):
             raise RowError(f"word {number} of the column {name!r} holds half a surrogate pair, which is no character")
     return list(value)
@@ -172,7 +176,7 @@ def _spans(value: Any, name: str, text: str) -> list[Span]:
             raise RowError(f"span {number} of the column {name!r}, from {start} to {end}, holds nothing but spaces")
         spans.append(Span(start, end, label))
     spans.sort()
-    for one, other in zip(spans, spans[1:], strict=False):
+    for one, other in pairwise(spans):
         if other.start < one.end:
             raise RowError(
                 f"two spans of the column {name!r} overlap, {one.start} to {one.end} and {other.start} to {other.end}; "
@@ -217,9 +221,7 @@ def units_of(text: str, encoding: Any) -> list[Unit]:
     starts = [start for start, _ in words]
     units: list[Unit] = []
     reached = -1
-    for token, ((start, end), special) in enumerate(
-        zip(encoding.offsets, encoding.special_tokens_mask, strict=True)
-    ):
+    for token, ((start, end), special) in enumerate(zip(encoding.offsets, encoding.special_tokens_mask, strict=True)):
         while start < end and text[start].isspace():
             start += 1
         if special or start >= end:
@@ -363,7 +365,7 @@ class TokenClassifier(Learner):
         return dict(zip(("precision", "recall", "f1"), map(float, averages[:3]), strict=True))
 
     def trivial(self, store: Encoded, train: Rows, rows: Rows) -> Outcomes:
-        """Every word has the tag that is most frequent in training; the loss is that of the shares of the tags there."""
+        """Every word has the tag that is most frequent in training; the loss is that of the tags' shares there."""
         known = np.concatenate(self.tags(store, train))
         seen = np.bincount(known, minlength=len(self.facts.labels)) + 1
         words = sum(len(tags) for tags in self.tags(store, rows))

@@ -1,0 +1,145 @@
+"""One entry a task: tiny bases, 300 rows that can be learned, and the margin a tuned model must have.
+
+The matrix asks of every task and method whether training works at all, on one process and on two: whether the metric
+on rows never seen beats the baseline by the margin that stands here. Bases are real classes of transformers, pretrained
+for seconds and so small that a cell takes seconds; what they can learn in 300 rows is small, and so are some margins.
+"""
+
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from finetune_api.tasks import MethodType, TaskType
+
+ROWS, TEST_ROWS = 300, 100
+PRETRAIN_STEPS = 400
+WORDS = tuple(f"{first}{last}" for first in ("al", "be", "ga", "de", "ep", "ze") for last in ("pha", "ta", "mma"))
+COLOURS = ("red", "green", "blue")
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[BOS]", "[EOS]")
+Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How a task is tried."""
+
+    bases: tuple[str, ...]
+    """Names in BASES; each method takes the next."""
+    rows: Callable[[random.Random, int], Rows]
+    over: str
+    """The baseline to beat: trivial, base or probe."""
+    margin: float
+    """In the direction of the primary metric."""
+    spec: Mapping[str, Any] = field(default_factory=dict)
+    only: Mapping[MethodType, str] = field(default_factory=dict)
+    """The base of a method that some of the bases cannot take."""
+    margins: Mapping[MethodType, float] = field(default_factory=dict)
+    """Of methods that learn less in so few steps."""
+
+
+# --- rows ---
+
+
+def coloured(draw: random.Random, count: int) -> Rows:
+    """Which of three words is in the text."""
+    found = []
+    for _ in range(count):
+        colour = draw.choice(COLOURS)
+        words = [draw.choice(WORDS) for _ in range(draw.randint(2, 9))]
+        words.insert(draw.randint(0, len(words)), colour)
+        found.append({"text": " ".join(words), "label": colour})
+    return found
+
+
+def tagged(draw: random.Random, count: int) -> Rows:
+    """Words that begin alike are entities of one kind."""
+    kinds = {"al": "B-one", "be": "B-two"}
+    rows = [[draw.choice(WORDS) for _ in range(draw.randint(3, 9))] for _ in range(count)]
+    return [{"tokens": words, "tags": [kinds.get(word[:2], "O") for word in words]} for words in rows]
+
+
+KINDS: Mapping[TaskType, Kind] = {
+    "text-classification": Kind(("bert", "roberta", "distilbert"), coloured, "trivial", 0.2, only={"prefix": "bert"}),
+    "token-classification": Kind(("bert", "roberta", "distilbert"), tagged, "trivial", 0.2, only={"prefix": "bert"}),
+}
+
+
+# --- bases ---
+
+
+def words_tokenizer(directory: Path) -> int:
+    """Save a tokenizer that knows the words above; returns the size of its vocabulary."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {word: number for number, word in enumerate((*SPECIAL, *sorted({*WORDS, *COLOURS})))}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
+    ).save_pretrained(directory)
+    return len(vocabulary)
+
+
+_ENCODER = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "max_position_embeddings": 66,
+    "pad_token_id": 0,
+}
+BASES: Mapping[str, tuple[str, str, Mapping[str, Any]]] = {
+    "bert": ("BertModel", "BertConfig", _ENCODER),
+    "roberta": ("RobertaModel", "RobertaConfig", _ENCODER),
+    "distilbert": (
+        "DistilBertModel",
+        "DistilBertConfig",
+        {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64, "max_position_embeddings": 66, "pad_token_id": 0},
+    ),
+}
+
+
+def make_base(name: str, directory: Path) -> Path:
+    """A model that knows a little, the same each time, and its tokenizer."""
+    import torch
+    import transformers
+
+    directory.mkdir(parents=True)
+    kind, config, sizes = BASES[name]
+    size = words_tokenizer(directory)
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model = getattr(transformers, kind)(getattr(transformers, config)(vocab_size=size, **sizes))
+    pretrain_encoder(model, size)
+    model.save_pretrained(directory)
+    return directory
+
+
+def pretrain_encoder(model: Any, size: int) -> None:
+    """Some seconds of pretraining, without which nothing that is frozen would be worth anything: the first position
+    learns which words are in a text, every position which word comes next."""
+    import torch
+
+    draw = torch.Generator().manual_seed(1)
+    present, following = torch.nn.Linear(32, size), torch.nn.Linear(32, size)
+    optimizer = torch.optim.AdamW([*model.parameters(), *present.parameters(), *following.parameters()], lr=3e-3)
+    cross_entropy, binary = torch.nn.functional.cross_entropy, torch.nn.functional.binary_cross_entropy_with_logits
+    model.train()
+    for _ in range(PRETRAIN_STEPS):
+        length = int(torch.randint(3, 12, (), generator=draw))
+        words = torch.randint(len(SPECIAL), size, (32, length), generator=draw)
+        ids = torch.cat([torch.full((32, 1), 2), words, torch.full((32, 1), 3)], dim=1)
+        states = model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+        found = torch.zeros(32, size).scatter_(1, words, 1.0)
+        loss = 5 * binary(present(states[:, 0]), found) + cross_entropy(following(states[:, :-1]).mT, ids[:, 1:])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    model.eval()
