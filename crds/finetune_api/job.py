@@ -15,13 +15,26 @@ from finetune_api.base import (
     only_with,
     spec_field,
 )
-from finetune_api.tasks import ROLES, TASKS, MethodType, Metric, TaskKind, TaskType, tasks_with
+from finetune_api.tasks import (
+    GENERATING,
+    ROLES,
+    TASKS,
+    WITH_TARGETS,
+    MethodType,
+    Metric,
+    TaskKind,
+    TaskType,
+    tasks_with,
+)
 
 Uri = Annotated[str, StringConstraints(pattern=r"^(s3|file)://[^ \t\r\n]+$", max_length=1024)]
+SourceUri = Annotated[str, StringConstraints(pattern=r"^(s3|file|hf)://[^ \t\r\n]+$", max_length=1024)]
 S3OrFile = "an s3:// or file:// address (file:// only outside a cluster)"
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)]
 Column = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 Label = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+Language = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][-A-Za-z0-9_]*$", max_length=32)]
+Prefix = Annotated[str, StringConstraints(max_length=256)]
 Quantity = Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$", max_length=32)]
 Duration = Annotated[str, StringConstraints(pattern=r"^([0-9]+h)?([0-9]+m)?([0-9]+s)?$", min_length=2, max_length=32)]
 LabelValue = Annotated[str, StringConstraints(pattern=r"^(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?$", max_length=63)]
@@ -29,6 +42,9 @@ Key = Annotated[str, StringConstraints(max_length=317)]
 Text = Annotated[str, StringConstraints(max_length=1024)]
 
 Overlong = Literal["Truncate", "Drop", "Fail"]
+Strategy = Literal["greedy", "beam"]
+Leakage = Literal["Drop", "Fail"]
+AuditMode = Literal["Sample", "Full"]
 OptimizerType = Literal["adamw", "adafactor", "sgd", "adamw-8bit"]
 ScheduleType = Literal["linear", "cosine", "constant", "polynomial", "inverse-sqrt", "one-cycle"]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -50,6 +66,9 @@ class Columns(Model):
     label: Column | None = spec_field(
         "train", "Column that holds the label: one value, or a list of values for multi-label rows. Default: label."
     )
+    summary: Column | None = spec_field("train", "Column that holds the summary of a text. Default: summary.")
+    source: Column | None = spec_field("train", "Column that holds the text to translate. Default: source.")
+    target: Column | None = spec_field("train", "Column that holds its translation. Default: target.")
     tokens: Column | None = spec_field(
         "train", "Column that holds the words of token-classification, a list. Default: tokens."
     )
@@ -62,7 +81,11 @@ class Columns(Model):
 
 
 class Task(Model):
-    rules: ClassVar[tuple[Rule, ...]] = tuple(_role(role) for role in ROLES if len(tasks_with(role)) < len(TASKS))
+    rules: ClassVar[tuple[Rule, ...]] = (
+        *(_role(role) for role in ROLES if len(tasks_with(role)) < len(TASKS)),
+        only_with("type", values=("translation",), fields=("sourceLanguage", "targetLanguage")),
+        only_with("type", values=("summarization", "translation"), fields=("prefix",)),
+    )
 
     type: TaskType = spec_field("train", "What the model learns to do.", required=True)
     columns: Columns | None = spec_field(None, "Names of the columns in the data.")
@@ -72,21 +95,44 @@ class Task(Model):
         min_length=2,
         max_length=10000,
     )
+    source_language: Language | None = spec_field(
+        "train",
+        "Language of the source as the base names it, such as en_XX (mBART) or en. Default: what its tokenizer is set to.",
+    )
+    target_language: Language | None = spec_field(
+        "train", "Language of the target as the base names it. Required where the base knows several."
+    )
+    prefix: Prefix | None = spec_field(
+        "train",
+        "Words put before each text, such as `summarize: `. Default: those that task_specific_params of the base's config.json "
+        "name for the task and its languages, else none.",
+    )
 
 
 class ModelSource(Model):
-    uri: Uri = spec_field(
+    uri: SourceUri = spec_field(
         "train",
-        f"Directory of the base model, with config.json, tokenizer.json and safetensors weights: {S3OrFile}.",
+        f"Directory of the base model, with config.json, tokenizer.json and safetensors weights: {S3OrFile}, or "
+        "hf://org/name@revision.",
         required=True,
     )
 
 
+ROWS = (
+    "jsonl, csv, tsv, txt (a row a line, column text) and tar (WebDataset), each also with .gz or .zst, parquet, arrow; a "
+    "pattern such as s3://bucket/2026-*.jsonl; or a folder of images, one directory a class, with a slash at its end: "
+    f"{S3OrFile}, or hf://datasets/org/name@revision/file"
+)
+
+
 class DataSource(Model):
-    uri: Uri = spec_field(
+    uri: SourceUri = spec_field("train", f"Rows: {ROWS}.", required=True)
+    weight: float | None = spec_field(
         "train",
-        f"One file of rows: jsonl, csv, tsv or parquet, jsonl and csv also with .gz or .zst: {S3OrFile}.",
-        required=True,
+        "How often a row is seen in an epoch; 0.5 shows another half of the rows in the next epoch. For rehearsal against "
+        "forgetting, give rows of the kind the base was trained on a small weight. Default: 1.",
+        gt=0,
+        le=100,
     )
 
 
@@ -106,12 +152,24 @@ class Validation(Model):
     group_by: Column | None = spec_field(
         "train", "Rows with the same value in this column stay on one side of the split."
     )
-    uri: Uri | None = spec_field("train", f"File of validation rows: {S3OrFile}.")
+    uri: SourceUri | None = spec_field("train", "Validation rows, as in data.train.")
 
 
 class TestSource(Model):
     __test__ = False
-    uri: Uri = spec_field("evaluate", f"File of test rows: {S3OrFile}.", required=True)
+    uri: SourceUri = spec_field("evaluate", "Test rows, as in data.train.", required=True)
+
+
+class Deduplicate(Model):
+    exact: bool | None = spec_field(
+        "train",
+        "Leave out training rows whose content and answer are those of an earlier one. Default: false; they are counted.",
+    )
+    near: bool | None = spec_field(
+        "train",
+        "Leave out training rows whose text nearly repeats an earlier one (MinHash, estimated similarity of at least 0.8). "
+        "Takes about a millisecond a row. Default: false.",
+    )
 
 
 class Data(Model):
@@ -121,8 +179,26 @@ class Data(Model):
     max_length: int | None = spec_field(
         "train", "Tokens a row may have. Default: 256, or the model's limit if that is lower.", ge=8, le=131072
     )
+    max_target_length: int | None = spec_field(
+        "train",
+        "Tokens a summary or translation may have, its end included; longer ones are overlong, too. Default: 128, or the "
+        "model's limit if that is lower.",
+        ge=2,
+        le=131072,
+    )
     overlong: Overlong | None = spec_field(
         "train", "What happens to longer rows; they are always counted. Default: Truncate."
+    )
+    deduplicate: Deduplicate | None = spec_field(None, "Which repeated training rows are left out. Default: none.")
+    leakage: Leakage | None = spec_field(
+        "train",
+        "What happens to training rows whose content is among the validation or test rows: they are left out and counted, or "
+        "nothing is trained. Default: Drop.",
+    )
+    audit: AuditMode | None = spec_field(
+        "live",
+        "How many rows preflight searches for near-duplicates and personal data: 20,000 by chance, or all, at about a "
+        "millisecond each. Default: Sample.",
     )
 
 
@@ -372,6 +448,32 @@ class Training(Model):
     early_stopping: EarlyStopping | None = spec_field(None, "When training ends before its last step. Default: never.")
 
 
+class Generation(Model):
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "(has(self.strategy) && self.strategy == 'beam') || !(has(self.beams) || has(self.lengthPenalty))",
+            "beams and lengthPenalty go only with strategy: beam",
+            lambda model: model.strategy == "beam" or (model.beams is None and model.length_penalty is None),
+        ),
+    )
+
+    strategy: Strategy | None = spec_field(
+        "evaluate",
+        "How text is written: the most likely token each time (greedy), or the best of several beams. Evaluations during "
+        "training are always greedy. Default: greedy.",
+    )
+    beams: int | None = spec_field("evaluate", "Beams that are followed. Default: 4.", ge=2, le=64)
+    max_new_tokens: int | None = spec_field(
+        "evaluate", "Tokens that are written at most. Default: data.maxTargetLength.", ge=1, le=131072
+    )
+    length_penalty: float | None = spec_field(
+        "evaluate",
+        "Exponent of the length that a beam's score is divided by: above 0 longer texts win. Default: the base's own.",
+        ge=-10,
+        le=10,
+    )
+
+
 class Evaluation(Model):
     primary: Metric | None = spec_field(
         "train",
@@ -417,7 +519,7 @@ class Storage(Model):
     )
     credentials_secret: Name | None = spec_field(
         "attempt",
-        "Secret of the job's namespace with AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and perhaps AWS_SESSION_TOKEN, mounted "
+        "Secret of the job's namespace with AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and perhaps AWS_SESSION_TOKEN and HF_TOKEN, mounted "
         "as files. Default: the profile's, else the SDK's own chain (workload identity).",
     )
 
@@ -502,11 +604,12 @@ class Retries(Model):
 def _primary(name: str, kind: TaskKind) -> Rule:
     """The primary metric is one of the task's."""
     options = ", ".join(f"'{metric}'" for metric in kind.metrics)
+    others = [metric for metric in get_args(Metric) if metric not in kind.metrics]
     return Rule(
         f"self.task.type != '{name}' || !has(self.evaluation) || !has(self.evaluation.primary) || "
         f"self.evaluation.primary in [{options}]",
         f"evaluation.primary for {name} is one of {', '.join(kind.metrics)}",
-        lambda spec: at(spec, "task.type") != name or at(spec, "evaluation.primary") in (None, *kind.metrics),
+        lambda spec: at(spec, "task.type") != name or at(spec, "evaluation.primary") not in others,
     )
 
 
@@ -537,6 +640,8 @@ class FineTuneJobSpec(Model):
             "output.merge makes no sense with method adapter, prompt or prefix: what they learn cannot be folded into weights",
             lambda spec: at(spec, "output.merge") is not True or at(spec, "method.type") not in _UNMERGED,
         ),
+        only_beside("generation", "task.type", values=GENERATING, default="text-classification"),
+        only_beside("data.maxTargetLength", "task.type", values=WITH_TARGETS, default="text-classification"),
         only_beside("training.l2sp", "method.type", values=("full",), default="full"),
         never_beside(
             "training.layerwiseDecay",
@@ -563,6 +668,7 @@ class FineTuneJobSpec(Model):
     data: Data = spec_field(None, "The rows.", required=True)
     method: Method | None = spec_field(None, "How the weights are tuned. Default: full.")
     training: Training | None = spec_field(None, "Hyperparameters.")
+    generation: Generation | None = spec_field(None, "How text is written when the result is measured and used.")
     evaluation: Evaluation | None = spec_field(None, "How the result is measured.")
     checkpoint: Checkpoint | None = spec_field(None, "How often progress is committed to storage.")
     output: Output = spec_field(None, "Where the result goes.", required=True)
@@ -635,6 +741,24 @@ class TokenLengths(Model):
     max: int = Field(description="Tokens of the longest row.")
 
 
+class DroppedRows(Model):
+    duplicates: int = Field(description="Training rows that repeat an earlier one exactly.")
+    near_duplicates: int = Field(description="Training rows that nearly repeat an earlier one.")
+    leaked: int = Field(description="Training rows whose content is among the validation or test rows.")
+    overlong: int = Field(description="Rows longer than data.maxLength.")
+
+
+class AuditFigure(Model):
+    name: Literal["near-duplicates", "card", "iban", "ip", "email", "phone", "unknown-tokens"] = Field(
+        description="What was found: rows that nearly repeat another, rows with suspected personal data, or tokens that the "
+        "tokenizer does not know."
+    )
+    percent: Figure = Field(description="Share of the rows, or of the tokens.")
+    exact: bool = Field(description="Counted in all rows, or estimated from 20,000.")
+    low: Figure | None = Field(None, description="Lower end of the 95 % interval of an estimate.")
+    high: Figure | None = Field(None, description="Upper end.")
+
+
 class PreflightStatus(Model):
     rows: RowCounts | None = Field(None, description="Rows found.")
     labels: int | None = Field(None, description="Number of labels.")
@@ -643,6 +767,10 @@ class PreflightStatus(Model):
     )
     tokens: TokenLengths | None = Field(None, description="Lengths of the rows, before any cut.")
     truncated_percent: Figure | None = Field(None, description="Share of rows longer than data.maxLength.")
+    dropped: DroppedRows | None = Field(None, description="Rows that are left out.")
+    audit: list[AuditFigure] | None = Field(
+        None, description="What the search of data.audit has found; nothing where all is well.", max_length=8
+    )
     warnings: list[Text] | None = Field(
         None, description="What looks wrong but stops nothing; the first ten.", max_length=10
     )

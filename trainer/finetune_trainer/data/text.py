@@ -1,7 +1,7 @@
 """The base model's tokenizer, and what the model says about its input. Torch-free."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeGuard
 
@@ -40,11 +40,26 @@ class Text:
     """config.json"""
     tokenizer_config: Mapping[str, Any] = field(default_factory=dict)
     """tokenizer_config.json"""
+    own_limit: int | None = None
+    """Tokens that the model can read; None where nothing says it."""
+
+    def limited(self, asked: int) -> "Text":
+        """The same for texts that have a limit of their own: what was asked for, or the model's if that is lower."""
+        return replace(self, max_length=asked if self.own_limit is None else min(asked, self.own_limit))
 
     @cached_property
     def tokenizer(self) -> tokenizers.Tokenizer:
         """Neither cuts nor pads."""
         return _bare(self.tokenizer_json)
+
+    @cached_property
+    def unknown_id(self) -> int | None:
+        """The token for what the tokenizer does not know; None where it knows everything (bytes)."""
+        named = self.tokenizer_config.get("unk_token")
+        name = named.get("content") if isinstance(named, dict) else named
+        model: Any = self.tokenizer.model
+        name = name if isinstance(name, str) else getattr(model, "unk_token", None)
+        return self.tokenizer.token_to_id(name) if isinstance(name, str) else None
 
     @cached_property
     def _cutting(self) -> tokenizers.Tokenizer:
@@ -131,9 +146,9 @@ def read_text(
             "add pad_token_id to config.json.",
         )
     vocabulary = config.get("vocab_size")
-    limits = [asked, *_limits(config, tokenizer_config, pad)]
+    own = min(_limits(config, tokenizer_config, pad), default=None)
     known = vocabulary if _whole(vocabulary) else None
-    return Text(tokenizer_json, min(limits), pad, known, config, tokenizer_config)
+    return Text(tokenizer_json, asked, pad, known, config, tokenizer_config, own).limited(asked)
 
 
 def _limits(config: Mapping[str, Any], tokenizer_config: Mapping[str, Any], pad: int) -> list[int]:
