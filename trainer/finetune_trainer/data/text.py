@@ -74,25 +74,13 @@ class Text:
     def cut(self, texts: Sequence[str]) -> list[tuple[list[int], int]]:
         """Token ids with special tokens, at most max_length of them, and how many the whole text has. Of a text far
         beyond the limit only the beginning is looked at, if that is overlong already."""
-        found = self.ids([text[: self._enough] for text in texts])
-        for number, text in enumerate(texts):
-            if len(text) > self._enough and len(found[number]) <= self.max_length:
-                found[number] = self.tokenizer.encode(text).ids
-        return [
-            (ids if len(ids) <= self.max_length else self._cutting.encode(text).ids, len(ids))
-            for text, ids in zip(texts, found, strict=True)
-        ]
+        found = self.tokenizer.encode_batch_fast([text[: self._enough] for text in texts], add_special_tokens=False)
+        return [(encoding.ids, tokens) for encoding, tokens in self._cut(texts, found)]
 
     def cut_with_offsets(self, texts: Sequence[str]) -> list[tuple[Any, int]]:
         """As `cut`, but whole encodings of the tokenizers library, which know the characters of each token."""
-        found = self.tokenizer.encode_batch([text[: self._enough] for text in texts])
-        for number, text in enumerate(texts):
-            if len(text) > self._enough and len(found[number]) <= self.max_length:
-                found[number] = self.tokenizer.encode(text)
-        return [
-            (whole if len(whole) <= self.max_length else self._cutting.encode(text[: self._enough]), len(whole))
-            for text, whole in zip(texts, found, strict=True)
-        ]
+        found = self.tokenizer.encode_batch([text[: self._enough] for text in texts], add_special_tokens=False)
+        return self._cut(texts, found)
 
     def cut_words(self, rows: Sequence[Sequence[str]]) -> list[tuple[Any, int]]:
         """Encodings of rows of words, which know the word of each token, and how many tokens the whole row has.
@@ -107,11 +95,21 @@ class Text:
                 "instead of words with tags, or choose another base model.",
             )
         given = [[prefix + word for word in row] for row in rows]
-        found = self.tokenizer.encode_batch(given, is_pretokenized=True)
-        return [
-            (whole if len(whole) <= self.max_length else self._cutting.encode(row, is_pretokenized=True), len(whole))
-            for row, whole in zip(given, found, strict=True)
+        found = self.tokenizer.encode_batch(given, is_pretokenized=True, add_special_tokens=False)
+        return self._cut([""] * len(rows), found)
+
+    def _cut(self, texts: Sequence[str], found: Sequence[Any]) -> list[tuple[Any, int]]:
+        """Encodings cut to max_length with special tokens, and how many tokens they had before. A text of which only
+        the beginning is `found`, and which fits, is encoded whole."""
+        special = self.tokenizer.num_special_tokens_to_add(False)
+        whole = [
+            self.tokenizer.encode(text, add_special_tokens=False)
+            if len(text) > self._enough and len(encoding) + special <= self.max_length
+            else encoding
+            for text, encoding in zip(texts, found, strict=True)
         ]
+        # Truncation and special tokens come after the text is tokenised: no need to do that twice.
+        return [(self._cutting.post_process(encoding), len(encoding) + special) for encoding in whole]
 
     @cached_property
     def word_prefix(self) -> str | None:
