@@ -10,6 +10,7 @@ from typing import Literal
 
 TaskType = Literal[
     "text-classification",
+    "token-classification",
     "summarization",
     "translation",
     "causal-lm",
@@ -66,6 +67,11 @@ TASKS: Mapping[TaskType, TaskKind] = {
     "text-classification": TaskKind(
         columns={"text": "text", "label": "label"},
         metrics=("accuracy", "precision", "recall", "f1", "f1-micro", "f1-weighted", "loss"),
+        primary="f1",
+    ),
+    "token-classification": TaskKind(
+        columns={"tokens": "tokens", "tags": "tags", "text": "text", "spans": "spans"},
+        metrics=("accuracy", "precision", "recall", "f1", "loss"),
         primary="f1",
     ),
     "summarization": TaskKind(

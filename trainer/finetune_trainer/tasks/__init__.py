@@ -9,6 +9,7 @@ from finetune_trainer.tasks.base import Facts, Learner, Metrics, Outcomes, Task
 from finetune_trainer.tasks.causal_lm import CausalLm
 from finetune_trainer.tasks.summarization import Summarization
 from finetune_trainer.tasks.text_classification import TextClassification
+from finetune_trainer.tasks.token_classification import TokenClassification
 from finetune_trainer.tasks.translation import Translation
 
 __all__ = ["Facts", "Learner", "Metrics", "Outcomes", "Task", "get"]
@@ -18,6 +19,7 @@ _TASKS: dict[TaskType, type[Task]] = {
     "summarization": Summarization,
     "translation": Translation,
     "causal-lm": CausalLm,
+    "token-classification": TokenClassification,
 }
 
 
