@@ -69,6 +69,15 @@ class Columns(Model):
     summary: Column | None = spec_field("train", "Column that holds the summary of a text. Default: summary.")
     source: Column | None = spec_field("train", "Column that holds the text to translate. Default: source.")
     target: Column | None = spec_field("train", "Column that holds its translation. Default: target.")
+    tokens: Column | None = spec_field(
+        "train", "Column that holds the words of token-classification, a list. Default: tokens."
+    )
+    tags: Column | None = spec_field("train", "Column that holds a tag for each word, a list. Default: tags.")
+    spans: Column | None = spec_field(
+        "train",
+        "Column that holds the spans of the text, a list of objects with start, end (in characters) and label, where there "
+        "are no tokens. Default: spans.",
+    )
 
 
 class Task(Model):
@@ -468,7 +477,7 @@ class Generation(Model):
 class Evaluation(Model):
     primary: Metric | None = spec_field(
         "train",
-        "Metric that chooses the best checkpoint, one of the task's; f1, precision and recall are macro averages. Default: by task, such as f1.",
+        "Metric that chooses the best checkpoint, one of the task's; f1, precision and recall are macro averages, for token-classification micro averages over entities. Default: by task, such as f1.",
     )
 
 

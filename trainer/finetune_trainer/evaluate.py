@@ -20,7 +20,7 @@ from finetune_trainer.course import is_out_of_memory
 from finetune_trainer.data.batch import Encoded
 from finetune_trainer.data.order import Rows, derive, permute
 from finetune_trainer.tasks import Learner, Metrics, Outcomes
-from finetune_trainer.tasks.base import IGNORED
+from finetune_trainer.tasks.base import IGNORED, objects
 from finetune_trainer.world import World
 
 CHUNK = 64
@@ -167,9 +167,4 @@ def unpacked(data: bytes) -> dict[int, Outcomes]:
 
 
 def _array(kind: str, values: list[Any]) -> NDArray[Any]:
-    if kind != "|O":
-        return np.array(values, dtype=kind)
-    found = np.empty(len(values), dtype=object)
-    for number, value in enumerate(values):  # numpy would make a matrix of lists of equal length
-        found[number] = value
-    return found
+    return np.array(values, dtype=kind) if kind != "|O" else objects(values)

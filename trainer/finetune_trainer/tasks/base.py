@@ -345,6 +345,14 @@ def mask_of(rows: Sequence[NDArray[Any]]) -> NDArray[np.int64]:
     return (np.arange(lengths.max())[None, :] < lengths[:, None]).astype(np.int64)
 
 
+def objects(values: Sequence[Any]) -> NDArray[Any]:
+    """An array with one object a row, also where these are lists of equal length."""
+    found = np.empty(len(values), dtype=object)
+    for number, value in enumerate(values):
+        found[number] = value
+    return found
+
+
 def mean_loss(outcomes: Outcomes) -> Metrics:
     """`loss` as a mean over labelled positions, where it is known."""
     if "loss" not in outcomes:
