@@ -24,6 +24,7 @@ Metric = Literal[
     "rouge-l",
     "bleu",
     "chrf",
+    "slice-gap",
 ]
 
 
@@ -85,7 +86,7 @@ TASKS: Mapping[TaskType, TaskKind] = {
 ROLES: tuple[str, ...] = tuple(dict.fromkeys(role for kind in TASKS.values() for role in kind.columns))
 """All roles of columns, in camelCase as the API has them."""
 
-_LOWER_IS_BETTER: frozenset[str] = frozenset({"loss"})
+_LOWER_IS_BETTER: frozenset[str] = frozenset({"loss", "slice-gap"})
 
 
 def lower_is_better(metric: str) -> bool:
