@@ -959,6 +959,9 @@ class ModelStatus(Model):
     uri: str = Field(description="Directory of the model, readable by from_pretrained.", max_length=2048)
     digest: str = Field(description="SHA-256 over its files.", max_length=80)
     size_bytes: int = Field(description="Size of its files in bytes.")
+    report_uri: str | None = Field(
+        None, description="report.html: what was measured, and where it errs; opens with no network.", max_length=2048
+    )
     trainable_parameters: int | None = Field(None, description="Parameters that were trained.")
     parameters: int | None = Field(None, description="Parameters of the model, with what the method added.")
 
