@@ -14,8 +14,8 @@ from finetune_trainer.report.page import SIZE_LIMIT
 from finetune_trainer.report.svg import bars, histogram, lines, short
 
 EVIL = "<script>alert('x')</script>&\"<img src=//evil onerror=x>"
-TAGS = set(
-    [
+TAGS = {
+    *(
         "html",
         "head",
         "meta",
@@ -32,27 +32,10 @@ TAGS = set(
         "dl",
         "div",
         "dt",
-        "dd",
-        "section",
-        "figure",
-        "figcaption",
-        "svg",
-        "line",
-        "text",
-        "polyline",
-        "circle",
-        "rect",
-        "path",
-        "span",
-        "table",
-        "tr",
-        "th",
-        "td",
-        "article",
-        "small",
-        "pre",
-    ]
-)
+    ),
+    *("dd", "section", "figure", "figcaption", "svg", "line", "text", "polyline", "circle", "rect", "path", "span"),
+    *("table", "tr", "th", "td", "article", "small", "pre"),
+}
 
 
 class Outline(HTMLParser):
