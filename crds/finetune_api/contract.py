@@ -67,6 +67,10 @@ class TaskConfig(Model):
     """Names in the data by role, for every role the task reads."""
     labels: list[str] | None
     """None: preflight finds them and fixes them in run.json."""
+    stride: int | None = None
+    """Question answering: tokens that neighbouring windows share."""
+    unanswerable: bool | None = None
+    """Question answering. None: as the training rows have it."""
 
 
 class DataConfig(Model):

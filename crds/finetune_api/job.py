@@ -3,7 +3,6 @@
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import AfterValidator, Field, StringConstraints
-from pydantic.alias_generators import to_snake
 
 from finetune_api.base import (
     Model,
@@ -42,9 +41,7 @@ def _role(role: str) -> Rule:
     return Rule(
         f"self.type in [{options}] || !has(self.columns) || !has(self.columns.{role})",
         f"columns.{role} goes only with type: {' or '.join(allowed)}",
-        lambda task: (
-            task.type in allowed or task.columns is None or getattr(task.columns, to_snake(role), None) is None
-        ),
+        lambda task: task.type in allowed or at(task, f"columns.{role}") is None,
     )
 
 
@@ -53,10 +50,21 @@ class Columns(Model):
     label: Column | None = spec_field(
         "train", "Column that holds the label: one value, or a list of values for multi-label rows. Default: label."
     )
+    question: Column | None = spec_field(
+        "train", "Column that holds the question of question-answering. Default: question."
+    )
+    context: Column | None = spec_field("train", "Column that holds the text the answer is in. Default: context.")
+    answers: Column | None = spec_field(
+        "train",
+        "Column that holds the answers: {text: [...], answer_start: [...]}, a list of {text, start}, or text that is in the context once. Default: answers.",
+    )
 
 
 class Task(Model):
-    rules: ClassVar[tuple[Rule, ...]] = tuple(_role(role) for role in ROLES if len(tasks_with(role)) < len(TASKS))
+    rules: ClassVar[tuple[Rule, ...]] = (
+        *(_role(role) for role in ROLES if len(tasks_with(role)) < len(TASKS)),
+        only_with("type", values=("question-answering",), fields=("stride", "unanswerable")),
+    )
 
     type: TaskType = spec_field("train", "What the model learns to do.", required=True)
     columns: Columns | None = spec_field(None, "Names of the columns in the data.")
@@ -65,6 +73,16 @@ class Task(Model):
         "The labels, in the order of the model's outputs. Default: found in the data by preflight and fixed from then on.",
         min_length=2,
         max_length=10000,
+    )
+    stride: int | None = spec_field(
+        "train",
+        "Tokens that neighbouring windows of a long context share; at most half a window. Default: 64.",
+        ge=0,
+        le=65536,
+    )
+    unanswerable: bool | None = spec_field(
+        "train",
+        "Whether a question may have no answer in its context: true lets the model say so, false refuses such rows. Default: as the training rows have it.",
     )
 
 
@@ -496,11 +514,12 @@ class Retries(Model):
 def _primary(name: str, kind: TaskKind) -> Rule:
     """The primary metric is one of the task's."""
     options = ", ".join(f"'{metric}'" for metric in kind.metrics)
+    others = set(get_args(Metric)) - set(kind.metrics)  # what is no metric at all is said once
     return Rule(
         f"self.task.type != '{name}' || !has(self.evaluation) || !has(self.evaluation.primary) || "
         f"self.evaluation.primary in [{options}]",
         f"evaluation.primary for {name} is one of {', '.join(kind.metrics)}",
-        lambda spec: at(spec, "task.type") != name or at(spec, "evaluation.primary") in (None, *kind.metrics),
+        lambda spec: at(spec, "task.type") != name or at(spec, "evaluation.primary") not in others,
     )
 
 

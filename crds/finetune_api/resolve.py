@@ -152,6 +152,8 @@ def _task(spec: FineTuneJobSpec) -> TaskConfig:
         type=spec.task.type,
         columns={role: named.get(role, name) for role, name in TASKS[spec.task.type].columns.items()},
         labels=spec.task.labels,
+        stride=first(spec.task.stride, default=64) if spec.task.type == "question-answering" else None,
+        unanswerable=spec.task.unanswerable,
     )
 
 

@@ -8,9 +8,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-TaskType = Literal["text-classification"]
+TaskType = Literal["text-classification", "question-answering"]
 MethodType = Literal["full", "head", "lora", "qlora", "dora", "adapter", "ia3", "prompt", "prefix"]
-Metric = Literal["accuracy", "precision", "recall", "f1", "f1-micro", "f1-weighted", "loss"]
+Metric = Literal[
+    "accuracy",
+    "precision",
+    "recall",
+    "f1",
+    "f1-micro",
+    "f1-weighted",
+    "loss",
+    "exact-match",
+    "has-answer-accuracy",
+    "no-answer-accuracy",
+]
 
 
 @dataclass(frozen=True)
@@ -33,6 +44,11 @@ TASKS: Mapping[TaskType, TaskKind] = {
     "text-classification": TaskKind(
         columns={"text": "text", "label": "label"},
         metrics=("accuracy", "precision", "recall", "f1", "f1-micro", "f1-weighted", "loss"),
+        primary="f1",
+    ),
+    "question-answering": TaskKind(
+        columns={"question": "question", "context": "context", "answers": "answers"},
+        metrics=("exact-match", "f1", "has-answer-accuracy", "no-answer-accuracy", "loss"),
         primary="f1",
     ),
 }

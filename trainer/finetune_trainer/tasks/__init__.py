@@ -6,11 +6,15 @@ Nothing outside this package branches on the task. Preflight imports it too, so 
 from finetune_api.contract import RunConfig
 from finetune_api.tasks import TaskType
 from finetune_trainer.tasks.base import Facts, Learner, Metrics, Outcomes, Task
+from finetune_trainer.tasks.question_answering import QuestionAnswering
 from finetune_trainer.tasks.text_classification import TextClassification
 
 __all__ = ["Facts", "Learner", "Metrics", "Outcomes", "Task", "get"]
 
-_TASKS: dict[TaskType, type[Task]] = {"text-classification": TextClassification}
+_TASKS: dict[TaskType, type[Task]] = {
+    "text-classification": TextClassification,
+    "question-answering": QuestionAnswering,
+}
 
 
 def get(config: RunConfig) -> Task:
