@@ -53,8 +53,17 @@ def coloured(draw: random.Random, count: int) -> Rows:
     return found
 
 
+def asked(draw: random.Random, count: int) -> Rows:
+    """The answer is one of three words of the context."""
+    return [
+        {"question": draw.choice(WORDS), "context": row["text"], "answers": row["label"]}
+        for row in coloured(draw, count)
+    ]
+
+
 KINDS: Mapping[TaskType, Kind] = {
     "text-classification": Kind(("bert", "roberta", "distilbert"), coloured, "trivial", 0.2, only={"prefix": "bert"}),
+    "question-answering": Kind(("bert", "roberta", "distilbert"), asked, "trivial", 0.2, only={"prefix": "bert"}),
 }
 
 
