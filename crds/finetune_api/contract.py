@@ -23,6 +23,7 @@ from finetune_api.job import (
     PreflightStatus,
     ProgressStatus,
     ScheduleType,
+    Strategy,
 )
 from finetune_api.tasks import MethodType, Metric, TaskType
 
@@ -69,6 +70,11 @@ class TaskConfig(Model):
     """Names in the data by role, for every role the task reads."""
     labels: list[str] | None
     """None: preflight finds them and fixes them in run.json."""
+    # What came later is None, and absent from a run's identity, in the tasks that have no such field.
+    source_language: str | None = None
+    target_language: str | None = None
+    prefix: str | None = None
+    """None: what the base's config.json says."""
     stride: int | None = None
     """Question answering: tokens that neighbouring windows share."""
     unanswerable: bool | None = None
@@ -84,12 +90,25 @@ class DataConfig(Model):
     test_uri: str | None
     max_length: int
     overlong: Overlong
+    max_target_length: int | None = None
+    """None in tasks without targets."""
     train_weights: list[float] | None = None
     """One for each of `train`; None where all are 1."""
     deduplicate: Literal["exact", "near"] | None = None
     """near includes exact."""
     leakage: Leakage = "Drop"
     audit: AuditMode = "Sample"
+
+
+class GenerationConfig(Model):
+    """How text is written."""
+
+    strategy: Strategy
+    beams: int
+    """1 exactly when the strategy is greedy."""
+    max_new_tokens: int
+    length_penalty: float | None
+    """None: the base's own."""
 
 
 class MethodConfig(Model):
@@ -199,6 +218,8 @@ class RunConfig(Model):
     method: MethodConfig
     training: TrainingConfig
     primary: Metric
+    decoding: GenerationConfig | None = None
+    """spec.generation; None in tasks that write no text."""
     checkpoint: CheckpointConfig
     output: OutputConfig
     storage: StorageConfig

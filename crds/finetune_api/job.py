@@ -15,7 +15,17 @@ from finetune_api.base import (
     only_with,
     spec_field,
 )
-from finetune_api.tasks import ROLES, TASKS, MethodType, Metric, TaskKind, TaskType, tasks_with
+from finetune_api.tasks import (
+    GENERATING,
+    ROLES,
+    TASKS,
+    WITH_TARGETS,
+    MethodType,
+    Metric,
+    TaskKind,
+    TaskType,
+    tasks_with,
+)
 
 Uri = Annotated[str, StringConstraints(pattern=r"^(s3|file)://[^ \t\r\n]+$", max_length=1024)]
 SourceUri = Annotated[str, StringConstraints(pattern=r"^(s3|file|hf)://[^ \t\r\n]+$", max_length=1024)]
@@ -23,6 +33,8 @@ S3OrFile = "an s3:// or file:// address (file:// only outside a cluster)"
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)]
 Column = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 Label = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+Language = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][-A-Za-z0-9_]*$", max_length=32)]
+Prefix = Annotated[str, StringConstraints(max_length=256)]
 Quantity = Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$", max_length=32)]
 Duration = Annotated[str, StringConstraints(pattern=r"^([0-9]+h)?([0-9]+m)?([0-9]+s)?$", min_length=2, max_length=32)]
 LabelValue = Annotated[str, StringConstraints(pattern=r"^(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?$", max_length=63)]
@@ -30,6 +42,7 @@ Key = Annotated[str, StringConstraints(max_length=317)]
 Text = Annotated[str, StringConstraints(max_length=1024)]
 
 Overlong = Literal["Truncate", "Drop", "Fail"]
+Strategy = Literal["greedy", "beam"]
 Leakage = Literal["Drop", "Fail"]
 AuditMode = Literal["Sample", "Full"]
 OptimizerType = Literal["adamw", "adafactor", "sgd", "adamw-8bit"]
@@ -53,6 +66,9 @@ class Columns(Model):
     label: Column | None = spec_field(
         "train", "Column that holds the label: one value, or a list of values for multi-label rows. Default: label."
     )
+    summary: Column | None = spec_field("train", "Column that holds the summary of a text. Default: summary.")
+    source: Column | None = spec_field("train", "Column that holds the text to translate. Default: source.")
+    target: Column | None = spec_field("train", "Column that holds its translation. Default: target.")
     question: Column | None = spec_field(
         "train", "Column that holds the question of question-answering. Default: question."
     )
@@ -66,6 +82,8 @@ class Columns(Model):
 class Task(Model):
     rules: ClassVar[tuple[Rule, ...]] = (
         *(_role(role) for role in ROLES if len(tasks_with(role)) < len(TASKS)),
+        only_with("type", values=("translation",), fields=("sourceLanguage", "targetLanguage")),
+        only_with("type", values=("summarization", "translation"), fields=("prefix",)),
         only_with("type", values=("question-answering",), fields=("stride", "unanswerable")),
     )
 
@@ -76,6 +94,18 @@ class Task(Model):
         "The labels, in the order of the model's outputs. Default: found in the data by preflight and fixed from then on.",
         min_length=2,
         max_length=10000,
+    )
+    source_language: Language | None = spec_field(
+        "train",
+        "Language of the source as the base names it, such as en_XX (mBART) or en. Default: what its tokenizer is set to.",
+    )
+    target_language: Language | None = spec_field(
+        "train", "Language of the target as the base names it. Required where the base knows several."
+    )
+    prefix: Prefix | None = spec_field(
+        "train",
+        "Words put before each text, such as `summarize: `. Default: those that task_specific_params of the base's config.json "
+        "name for the task and its languages, else none.",
     )
     stride: int | None = spec_field(
         "train",
@@ -158,6 +188,13 @@ class Data(Model):
     test: TestSource | None = spec_field(None, "Rows the final metrics are measured on. Default: the validation rows.")
     max_length: int | None = spec_field(
         "train", "Tokens a row may have. Default: 256, or the model's limit if that is lower.", ge=8, le=131072
+    )
+    max_target_length: int | None = spec_field(
+        "train",
+        "Tokens a summary or translation may have, its end included; longer ones are overlong, too. Default: 128, or the "
+        "model's limit if that is lower.",
+        ge=2,
+        le=131072,
     )
     overlong: Overlong | None = spec_field(
         "train", "What happens to longer rows; they are always counted. Default: Truncate."
@@ -421,6 +458,32 @@ class Training(Model):
     early_stopping: EarlyStopping | None = spec_field(None, "When training ends before its last step. Default: never.")
 
 
+class Generation(Model):
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "(has(self.strategy) && self.strategy == 'beam') || !(has(self.beams) || has(self.lengthPenalty))",
+            "beams and lengthPenalty go only with strategy: beam",
+            lambda model: model.strategy == "beam" or (model.beams is None and model.length_penalty is None),
+        ),
+    )
+
+    strategy: Strategy | None = spec_field(
+        "evaluate",
+        "How text is written: the most likely token each time (greedy), or the best of several beams. Evaluations during "
+        "training are always greedy. Default: greedy.",
+    )
+    beams: int | None = spec_field("evaluate", "Beams that are followed. Default: 4.", ge=2, le=64)
+    max_new_tokens: int | None = spec_field(
+        "evaluate", "Tokens that are written at most. Default: data.maxTargetLength.", ge=1, le=131072
+    )
+    length_penalty: float | None = spec_field(
+        "evaluate",
+        "Exponent of the length that a beam's score is divided by: above 0 longer texts win. Default: the base's own.",
+        ge=-10,
+        le=10,
+    )
+
+
 class Evaluation(Model):
     primary: Metric | None = spec_field(
         "train",
@@ -551,7 +614,7 @@ class Retries(Model):
 def _primary(name: str, kind: TaskKind) -> Rule:
     """The primary metric is one of the task's."""
     options = ", ".join(f"'{metric}'" for metric in kind.metrics)
-    others = set(get_args(Metric)) - set(kind.metrics)  # what is no metric at all is said once
+    others = [metric for metric in get_args(Metric) if metric not in kind.metrics]
     return Rule(
         f"self.task.type != '{name}' || !has(self.evaluation) || !has(self.evaluation.primary) || "
         f"self.evaluation.primary in [{options}]",
@@ -587,6 +650,8 @@ class FineTuneJobSpec(Model):
             "output.merge makes no sense with method adapter, prompt or prefix: what they learn cannot be folded into weights",
             lambda spec: at(spec, "output.merge") is not True or at(spec, "method.type") not in _UNMERGED,
         ),
+        only_beside("generation", "task.type", values=GENERATING, default="text-classification"),
+        only_beside("data.maxTargetLength", "task.type", values=WITH_TARGETS, default="text-classification"),
         only_beside("training.l2sp", "method.type", values=("full",), default="full"),
         never_beside(
             "training.layerwiseDecay",
@@ -613,6 +678,7 @@ class FineTuneJobSpec(Model):
     data: Data = spec_field(None, "The rows.", required=True)
     method: Method | None = spec_field(None, "How the weights are tuned. Default: full.")
     training: Training | None = spec_field(None, "Hyperparameters.")
+    generation: Generation | None = spec_field(None, "How text is written when the result is measured and used.")
     evaluation: Evaluation | None = spec_field(None, "How the result is measured.")
     checkpoint: Checkpoint | None = spec_field(None, "How often progress is committed to storage.")
     output: Output = spec_field(None, "Where the result goes.", required=True)

@@ -15,6 +15,7 @@ import rfc8785
 from finetune_api.contract import (
     CheckpointConfig,
     DataConfig,
+    GenerationConfig,
     MethodConfig,
     OutputConfig,
     PodsConfig,
@@ -30,6 +31,7 @@ from finetune_api.job import (
     Evaluation,
     Every,
     FineTuneJobSpec,
+    Generation,
     Method,
     Optimizer,
     PerNode,
@@ -121,6 +123,7 @@ def resolve(
         method=_method(spec),
         training=_training(spec),
         primary=first((spec.evaluation or Evaluation()).primary, default=TASKS[spec.task.type].primary),
+        decoding=_decoding(spec),
         checkpoint=_checkpoint(spec),
         output=OutputConfig(
             uri=spec.output.uri.rstrip("/"),
@@ -153,6 +156,9 @@ def _task(spec: FineTuneJobSpec) -> TaskConfig:
         type=spec.task.type,
         columns={role: named.get(role, name) for role, name in TASKS[spec.task.type].columns.items()},
         labels=spec.task.labels,
+        source_language=spec.task.source_language,
+        target_language=spec.task.target_language,
+        prefix=spec.task.prefix,
         stride=first(spec.task.stride, default=64) if spec.task.type == "question-answering" else None,
         unanswerable=spec.task.unanswerable,
     )
@@ -170,10 +176,28 @@ def _data(spec: FineTuneJobSpec) -> DataConfig:
         test_uri=spec.data.test.uri if spec.data.test else None,
         max_length=first(spec.data.max_length, default=256),
         overlong=first(spec.data.overlong, default="Truncate"),
+        max_target_length=_target_length(spec),
         train_weights=weights if any(weight != 1.0 for weight in weights) else None,
         deduplicate="near" if repeated.near else "exact" if repeated.exact else None,
         leakage=first(spec.data.leakage, default="Drop"),
         audit=first(spec.data.audit, default="Sample"),
+    )
+
+
+def _target_length(spec: FineTuneJobSpec) -> int | None:
+    return first(spec.data.max_target_length, default=128) if TASKS[spec.task.type].targets else None
+
+
+def _decoding(spec: FineTuneJobSpec) -> GenerationConfig | None:
+    if not TASKS[spec.task.type].generates:
+        return None
+    asked = spec.generation or Generation()
+    beam = asked.strategy == "beam"
+    return GenerationConfig(
+        strategy="beam" if beam else "greedy",
+        beams=first(asked.beams, default=4) if beam else 1,
+        max_new_tokens=first(asked.max_new_tokens, _target_length(spec), default=128),
+        length_penalty=asked.length_penalty,
     )
 
 
@@ -342,7 +366,7 @@ def digest(value: Any) -> str:
     return hashlib.sha256(rfc8785.dumps(value)).hexdigest()
 
 
-_LATER = {"train_weights", "deduplicate", "leakage"}
+_LATER = {"train_weights", "deduplicate", "leakage", "max_target_length"}
 
 
 def train_identity(config: RunConfig, *, labels: list[str], inputs: Mapping[str, str]) -> dict[str, Any]:
@@ -378,9 +402,10 @@ def run_id(identity: Mapping[str, Any]) -> str:
     return digest(identity)[:16]
 
 
-def evaluation_id(run: str, *, test: str | None) -> str:
+def evaluation_id(run: str, config: RunConfig, *, test: str | None) -> str:
     """Identity of an evaluation; `test` is the SHA-256 of the test rows, None for the validation rows."""
-    return digest({"run": run, "test": test})[:16]
+    decoding = {} if config.decoding is None else {"decoding": config.decoding.document()}
+    return digest({"run": run, "test": test, **decoding})[:16]
 
 
 def publication_id(evaluation: str, config: RunConfig) -> str:

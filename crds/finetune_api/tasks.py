@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-TaskType = Literal["text-classification", "question-answering"]
+TaskType = Literal["text-classification", "question-answering", "summarization", "translation"]
 MethodType = Literal["full", "head", "lora", "qlora", "dora", "adapter", "ia3", "prompt", "prefix"]
 Metric = Literal[
     "accuracy",
@@ -18,6 +18,12 @@ Metric = Literal[
     "f1-micro",
     "f1-weighted",
     "loss",
+    "token-accuracy",
+    "rouge-1",
+    "rouge-2",
+    "rouge-l",
+    "bleu",
+    "chrf",
     "exact-match",
     "has-answer-accuracy",
     "no-answer-accuracy",
@@ -38,6 +44,14 @@ class TaskKind:
     """Methods that make no sense with it, each with the reason."""
     without: Mapping[str, str] = field(default_factory=dict)
     """Other fields that make no sense with it, such as training.neftune for images, each with the reason."""
+    generates: bool = False
+    """Whether the model writes text, so that `generation` says how."""
+    targets: bool = False
+    """Whether what is to be written has a limit of its own, data.maxTargetLength."""
+
+
+_REUSED_OUTPUT = "the decoder writes with the output layer of the base, no new layer could learn alone; use lora"
+_NO_LABELS = "whose answers are texts"
 
 
 TASKS: Mapping[TaskType, TaskKind] = {
@@ -46,10 +60,29 @@ TASKS: Mapping[TaskType, TaskKind] = {
         metrics=("accuracy", "precision", "recall", "f1", "f1-micro", "f1-weighted", "loss"),
         primary="f1",
     ),
+    "summarization": TaskKind(
+        columns={"text": "text", "summary": "summary"},
+        metrics=("rouge-1", "rouge-2", "rouge-l", "token-accuracy", "loss"),
+        primary="rouge-l",
+        refused={"head": _REUSED_OUTPUT},
+        without={"task.labels": _NO_LABELS},
+        generates=True,
+        targets=True,
+    ),
+    "translation": TaskKind(
+        columns={"source": "source", "target": "target"},
+        metrics=("bleu", "chrf", "token-accuracy", "loss"),
+        primary="bleu",
+        refused={"head": _REUSED_OUTPUT},
+        without={"task.labels": _NO_LABELS},
+        generates=True,
+        targets=True,
+    ),
     "question-answering": TaskKind(
         columns={"question": "question", "context": "context", "answers": "answers"},
         metrics=("exact-match", "f1", "has-answer-accuracy", "no-answer-accuracy", "loss"),
         primary="f1",
+        without={"task.labels": _NO_LABELS},
     ),
 }
 
@@ -67,3 +100,9 @@ def lower_is_better(metric: str) -> bool:
 def tasks_with(role: str) -> tuple[TaskType, ...]:
     """Tasks that read a column of that role."""
     return tuple(name for name, kind in TASKS.items() if role in kind.columns)
+
+
+GENERATING: tuple[TaskType, ...] = tuple(name for name, kind in TASKS.items() if kind.generates)
+"""Tasks whose models write text."""
+WITH_TARGETS: tuple[TaskType, ...] = tuple(name for name, kind in TASKS.items() if kind.targets)
+"""Tasks that limit what is to be written on its own."""

@@ -8,7 +8,7 @@ from finetune_api.contract import RunConfig
 from finetune_api.crd import open_api_schema
 from finetune_api.job import FineTuneJob, FineTuneJobSpec
 from finetune_api.profile import FineTuneProfileSpec
-from finetune_api.resolve import Defaults, publication_id, resolve, restart_key, train_identity
+from finetune_api.resolve import Defaults, evaluation_id, publication_id, resolve, restart_key, train_identity
 from finetune_api.table import fields
 from finetune_api.tasks import ROLES, tasks_with
 
@@ -35,11 +35,18 @@ BESIDE: dict[str, dict[str, Any]] = {
     "spec.training.optimizer.momentum": {"type": "sgd"},
     "spec.training.schedule.minimum": {"type": "cosine"},
     "spec.training.schedule.power": {"type": "polynomial"},
+    "spec.generation.beams": {"strategy": "beam"},
+    "spec.generation.lengthPenalty": {"strategy": "beam"},
 }
 """What a rule wants beside a field."""
 VALUES: dict[str, tuple[Any, Any]] = {"spec.evaluation.primary": ("f1", "loss")}
 """Two values, where the first and the last of a list would not do."""
 TASK: dict[str, str] = {
+    "spec.task.sourceLanguage": "translation",
+    "spec.task.targetLanguage": "translation",
+    "spec.task.prefix": "translation",
+    "spec.data.maxTargetLength": "translation",
+    "spec.generation": "translation",
     "spec.task.stride": "question-answering",
     "spec.task.unanswerable": "question-answering",
     **{f"spec.task.columns.{role}": tasks_with(role)[0] for role in ROLES},
@@ -128,6 +135,9 @@ def test_a_change_does_what_the_field_declares(path: str, schema: dict[str, Any]
     assert new_run == (effect == "train" and path not in BY_CONTENT)
     assert (restart_key(before) != restart_key(after)) == (effect != "live")
     assert (publication_id("e", before) != publication_id("e", after)) == (effect == "publish")
+    if effect != "train":
+        again = evaluation_id("r", before, test=None) != evaluation_id("r", after, test=None)
+        assert again == (effect == "evaluate" and path not in BY_CONTENT)
 
 
 def test_most_fields_are_tried() -> None:

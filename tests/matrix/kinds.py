@@ -63,7 +63,9 @@ def asked(draw: random.Random, count: int) -> Rows:
 
 KINDS: Mapping[TaskType, Kind] = {
     "text-classification": Kind(("bert", "roberta", "distilbert"), coloured, "trivial", 0.2, only={"prefix": "bert"}),
-    "question-answering": Kind(("bert", "roberta", "distilbert"), asked, "trivial", 0.2, only={"prefix": "bert"}),
+    "question-answering": Kind(
+        ("bert", "roberta", "distilbert"), asked, "trivial", 0.2, {"training": {"epochs": 8.0}}, only={"prefix": "bert"}
+    ),
 }
 
 

@@ -355,7 +355,7 @@ def publish(bench: Bench, last: LastMessage, *, end: str = "complete") -> TrainO
         model=ModelStatus(uri="file:///somewhere", digest="sha256:0", size_bytes=7),
     )
     body = {
-        "publicationId": publication_id(evaluation_id(str(last.run_id), test=None), bench.config()),
+        "publicationId": publication_id(evaluation_id(str(last.run_id), bench.config(), test=None), bench.config()),
         "end": end,
         "objects": [{"key": info.key, "size": info.size, "sha256": info.sha256}],
         "outcome": outcome.document(),

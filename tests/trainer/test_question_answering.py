@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -101,7 +102,7 @@ def test_windows_cover_every_token_and_share_what_was_asked(count: int, room: in
     found = list(windows(count, room=room, stride=stride))
     assert {token for first, end in found for token in range(first, end)} == set(range(count))
     assert all(0 < end - first <= room for first, end in found)
-    shared = {end - first for (_, end), (first, _) in zip(found, found[1:], strict=False)}
+    shared = {end - first for (_, end), (first, _) in itertools.pairwise(found)}
     assert shared <= {min(stride, room // 2)}
 
 

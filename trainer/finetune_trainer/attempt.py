@@ -100,11 +100,13 @@ class Attempt:
         arrays = self.learner.collate(self.encoded, rows)
         return {name: torch.from_numpy(array).to(self.world.device) for name, array in arrays.items()}
 
-    def load(self) -> Loaded:
-        """The base model, freshly loaded."""
+    def load(self, *, final: bool = True) -> Loaded:
+        """The base model, freshly loaded, to be measured or published or, not `final`, to be trained."""
         self.heart.beat()
         training = self.config.training
-        return load(self.base, learner=self.learner, seed=training.seed, dropout=training.dropout)
+        loaded = load(self.base, learner=self.learner, seed=training.seed, dropout=training.dropout)
+        self.learner.set_up(loaded.model, final=final)
+        return loaded
 
     @cached_property
     def mixture(self) -> Mixture | None:

@@ -36,7 +36,7 @@ def finish(attempt: Attempt) -> TrainOutcome:
     assert trained is not None
     steps = {"step": trained.body["step"], "total_steps": trained.body["totalSteps"]}
     test = next((entry.sha256 for entry in attempt.record.manifest if entry.role == "test"), None)
-    evaluation = evaluation_id(attempt.record.run_id, test=test)
+    evaluation = evaluation_id(attempt.record.run_id, attempt.config, test=test)
     publication = publication_id(evaluation, attempt.config)
     outcome = _published(attempt, publication)
     if outcome is None:

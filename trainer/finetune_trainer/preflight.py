@@ -344,7 +344,7 @@ def _commit(
         ),
     )
     record = pin(output, record, data.encoded)
-    publication = publication_id(evaluation_id(run, test=test), config)
+    publication = publication_id(evaluation_id(run, config, test=test), config)
     result, step, trouble = progress_of(RunLog(output, run).read(), publication=publication, output=output)
     summary = _summary(config, data=data, trouble=trouble, report=f"{output.uri}/{_report_key(run)}")
     output.write(_report_key(run), _report(record, data=data, summary=summary, publication=publication))

@@ -123,7 +123,7 @@ def prepare(attempt: Attempt) -> Trainee:
     """
     config, encoded = attempt.config.training, attempt.encoded
     method = adapt.get(attempt.config.method)
-    loaded = attempt.load()
+    loaded = attempt.load(final=False)
     model = method.prepare(loaded, seed=config.seed)
     anchor = Anchor(model, alpha=config.l2sp_alpha, fresh=loaded.fresh) if config.l2sp_alpha is not None else None
     restored = _newest(attempt)

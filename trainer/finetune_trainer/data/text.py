@@ -1,7 +1,7 @@
 """The base model's tokenizer, and what the model says about its input. Torch-free."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeGuard
 
@@ -40,6 +40,12 @@ class Text:
     """config.json"""
     tokenizer_config: Mapping[str, Any] = field(default_factory=dict)
     """tokenizer_config.json"""
+    own_limit: int | None = None
+    """Tokens that the model can read; None where nothing says it."""
+
+    def limited(self, asked: int) -> "Text":
+        """The same for texts that have a limit of their own: what was asked for, or the model's if that is lower."""
+        return replace(self, max_length=asked if self.own_limit is None else min(asked, self.own_limit))
 
     @cached_property
     def tokenizer(self) -> tokenizers.Tokenizer:
@@ -70,14 +76,13 @@ class Text:
         beyond the limit only the beginning is looked at, if that is overlong already."""
         # More characters than that can hardly fit: enough to tell that a row is overlong.
         enough = max(1024 * 1024, 64 * self.max_length)
-        found = self.ids([text[:enough] for text in texts])
+        special = self.tokenizer.num_special_tokens_to_add(False)
+        found = self.tokenizer.encode_batch_fast([text[:enough] for text in texts], add_special_tokens=False)
         for number, text in enumerate(texts):
-            if len(text) > enough and len(found[number]) <= self.max_length:
-                found[number] = self.tokenizer.encode(text).ids
-        return [
-            (ids if len(ids) <= self.max_length else self._cutting.encode(text).ids, len(ids))
-            for text, ids in zip(texts, found, strict=True)
-        ]
+            if len(text) > enough and len(found[number]) + special <= self.max_length:
+                found[number] = self.tokenizer.encode(text, add_special_tokens=False)
+        # Truncation and special tokens come after the text is tokenised: no need to do that twice.
+        return [(self._cutting.post_process(encoding).ids, len(encoding) + special) for encoding in found]
 
 
 def read_text(
@@ -93,9 +98,9 @@ def read_text(
             "add pad_token_id to config.json.",
         )
     vocabulary = config.get("vocab_size")
-    limits = [asked, *_limits(config, tokenizer_config, pad)]
+    own = min(_limits(config, tokenizer_config, pad), default=None)
     known = vocabulary if _whole(vocabulary) else None
-    return Text(tokenizer_json, min(limits), pad, known, config, tokenizer_config)
+    return Text(tokenizer_json, asked, pad, known, config, tokenizer_config, own).limited(asked)
 
 
 def _limits(config: Mapping[str, Any], tokenizer_config: Mapping[str, Any], pad: int) -> list[int]:

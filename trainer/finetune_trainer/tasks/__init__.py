@@ -7,12 +7,16 @@ from finetune_api.contract import RunConfig
 from finetune_api.tasks import TaskType
 from finetune_trainer.tasks.base import Facts, Learner, Metrics, Outcomes, Task
 from finetune_trainer.tasks.question_answering import QuestionAnswering
+from finetune_trainer.tasks.summarization import Summarization
 from finetune_trainer.tasks.text_classification import TextClassification
+from finetune_trainer.tasks.translation import Translation
 
 __all__ = ["Facts", "Learner", "Metrics", "Outcomes", "Task", "get"]
 
 _TASKS: dict[TaskType, type[Task]] = {
     "text-classification": TextClassification,
+    "summarization": Summarization,
+    "translation": Translation,
     "question-answering": QuestionAnswering,
 }
 

@@ -184,6 +184,10 @@ class Learner(ABC):
         """What the model's config must say, such as id2label."""
         return {}
 
+    def set_up(self, model: Any, *, final: bool) -> None:  # noqa: B027 - most have nothing to say
+        """What a loaded model must know beside its config, such as how it writes text. `final` is a model that is
+        measured or published, not one that is about to be trained."""
+
     @abstractmethod
     def collate(self, store: "Encoded", rows: "Rows") -> dict[str, NDArray[Any]]:
         """One micro-batch: what the model's forward takes, and the targets."""

@@ -43,7 +43,7 @@ from finetune_trainer.tasks.base import (
 CONTEXT_LIMIT = 1024 * 1024
 """Characters a context may have."""
 LONGEST_ANSWER = 30
-"""Tokens a predicted answer may have at least; as many as the longest answer of the training rows where that is longer."""
+"""Tokens a predicted answer may have; where an answer of the training rows is longer, as many as that has."""
 _BATCH_CHARACTERS = 256 * 1024
 
 
@@ -241,7 +241,9 @@ class _Answers:
         """SQuAD's {text: [...], answer_start: [...]}."""
         texts, starts = (_listed(value.get(name)) for name in ("text", "answer_start"))
         if starts and len(starts) != len(texts):
-            raise RowError(f"the column {self._column!r} has {len(texts)} texts and {len(starts)} values of answer_start")
+            raise RowError(
+                f"the column {self._column!r} has {len(texts)} texts and {len(starts)} values of answer_start"
+            )
         return [
             {"text": text, "start": start} for text, start in zip(texts, starts or [None] * len(texts), strict=True)
         ]
@@ -257,7 +259,9 @@ class _Answers:
                 f"{{text: [...], answer_start: [...]}}; answer {number} is {kind_of(text)}"
             )
         if not text.strip() or not encodable(text):
-            raise RowError(f"{which} is blank or holds half a surrogate pair; a row without an answer has an empty list")
+            raise RowError(
+                f"{which} is blank or holds half a surrogate pair; where there is no answer, give an empty list"
+            )
         start = self._searched(text.strip(), which) if start is None else self._checked(text, start, which)
         return Answer(text.strip(), start)
 
@@ -339,7 +343,8 @@ class Answering(Learner):
     def _logits(self, model: Any, inputs: Mapping[str, Any]) -> tuple[Any, Any]:
         """Scores of first and last tokens, [rows, tokens] each, in at least fp32."""
         found = model(**self.model_inputs(inputs))
-        return tuple(x.float() if x.element_size() < 4 else x for x in (found.start_logits, found.end_logits))  # type: ignore[return-value]
+        start, end = (x.float() if x.element_size() < 4 else x for x in (found.start_logits, found.end_logits))
+        return start, end
 
     def _losses(self, start: Any, end: Any, inputs: Mapping[str, Any]) -> Any:
         """The mean of both cross entropies, [rows]. Padding is no answer, or the loss would depend on how much of it a
@@ -387,9 +392,9 @@ class Answering(Learner):
             none = outcomes["abstains"][best] and outcomes["null"][group].min() > outcomes["score"][best]
             texts.append("" if none else self._text(outcomes, best))
         found = {name: outcomes[name][chosen] for name in ("source", "row", "answers", "abstains")}
-        sums = {name: np.array([outcomes[name][group].sum() for group in groups.values()]) for name in ("loss", "count")
-                if name in outcomes}  # fmt: skip
-        return {**found, **sums, "predicted": _objects(texts)}
+        for name in {"loss", "count"} & outcomes.keys():
+            found[name] = np.array([outcomes[name][group].sum() for group in groups.values()])
+        return {**found, "predicted": _objects(texts)}
 
     def _text(self, outcomes: Outcomes, number: int) -> str:
         spans, context = outcomes["spans"][number], outcomes["context"][number]
@@ -436,22 +441,20 @@ class Answering(Learner):
 def best_spans(start: Any, end: Any, context: Any) -> tuple[Any, Any, Any]:
     """The best sum of a first and a last token's scores within the context, over all spans of allowed length.
 
-    `start` and `end` [rows, tokens], `context` as in `collate`. Returns the score [rows] and both tokens [rows], counted
-    from the context's first. Every span is looked at, not only those of the best few starts and ends.
+    `start` and `end` [rows, tokens], `context` as in `collate`. Returns the score [rows] and both tokens [rows],
+    counted from the context's first. Every span is looked at, not only those of the best few starts and ends.
     """
-    import torch
-
     rows, tokens = start.shape
     at, count, longest = (context[:, column, None] for column in range(3))
-    positions = torch.arange(tokens, device=start.device)[None]
+    positions = context.new_ones(1, tokens).cumsum(1) - 1
     outside = (positions < at) | (positions >= at + count)
     start, end = start.masked_fill(outside, -np.inf), end.masked_fill(outside, -np.inf)
-    best, width = start + end, torch.zeros(rows, tokens, dtype=torch.long, device=start.device)
+    best, width = start + end, context.new_zeros(rows, tokens)
     for more in range(1, min(tokens, int(longest.max()))):
         found = start[:, :-more] + end[:, more:]
         better = (found > best[:, :-more]) & (more < longest)
-        best[:, :-more] = torch.where(better, found, best[:, :-more])
-        width[:, :-more] = torch.where(better, more, width[:, :-more])
+        best[:, :-more] = found.where(better, best[:, :-more])
+        width[:, :-more] = width[:, :-more].masked_fill(better, more)
     score, first = best.max(-1)
     last = first + width.gather(-1, first[:, None])[:, 0]
     return score, first - at[:, 0], last - at[:, 0]
@@ -496,7 +499,7 @@ Guess = Callable[[str, str], tuple[float, int, int]]
 _WORD = re.compile(r"\w+(?:[-.']\w+)*")
 _SENTENCE = re.compile(r"[^.!?\n]+(?:[.!?]+(?!\s)[^.!?\n]+)*")
 _SMALL_WORDS = frozenset(
-    "a an and are as at be by did do does for from how in is it of on or that the this to was were what when where "
+    "a an and are as at be by did do does for from how in is it of on or that the this to was were what when where "  # noqa: SIM905 - words
     "which who why with".split()
 )
 _NEAR = 10
