@@ -1,7 +1,7 @@
 """Questions about real texts out of what a bare machine has: what scipy and scikit-learn say of their parameters.
 
-The context is a few consecutive entries of a docstring's section Parameters; a question asks for a parameter's type, for
-its default (which many do not have: then the context has no answer), or for the parameter that a description is of.
+The context is a few consecutive entries of a docstring's section Parameters; a question asks for a parameter's type,
+for its default (which many do not have: then the context has no answer), or for the parameter that a description is of.
 Sources are parsed, never imported; nothing is downloaded. The same package versions give the same bytes.
 
     python hack/questions.py DIRECTORY [--rows N] [--test-rows N]
@@ -55,7 +55,9 @@ def make(directory: Path, *, rows: int = 1600, test_rows: int = 400) -> tuple[Pa
             found[side] += list(_questions(path, module=name))[: wanted[side] - len(found[side])]
     for side, count in wanted.items():
         if len(found[side]) < count:
-            raise RuntimeError(f"only {len(found[side])} of {count} {side} rows in {', '.join(PACKAGES)}; ask for fewer")
+            raise RuntimeError(
+                f"only {len(found[side])} of {count} {side} rows in {', '.join(PACKAGES)}; ask for fewer"
+            )
     directory.mkdir(parents=True, exist_ok=True)
     for side, items in found.items():
         lines = "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items)

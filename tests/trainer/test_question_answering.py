@@ -18,7 +18,7 @@ from finetune_trainer import tasks
 from finetune_trainer.data.text import Text
 from finetune_trainer.tasks import Learner
 from finetune_trainer.tasks.base import Piece, RowError, Sample, Tools
-from finetune_trainer.tasks.question_answering import best_spans, guesses, normal, score, windows
+from finetune_trainer.tasks.question_answering import best_spans, guesses, normal, score, scores, windows
 
 CONTEXT = "The Nile flows north. The Rhine flows north, too."
 KIND = "question-answering"
@@ -294,10 +294,11 @@ def settled(*, null: list[float], unanswerable: bool | None = None) -> list[str]
     _, store = two_rows()
     gold = learner.gold(store, np.array([0, 1, 0]))
     guess = {"first": np.array([1, 2, 3]), "last": np.array([1, 2, 3]), "score": np.array([1.0, 5.0, 3.0])}
-    more = {"null": np.array(null), "loss": np.array([0.5, 1.0, 0.25]), "count": np.ones(3, int)}
+    more = {"place": np.arange(3), "null": np.array(null), "loss": np.array([0.5, 1.0, 0.25]), "count": np.ones(3, int)}
     found = learner.settle({**gold, **guess, **more})
     assert found["loss"].tolist() == [0.75, 1.0]
     assert found["count"].tolist() == [2, 1]
+    assert found["place"].tolist() == [0, 1]
     return [str(text) for text in found["predicted"]]
 
 
@@ -343,8 +344,7 @@ def test_normal_text_has_no_articles_punctuation_or_capitals() -> None:
 
 def test_metrics_tell_how_often_it_was_right_to_answer() -> None:
     outcomes = {
-        "predicted": np.array(["b", "", "x", "y"], dtype=object),
-        "answers": np.array([["b"], ["c"], ["x y"], []], dtype=object),
+        **scores(["b", "", "x", "y"], [["b"], ["c"], ["x y"], []]),
         "abstains": np.ones(4, bool),
         "loss": np.array([1.0, 1.0, 1.0, 5.0]),
         "count": np.array([1, 1, 1, 1]),

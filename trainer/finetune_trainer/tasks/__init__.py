@@ -6,9 +6,11 @@ Nothing outside this package branches on the task. Preflight imports it too, so 
 from finetune_api.contract import RunConfig
 from finetune_api.tasks import TaskType
 from finetune_trainer.tasks.base import Facts, Learner, Metrics, Outcomes, Task
+from finetune_trainer.tasks.causal_lm import CausalLm
 from finetune_trainer.tasks.question_answering import QuestionAnswering
 from finetune_trainer.tasks.summarization import Summarization
 from finetune_trainer.tasks.text_classification import TextClassification
+from finetune_trainer.tasks.token_classification import TokenClassification
 from finetune_trainer.tasks.translation import Translation
 
 __all__ = ["Facts", "Learner", "Metrics", "Outcomes", "Task", "get"]
@@ -17,6 +19,8 @@ _TASKS: dict[TaskType, type[Task]] = {
     "text-classification": TextClassification,
     "summarization": Summarization,
     "translation": Translation,
+    "causal-lm": CausalLm,
+    "token-classification": TokenClassification,
     "question-answering": QuestionAnswering,
 }
 

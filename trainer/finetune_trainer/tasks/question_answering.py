@@ -36,6 +36,7 @@ from finetune_trainer.tasks.base import (
     kind_of,
     mask_of,
     mean_loss,
+    objects,
     padded,
     text_cell,
 )
@@ -311,6 +312,10 @@ def _known(store: Encoded) -> tuple[int, bool]:
     return max(LONGEST_ANSWER, int(widths.max())), not bool(store.values("answerable", rows).all())
 
 
+_OF_WINDOWS = frozenset({"context", "spans", "first", "last", "score", "null"})
+"""What nobody asks of a row."""
+
+
 class Answering(Learner):
     """Two scores a token: that the answer begins there, and that it ends there."""
 
@@ -362,9 +367,9 @@ class Answering(Learner):
         return {
             "source": store.values("source", rows),
             "row": store.values("row", rows),
-            "answers": _objects([json.loads(text.tobytes()) for text in store.each("answers", rows)]),
-            "context": _objects([text.tobytes().decode() for text in store.each("context", rows)]),
-            "spans": _objects([spans.reshape(-1, 2) for spans in store.each("spans", rows)]),
+            "answers": objects([json.loads(text.tobytes()) for text in store.each("answers", rows)]),
+            "context": objects([text.tobytes().decode() for text in store.each("context", rows)]),
+            "spans": objects([spans.reshape(-1, 2) for spans in store.each("spans", rows)]),
             "abstains": np.full(len(rows), abstains),
         }
 
@@ -391,10 +396,11 @@ class Answering(Learner):
         for group, best in zip(groups.values(), chosen, strict=True):
             none = outcomes["abstains"][best] and outcomes["null"][group].min() > outcomes["score"][best]
             texts.append("" if none else self._text(outcomes, best))
-        found = {name: outcomes[name][chosen] for name in ("source", "row", "answers", "abstains")}
+        first = [group[0] for group in groups.values()]
+        found = {name: values[first] for name, values in outcomes.items() if name not in _OF_WINDOWS}
         for name in {"loss", "count"} & outcomes.keys():
             found[name] = np.array([outcomes[name][group].sum() for group in groups.values()])
-        return {**found, "predicted": _objects(texts)}
+        return {**found, "predicted": objects(texts), **scores(texts, list(found["answers"]))}
 
     def _text(self, outcomes: Outcomes, number: int) -> str:
         spans, context = outcomes["spans"][number], outcomes["context"][number]
@@ -402,12 +408,9 @@ class Answering(Learner):
         return found.strip()
 
     def metrics(self, outcomes: Outcomes) -> Metrics:
-        pairs = list(zip(outcomes["predicted"], outcomes["answers"], strict=True))
-        scores = np.array([score(text, answers) for text, answers in pairs], dtype=np.float64).reshape(-1, 2)
-        found = {"exact-match": float(scores[:, 0].mean()), "f1": float(scores[:, 1].mean()), **mean_loss(outcomes)}
+        found = {name: float(outcomes[name].mean()) for name in ("exact-match", "f1")} | mean_loss(outcomes)
         if outcomes["abstains"].any():
-            gives = np.array([bool(text) for text, _ in pairs])
-            has = np.array([bool(answers) for _, answers in pairs])
+            gives, has = outcomes["gives"], outcomes["has"]
             if has.any():
                 found["has-answer-accuracy"] = float(gives[has].mean())
             if not has.all():
@@ -460,13 +463,6 @@ def best_spans(start: Any, end: Any, context: Any) -> tuple[Any, Any, Any]:
     return score, first - at[:, 0], last - at[:, 0]
 
 
-def _objects(values: Sequence[Any]) -> NDArray[Any]:
-    found = np.empty(len(values), dtype=object)
-    for number, value in enumerate(values):
-        found[number] = value
-    return found
-
-
 # --- metrics: Rajpurkar et al. 2016 and 2018 ---
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -483,6 +479,17 @@ def score(predicted: str, answers: Sequence[str]) -> tuple[float, float]:
     golds = [text for text in map(normal, answers) if text] or [""]
     found = normal(predicted)
     return float(found in golds), max(_f1(found.split(), gold.split()) for gold in golds)
+
+
+def scores(predicted: Sequence[str], answers: Sequence[Sequence[str]]) -> Outcomes:
+    """Both scores of each row, whether it is given an answer, and whether it has one."""
+    found = np.array([score(*pair) for pair in zip(predicted, answers, strict=True)], np.float64).reshape(-1, 2)
+    return {
+        "exact-match": found[:, 0],
+        "f1": found[:, 1],
+        "gives": np.array([bool(text) for text in predicted], bool),
+        "has": np.array([bool(texts) for texts in answers], bool),
+    }
 
 
 def _f1(found: Sequence[str], gold: Sequence[str]) -> float:
