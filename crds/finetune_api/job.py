@@ -510,9 +510,21 @@ Bound = Annotated[float, Field(ge=-1e12, le=1e12)]
 
 
 class Gate(Model):
-    rules: ClassVar[tuple[Rule, ...]] = (exactly_one_of("atLeast", "atMost", "improvesBaselineBy"),)
+    rules: ClassVar[tuple[Rule, ...]] = (
+        exactly_one_of("atLeast", "atMost", "improvesBaselineBy"),
+        Rule(
+            "self.metric != 'slice-gap' || has(self.atMost)",
+            "a gate on slice-gap goes with atMost: the smaller the gap, the better",
+            lambda model: model.metric != "slice-gap" or model.at_most is not None,
+        ),
+    )
 
-    metric: Metric = spec_field("judge", "What is judged: one of the task's metrics.", required=True)
+    metric: Metric = spec_field(
+        "judge",
+        "What is judged: one of the task's metrics, or slice-gap, the widest gap of evaluation.primary between two values of a "
+        "column of evaluation.slices.",
+        required=True,
+    )
     at_least: Bound | None = spec_field("judge", "The metric must not be lower.")
     at_most: Bound | None = spec_field("judge", "The metric must not be higher.")
     improves_baseline_by: Bound | None = spec_field(
@@ -531,6 +543,13 @@ class Evaluation(Model):
                 model.baseline != "None" or all(at(gate, "improvesBaselineBy") is None for gate in model.gates or ())
             ),
         ),
+        Rule(
+            "has(self.slices) || !has(self.gates) || !self.gates.exists(gate, gate.metric == 'slice-gap')",
+            "a gate on slice-gap needs slices",
+            lambda model: (
+                model.slices is not None or all(at(gate, "metric") != "slice-gap" for gate in model.gates or ())
+            ),
+        ),
     )
 
     primary: Metric | None = spec_field(
@@ -547,6 +566,13 @@ class Evaluation(Model):
         "evaluate",
         "What the tuned model is compared with: the untouched base, where it can do the task, a linear model on its frozen "
         "features, an answer that needs no model, or nothing. Default: auto, all that there are; gates take the best.",
+    )
+    slices: list[Column] | None = spec_field(
+        "evaluate",
+        "Columns whose values split the rows: metrics for each value with at least 20 rows, and the gap between the best and "
+        "the worst, where bias shows. The first 100 values of a column count.",
+        min_length=1,
+        max_length=8,
     )
     gates: list[Gate] | None = spec_field(
         None,
@@ -705,11 +731,11 @@ def _gates(name: str, kind: TaskKind) -> Rule:
     options = ", ".join(f"'{metric}'" for metric in kind.metrics)
     return Rule(
         f"self.task.type != '{name}' || !has(self.evaluation) || !has(self.evaluation.gates) || "
-        f"self.evaluation.gates.all(gate, gate.metric in [{options}])",
-        f"evaluation.gates for {name} judge {', '.join(kind.metrics)}",
+        f"self.evaluation.gates.all(gate, gate.metric in [{options}, 'slice-gap'])",
+        f"evaluation.gates for {name} judge {', '.join(kind.metrics)} or slice-gap",
         lambda spec: (
             at(spec, "task.type") != name
-            or all(at(gate, "metric") in kind.metrics for gate in at(spec, "evaluation.gates") or ())
+            or all(at(gate, "metric") in (*kind.metrics, "slice-gap") for gate in at(spec, "evaluation.gates") or ())
         ),
     )
 
@@ -910,6 +936,18 @@ class GateStatus(Model):
     wanted: str = Field(description="What was asked for, in a few signs such as >= 0.8.", max_length=128)
 
 
+class SliceStatus(Model):
+    column: str = Field(description="The column.", max_length=256)
+    gap: Figure | None = Field(None, description="By how much evaluation.primary is better for the best value.")
+    low: Figure | None = Field(None, description="Lower end of its 95 % interval.")
+    high: Figure | None = Field(None, description="Upper end of its 95 % interval.")
+    best: str | None = Field(None, description="The value with the best rows.", max_length=256)
+    worst: str | None = Field(None, description="The value with the worst rows.", max_length=256)
+    equalized_odds: Figure | None = Field(
+        None, description="Largest difference of true or false positive rates of a label between two values."
+    )
+
+
 class EvaluationStatus(Model):
     rows: int | None = Field(None, description="Rows the metrics were measured on.")
     on: Literal["test", "validation"] | None = Field(None, description="Which rows they were.")
@@ -929,6 +967,7 @@ class EvaluationStatus(Model):
         None,
         description="The published model on training rows: far better values than those of tuned mean overfitting.",
     )
+    slices: list[SliceStatus] | None = Field(None, description="What depends on the values of columns.", max_length=8)
     gates: list[GateStatus] | None = Field(None, description="Each gate, and whether it is met.", max_length=16)
     warnings: list[Text] | None = Field(
         None, description="What should be known before the figures are trusted; the first ten.", max_length=10

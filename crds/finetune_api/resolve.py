@@ -285,6 +285,7 @@ def _evaluation(evaluation: Evaluation) -> EvaluationConfig:
     return EvaluationConfig(
         metrics=evaluation.metrics,
         baseline=first(evaluation.baseline, default="auto"),
+        slices=evaluation.slices or [],
         gates=[GateConfig(**gate.model_dump()) for gate in evaluation.gates or []],
     )
 

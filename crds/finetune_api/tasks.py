@@ -32,6 +32,7 @@ Metric = Literal[
     "rouge-l",
     "bleu",
     "chrf",
+    "slice-gap",
     "exact-match",
     "has-answer-accuracy",
     "no-answer-accuracy",
@@ -116,7 +117,7 @@ TASKS: Mapping[TaskType, TaskKind] = {
 ROLES: tuple[str, ...] = tuple(dict.fromkeys(role for kind in TASKS.values() for role in kind.columns))
 """All roles of columns, in camelCase as the API has them."""
 
-_LOWER_IS_BETTER: frozenset[str] = frozenset({"loss", "perplexity"})
+_LOWER_IS_BETTER: frozenset[str] = frozenset({"loss", "perplexity", "slice-gap"})
 
 
 def lower_is_better(metric: str) -> bool:
