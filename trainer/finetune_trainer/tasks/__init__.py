@@ -7,6 +7,7 @@ from finetune_api.contract import RunConfig
 from finetune_api.tasks import TaskType
 from finetune_trainer.tasks.base import Facts, Learner, Metrics, Outcomes, Task
 from finetune_trainer.tasks.causal_lm import CausalLm
+from finetune_trainer.tasks.question_answering import QuestionAnswering
 from finetune_trainer.tasks.summarization import Summarization
 from finetune_trainer.tasks.text_classification import TextClassification
 from finetune_trainer.tasks.token_classification import TokenClassification
@@ -20,6 +21,7 @@ _TASKS: dict[TaskType, type[Task]] = {
     "translation": Translation,
     "causal-lm": CausalLm,
     "token-classification": TokenClassification,
+    "question-answering": QuestionAnswering,
 }
 
 
