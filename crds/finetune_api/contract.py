@@ -16,6 +16,7 @@ from finetune_api.job import (
     CheckpointStatus,
     EvaluationStatus,
     Leakage,
+    LossType,
     ModelStatus,
     OptimizerType,
     Overlong,
@@ -165,6 +166,10 @@ class TrainingConfig(Model):
     l2sp_alpha: float | None = None
     neftune_alpha: float | None = None
     gradient_checkpointing: bool = False
+    loss: LossType = "cross-entropy"
+    focal_gamma: float = 2.0
+    label_smoothing: float = 0.0
+    class_weights: Literal["balanced"] | None = None
 
 
 class GateConfig(Model):

@@ -17,6 +17,11 @@ Metric = Literal[
     "f1",
     "f1-micro",
     "f1-weighted",
+    "mcc",
+    "roc-auc",
+    "pr-auc",
+    "log-loss",
+    "ece",
     "loss",
     "token-accuracy",
     "rouge-1",
@@ -33,6 +38,8 @@ class TaskKind:
 
     columns: Mapping[str, str]
     """Roles of the columns it reads, and their names in the data where the document names no others."""
+    optional: tuple[str, ...] = field(default=(), kw_only=True)
+    """Further roles, whose columns are read only where the document names them."""
     metrics: tuple[Metric, ...]
     """Names of its metrics."""
     primary: Metric
@@ -43,6 +50,8 @@ class TaskKind:
     """Other fields that make no sense with it, such as training.neftune for images, each with the reason."""
     generates: bool = False
     """Whether the model writes text, so that `generation` says how."""
+    classifies: bool = False
+    """Whether its loss is one over labels, which may be focal, smoothed and weighted by class."""
     targets: bool = False
     """Whether what is to be written has a limit of its own, data.maxTargetLength."""
 
@@ -54,13 +63,19 @@ _NO_LABELS = "whose answers are texts"
 TASKS: Mapping[TaskType, TaskKind] = {
     "text-classification": TaskKind(
         columns={"text": "text", "label": "label"},
-        metrics=("accuracy", "precision", "recall", "f1", "f1-micro", "f1-weighted", "loss"),
+        optional=("pair",),
+        metrics=(
+            *("accuracy", "precision", "recall", "f1", "f1-micro", "f1-weighted", "mcc", "roc-auc", "pr-auc"),
+            *("log-loss", "ece", "loss"),
+        ),
         primary="f1",
+        classifies=True,
     ),
     "token-classification": TaskKind(
         columns={"tokens": "tokens", "tags": "tags", "text": "text", "spans": "spans"},
         metrics=("accuracy", "precision", "recall", "f1", "loss"),
         primary="f1",
+        classifies=True,
     ),
     "summarization": TaskKind(
         columns={"text": "text", "summary": "summary"},
@@ -82,10 +97,12 @@ TASKS: Mapping[TaskType, TaskKind] = {
     ),
 }
 
-ROLES: tuple[str, ...] = tuple(dict.fromkeys(role for kind in TASKS.values() for role in kind.columns))
+ROLES: tuple[str, ...] = tuple(
+    dict.fromkeys(role for kind in TASKS.values() for role in (*kind.columns, *kind.optional))
+)
 """All roles of columns, in camelCase as the API has them."""
 
-_LOWER_IS_BETTER: frozenset[str] = frozenset({"loss"})
+_LOWER_IS_BETTER: frozenset[str] = frozenset({"log-loss", "ece", "loss"})
 
 
 def lower_is_better(metric: str) -> bool:
@@ -95,10 +112,12 @@ def lower_is_better(metric: str) -> bool:
 
 def tasks_with(role: str) -> tuple[TaskType, ...]:
     """Tasks that read a column of that role."""
-    return tuple(name for name, kind in TASKS.items() if role in kind.columns)
+    return tuple(name for name, kind in TASKS.items() if role in (*kind.columns, *kind.optional))
 
 
 GENERATING: tuple[TaskType, ...] = tuple(name for name, kind in TASKS.items() if kind.generates)
 """Tasks whose models write text."""
 WITH_TARGETS: tuple[TaskType, ...] = tuple(name for name, kind in TASKS.items() if kind.targets)
 """Tasks that limit what is to be written on its own."""
+CLASSIFYING: tuple[TaskType, ...] = tuple(name for name, kind in TASKS.items() if kind.classifies)
+"""Tasks whose loss is over labels."""

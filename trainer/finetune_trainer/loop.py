@@ -57,7 +57,7 @@ class Setup:
     order: Order
     rows: Rows
     """The training rows' numbers in the encoded store; the order counts them from 0."""
-    count: Callable[[Rows], int]
+    count: Callable[[Rows], float]
     inputs_of: InputsOf
     train_mode: Callable[[], None]
     beat: Callable[[], None]
