@@ -166,6 +166,8 @@ class TrainingConfig(Model):
     l2sp_alpha: float | None = None
     neftune_alpha: float | None = None
     gradient_checkpointing: bool = False
+    packing: bool | None = None
+    """None: where it is proven to change nothing."""
     loss: LossType = "cross-entropy"
     focal_gamma: float = 2.0
     label_smoothing: float = 0.0
@@ -187,6 +189,7 @@ class EvaluationConfig(Model):
     metrics: list[Metric] | None = None
     """None: all of the task's are shown."""
     baseline: Literal["auto", "Base", "Probe", "Trivial", "None"] = "auto"
+    slices: list[str] = Field([])
     gates: list[GateConfig] = Field([])
 
 

@@ -18,7 +18,9 @@ from finetune_api.base import (
 from finetune_api.tasks import (
     CLASSIFYING,
     GENERATING,
+    PACKING,
     ROLES,
+    SPLITTING,
     TASKS,
     WITH_TARGETS,
     MethodType,
@@ -42,7 +44,7 @@ LabelValue = Annotated[str, StringConstraints(pattern=r"^(([A-Za-z0-9][-A-Za-z0-
 Key = Annotated[str, StringConstraints(max_length=317)]
 Text = Annotated[str, StringConstraints(max_length=1024)]
 
-Overlong = Literal["Truncate", "Drop", "Fail"]
+Overlong = Literal["Truncate", "Split", "Drop", "Fail"]
 Strategy = Literal["greedy", "beam"]
 Leakage = Literal["Drop", "Fail"]
 AuditMode = Literal["Sample", "Full"]
@@ -193,7 +195,9 @@ class Data(Model):
         le=131072,
     )
     overlong: Overlong | None = spec_field(
-        "train", "What happens to longer rows; they are always counted. Default: Truncate."
+        "train",
+        "What happens to longer rows; they are always counted. Split makes several of one, for causal-lm. Default: Truncate, "
+        "for causal-lm Split.",
     )
     deduplicate: Deduplicate | None = spec_field(None, "Which repeated training rows are left out. Default: none.")
     leakage: Leakage | None = spec_field(
@@ -416,7 +420,11 @@ class Training(Model):
     epochs: float | None = spec_field("train", "How often each row is seen. Default: 3.", gt=0, le=1000)
     max_steps: int | None = spec_field("train", "Optimizer steps, instead of epochs.", ge=1, le=10_000_000)
     batch_size: int | None = spec_field(
-        "train", "Rows per optimizer step over the whole job, whatever the number of GPUs. Default: 32.", ge=1, le=65536
+        "train",
+        "Rows per optimizer step over the whole job, whatever the number of GPUs; with packing, full sequences of data.maxLength "
+        "tokens. Default: 32.",
+        ge=1,
+        le=65536,
     )
     learning_rate: float | None = spec_field(
         "train",
@@ -473,6 +481,11 @@ class Training(Model):
         "Activations are computed again in the backward pass instead of kept: less memory, about a third slower, the same "
         "result. Default: false.",
     )
+    packing: bool | None = spec_field(
+        "train",
+        "Several rows share one sequence of data.maxLength tokens, none seeing another, so that nothing is spent on padding. "
+        "Default: where the model proves at the start to answer packed rows as it answers them alone; true refuses another.",
+    )
     seed: int | None = spec_field("train", "Seed of everything random. Default: 17.", ge=0, le=2**31 - 1)
     evaluate_every: Every | None = spec_field(None, "How often the validation rows are evaluated. Default: epochs 1.")
     early_stopping: EarlyStopping | None = spec_field(None, "When training ends before its last step. Default: never.")
@@ -508,9 +521,21 @@ Bound = Annotated[float, Field(ge=-1e12, le=1e12)]
 
 
 class Gate(Model):
-    rules: ClassVar[tuple[Rule, ...]] = (exactly_one_of("atLeast", "atMost", "improvesBaselineBy"),)
+    rules: ClassVar[tuple[Rule, ...]] = (
+        exactly_one_of("atLeast", "atMost", "improvesBaselineBy"),
+        Rule(
+            "self.metric != 'slice-gap' || has(self.atMost)",
+            "a gate on slice-gap goes with atMost: the smaller the gap, the better",
+            lambda model: model.metric != "slice-gap" or model.at_most is not None,
+        ),
+    )
 
-    metric: Metric = spec_field("judge", "What is judged: one of the task's metrics.", required=True)
+    metric: Metric = spec_field(
+        "judge",
+        "What is judged: one of the task's metrics, or slice-gap, the widest gap of evaluation.primary between two values of a "
+        "column of evaluation.slices.",
+        required=True,
+    )
     at_least: Bound | None = spec_field("judge", "The metric must not be lower.")
     at_most: Bound | None = spec_field("judge", "The metric must not be higher.")
     improves_baseline_by: Bound | None = spec_field(
@@ -529,6 +554,13 @@ class Evaluation(Model):
                 model.baseline != "None" or all(at(gate, "improvesBaselineBy") is None for gate in model.gates or ())
             ),
         ),
+        Rule(
+            "has(self.slices) || !has(self.gates) || !self.gates.exists(gate, gate.metric == 'slice-gap')",
+            "a gate on slice-gap needs slices",
+            lambda model: (
+                model.slices is not None or all(at(gate, "metric") != "slice-gap" for gate in model.gates or ())
+            ),
+        ),
     )
 
     primary: Metric | None = spec_field(
@@ -545,6 +577,13 @@ class Evaluation(Model):
         "evaluate",
         "What the tuned model is compared with: the untouched base, where it can do the task, a linear model on its frozen "
         "features, an answer that needs no model, or nothing. Default: auto, all that there are; gates take the best.",
+    )
+    slices: list[Column] | None = spec_field(
+        "evaluate",
+        "Columns whose values split the rows: metrics for each value with at least 20 rows, and the gap between the best and "
+        "the worst, where bias shows. The first 100 values of a column count.",
+        min_length=1,
+        max_length=8,
     )
     gates: list[Gate] | None = spec_field(
         None,
@@ -703,11 +742,11 @@ def _gates(name: str, kind: TaskKind) -> Rule:
     options = ", ".join(f"'{metric}'" for metric in kind.metrics)
     return Rule(
         f"self.task.type != '{name}' || !has(self.evaluation) || !has(self.evaluation.gates) || "
-        f"self.evaluation.gates.all(gate, gate.metric in [{options}])",
-        f"evaluation.gates for {name} judge {', '.join(kind.metrics)}",
+        f"self.evaluation.gates.all(gate, gate.metric in [{options}, 'slice-gap'])",
+        f"evaluation.gates for {name} judge {', '.join(kind.metrics)} or slice-gap",
         lambda spec: (
             at(spec, "task.type") != name
-            or all(at(gate, "metric") in kind.metrics for gate in at(spec, "evaluation.gates") or ())
+            or all(at(gate, "metric") in (*kind.metrics, "slice-gap") for gate in at(spec, "evaluation.gates") or ())
         ),
     )
 
@@ -746,6 +785,12 @@ class FineTuneJobSpec(Model):
         ),
         only_beside("generation", "task.type", values=GENERATING, default="text-classification"),
         only_beside("data.maxTargetLength", "task.type", values=WITH_TARGETS, default="text-classification"),
+        Rule(
+            f"!has(self.data.overlong) || self.data.overlong != 'Split' || self.task.type in {list(SPLITTING)}",
+            f"data.overlong Split goes only with task.type: {' or '.join(SPLITTING)}",
+            lambda spec: at(spec, "data.overlong") != "Split" or at(spec, "task.type") in SPLITTING,
+        ),
+        only_beside("training.packing", "task.type", values=PACKING, default="text-classification"),
         only_beside("training.loss", "task.type", values=CLASSIFYING, default=""),
         only_beside("training.labelSmoothing", "task.type", values=CLASSIFYING, default=""),
         only_beside("training.classWeights", "task.type", values=CLASSIFYING, default=""),
@@ -850,6 +895,7 @@ class RowCounts(Model):
 
 class TokenLengths(Model):
     p50: int = Field(description="Half of the rows have at most so many tokens.")
+    p95: int | None = Field(None, description="95 of 100 rows have at most so many tokens.")
     p99: int = Field(description="99 of 100 rows have at most so many tokens.")
     max: int = Field(description="Tokens of the longest row.")
 
@@ -910,6 +956,18 @@ class GateStatus(Model):
     wanted: str = Field(description="What was asked for, in a few signs such as >= 0.8.", max_length=128)
 
 
+class SliceStatus(Model):
+    column: str = Field(description="The column.", max_length=256)
+    gap: Figure | None = Field(None, description="By how much evaluation.primary is better for the best value.")
+    low: Figure | None = Field(None, description="Lower end of its 95 % interval.")
+    high: Figure | None = Field(None, description="Upper end of its 95 % interval.")
+    best: str | None = Field(None, description="The value with the best rows.", max_length=256)
+    worst: str | None = Field(None, description="The value with the worst rows.", max_length=256)
+    equalized_odds: Figure | None = Field(
+        None, description="Largest difference of true or false positive rates of a label between two values."
+    )
+
+
 class EvaluationStatus(Model):
     rows: int | None = Field(None, description="Rows the metrics were measured on.")
     on: Literal["test", "validation"] | None = Field(None, description="Which rows they were.")
@@ -929,6 +987,7 @@ class EvaluationStatus(Model):
         None,
         description="The published model on training rows: far better values than those of tuned mean overfitting.",
     )
+    slices: list[SliceStatus] | None = Field(None, description="What depends on the values of columns.", max_length=8)
     gates: list[GateStatus] | None = Field(None, description="Each gate, and whether it is met.", max_length=16)
     warnings: list[Text] | None = Field(
         None, description="What should be known before the figures are trusted; the first ten.", max_length=10

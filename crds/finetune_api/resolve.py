@@ -179,7 +179,7 @@ def _data(spec: FineTuneJobSpec) -> DataConfig:
         validation_uri=validation.uri,
         test_uri=spec.data.test.uri if spec.data.test else None,
         max_length=first(spec.data.max_length, default=256),
-        overlong=first(spec.data.overlong, default="Truncate"),
+        overlong=first(spec.data.overlong, default="Split" if TASKS[spec.task.type].splits else "Truncate"),
         max_target_length=_target_length(spec),
         train_weights=weights if any(weight != 1.0 for weight in weights) else None,
         deduplicate="near" if repeated.near else "exact" if repeated.exact else None,
@@ -271,6 +271,7 @@ def _training(spec: FineTuneJobSpec) -> TrainingConfig:
         l2sp_alpha=training.l2sp.alpha if training.l2sp else None,
         neftune_alpha=training.neftune.alpha if training.neftune else None,
         gradient_checkpointing=first(training.gradient_checkpointing, default=False),
+        packing=training.packing,
         loss=loss.type,
         focal_gamma=first(loss.gamma, default=2.0),
         label_smoothing=first(training.label_smoothing, default=0.0),
@@ -290,6 +291,7 @@ def _evaluation(evaluation: Evaluation) -> EvaluationConfig:
     return EvaluationConfig(
         metrics=evaluation.metrics,
         baseline=first(evaluation.baseline, default="auto"),
+        slices=evaluation.slices or [],
         gates=[GateConfig(**gate.model_dump()) for gate in evaluation.gates or []],
     )
 

@@ -13,12 +13,7 @@ MANY_LABELS = 1000
 """Beyond so many labels probabilities are not kept."""
 
 
-def one_hot(labels: NDArray[np.integer], count: int) -> NDArray[np.uint8]:
-    """[rows, count]"""
-    return np.asarray(labels[:, None] == np.arange(count), dtype=np.uint8)
-
-
-def areas(hot: NDArray[np.uint8], shares: NDArray[np.floating]) -> dict[str, float]:
+def areas(hot: NDArray[np.bool_], shares: NDArray[np.floating]) -> dict[str, float]:
     """roc-auc and pr-auc (average precision) of multi-hot labels and probabilities [rows, labels]; none where no label
     can be ranked."""
     from sklearn.metrics import average_precision_score, roc_auc_score
@@ -36,7 +31,7 @@ def areas(hot: NDArray[np.uint8], shares: NDArray[np.floating]) -> dict[str, flo
 class Areas:
     """The same for selections of rows, as how often each row is drawn."""
 
-    def __init__(self, hot: NDArray[np.uint8], shares: NDArray[np.floating]) -> None:
+    def __init__(self, hot: NDArray[np.bool_], shares: NDArray[np.floating]) -> None:
         self._hot = hot
         self._orders = np.argsort(-shares, axis=0, kind="stable")
         self._ends = []  # of each run of equal scores, from the highest on

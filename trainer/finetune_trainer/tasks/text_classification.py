@@ -33,7 +33,7 @@ from finetune_trainer.tasks.base import (
     text_cell,
 )
 from finetune_trainer.tasks.losses import ClassLoss, balanced, balanced_presence
-from finetune_trainer.tasks.ranking import MANY_LABELS, Areas, areas, calibration_error, matthews, one_hot, trust
+from finetune_trainer.tasks.ranking import MANY_LABELS, Areas, areas, calibration_error, matthews, trust
 
 ONE, SEVERAL = "one label", "a list of labels"
 TYPES = "tokenTypes"
@@ -227,12 +227,9 @@ class TextClassifier(Learner):
             found["mcc"] = float(np.mean([matthews_corrcoef(*pair) for pair in columns]))
         if "probability" in outcomes:
             shares = outcomes["probability"]
-            found |= areas(self._hot(labels, shares), shares)
+            found |= areas(_hot(labels, shares.shape[1]), shares)
             found["ece"] = calibration_error(*trust(labels, shares))
         return {**found, **self._mean_losses(outcomes)}
-
-    def _hot(self, labels: NDArray[Any], shares: NDArray[Any]) -> NDArray[np.uint8]:
-        return labels if self.several else one_hot(labels, shares.shape[1])
 
     def _mean_losses(self, outcomes: Outcomes) -> Metrics:
         """`loss` is what training makes small; `log-loss` is that of the labels alone, whatever training does."""
@@ -249,7 +246,7 @@ class TextClassifier(Learner):
         labels, predictions = outcomes["label"], outcomes["predicted"]
         count = max(len(self.facts.labels), int(labels.max(initial=0)) + 1, int(predictions.max(initial=0)) + 1)
         shares = outcomes.get("probability")
-        ranks = None if shares is None else Areas(self._hot(labels, shares), shares)
+        ranks = None if shares is None else Areas(_hot(labels, shares.shape[1]), shares)
         bins, gaps = (None, None) if shares is None else trust(labels, shares)
         found: list[Metrics] = []
         for draw in draws:
@@ -267,6 +264,12 @@ class TextClassifier(Learner):
             found.append({"accuracy": float(right.mean()), **counted, **self._mean_losses(rows)})
         names = dict.fromkeys(name for metrics in found for name in metrics)
         return {name: np.array([metrics.get(name, np.nan) for metrics in found]) for name in names}
+
+    def rates(self, outcomes: Outcomes) -> NDArray[np.float64]:
+        count = len(self.facts.labels)
+        truth, answer = (_hot(outcomes[name], count) for name in ("label", "predicted"))
+        with np.errstate(invalid="ignore"):
+            return np.stack([(truth & answer).sum(0) / truth.sum(0), (~truth & answer).sum(0) / (~truth).sum(0)])
 
     def trivial(self, store: Encoded, train: Rows, rows: Rows) -> Outcomes:
         """Always what is most frequent in training, with the loss of answering with the shares of the labels there."""
@@ -306,6 +309,11 @@ class TextClassifier(Learner):
             return None
         shares = probe.classify(features, known, answers, count=len(self.facts.labels), seed=seed)
         return self._outcomes(shares, self.labels(store, rows))
+
+
+def _hot(labels: NDArray[Any], count: int) -> NDArray[np.bool_]:
+    """[rows, labels], of numbers of labels [rows] or of what is multi-hot already."""
+    return np.asarray(labels[:, None] == np.arange(count) if labels.ndim == 1 else labels > 0)
 
 
 def from_counts(true: NDArray[Any], given: NDArray[Any], hits: NDArray[Any], rows: int | None) -> Metrics:
