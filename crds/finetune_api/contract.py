@@ -76,6 +76,10 @@ class TaskConfig(Model):
     target_language: str | None = None
     prefix: str | None = None
     """None: what the base's config.json says."""
+    stride: int | None = None
+    """Question answering: tokens that neighbouring windows share."""
+    unanswerable: bool | None = None
+    """Question answering. None: as the training rows have it."""
 
 
 class DataConfig(Model):

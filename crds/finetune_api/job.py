@@ -86,6 +86,14 @@ class Columns(Model):
         "Column that holds the spans of the text, a list of objects with start, end (in characters) and label, where there "
         "are no tokens. Default: spans.",
     )
+    question: Column | None = spec_field(
+        "train", "Column that holds the question of question-answering. Default: question."
+    )
+    context: Column | None = spec_field("train", "Column that holds the text the answer is in. Default: context.")
+    answers: Column | None = spec_field(
+        "train",
+        "Column that holds the answers: {text: [...], answer_start: [...]}, a list of {text, start}, or text that is in the context once. Default: answers.",
+    )
 
 
 class Task(Model):
@@ -93,6 +101,7 @@ class Task(Model):
         *(_role(role) for role in ROLES if len(tasks_with(role)) < len(TASKS)),
         only_with("type", values=("translation",), fields=("sourceLanguage", "targetLanguage")),
         only_with("type", values=("summarization", "translation"), fields=("prefix",)),
+        only_with("type", values=("question-answering",), fields=("stride", "unanswerable")),
     )
 
     type: TaskType = spec_field("train", "What the model learns to do.", required=True)
@@ -114,6 +123,16 @@ class Task(Model):
         "train",
         "Words put before each text, such as `summarize: `. Default: those that task_specific_params of the base's config.json "
         "name for the task and its languages, else none.",
+    )
+    stride: int | None = spec_field(
+        "train",
+        "Tokens that neighbouring windows of a long context share; at most half a window. Default: 64.",
+        ge=0,
+        le=65536,
+    )
+    unanswerable: bool | None = spec_field(
+        "train",
+        "Whether a question may have no answer in its context: true lets the model say so, false refuses such rows. Default: as the training rows have it.",
     )
 
 
@@ -998,6 +1017,9 @@ class ModelStatus(Model):
     uri: str = Field(description="Directory of the model, readable by from_pretrained.", max_length=2048)
     digest: str = Field(description="SHA-256 over its files.", max_length=80)
     size_bytes: int = Field(description="Size of its files in bytes.")
+    report_uri: str | None = Field(
+        None, description="report.html: what was measured, and where it errs; opens with no network.", max_length=2048
+    )
     trainable_parameters: int | None = Field(None, description="Parameters that were trained.")
     parameters: int | None = Field(None, description="Parameters of the model, with what the method added.")
 

@@ -165,6 +165,8 @@ def _task(spec: FineTuneJobSpec) -> TaskConfig:
         source_language=spec.task.source_language,
         target_language=spec.task.target_language,
         prefix=spec.task.prefix,
+        stride=first(spec.task.stride, default=64) if spec.task.type == "question-answering" else None,
+        unanswerable=spec.task.unanswerable,
     )
 
 

@@ -14,6 +14,7 @@ TaskType = Literal[
     "summarization",
     "translation",
     "causal-lm",
+    "question-answering",
 ]
 MethodType = Literal["full", "head", "lora", "qlora", "dora", "adapter", "ia3", "prompt", "prefix"]
 Metric = Literal[
@@ -37,6 +38,9 @@ Metric = Literal[
     "bleu",
     "chrf",
     "slice-gap",
+    "exact-match",
+    "has-answer-accuracy",
+    "no-answer-accuracy",
 ]
 
 
@@ -116,6 +120,12 @@ TASKS: Mapping[TaskType, TaskKind] = {
         without={"task.labels": "which learns from the text itself"},
         packs=True,
         splits=True,
+    ),
+    "question-answering": TaskKind(
+        columns={"question": "question", "context": "context", "answers": "answers"},
+        metrics=("exact-match", "f1", "has-answer-accuracy", "no-answer-accuracy", "loss"),
+        primary="f1",
+        without={"task.labels": _NO_LABELS},
     ),
 }
 

@@ -22,7 +22,7 @@ class Units(NamedTuple):
 
     numbers: Rows
     lengths: NDArray[np.int64]
-    count: Callable[[Rows], int]
+    count: Callable[[Rows], float]
     inputs_of: InputsOf
 
 

@@ -253,6 +253,21 @@ class Learner(ABC):
         not classify rows."""
         return None
 
+    def confusion(self, outcomes: Outcomes) -> NDArray[np.int64] | None:
+        """How often each label (rows) was answered with each (columns); None where an answer is no single label."""
+        return None
+
+    def shown(self, outcomes: Outcomes) -> tuple[list[str], list[str]] | None:
+        """For people, of each row the truth and the answer; None where a task has none that fit into a line."""
+        return None
+
+    def label_quality(
+        self, features: NDArray[np.float32], *, store: "Encoded", rows: "Rows", seed: int
+    ) -> tuple[NDArray[np.float64], list[str]] | None:
+        """How well the label of each of `rows` fits its features, 0 to 1, and which label fits best; None where rows
+        have no single label."""
+        return None
+
     def generates(self, metric: str) -> bool:
         """Whether a metric needs generated text."""
         return False

@@ -35,6 +35,8 @@ from finetune_trainer.tasks.base import (
 from finetune_trainer.tasks.losses import ClassLoss, balanced, balanced_presence
 from finetune_trainer.tasks.ranking import MANY_LABELS, Areas, areas, calibration_error, matthews, trust
 
+SHOWN_LABELS = 60
+"""Labels that a confusion matrix has at most."""
 ONE, SEVERAL = "one label", "a list of labels"
 TYPES = "tokenTypes"
 """Name among a run's facts: whether the model tells two texts apart by token_type_ids."""
@@ -271,6 +273,29 @@ class TextClassifier(Learner):
         with np.errstate(invalid="ignore"):
             return np.stack([(truth & answer).sum(0) / truth.sum(0), (~truth & answer).sum(0) / (~truth).sum(0)])
 
+    def confusion(self, outcomes: Outcomes) -> NDArray[np.int64] | None:
+        if self.several:
+            return None
+        return confusion_matrix(outcomes["label"], outcomes["predicted"], len(self.facts.labels))
+
+    def shown(self, outcomes: Outcomes) -> tuple[list[str], list[str]]:
+        names = self.facts.labels
+
+        def named(labels: NDArray[Any]) -> list[str]:
+            if not self.several:
+                return [names[label] for label in labels.tolist()]
+            return [", ".join(names[label] for label in np.flatnonzero(row).tolist()) or "none" for row in labels]
+
+        return named(outcomes["label"]), named(outcomes["predicted"])
+
+    def label_quality(
+        self, features: NDArray[np.float32], *, store: Encoded, rows: Rows, seed: int
+    ) -> tuple[NDArray[np.float64], list[str]] | None:
+        if self.several:
+            return None
+        found = probe.label_quality(features, self.labels(store, rows), count=len(self.facts.labels), seed=seed)
+        return None if found is None else (found[0], [self.facts.labels[label] for label in found[1]])
+
     def trivial(self, store: Encoded, train: Rows, rows: Rows) -> Outcomes:
         """Always what is most frequent in training, with the loss of answering with the shares of the labels there."""
         known, count = self.labels(store, train), len(self.facts.labels)
@@ -309,6 +334,13 @@ class TextClassifier(Learner):
             return None
         shares = probe.classify(features, known, answers, count=len(self.facts.labels), seed=seed)
         return self._outcomes(shares, self.labels(store, rows))
+
+
+def confusion_matrix(labels: NDArray[Any], answers: NDArray[Any], count: int) -> NDArray[np.int64] | None:
+    """[labels, answers]; None where there are too many labels for a person to look at."""
+    if count > SHOWN_LABELS:
+        return None
+    return np.bincount(labels.astype(np.int64) * count + answers, minlength=count * count).reshape(count, count)
 
 
 def _hot(labels: NDArray[Any], count: int) -> NDArray[np.bool_]:
