@@ -117,10 +117,10 @@ class Text:
             for side in zip(*pairs, strict=True)
         ]
         found = []
-        for pair, encodings in zip(pairs, zip(*sides, strict=True), strict=True):
-            if max(map(len, pair)) > self._enough and sum(map(len, encodings)) + special <= self.max_length:
-                encodings = encode(pair, add_special_tokens=False)
-            found.append((self._cutting.post_process(*encodings), sum(map(len, encodings)) + special))
+        for pair, one, other in zip(pairs, *sides, strict=True):
+            if max(map(len, pair)) > self._enough and len(one) + len(other) + special <= self.max_length:
+                one, other = encode(list(pair), add_special_tokens=False)
+            found.append((self._cutting.post_process(one, other), len(one) + len(other) + special))
         return found
 
     @property
