@@ -16,6 +16,7 @@ from finetune_api.job import (
     CheckpointStatus,
     EvaluationStatus,
     Leakage,
+    LossType,
     ModelStatus,
     OptimizerType,
     Overlong,
@@ -171,6 +172,10 @@ class TrainingConfig(Model):
     gradient_checkpointing: bool = False
     packing: bool | None = None
     """None: where it is proven to change nothing."""
+    loss: LossType = "cross-entropy"
+    focal_gamma: float = 2.0
+    label_smoothing: float = 0.0
+    class_weights: Literal["balanced"] | None = None
 
 
 class GateConfig(Model):

@@ -16,6 +16,7 @@ from finetune_api.base import (
     spec_field,
 )
 from finetune_api.tasks import (
+    CLASSIFYING,
     GENERATING,
     PACKING,
     ROLES,
@@ -49,6 +50,7 @@ Leakage = Literal["Drop", "Fail"]
 AuditMode = Literal["Sample", "Full"]
 OptimizerType = Literal["adamw", "adafactor", "sgd", "adamw-8bit"]
 ScheduleType = Literal["linear", "cosine", "constant", "polynomial", "inverse-sqrt", "one-cycle"]
+LossType = Literal["cross-entropy", "focal"]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -71,6 +73,10 @@ class Columns(Model):
     summary: Column | None = spec_field("train", "Column that holds the summary of a text. Default: summary.")
     source: Column | None = spec_field("train", "Column that holds the text to translate. Default: source.")
     target: Column | None = spec_field("train", "Column that holds its translation. Default: target.")
+    pair: Column | None = spec_field(
+        "train",
+        "Column that holds a second text, where the label is about two of them (inference, paraphrase). Default: none.",
+    )
     tokens: Column | None = spec_field(
         "train", "Column that holds the words of token-classification, a list. Default: tokens."
     )
@@ -411,6 +417,22 @@ class Neftune(Model):
     )
 
 
+class Loss(Model):
+    rules: ClassVar[tuple[Rule, ...]] = (only_with("type", values=("focal",), fields=("gamma",)),)
+
+    type: LossType = spec_field(
+        "train",
+        "cross-entropy, or focal, in which labels that the model is sure of count less.",
+        required=True,
+    )
+    gamma: float | None = spec_field(
+        "train",
+        "By how much less: labels count (1 - p)^gamma, with p the model's probability. Default: 2.",
+        ge=1,
+        le=10,
+    )
+
+
 class Training(Model):
     rules: ClassVar[tuple[Rule, ...]] = (at_most_one_of("epochs", "maxSteps"),)
 
@@ -443,6 +465,14 @@ class Training(Model):
         "Every dropout that the model's configuration names; a model without one is refused. Default: the model's own.",
         ge=0,
         lt=1,
+    )
+    loss: Loss | None = spec_field(None, "What training makes small, over labels. Default: cross-entropy.")
+    label_smoothing: float | None = spec_field(
+        "train", "Share of each label that is spread evenly over all labels. Default: 0.", ge=0, lt=1
+    )
+    class_weights: Literal["balanced"] | None = spec_field(
+        "train",
+        "balanced: labels weigh in the loss by how rare they are among the training rows. Default: all weigh the same.",
     )
     ema: Ema | None = spec_field(
         None, "A running mean of the weights is evaluated and published in their place. Default: off."
@@ -780,6 +810,15 @@ class FineTuneJobSpec(Model):
             lambda spec: at(spec, "data.overlong") != "Split" or at(spec, "task.type") in SPLITTING,
         ),
         only_beside("training.packing", "task.type", values=PACKING, default="text-classification"),
+        only_beside("training.loss", "task.type", values=CLASSIFYING, default=""),
+        only_beside("training.labelSmoothing", "task.type", values=CLASSIFYING, default=""),
+        only_beside("training.classWeights", "task.type", values=CLASSIFYING, default=""),
+        never_beside(
+            "training.labelSmoothing",
+            "training.loss.type",
+            values=("focal",),
+            reason="which weighs by the probability of one label alone",
+        ),
         only_beside("training.l2sp", "method.type", values=("full",), default="full"),
         never_beside(
             "training.layerwiseDecay",

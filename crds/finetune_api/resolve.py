@@ -34,6 +34,7 @@ from finetune_api.job import (
     Every,
     FineTuneJobSpec,
     Generation,
+    Loss,
     Method,
     Optimizer,
     PerNode,
@@ -155,9 +156,11 @@ def _refuse_files(spec: FineTuneJobSpec) -> None:
 
 def _task(spec: FineTuneJobSpec) -> TaskConfig:
     named = spec.task.columns.document() if spec.task.columns else {}
+    kind = TASKS[spec.task.type]
     return TaskConfig(
         type=spec.task.type,
-        columns={role: named.get(role, name) for role, name in TASKS[spec.task.type].columns.items()},
+        columns={role: named.get(role, name) for role, name in kind.columns.items()}
+        | {role: named[role] for role in kind.optional if role in named},
         labels=spec.task.labels,
         source_language=spec.task.source_language,
         target_language=spec.task.target_language,
@@ -248,6 +251,7 @@ def _training(spec: FineTuneJobSpec) -> TrainingConfig:
     rate = SGD_LEARNING_RATE if optimizer.type == "sgd" else LEARNING_RATES[method]
     every = training.evaluate_every or Every(epochs=1.0)
     stopping = training.early_stopping
+    loss = training.loss or Loss(type="cross-entropy")
     return TrainingConfig(
         epochs=None if training.max_steps else first(training.epochs, default=3.0),
         max_steps=training.max_steps,
@@ -270,6 +274,10 @@ def _training(spec: FineTuneJobSpec) -> TrainingConfig:
         neftune_alpha=training.neftune.alpha if training.neftune else None,
         gradient_checkpointing=first(training.gradient_checkpointing, default=False),
         packing=training.packing,
+        loss=loss.type,
+        focal_gamma=first(loss.gamma, default=2.0),
+        label_smoothing=first(training.label_smoothing, default=0.0),
+        class_weights=training.class_weights,
         max_grad_norm=first(training.max_grad_norm, default=1.0),
         precision=first(training.precision, default="auto"),
         micro_batch=training.micro_batch,

@@ -33,6 +33,7 @@ BESIDE: dict[str, dict[str, Any]] = {
     "spec.method.targets": {"type": "lora"},
     "spec.data.validation.groupBy": {"fraction": 0.1},
     "spec.evaluation.gates[].metric": {"atLeast": 0.5},
+    "spec.training.loss.gamma": {"type": "focal"},
     "spec.training.optimizer.momentum": {"type": "sgd"},
     "spec.training.schedule.minimum": {"type": "cosine"},
     "spec.training.schedule.power": {"type": "polynomial"},

@@ -58,7 +58,7 @@ class Setup:
     rows: Rows
     """What batches are made of, by numbers that `count` and `inputs_of` take: rows of the encoded store, or packs of
     them. The order counts them from 0."""
-    count: Callable[[Rows], int]
+    count: Callable[[Rows], float]
     inputs_of: InputsOf
     train_mode: Callable[[], None]
     beat: Callable[[], None]

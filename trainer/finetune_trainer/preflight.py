@@ -29,6 +29,7 @@ from finetune_api.resolve import digest, evaluation_id, publication_id, run_id, 
 from finetune_trainer import gates, lastmessage, tasks
 from finetune_trainer.base_model import BaseModel, check_dropout, hash_object, model_digest, read_base_model
 from finetune_trainer.config import read_config, storage_settings
+from finetune_trainer.data.batch import Encoded as EncodedRows
 from finetune_trainer.data.check import Checker, Problems, Survey, check_splits
 from finetune_trainer.data.encode import Encoded, Encoder
 from finetune_trainer.data.quality import Inspector, Quality
@@ -48,7 +49,7 @@ from finetune_trainer.storage import (
 )
 from finetune_trainer.storage.commit import Record, RecordKind, RunLog, find, latest_checkpoint
 from finetune_trainer.tasks import Task
-from finetune_trainer.tasks.base import Tools, listed
+from finetune_trainer.tasks.base import Facts, Tools, listed
 
 log = logging.getLogger("finetune.preflight")
 
@@ -290,7 +291,10 @@ def read_data(
     _raise_problems(problems)
     limit = tools.text.max_length if tools.text else 0
     quality = found.report(encoded, survey, labels=labels, max_length=limit)
-    return Data(reading.inputs, labels, checker.form or "", facts, encoded, survey, quality, encoder.slices)
+    form = checker.form or ""
+    store = EncodedRows(encoded.path)
+    facts |= task.measure(store, store.rows(TRAIN), Facts(labels=labels, form=form, max_length=limit, more=facts))
+    return Data(reading.inputs, labels, form, facts, encoded, survey, quality, encoder.slices)
 
 
 def _check_wanted(labels: Sequence[str] | None) -> None:

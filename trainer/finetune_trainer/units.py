@@ -2,7 +2,8 @@
 
 import logging
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,12 +18,13 @@ from finetune_trainer.run import TRAIN
 _log = logging.getLogger("finetune.train")
 
 
-class Units(NamedTuple):
+@dataclass(frozen=True)
+class Units:
     """The order puts these into batches. `count` and `inputs_of` take some of `numbers`."""
 
     numbers: Rows
     lengths: NDArray[np.int64]
-    count: Callable[[Rows], int]
+    count: Callable[[Rows], float]
     inputs_of: InputsOf
 
 

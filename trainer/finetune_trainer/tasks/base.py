@@ -117,7 +117,7 @@ class Facts:
     pad_token_id: int = 0
     max_length: int = 0
     more: Mapping[str, Any] = field(default_factory=dict)
-    """What Task.facts has returned."""
+    """What Task.facts and Task.measure have returned."""
     base: Path = Path()
     """Directory of the base model's files; not yet there in preflight."""
 
@@ -160,6 +160,11 @@ class Task(ABC):
 
         Raises DataError ModelIncomplete, ModelUnsuitable when the base model cannot do the task.
         """
+        return {}
+
+    def measure(self, store: "Encoded", train: "Rows", facts: Facts) -> dict[str, Any]:
+        """What the learner needs to know of the training rows, as JSON, beside `facts`. Called when all rows are
+        encoded."""
         return {}
 
     @abstractmethod
@@ -206,8 +211,9 @@ class Learner(ABC):
         raise NotImplementedError
 
     @abstractmethod
-    def count(self, store: "Encoded", rows: "Rows") -> int:
-        """How many labelled positions rows have: what a mean loss divides by. At least 1 for any row."""
+    def count(self, store: "Encoded", rows: "Rows") -> float:
+        """How many labelled positions rows have, or what these weigh: what a mean loss divides by. More than 0 for any
+        row."""
 
     @abstractmethod
     def loss(self, model: Any, inputs: Mapping[str, Any]) -> Any:
@@ -402,4 +408,4 @@ def mean_loss(outcomes: Outcomes) -> Metrics:
     """`loss` as a mean over labelled positions, where it is known."""
     if "loss" not in outcomes:
         return {}
-    return {"loss": float(outcomes["loss"].sum() / max(1, outcomes["count"].sum()))}
+    return {"loss": float(outcomes["loss"].sum() / (outcomes["count"].sum() or 1))}
