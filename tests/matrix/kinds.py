@@ -54,13 +54,15 @@ def coloured(draw: random.Random, count: int) -> Rows:
 
 
 def marching(draw: random.Random, count: int) -> Rows:
-    """Sentences in which each word is the fifth after the one before it; the base knows steps of other lengths, too."""
+    """Walks in which each word is the fifth after the one before it, two a sentence, so that hardly any sentence comes
+    twice; the base knows steps of other lengths, too."""
     words = sorted({*WORDS, *COLOURS})
-    found = []
-    for _ in range(count):
+
+    def walk() -> list[str]:
         first = draw.randrange(len(words))
-        found.append({"text": " ".join(words[(first + 5 * place) % len(words)] for place in range(draw.randint(3, 5)))})
-    return found
+        return [words[(first + 5 * place) % len(words)] for place in range(draw.randint(3, 6))]
+
+    return [{"text": " ".join(walk() + walk())} for _ in range(count)]
 
 
 def tagged(draw: random.Random, count: int) -> Rows:

@@ -52,5 +52,5 @@ def test_without_a_hypothesis_there_is_nothing_to_measure() -> None:
 @given(st.lists(st.text(alphabet=st.characters(exclude_categories=["Cs"])), max_size=5))
 def test_texts_survive_the_store_and_the_way_between_ranks(texts: list[str]) -> None:
     rows = [np.frombuffer(encoded_text(text), np.uint8) for text in texts]
-    found = unpacked(packed({0: {"reference": texts_of(rows)}}))[0]["reference"]
+    found = unpacked(packed({0: {"reference": texts_of(rows)}}))["0"]["reference"]
     assert found.tolist() == texts

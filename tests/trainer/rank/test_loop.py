@@ -18,6 +18,7 @@ from finetune_trainer.loop import Objective, Setup, train
 from finetune_trainer.model import load
 from finetune_trainer.optim import make_optimizer
 from finetune_trainer.signs import Stopped
+from finetune_trainer.tasks import Learner
 from finetune_trainer.tasks.text_classification import ONE
 from finetune_trainer.world import World
 
@@ -104,6 +105,7 @@ def setup_of(
     plan: Plan | None = None,
     stored: checkpoint.Tensors | None = None,
     anchored: Collection[str] = (),
+    learner: Learner = LEARNER,
 ) -> Setup:
     """A setup over the whole model, whose optimizer goes on from what is `stored`."""
     from accelerate import Accelerator
@@ -124,7 +126,7 @@ def setup_of(
         plan=plan or Plan(settings.max_steps or 1, None, "f1", True),
         order=data.order,
         rows=np.arange(ROWS),
-        count=lambda rows: LEARNER.count(data.store, rows),
+        count=lambda rows: learner.count(data.store, rows),
         inputs_of=data.inputs_of,
         train_mode=model.train,
         beat=lambda: None,

@@ -60,7 +60,7 @@ def bert(dtype: torch.dtype) -> Any:
 def test_fifty_steps_equal_those_of_the_trainer(tmp_path: Path, dtype: torch.dtype, tolerance: float) -> None:
     data, state, settings = Windows(), State(micro_batch=3), config(max_steps=STEPS)
     model = bert(dtype)
-    train(setup_of(model, data, settings, objective=Objective(model, LEARNER)), state, Quiet())
+    train(setup_of(model, data, settings, objective=Objective(model, LEARNER), learner=LEARNER), state, Quiet())
     batches = []
     for step in range(STEPS):
         batch = data.inputs_of(data.order.batch(step))
