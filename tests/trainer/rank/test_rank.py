@@ -13,9 +13,9 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
+from finetune_api.tasks import TASKS
 from finetune_trainer.checkpoint import STATE, WEIGHTS
 from finetune_trainer.data.batch import Encoded
-from finetune_api.tasks import TASKS
 from finetune_trainer.run import TRAIN
 from finetune_trainer.storage.commit import CURRENT, Holder, RecordKind, RunLog, live_checkpoints
 
