@@ -27,6 +27,7 @@ from finetune_api.contract import (
     TrainingConfig,
 )
 from finetune_api.job import (
+    Augment,
     Checkpoint,
     CheckpointEvery,
     Deduplicate,
@@ -156,6 +157,7 @@ def _refuse_files(spec: FineTuneJobSpec) -> None:
 
 def _task(spec: FineTuneJobSpec) -> TaskConfig:
     named = spec.task.columns.document() if spec.task.columns else {}
+    augment = spec.task.augment or Augment()
     kind = TASKS[spec.task.type]
     return TaskConfig(
         type=spec.task.type,
@@ -167,6 +169,11 @@ def _task(spec: FineTuneJobSpec) -> TaskConfig:
         prefix=spec.task.prefix,
         stride=first(spec.task.stride, default=64) if spec.task.type == "question-answering" else None,
         unanswerable=spec.task.unanswerable,
+        image_size=spec.task.image_size,
+        augment_flip=augment.flip or None,
+        augment_crop=augment.crop,
+        augment_color=augment.color,
+        augment_mixup=augment.mixup,
     )
 
 

@@ -15,6 +15,7 @@ TaskType = Literal[
     "translation",
     "causal-lm",
     "question-answering",
+    "image-classification",
 ]
 MethodType = Literal["full", "head", "lora", "qlora", "dora", "adapter", "ia3", "prompt", "prefix"]
 Metric = Literal[
@@ -75,16 +76,18 @@ class TaskKind:
 _REUSED_OUTPUT = "the decoder writes with the output layer of the base, no new layer could learn alone; use lora"
 _LANGUAGE_HEAD = "a language model has no new output layer, and its own one is mostly its input embedding; use lora"
 _NO_LABELS = "whose answers are texts"
+_IMAGES = "learned tokens go before text, and an image has none"
+_OF_CLASSES: tuple[Metric, ...] = (
+    *("accuracy", "precision", "recall", "f1", "f1-micro", "f1-weighted", "mcc", "roc-auc", "pr-auc"),
+    *("log-loss", "ece", "loss"),
+)
 
 
 TASKS: Mapping[TaskType, TaskKind] = {
     "text-classification": TaskKind(
         columns={"text": "text", "label": "label"},
         optional=("pair",),
-        metrics=(
-            *("accuracy", "precision", "recall", "f1", "f1-micro", "f1-weighted", "mcc", "roc-auc", "pr-auc"),
-            *("log-loss", "ece", "loss"),
-        ),
+        metrics=_OF_CLASSES,
         primary="f1",
         classifies=True,
     ),
@@ -120,6 +123,18 @@ TASKS: Mapping[TaskType, TaskKind] = {
         without={"task.labels": "which learns from the text itself"},
         packs=True,
         splits=True,
+    ),
+    "image-classification": TaskKind(
+        columns={"image": "image", "label": "label"},
+        metrics=_OF_CLASSES,
+        primary="f1",
+        classifies=True,
+        refused={"prompt": _IMAGES, "prefix": _IMAGES},
+        without={
+            "training.neftune": "whose images have no token embeddings for noise",
+            "data.maxLength": "whose rows are images, not tokens",
+            "data.overlong": "whose rows are images, not tokens",
+        },
     ),
     "question-answering": TaskKind(
         columns={"question": "question", "context": "context", "answers": "answers"},

@@ -54,6 +54,8 @@ TASK: dict[str, str] = {
     "spec.data.maxTargetLength": "translation",
     "spec.generation": "translation",
     "spec.training.packing": "causal-lm",
+    "spec.task.imageSize": "image-classification",
+    "spec.task.augment": "image-classification",
     "spec.task.stride": "question-answering",
     "spec.task.unanswerable": "question-answering",
     **{f"spec.task.columns.{role}": tasks_with(role)[0] for role in ROLES},

@@ -110,6 +110,10 @@ class Attempt:
         """One micro-batch on this rank's device."""
         return self.tensors(self.learner.collate(self.encoded, rows))
 
+    def training_inputs_of(self, rows: Rows) -> Inputs:
+        """One micro-batch to train on, augmented where the task does that."""
+        return self.tensors(self.learner.collate_for_training(self.encoded, rows))
+
     def tensors(self, arrays: Mapping[str, NDArray[Any]]) -> Inputs:
         """Arrays on this rank's device."""
         return {name: torch.from_numpy(array).to(self.world.device) for name, array in arrays.items()}

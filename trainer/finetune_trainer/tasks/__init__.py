@@ -10,6 +10,7 @@ from finetune_api.tasks import TaskType
 from finetune_trainer.tasks import text_classification
 from finetune_trainer.tasks.base import Facts, Learner, Metrics, Outcomes, Task
 from finetune_trainer.tasks.causal_lm import CausalLm
+from finetune_trainer.tasks.image_classification import ImageClassification
 from finetune_trainer.tasks.question_answering import QuestionAnswering
 from finetune_trainer.tasks.summarization import Summarization
 from finetune_trainer.tasks.token_classification import TokenClassification
@@ -24,6 +25,7 @@ _TASKS: dict[TaskType, Callable[[RunConfig], Task]] = {
     "causal-lm": CausalLm,
     "token-classification": TokenClassification,
     "question-answering": QuestionAnswering,
+    "image-classification": ImageClassification,
 }
 
 

@@ -202,6 +202,15 @@ class Learner(ABC):
     def collate(self, store: "Encoded", rows: "Rows") -> dict[str, NDArray[Any]]:
         """One micro-batch: what the model's forward takes, and the targets."""
 
+    @property
+    def augments(self) -> bool:
+        """Whether rows look different each time they are trained on, see `collate_for_training`."""
+        return False
+
+    def collate_for_training(self, store: "Encoded", rows: "Rows") -> dict[str, NDArray[Any]]:
+        """`collate`, perhaps changed at random by Python's and numpy's generators, which are seeded before each."""
+        return self.collate(store, rows)
+
     def collate_packs(self, store: "Encoded", packs: "Sequence[Rows]") -> dict[str, NDArray[Any]]:
         """One micro-batch of sequences, each of several rows that do not see one another."""
         raise NotImplementedError
@@ -209,6 +218,10 @@ class Learner(ABC):
     def packing_differs(self, model: Any, packed: Mapping[str, Any], alone: Sequence[Mapping[str, Any]]) -> str | None:
         """Why a model cannot be trained on packed rows, or None: `packed` is one sequence of the rows in `alone`."""
         raise NotImplementedError
+
+    def published_files(self) -> dict[str, bytes]:
+        """Files of the published directory that differ from the base's, by name."""
+        return {}
 
     @abstractmethod
     def count(self, store: "Encoded", rows: "Rows") -> float:
