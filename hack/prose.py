@@ -15,6 +15,7 @@ Whole families (source packages, topics) are on one side. The same package lists
 import argparse
 import ast
 import hashlib
+import itertools
 import json
 import random
 import re
@@ -179,7 +180,7 @@ def preferences(*, tests: bool, rows: int) -> list[dict[str, Any]]:
     chosen = [package for package in packages() if package.tests == tests and package.section in SECTIONS]
     draw.shuffle(chosen)
     found = []
-    for package, other in zip(chosen, chosen[1:], strict=False):
+    for package, other in itertools.pairwise(chosen):
         if package.section != other.section and len(found) < rows:
             found.append(
                 {

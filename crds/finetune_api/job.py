@@ -36,6 +36,7 @@ Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])
 Column = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 Label = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 Language = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][-A-Za-z0-9_]*$", max_length=32)]
+Template = Annotated[str, StringConstraints(min_length=1, max_length=65536)]
 Prefix = Annotated[str, StringConstraints(max_length=256)]
 Quantity = Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$", max_length=32)]
 Duration = Annotated[str, StringConstraints(pattern=r"^([0-9]+h)?([0-9]+m)?([0-9]+s)?$", min_length=2, max_length=32)]
@@ -80,6 +81,20 @@ class Columns(Model):
         "Column that holds the spans of the text, a list of objects with start, end (in characters) and label, where there "
         "are no tokens. Default: spans.",
     )
+    messages: Column | None = spec_field(
+        "train",
+        "Column that holds a chat: a list of messages with role (system, user, assistant, tool) and content. Default: messages.",
+    )
+    prompt: Column | None = spec_field(
+        "train",
+        "Column that holds what is asked, a text or messages; in instruction instead of messages. Default: prompt.",
+    )
+    completion: Column | None = spec_field(
+        "train", "Column that holds the answer to a prompt, a text or messages. Default: completion."
+    )
+    tools: Column | None = spec_field(
+        "train", "Column that holds the tools of a chat as JSON schemas, where there are any. Default: tools."
+    )
 
 
 class Task(Model):
@@ -87,6 +102,7 @@ class Task(Model):
         *(_role(role) for role in ROLES if len(tasks_with(role)) < len(TASKS)),
         only_with("type", values=("translation",), fields=("sourceLanguage", "targetLanguage")),
         only_with("type", values=("summarization", "translation"), fields=("prefix",)),
+        only_with("type", values=("instruction",), fields=("chatTemplate", "trainOn")),
     )
 
     type: TaskType = spec_field("train", "What the model learns to do.", required=True)
@@ -103,6 +119,14 @@ class Task(Model):
     )
     target_language: Language | None = spec_field(
         "train", "Language of the target as the base names it. Required where the base knows several."
+    )
+    chat_template: Template | None = spec_field(
+        "train",
+        "How a chat becomes a text: a Jinja template, as transformers has them. Default: auto, the base's own, or a plain one made "
+        "of what tokens it has; a template that is not the base's is published with the model.",
+    )
+    train_on: Literal["assistant", "all"] | None = spec_field(
+        "train", "Whose tokens are learned. Default: assistant, the end of each of its messages included."
     )
     prefix: Prefix | None = spec_field(
         "train",

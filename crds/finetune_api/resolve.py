@@ -162,6 +162,8 @@ def _task(spec: FineTuneJobSpec) -> TaskConfig:
         source_language=spec.task.source_language,
         target_language=spec.task.target_language,
         prefix=spec.task.prefix,
+        chat_template=None if spec.task.chat_template == "auto" else spec.task.chat_template,
+        train_on=first(spec.task.train_on, default="assistant") if spec.task.type == "instruction" else None,
     )
 
 

@@ -14,6 +14,7 @@ TaskType = Literal[
     "summarization",
     "translation",
     "causal-lm",
+    "instruction",
 ]
 MethodType = Literal["full", "head", "lora", "qlora", "dora", "adapter", "ia3", "prompt", "prefix"]
 Metric = Literal[
@@ -31,6 +32,7 @@ Metric = Literal[
     "rouge-l",
     "bleu",
     "chrf",
+    "exact-match",
 ]
 
 
@@ -100,6 +102,15 @@ TASKS: Mapping[TaskType, TaskKind] = {
         without={"task.labels": "which learns from the text itself"},
         packs=True,
         splits=True,
+    ),
+    "instruction": TaskKind(
+        columns={"messages": "messages", "prompt": "prompt", "completion": "completion", "tools": "tools"},
+        metrics=("loss", "token-accuracy", "exact-match", "rouge-l"),
+        primary="loss",
+        refused={"head": _LANGUAGE_HEAD},
+        without={"task.labels": _NO_LABELS},
+        generates=True,
+        packs=True,
     ),
 }
 

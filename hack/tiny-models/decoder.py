@@ -43,7 +43,7 @@ SIZES = {
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Pretrain the small decoder of tests and examples")
-    parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--steps", type=int, default=900)
     parser.add_argument("--work", type=Path, default=ROOT / ".work/tiny-decoder")
     arguments = parser.parse_args()
     work: Path = arguments.work.absolute()
@@ -107,8 +107,8 @@ def job(work: Path, rows: Path, *, steps: int) -> dict[str, Any]:
             "data": {"train": [{"uri": rows.as_uri()}], "validation": {"fraction": 0.01}, "maxLength": LENGTH},
             "training": {
                 "maxSteps": steps,
-                "batchSize": 16,
-                "microBatch": 16,
+                "batchSize": 8,
+                "microBatch": 8,
                 "learningRate": 3e-3,
                 "schedule": {"type": "cosine", "minimum": 0.05, "warmup": {"steps": 100}},
                 "optimizer": {"type": "adamw", "weightDecay": 0.1, "betas": [0.9, 0.95]},
@@ -134,15 +134,15 @@ def keep(outcome: dict[str, Any], *, texts: int, steps: int) -> None:
     card = f"""# tiny-decoder
 
 A Llama of {sum(parameter.numel() for parameter in model.parameters()):,} weights in float16:
-{SIZES["num_hidden_layers"]} layers of width {SIZES["hidden_size"]}, byte-level BPE of {VOCABULARY} tokens, output layer tied to
-the embedding. A base for tests and examples, small enough to lie in the repository; good for nothing else.
+{SIZES["num_hidden_layers"]} layers of width {SIZES["hidden_size"]}, byte-level BPE of {VOCABULARY} tokens, output layer
+tied to the embedding. A base for tests and examples, small enough to lie in the repository; good for nothing else.
 
 Made by `python hack/tiny-models/decoder.py --steps {steps}`, that is by `finetune run` with task causal-lm from random
-weights: {steps} steps of 16 packed sequences of {LENGTH} tokens, AdamW, peak learning rate 3e-3, cosine schedule, seed {SEED}.
-{texts:,} texts: docstrings of Python and of scientific packages, names with one-line descriptions of Debian packages.
+weights: {steps} steps of 8 packed sequences of {LENGTH} tokens, AdamW, peak learning rate 3e-3, cosine schedule, seed
+{SEED}. {texts:,} texts: docstrings of Python and of scientific packages, names and descriptions of Debian packages.
 
-Families of the examples' test rows (`in_tests` in hack/prose.py) are left out, and all topics of Python's documentation.
-`<|im_start|>` and `<|im_end|>` are in the vocabulary and were never trained. On held-out rows: loss
+Families of the examples' test rows (`in_tests` in hack/prose.py) are left out, and all topics of Python's
+documentation. `<|im_start|>` and `<|im_end|>` are in the vocabulary and were never trained. On held-out rows: loss
 {metrics["loss"]:.3f}, perplexity {metrics["perplexity"]:.1f}, token accuracy {metrics["token-accuracy"]:.3f}.
 """
     (ASSET / "README.md").write_text(card, encoding="utf-8")

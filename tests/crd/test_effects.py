@@ -53,6 +53,8 @@ TASK: dict[str, str] = {
     "spec.data.maxTargetLength": "translation",
     "spec.generation": "translation",
     "spec.training.packing": "causal-lm",
+    "spec.task.chatTemplate": "instruction",
+    "spec.task.trainOn": "instruction",
     **{f"spec.task.columns.{role}": tasks_with(role)[0] for role in ROLES},
 }
 """The task that a field, or one below it, goes with."""

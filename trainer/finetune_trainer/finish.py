@@ -104,6 +104,7 @@ def _publish(
         config=attempt.config,
         evaluation=status,
         example=example,
+        files=attempt.learner.files(),
     )
     prefix = f"{attempt.claim.prefix}model/"
     objects = publish.upload_directory(directory, attempt.store, prefix, beat=attempt.heart.beat_or_stop)

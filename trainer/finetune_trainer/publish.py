@@ -35,8 +35,12 @@ def write_directory(
     config: RunConfig,
     evaluation: EvaluationStatus,
     example: Inputs,
+    files: Mapping[str, str],
 ) -> str:
-    """Write the whole directory; returns its digest. Raises ModelError when a merge changes the model's answers."""
+    """Write the whole directory, `files` in place of the base's; returns its digest.
+
+    Raises ModelError when a merge changes the model's answers.
+    """
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
     model.eval()
@@ -48,6 +52,8 @@ def write_directory(
     for path in sorted(base.iterdir()):
         if _READS_WITH.fullmatch(path.name):
             shutil.copyfile(path, directory / path.name)
+    for name, text in files.items():
+        (directory / name).write_text(text, encoding="utf-8")
     found = directory_digest(directory)
     card = model_card(config, model=model, method=method, evaluation=evaluation, digest=found, counts=counts)
     (directory / CARD).write_text(card)

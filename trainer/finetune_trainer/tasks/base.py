@@ -193,6 +193,10 @@ class Learner(ABC):
         """What a loaded model must know beside its config, such as how it writes text. `final` is a model that is
         measured or published, not one that is about to be trained."""
 
+    def files(self) -> Mapping[str, str]:
+        """Text files by name that are published beside the model and its tokenizer, such as a chat template."""
+        return {}
+
     @abstractmethod
     def collate(self, store: "Encoded", rows: "Rows") -> dict[str, NDArray[Any]]:
         """One micro-batch: what the model's forward takes, and the targets."""
