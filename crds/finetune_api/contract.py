@@ -76,6 +76,8 @@ class TaskConfig(Model):
     chat_template: str | None = None
     """None: the base's own, or a plain one where it has none."""
     train_on: Literal["assistant", "all"] | None = None
+    beta: float | None = None
+    loss: Literal["sigmoid", "ipo", "hinge"] | None = None
     prefix: str | None = None
     """None: what the base's config.json says."""
 

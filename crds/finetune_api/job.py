@@ -92,6 +92,12 @@ class Columns(Model):
     completion: Column | None = spec_field(
         "train", "Column that holds the answer to a prompt, a text or messages. Default: completion."
     )
+    chosen: Column | None = spec_field(
+        "train", "Column that holds the better answer, a text or messages. Default: chosen."
+    )
+    rejected: Column | None = spec_field(
+        "train", "Column that holds the worse answer, a text or messages. Default: rejected."
+    )
     tools: Column | None = spec_field(
         "train", "Column that holds the tools of a chat as JSON schemas, where there are any. Default: tools."
     )
@@ -102,7 +108,9 @@ class Task(Model):
         *(_role(role) for role in ROLES if len(tasks_with(role)) < len(TASKS)),
         only_with("type", values=("translation",), fields=("sourceLanguage", "targetLanguage")),
         only_with("type", values=("summarization", "translation"), fields=("prefix",)),
-        only_with("type", values=("instruction",), fields=("chatTemplate", "trainOn")),
+        only_with("type", values=("instruction",), fields=("trainOn",)),
+        only_with("type", values=("instruction", "preference"), fields=("chatTemplate",)),
+        only_with("type", values=("preference",), fields=("beta", "loss")),
     )
 
     type: TaskType = spec_field("train", "What the model learns to do.", required=True)
@@ -124,6 +132,15 @@ class Task(Model):
         "train",
         "How a chat becomes a text: a Jinja template, as transformers has them. Default: auto, the base's own, or a plain one made "
         "of what tokens it has; a template that is not the base's is published with the model.",
+    )
+    beta: float | None = spec_field(
+        "train",
+        "How closely the model stays to the base: rewards are beta times the log-ratio of both. Default: 0.1.",
+        gt=0,
+        le=100,
+    )
+    loss: Literal["sigmoid", "ipo", "hinge"] | None = spec_field(
+        "train", "What preferences are learned by: DPO (sigmoid), IPO or a hinge. Default: sigmoid."
     )
     train_on: Literal["assistant", "all"] | None = spec_field(
         "train", "Whose tokens are learned. Default: assistant, the end of each of its messages included."

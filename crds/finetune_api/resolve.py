@@ -163,6 +163,8 @@ def _task(spec: FineTuneJobSpec) -> TaskConfig:
         target_language=spec.task.target_language,
         prefix=spec.task.prefix,
         chat_template=None if spec.task.chat_template == "auto" else spec.task.chat_template,
+        beta=first(spec.task.beta, default=0.1) if spec.task.type == "preference" else None,
+        loss=first(spec.task.loss, default="sigmoid") if spec.task.type == "preference" else None,
         train_on=first(spec.task.train_on, default="assistant") if spec.task.type == "instruction" else None,
     )
 

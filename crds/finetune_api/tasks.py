@@ -15,6 +15,7 @@ TaskType = Literal[
     "translation",
     "causal-lm",
     "instruction",
+    "preference",
 ]
 MethodType = Literal["full", "head", "lora", "qlora", "dora", "adapter", "ia3", "prompt", "prefix"]
 Metric = Literal[
@@ -33,6 +34,8 @@ Metric = Literal[
     "bleu",
     "chrf",
     "exact-match",
+    "reward-accuracy",
+    "reward-margin",
 ]
 
 
@@ -111,6 +114,13 @@ TASKS: Mapping[TaskType, TaskKind] = {
         without={"task.labels": _NO_LABELS},
         generates=True,
         packs=True,
+    ),
+    "preference": TaskKind(
+        columns={"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"},
+        metrics=("loss", "reward-accuracy", "reward-margin"),
+        primary="loss",
+        refused={"head": _LANGUAGE_HEAD},
+        without={"task.labels": _NO_LABELS},
     ),
 }
 

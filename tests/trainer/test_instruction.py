@@ -320,3 +320,16 @@ def test_labels_are_the_assistants_tokens_and_counted(base: Path) -> None:
     assert (batch["labels"][known] == batch["input_ids"][known]).all()
     packed = learner.collate_packs(store, [np.array([0, 1])])
     assert (packed["labels"] != IGNORED).sum() == known.sum()
+
+
+def test_scores_of_answers_are_those_of_the_libraries() -> None:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    pairs = [("the cat", "the cat"), ("the dog sees", "a dog"), ("red", "")]
+    reference, hypothesis = (np.array([pair[side] for pair in pairs], dtype=object) for side in (0, 1))
+    learner = learner_of("instruction")
+    settled = learner.settle({"reference": reference, "hypothesis": hypothesis, "place": np.arange(3)})
+    scorer = RougeScorer(["rougeL"])
+    wanted = [scorer.score(a, b)["rougeL"].fmeasure for a, b in pairs]
+    assert settled["rouge-l"].tolist() == pytest.approx(wanted)
+    assert learner.metrics(settled) == {"exact-match": pytest.approx(1 / 3), "rouge-l": pytest.approx(np.mean(wanted))}

@@ -31,6 +31,11 @@ class Encoded:
         if missing := {"length", "split", "source", "row"} - self._tensors.keys():
             raise EncodedError(f"{path.name} holds no tensor {min(missing)}: encode the data again")
 
+    @property
+    def size(self) -> int:
+        """How many rows there are, of all splits."""
+        return len(self._tensors["split"])
+
     def rows(self, split: int) -> Rows:
         """Numbers of the rows of a split, in order."""
         return np.flatnonzero(self._tensors["split"] == split)

@@ -8,6 +8,7 @@ from finetune_api.tasks import TaskType
 from finetune_trainer.tasks.base import Facts, Learner, Metrics, Outcomes, Task
 from finetune_trainer.tasks.causal_lm import CausalLm
 from finetune_trainer.tasks.instruction import Instruction
+from finetune_trainer.tasks.preference import Preference
 from finetune_trainer.tasks.summarization import Summarization
 from finetune_trainer.tasks.text_classification import TextClassification
 from finetune_trainer.tasks.token_classification import TokenClassification
@@ -21,6 +22,7 @@ _TASKS: dict[TaskType, type[Task]] = {
     "translation": Translation,
     "causal-lm": CausalLm,
     "instruction": Instruction,
+    "preference": Preference,
     "token-classification": TokenClassification,
 }
 

@@ -178,6 +178,8 @@ class Learner(ABC):
     """Whether a linear model on the trunk's features is a baseline: of a row's mean, or of each labelled position."""
     packs: ClassVar[bool] = False
     """Whether several rows may share one sequence: then there are `collate_packs` and `packing_differs`."""
+    compares: ClassVar[int] = 0
+    """How many numbers `of_base` tells of each row; micro-batches have them as `base`, float64 [rows, numbers]."""
     draws: ClassVar[int] = 200
     """How often rows are drawn for intervals: fewer where `metrics` takes long, more where `resampled` is fast."""
 
@@ -207,6 +209,10 @@ class Learner(ABC):
 
     def packing_differs(self, model: Any, packed: Mapping[str, Any], alone: Sequence[Mapping[str, Any]]) -> str | None:
         """Why a model cannot be trained on packed rows, or None: `packed` is one sequence of the rows in `alone`."""
+        raise NotImplementedError
+
+    def of_base(self, model: Any, inputs: Mapping[str, Any]) -> Any:
+        """What the loss needs to know of the untouched base: a tensor [rows, numbers], the same in every attempt."""
         raise NotImplementedError
 
     @abstractmethod

@@ -105,6 +105,17 @@ def generation_metrics(outcomes: Outcomes, *, wanted: Iterable[str], language: s
     return found
 
 
+def row_scores(outcomes: Outcomes, *, wanted: Iterable[str]) -> Outcomes:
+    """Those of `wanted` that are means over rows (ROUGE, exact-match), for each row: so that intervals need not count
+    words again and again."""
+    if "hypothesis" not in outcomes:
+        return {}
+    names = [name for name in wanted if name in ROUGE or name == "exact-match"]
+    pairs = list(zip(outcomes["reference"], outcomes["hypothesis"], strict=True))
+    rows = [generation_metrics({"reference": objects([a]), "hypothesis": objects([b])}, wanted=names) for a, b in pairs]
+    return {name: np.array([row[name] for row in rows]) for name in names}
+
+
 class _AnyScript:
     """Words as rouge-score finds them in ASCII text, in other scripts and with accents as well: the library's own
     tokenizer drops every other letter."""

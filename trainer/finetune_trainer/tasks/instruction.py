@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from finetune_api.tasks import TASKS
 from finetune_trainer.data.batch import Encoded
 from finetune_trainer.data.order import Rows
 from finetune_trainer.data.read import DataError
@@ -30,11 +31,12 @@ from finetune_trainer.tasks.base import (
     kind_of,
     listed,
 )
-from finetune_trainer.tasks.chat import Chat, Chats, ends_with_assistant, messages_of, tools_of
-from finetune_trainer.tasks.generated import GENERATED, Words, generation_metrics, objects, set_decoding
+from finetune_trainer.tasks.chat import Chat, Chats, Message, ends_with_assistant, messages_of, tools_of
+from finetune_trainer.tasks.generated import GENERATED, Words, objects, row_scores, set_decoding
 from finetune_trainer.tasks.language import LanguageLearner, check_causal, end_of, token_metrics
 
 MESSAGES, PAIR = "messages", "a prompt and a completion"
+_PROBE = ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"})
 _LOOKED_AT = 10_000
 """Training rows whose answers are counted for the trivial one."""
 
@@ -56,46 +58,17 @@ class Instruction(Task):
         return Sample(asked, answer, form=form, payload=(messages, tools))
 
     def facts(self, tools: Tools) -> dict[str, Any]:
-        """`ends`: tokens that end an answer; `template`: what is to be published with the tokenizer."""
-        text = check_causal(tools)
-        chats, end = self._chats(text), end_of(text)
-        try:
-            probe = chats.template.chat([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
-        except RowError as error:
-            raise DataError("ChatTemplateUnsuitable", f"A chat cannot be written: {error}.") from error
-        last = end_token(text, probe)
-        ends = list(dict.fromkeys([end if last is None else last, end]))
-        template = chats.source if chats.ours else None
-        return {"ends": ends, "added": last is None, "template": template, "limit": text.own_limit}
+        return self._reader.facts(tools)
 
     def encode(self, samples: Sequence[Sample], tools: Tools) -> Sequence[Sequence[Piece] | RowError]:
-        assert tools.text is not None
-        template, text = self._chats(tools.text).template, tools.text
-        chats: list[Chat | RowError] = []
-        for sample in samples:
-            messages, given = sample.payload
-            try:
-                chats.append(template.chat(messages, tools=given))
-            except RowError as error:
-                chats.append(error)
-        whole = [chat for chat in chats if isinstance(chat, Chat)]
-        encodings = iter(text.tokenizer.encode_batch([chat.text for chat in whole], add_special_tokens=False))
-        return [chat if isinstance(chat, RowError) else self._piece(chat, next(encodings), tools) for chat in chats]
+        found = self._reader.read([sample.payload for sample in samples], tools)
+        return [read if isinstance(read, RowError) else self._piece(*read, tools) for read in found]
 
-    def _piece(self, chat: Chat, encoding: Any, tools: Tools) -> Sequence[Piece] | RowError:
+    def _piece(self, ids: list[int], mine: NDArray[np.bool_], tools: Tools) -> Sequence[Piece] | RowError:
         assert tools.text is not None
-        ids, mine = list(encoding.ids), spoken(chat, encoding.offsets)
-        begin = tools.text.special("bos")
-        while begin is not None and ids[:2] == [begin, begin]:
-            ids, mine = ids[1:], mine[1:]
-        if not mine.any():
-            return RowError("the assistant's messages give no token")
-        if self._adds_end(tools.text):
-            ids, mine = [*ids, end_of(tools.text)], np.append(mine, True)
         learned = mine.copy() if self.config.task.train_on == "assistant" else np.ones_like(mine)
         learned[0] = False
-        turn = last_turn(mine)
-        limit, tokens = tools.text.max_length, len(ids)
+        turn, limit, tokens = last_turn(mine), tools.text.max_length, len(ids)
         ids, learned = ids[:limit], learned[:limit]
         cut = tokens > limit
         if not learned.any() and not (cut and tools.overlong != "Truncate"):
@@ -106,24 +79,80 @@ class Instruction(Task):
         columns = {"input_ids": ids, "learned": learned.astype(np.uint8), "turn": turn}
         return [Piece(columns, tokens=tokens, length=len(ids), cut=cut)]
 
+    @property
+    def _reader(self) -> "ChatReader":
+        if self._made is None:
+            self._made = ChatReader(self.config.task.chat_template)
+        return self._made
+
+    _made: "ChatReader | None" = None
+
     def learner(self, facts: Facts) -> Learner:
         return Answerer(self.config, facts)
 
-    def _chats(self, text: Text) -> Chats:
-        if self._made is None or self._made.text is not text:
-            self._made = Chats(text, self.config.task.chat_template)
+
+class ChatReader:
+    """Chats as tokens."""
+
+    def __init__(self, template: str | None) -> None:
+        """`template` is the document's."""
+        self._given = template
+        self._made: tuple[Chats, bool] | None = None
+
+    def facts(self, tools: Tools) -> dict[str, Any]:
+        """`ends`: tokens that end an answer; `template`: what is to be published with the tokenizer; `limit`: tokens
+        that the model can read.
+
+        Raises DataError.
+        """
+        text = check_causal(tools)
+        end = end_of(text)
+        try:
+            chats, adds_end = self._chats(text)
+        except RowError as error:
+            raise DataError("ChatTemplateUnsuitable", f"A chat cannot be written: {error}.") from error
+        last = None if adds_end else end_token(text, chats.template.chat(_PROBE))
+        ends = list(dict.fromkeys([end if last is None else last, end]))
+        return {"ends": ends, "template": chats.source if chats.ours else None, "limit": text.own_limit}
+
+    def read(
+        self, chats: Sequence[tuple[Sequence[Message], Sequence[Any] | None]], tools: Tools
+    ) -> list[tuple[list[int], NDArray[np.bool_]] | RowError]:
+        """For messages and tools their tokens, and which of them are the assistant's; or why that cannot be told."""
+        assert tools.text is not None
+        text, (template, adds_end) = tools.text, self._chats(tools.text)
+        written: list[Chat | RowError] = []
+        for messages, given in chats:
+            try:
+                written.append(template.template.chat(messages, tools=given))
+            except RowError as error:
+                written.append(error)
+        whole = [chat.text for chat in written if isinstance(chat, Chat)]
+        encodings = iter(text.tokenizer.encode_batch(whole, add_special_tokens=False))
+        begin, end = text.special("bos"), end_of(text) if adds_end else None
+        return [
+            chat if isinstance(chat, RowError) else _tokens(chat, next(encodings), begin=begin, end=end)
+            for chat in written
+        ]
+
+    def _chats(self, text: Text) -> tuple[Chats, bool]:
+        """The template, and whether it leaves it to us to say that an answer is over. Raises RowError."""
+        if self._made is None or self._made[0].text is not text:
+            chats = Chats(text, self._given)
+            self._made = chats, end_token(text, chats.template.chat(_PROBE)) is None
         return self._made
 
-    _made: Chats | None = None
 
-    def _adds_end(self, text: Text) -> bool:
-        """Whether the template leaves it to us to say that an answer is over."""
-        if self._added is None:
-            probe = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-            self._added = end_token(text, self._chats(text).template.chat(probe)) is None
-        return self._added
-
-    _added: bool | None = None
+def _tokens(
+    chat: Chat, encoding: Any, *, begin: int | None, end: int | None
+) -> tuple[list[int], NDArray[np.bool_]] | RowError:
+    """Token ids and whose they are; at most one `begin`, and `end` behind them where it is given."""
+    ids, mine = list(encoding.ids), spoken(chat, encoding.offsets)
+    while begin is not None and ids[:2] == [begin, begin]:
+        ids, mine = ids[1:], mine[1:]
+    if not mine.any():
+        return RowError("the assistant's messages give no token")
+    return (ids, mine) if end is None else ([*ids, end], np.append(mine, True))
 
 
 def chat_of(row: Mapping[str, Any], columns: Mapping[str, str]) -> tuple[list[dict[str, Any]], str]:
@@ -246,12 +275,17 @@ class Answerer(LanguageLearner):
         written = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=max(1, min(most, room)))
         return self._words.texts(written[:, width:].tolist())
 
-    def metrics(self, outcomes: Outcomes) -> Metrics:
-        from finetune_api.tasks import TASKS
+    def settle(self, outcomes: Outcomes) -> Outcomes:
+        return {**outcomes, **row_scores(outcomes, wanted=self._wanted)}
 
-        wanted = TASKS[self.config.task.type].metrics
-        found = {**generation_metrics(outcomes, wanted=wanted), **token_metrics(outcomes)}
-        return {name: value for name, value in found.items() if name in wanted}
+    @property
+    def _wanted(self) -> Sequence[str]:
+        return TASKS[self.config.task.type].metrics
+
+    def metrics(self, outcomes: Outcomes) -> Metrics:
+        found = {name: float(outcomes[name].mean()) for name in GENERATED & outcomes.keys()}
+        found |= token_metrics(outcomes)
+        return {name: found[name] for name in self._wanted if name in found}
 
     def generates(self, metric: str) -> bool:
         return metric in GENERATED
