@@ -167,6 +167,24 @@ class TrainingConfig(Model):
     gradient_checkpointing: bool = False
 
 
+class GateConfig(Model):
+    """Exactly one of the three is set."""
+
+    metric: str
+    at_least: float | None = None
+    at_most: float | None = None
+    improves_baseline_by: float | None = None
+
+
+class EvaluationConfig(Model):
+    """Defaults are what held before there was the field."""
+
+    metrics: list[Metric] | None = None
+    """None: all of the task's are shown."""
+    baseline: Literal["auto", "Base", "Probe", "Trivial", "None"] = "auto"
+    gates: list[GateConfig] = Field([])
+
+
 class CheckpointConfig(Model):
     every_seconds: float | None
     """None exactly when every_steps is given."""
@@ -214,6 +232,7 @@ class RunConfig(Model):
     method: MethodConfig
     training: TrainingConfig
     primary: Metric
+    evaluation: EvaluationConfig = EvaluationConfig()
     decoding: GenerationConfig | None = None
     """spec.generation; None in tasks that write no text."""
     checkpoint: CheckpointConfig

@@ -69,6 +69,15 @@ class Columns(Model):
     summary: Column | None = spec_field("train", "Column that holds the summary of a text. Default: summary.")
     source: Column | None = spec_field("train", "Column that holds the text to translate. Default: source.")
     target: Column | None = spec_field("train", "Column that holds its translation. Default: target.")
+    tokens: Column | None = spec_field(
+        "train", "Column that holds the words of token-classification, a list. Default: tokens."
+    )
+    tags: Column | None = spec_field("train", "Column that holds a tag for each word, a list. Default: tags.")
+    spans: Column | None = spec_field(
+        "train",
+        "Column that holds the spans of the text, a list of objects with start, end (in characters) and label, where there "
+        "are no tokens. Default: spans.",
+    )
 
 
 class Task(Model):
@@ -465,10 +474,54 @@ class Generation(Model):
     )
 
 
+Bound = Annotated[float, Field(ge=-1e12, le=1e12)]
+
+
+class Gate(Model):
+    rules: ClassVar[tuple[Rule, ...]] = (exactly_one_of("atLeast", "atMost", "improvesBaselineBy"),)
+
+    metric: Metric = spec_field("judge", "What is judged: one of the task's metrics.", required=True)
+    at_least: Bound | None = spec_field("judge", "The metric must not be lower.")
+    at_most: Bound | None = spec_field("judge", "The metric must not be higher.")
+    improves_baseline_by: Bound | None = spec_field(
+        "judge",
+        "The metric must be better than the best baseline by so much; with a metric of which less is better, lower by so much.",
+    )
+
+
 class Evaluation(Model):
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "!has(self.baseline) || self.baseline != 'None' || !has(self.gates) || "
+            "!self.gates.exists(gate, has(gate.improvesBaselineBy))",
+            "a gate with improvesBaselineBy needs a baseline: leave out baseline: None",
+            lambda model: (
+                model.baseline != "None" or all(at(gate, "improvesBaselineBy") is None for gate in model.gates or ())
+            ),
+        ),
+    )
+
     primary: Metric | None = spec_field(
         "train",
-        "Metric that chooses the best checkpoint, one of the task's; f1, precision and recall are macro averages. Default: by task, such as f1.",
+        "Metric that chooses the best checkpoint, one of the task's; f1, precision and recall are macro averages, for token-classification micro averages over entities. Default: by task, such as f1.",
+    )
+    metrics: list[Metric] | None = spec_field(
+        "evaluate",
+        "Metrics that the status and the model card show beside evaluation.primary. Default: all of the task's.",
+        min_length=1,
+        max_length=32,
+    )
+    baseline: Literal["auto", "Base", "Probe", "Trivial", "None"] | None = spec_field(
+        "evaluate",
+        "What the tuned model is compared with: the untouched base, where it can do the task, a linear model on its frozen "
+        "features, an answer that needs no model, or nothing. Default: auto, all that there are; gates take the best.",
+    )
+    gates: list[Gate] | None = spec_field(
+        None,
+        "What the model must reach, on data.test or, without it, on the validation rows; else the job fails and current.json "
+        "stays as it is. Default: no gates.",
+        min_length=1,
+        max_length=16,
     )
 
 
@@ -604,6 +657,31 @@ def _primary(name: str, kind: TaskKind) -> Rule:
     )
 
 
+def _metrics(name: str, kind: TaskKind) -> Rule:
+    """So are those that are shown."""
+    options = ", ".join(f"'{metric}'" for metric in kind.metrics)
+    return Rule(
+        f"self.task.type != '{name}' || !has(self.evaluation) || !has(self.evaluation.metrics) || "
+        f"self.evaluation.metrics.all(metric, metric in [{options}])",
+        f"evaluation.metrics for {name} are among {', '.join(kind.metrics)}",
+        lambda spec: at(spec, "task.type") != name or set(at(spec, "evaluation.metrics") or ()) <= set(kind.metrics),
+    )
+
+
+def _gates(name: str, kind: TaskKind) -> Rule:
+    """And those that are judged."""
+    options = ", ".join(f"'{metric}'" for metric in kind.metrics)
+    return Rule(
+        f"self.task.type != '{name}' || !has(self.evaluation) || !has(self.evaluation.gates) || "
+        f"self.evaluation.gates.all(gate, gate.metric in [{options}])",
+        f"evaluation.gates for {name} judge {', '.join(kind.metrics)}",
+        lambda spec: (
+            at(spec, "task.type") != name
+            or all(at(gate, "metric") in kind.metrics for gate in at(spec, "evaluation.gates") or ())
+        ),
+    )
+
+
 def _method(name: str, kind: TaskKind, method: MethodType) -> Rule:
     """Some methods make no sense with a task."""
     return Rule(
@@ -619,7 +697,12 @@ _UNMERGED = ("adapter", "prompt", "prefix")
 
 class FineTuneJobSpec(Model):
     rules: ClassVar[tuple[Rule, ...]] = (
-        *(_primary(name, kind) for name, kind in TASKS.items() if set(kind.metrics) < set(get_args(Metric))),
+        *(
+            rule(name, kind)
+            for name, kind in TASKS.items()
+            if set(kind.metrics) < set(get_args(Metric))
+            for rule in (_primary, _metrics, _gates)
+        ),
         *(_method(name, kind, method) for name, kind in TASKS.items() for method in kind.refused),
         *(
             never_beside(field, "task.type", values=(name,), reason=reason)
@@ -728,6 +811,7 @@ class RowCounts(Model):
 
 class TokenLengths(Model):
     p50: int = Field(description="Half of the rows have at most so many tokens.")
+    p95: int | None = Field(None, description="95 of 100 rows have at most so many tokens.")
     p99: int = Field(description="99 of 100 rows have at most so many tokens.")
     max: int = Field(description="Tokens of the longest row.")
 
@@ -768,6 +852,26 @@ class PreflightStatus(Model):
     report_uri: str | None = Field(None, description="The full report.", max_length=2048)
 
 
+class Interval(Model):
+    low: Figure = Field(description="Lower end.")
+    high: Figure = Field(description="Upper end.")
+
+
+class Gain(Model):
+    metric: str = Field(description="The metric, evaluation.primary.", max_length=64)
+    over: str = Field(description="The best baseline: trivial, base or probe.", max_length=64)
+    value: Figure = Field(description="By how much the tuned model is better on the same rows.")
+    low: Figure | None = Field(None, description="Lower end of its 95 % interval.")
+    high: Figure | None = Field(None, description="Upper end of its 95 % interval.")
+
+
+class GateStatus(Model):
+    metric: str = Field(description="What was judged.", max_length=64)
+    passed: bool = Field(description="Whether the gate is met.")
+    value: Figure | None = Field(None, description="What was measured; absent where it could not be.")
+    wanted: str = Field(description="What was asked for, in a few signs such as >= 0.8.", max_length=128)
+
+
 class EvaluationStatus(Model):
     rows: int | None = Field(None, description="Rows the metrics were measured on.")
     on: Literal["test", "validation"] | None = Field(None, description="Which rows they were.")
@@ -777,6 +881,20 @@ class EvaluationStatus(Model):
     base: Metrics | None = Field(None, description="The untouched base model, where it can do the task.")
     probe: Metrics | None = Field(None, description="A linear model on the frozen features of the base.")
     tuned: Metrics | None = Field(None, description="The published model.")
+    intervals: dict[Annotated[str, StringConstraints(max_length=64)], Interval] | None = Field(
+        None,
+        description="95 % bootstrap intervals of the published model: of evaluation.primary, and of the metrics asked for.",
+        max_length=32,
+    )
+    gain: Gain | None = Field(None, description="The published model beside the best baseline.")
+    train: Metrics | None = Field(
+        None,
+        description="The published model on training rows: far better values than those of tuned mean overfitting.",
+    )
+    gates: list[GateStatus] | None = Field(None, description="Each gate, and whether it is met.", max_length=16)
+    warnings: list[Text] | None = Field(
+        None, description="What should be known before the figures are trusted; the first ten.", max_length=10
+    )
 
 
 class ModelStatus(Model):

@@ -15,6 +15,8 @@ import rfc8785
 from finetune_api.contract import (
     CheckpointConfig,
     DataConfig,
+    EvaluationConfig,
+    GateConfig,
     GenerationConfig,
     MethodConfig,
     OutputConfig,
@@ -123,6 +125,7 @@ def resolve(
         method=_method(spec),
         training=_training(spec),
         primary=first((spec.evaluation or Evaluation()).primary, default=TASKS[spec.task.type].primary),
+        evaluation=_evaluation(spec.evaluation or Evaluation()),
         decoding=_decoding(spec),
         checkpoint=_checkpoint(spec),
         output=OutputConfig(
@@ -275,6 +278,14 @@ def _training(spec: FineTuneJobSpec) -> TrainingConfig:
     )
 
 
+def _evaluation(evaluation: Evaluation) -> EvaluationConfig:
+    return EvaluationConfig(
+        metrics=evaluation.metrics,
+        baseline=first(evaluation.baseline, default="auto"),
+        gates=[GateConfig(**gate.model_dump()) for gate in evaluation.gates or []],
+    )
+
+
 def _checkpoint(spec: FineTuneJobSpec) -> CheckpointConfig:
     checkpoint = spec.checkpoint or Checkpoint()
     every = checkpoint.every or CheckpointEvery(duration="10m")
@@ -401,9 +412,20 @@ def run_id(identity: Mapping[str, Any]) -> str:
 
 
 def evaluation_id(run: str, config: RunConfig, *, test: str | None) -> str:
-    """Identity of an evaluation; `test` is the SHA-256 of the test rows, None for the validation rows."""
+    """Identity of an evaluation; `test` is the SHA-256 of the test rows, None for the validation rows.
+
+    Gates are not part of it: they are judged again from what was measured. What is at its default counts nothing.
+    """
     decoding = {} if config.decoding is None else {"decoding": config.decoding.document()}
-    return digest({"run": run, "test": test, **decoding})[:16]
+    return digest({"run": run, "test": test, **decoding, **_measured(config)})[:16]
+
+
+def _measured(config: RunConfig) -> dict[str, Any]:
+    """What decides the measurements, where it is not the default."""
+    asked = config.evaluation.model_dump(
+        mode="json", by_alias=True, exclude={"gates"}, exclude_none=True, exclude_defaults=True
+    )
+    return {"evaluation": asked} if asked else {}
 
 
 def publication_id(evaluation: str, config: RunConfig) -> str:
@@ -412,9 +434,10 @@ def publication_id(evaluation: str, config: RunConfig) -> str:
 
 
 def restart_key(config: RunConfig) -> str:
-    """Equal for two configs that can share running pods: everything but what is `live` or names the generation."""
+    """Equal for two configs that can share running pods: everything but what is `live` or `judge`, or names the
+    generation."""
     document = config.document()
-    for live in ("generation", "maxRetries", "checkpoint"):
+    for live in ("generation", "maxRetries", "checkpoint", "evaluation"):
         document.pop(live)
     document["data"].pop("audit", None)
-    return digest(document)[:16]
+    return digest({**document, **_measured(config)})[:16]

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-TaskType = Literal["text-classification", "summarization", "translation"]
+TaskType = Literal["text-classification", "token-classification", "summarization", "translation"]
 MethodType = Literal["full", "head", "lora", "qlora", "dora", "adapter", "ia3", "prompt", "prefix"]
 Metric = Literal[
     "accuracy",
@@ -55,6 +55,11 @@ TASKS: Mapping[TaskType, TaskKind] = {
     "text-classification": TaskKind(
         columns={"text": "text", "label": "label"},
         metrics=("accuracy", "precision", "recall", "f1", "f1-micro", "f1-weighted", "loss"),
+        primary="f1",
+    ),
+    "token-classification": TaskKind(
+        columns={"tokens": "tokens", "tags": "tags", "text": "text", "spans": "spans"},
+        metrics=("accuracy", "precision", "recall", "f1", "loss"),
         primary="f1",
     ),
     "summarization": TaskKind(

@@ -32,6 +32,7 @@ BESIDE: dict[str, dict[str, Any]] = {
     "spec.method.dropout": {"type": "lora"},
     "spec.method.targets": {"type": "lora"},
     "spec.data.validation.groupBy": {"fraction": 0.1},
+    "spec.evaluation.gates[].metric": {"atLeast": 0.5},
     "spec.training.optimizer.momentum": {"type": "sgd"},
     "spec.training.schedule.minimum": {"type": "cosine"},
     "spec.training.schedule.power": {"type": "polynomial"},
@@ -39,7 +40,11 @@ BESIDE: dict[str, dict[str, Any]] = {
     "spec.generation.lengthPenalty": {"strategy": "beam"},
 }
 """What a rule wants beside a field."""
-VALUES: dict[str, tuple[Any, Any]] = {"spec.evaluation.primary": ("f1", "loss")}
+VALUES: dict[str, tuple[Any, Any]] = {
+    "spec.evaluation.primary": ("f1", "loss"),
+    "spec.evaluation.metrics": (["f1"], ["loss"]),
+    "spec.evaluation.gates[].metric": ("f1", "loss"),
+}
 """Two values, where the first and the last of a list would not do."""
 TASK: dict[str, str] = {
     "spec.task.sourceLanguage": "translation",
@@ -131,11 +136,12 @@ def test_a_change_does_what_the_field_declares(path: str, schema: dict[str, Any]
     before, after = (resolved(path, value) for value in VALUES.get(path) or two_values(schema))
     new_run = identity(before) != identity(after)
     assert new_run == (effect == "train" and path not in BY_CONTENT)
-    assert (restart_key(before) != restart_key(after)) == (effect != "live")
+    assert (restart_key(before) != restart_key(after)) == (effect not in ("live", "judge"))
     assert (publication_id("e", before) != publication_id("e", after)) == (effect == "publish")
     if effect != "train":
         again = evaluation_id("r", before, test=None) != evaluation_id("r", after, test=None)
         assert again == (effect == "evaluate" and path not in BY_CONTENT)
+    assert (before.evaluation.gates != after.evaluation.gates) == (effect == "judge")
 
 
 def test_most_fields_are_tried() -> None:

@@ -53,8 +53,16 @@ def coloured(draw: random.Random, count: int) -> Rows:
     return found
 
 
+def tagged(draw: random.Random, count: int) -> Rows:
+    """Words that begin alike are entities of one kind."""
+    kinds = {"al": "B-one", "be": "B-two"}
+    rows = [[draw.choice(WORDS) for _ in range(draw.randint(3, 9))] for _ in range(count)]
+    return [{"tokens": words, "tags": [kinds.get(word[:2], "O") for word in words]} for words in rows]
+
+
 KINDS: Mapping[TaskType, Kind] = {
     "text-classification": Kind(("bert", "roberta", "distilbert"), coloured, "trivial", 0.2, only={"prefix": "bert"}),
+    "token-classification": Kind(("bert", "roberta", "distilbert"), tagged, "trivial", 0.2, only={"prefix": "bert"}),
 }
 
 

@@ -13,13 +13,14 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from finetune_api.contract import MESSAGE_LIMIT, ExitCode, LastMessage, RunConfig, TrainOutcome
-from finetune_api.job import EvaluationStatus, FineTuneJobSpec, ModelStatus
+from finetune_api.job import EvaluationStatus, FineTuneJobSpec, GateStatus, ModelStatus
 from finetune_api.profile import FineTuneProfileSpec
 from finetune_api.resolve import Defaults, evaluation_id, publication_id, resolve
 from finetune_trainer import preflight
+from finetune_trainer.gates import ON_VALIDATION
 from finetune_trainer.run import RunRecord
 from finetune_trainer.storage import StorageSettings, open_store
-from finetune_trainer.storage.commit import Holder, RecordKind, RunLog
+from finetune_trainer.storage.commit import CURRENT, Holder, RecordKind, RunLog
 
 SECRET_TEXT = "the launch code is 12345"
 
@@ -379,6 +380,26 @@ def test_a_published_result_is_reused(bench: Bench) -> None:
     assert again.preflight is not None
     assert again.preflight.state == "Reused"
     assert again.result == outcome
+
+
+def test_a_changed_gate_is_judged_again_and_releases_the_model_once(bench: Bench) -> None:
+    current = bench.root / "output" / CURRENT
+    publish(bench, bench.run())
+    bench.spec["evaluation"] = {"gates": [{"metric": "f1", "atLeast": 0.95}]}
+    refused = bench.run()
+    assert (refused.code, refused.reason) == (48, "GateNotMet")
+    assert refused.message == "Not good enough on validation rows: f1 is 0.9, wanted >= 0.95."
+    assert refused.result is not None
+    assert refused.result.evaluation.gates == [GateStatus(metric="f1", passed=False, value=0.9, wanted=">= 0.95")]
+    assert refused.result.evaluation.warnings == [ON_VALIDATION]
+    assert not current.exists()
+    bench.spec["evaluation"] = {"gates": [{"metric": "f1", "atLeast": 0.9}]}
+    met = bench.run()
+    assert (met.code, met.reason, met.run_id) == (0, "Reused", refused.run_id)
+    assert json.loads(current.read_bytes())["runId"] == met.run_id
+    current.write_text("another run was published since")
+    assert bench.run().code == 0
+    assert current.read_text() == "another run was published since"
 
 
 def test_another_publication_of_the_run_is_not_reused(bench: Bench) -> None:

@@ -74,16 +74,61 @@ class Text:
     def cut(self, texts: Sequence[str]) -> list[tuple[list[int], int]]:
         """Token ids with special tokens, at most max_length of them, and how many the whole text has. Of a text far
         beyond the limit only the beginning is looked at, if that is overlong already."""
-        # More characters than that can hardly fit: enough to tell that a row is overlong.
-        enough = max(1024 * 1024, 64 * self.max_length)
-        found = self.ids([text[:enough] for text in texts])
-        for number, text in enumerate(texts):
-            if len(text) > enough and len(found[number]) <= self.max_length:
-                found[number] = self.tokenizer.encode(text).ids
-        return [
-            (ids if len(ids) <= self.max_length else self._cutting.encode(text).ids, len(ids))
-            for text, ids in zip(texts, found, strict=True)
+        found = self.tokenizer.encode_batch_fast([text[: self._enough] for text in texts], add_special_tokens=False)
+        return [(encoding.ids, tokens) for encoding, tokens in self._cut(texts, found)]
+
+    def cut_with_offsets(self, texts: Sequence[str]) -> list[tuple[Any, int]]:
+        """As `cut`, but whole encodings of the tokenizers library, which know the characters of each token."""
+        found = self.tokenizer.encode_batch([text[: self._enough] for text in texts], add_special_tokens=False)
+        return self._cut(texts, found)
+
+    def cut_words(self, rows: Sequence[Sequence[str]]) -> list[tuple[Any, int]]:
+        """Encodings of rows of words, which know the word of each token, and how many tokens the whole row has.
+
+        Raises DataError ModelUnsuitable where words cannot be encoded one by one.
+        """
+        prefix = self.word_prefix
+        if prefix is None:
+            raise DataError(
+                "ModelUnsuitable",
+                "The base model's tokenizer encodes a word given alone as in no running text; give texts with spans "
+                "instead of words with tags, or choose another base model.",
+            )
+        given = [[prefix + word for word in row] for row in rows]
+        found = self.tokenizer.encode_batch(given, is_pretokenized=True, add_special_tokens=False)
+        return self._cut([""] * len(rows), found)
+
+    def _cut(self, texts: Sequence[str], found: Sequence[Any]) -> list[tuple[Any, int]]:
+        """Encodings cut to max_length with special tokens, and how many tokens they had before. A text of which only
+        the beginning is `found`, and which fits, is encoded whole."""
+        special = self.tokenizer.num_special_tokens_to_add(False)
+        whole = [
+            self.tokenizer.encode(text, add_special_tokens=False)
+            if len(text) > self._enough and len(encoding) + special <= self.max_length
+            else encoding
+            for text, encoding in zip(texts, found, strict=True)
         ]
+        # Truncation and special tokens come after the text is tokenised: no need to do that twice.
+        return [(self._cutting.post_process(encoding), len(encoding) + special) for encoding in whole]
+
+    @cached_property
+    def word_prefix(self) -> str | None:
+        """What makes a word given alone the tokens that it is within a text: nothing, or a space before it, by which
+        byte-level BPE and SentencePiece know that a word begins; None where neither does."""
+        for first, second in (("the", "time"), ("a", "b"), ("1", "2")):
+            start, text = self.ids([first, f"{first} {second}"], special=False)
+            for prefix in ("", " "):
+                pair = [prefix + first, prefix + second]
+                alone = self.tokenizer.encode(pair, is_pretokenized=True, add_special_tokens=False)
+                tokens = [token for token, word in zip(alone.ids, alone.word_ids, strict=True) if word == 1]
+                if tokens and start + tokens == text:
+                    return prefix
+        return None
+
+    @property
+    def _enough(self) -> int:
+        """More characters than that can hardly fit: enough to tell that a row is overlong."""
+        return max(1024 * 1024, 64 * self.max_length)
 
 
 def read_text(

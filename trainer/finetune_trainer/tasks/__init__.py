@@ -8,6 +8,7 @@ from finetune_api.tasks import TaskType
 from finetune_trainer.tasks.base import Facts, Learner, Metrics, Outcomes, Task
 from finetune_trainer.tasks.summarization import Summarization
 from finetune_trainer.tasks.text_classification import TextClassification
+from finetune_trainer.tasks.token_classification import TokenClassification
 from finetune_trainer.tasks.translation import Translation
 
 __all__ = ["Facts", "Learner", "Metrics", "Outcomes", "Task", "get"]
@@ -16,6 +17,7 @@ _TASKS: dict[TaskType, type[Task]] = {
     "text-classification": TextClassification,
     "summarization": Summarization,
     "translation": Translation,
+    "token-classification": TokenClassification,
 }
 
 
