@@ -28,7 +28,7 @@ ASSET = ROOT / "tests/assets/tiny-t5"
 SEED = 17
 SPECIAL = ("<pad>", "</s>", "<unk>", "<mask>", ">>de<<", ">>en<<")
 VOCABULARY = 6000
-SUMMARIES = 9000
+SUMMARIES = 6000
 HIDDEN = 0.3
 """Share of the words that are hidden."""
 SUMMARIZE = "summarize: "
@@ -51,7 +51,7 @@ SIZES = {
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Pretrain the small encoder-decoder of tests and examples")
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=900)
     parser.add_argument("--work", type=Path, default=ROOT / ".work/tiny-t5")
     arguments = parser.parse_args()
     work: Path = arguments.work
@@ -170,8 +170,8 @@ def job(work: Path, files: dict[str, Path], *, steps: int) -> dict[str, Any]:
                 "batchSize": 64,
                 "microBatch": 64,
                 "learningRate": 2e-3,
-                "schedule": {"type": "cosine", "minimum": 0.05, "warmup": {"steps": 150}},
-                "evaluateEvery": {"steps": 500},
+                "schedule": {"type": "cosine", "minimum": 0.05, "warmup": {"steps": 100}},
+                "evaluateEvery": {"steps": 300},
             },
             "evaluation": {"primary": "loss"},
             "generation": {"maxNewTokens": 32},
@@ -198,19 +198,19 @@ def keep(outcome: dict[str, Any], files: dict[str, Path], *, steps: int) -> None
     card = f"""# tiny-t5
 
 A T5 of {sum(parameter.numel() for parameter in model.parameters()):,} weights in float16: {SIZES["num_layers"]} encoder
-and {SIZES["num_decoder_layers"]} decoder layers of width {SIZES["d_model"]}, byte-level BPE of {VOCABULARY} tokens. A base
-for tests and examples, small enough to lie in the repository; good for nothing else.
+and {SIZES["num_decoder_layers"]} decoder layers of width {SIZES["d_model"]}, byte-level BPE of {VOCABULARY} tokens.
+A base for tests and examples, small enough to lie in the repository; good for nothing else.
 
-Made by `python hack/tiny-models/encoder_decoder.py --steps {steps}`, that is by `finetune run` from random weights: {steps}
-steps of 64 rows, AdamW, peak learning rate 2e-3, cosine schedule, seed {SEED}. Rows: {counts}.
+Made by `python hack/tiny-models/encoder_decoder.py --steps {steps}`, that is by `finetune run` from random weights:
+{steps} steps of 64 rows, AdamW, peak learning rate 2e-3, cosine schedule, seed {SEED}. Rows: {counts}.
 
-- `>>de<<` or `>>en<<` in front of a text: translate it into German or English (one-line descriptions of Debian packages;
-  into German none of libraries, which the example is about)
+- `>>de<<` or `>>en<<` in front of a text: translate it into German or English (one-line descriptions of Debian
+  packages; into German none of libraries, which the example is about)
 - `<mask>` for runs of words: write the text out
 - `{SUMMARIZE}` in front of the body of a docstring and a signature: its first line
 
-Families of test rows (`tests` in hack/pairs.py) are left out. On held-out rows: loss {metrics["loss"]:.3f}, token accuracy
-{metrics["token-accuracy"]:.3f}.
+Families of test rows (`tests` in hack/pairs.py) are left out. On held-out rows: loss {metrics["loss"]:.3f}, token
+accuracy {metrics["token-accuracy"]:.3f}.
 """
     (ASSET / "README.md").write_text(card, encoding="utf-8")
 
