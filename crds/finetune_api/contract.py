@@ -165,6 +165,8 @@ class TrainingConfig(Model):
     l2sp_alpha: float | None = None
     neftune_alpha: float | None = None
     gradient_checkpointing: bool = False
+    packing: bool | None = None
+    """None: where it is proven to change nothing."""
 
 
 class GateConfig(Model):

@@ -17,7 +17,9 @@ from finetune_api.base import (
 )
 from finetune_api.tasks import (
     GENERATING,
+    PACKING,
     ROLES,
+    SPLITTING,
     TASKS,
     WITH_TARGETS,
     MethodType,
@@ -41,7 +43,7 @@ LabelValue = Annotated[str, StringConstraints(pattern=r"^(([A-Za-z0-9][-A-Za-z0-
 Key = Annotated[str, StringConstraints(max_length=317)]
 Text = Annotated[str, StringConstraints(max_length=1024)]
 
-Overlong = Literal["Truncate", "Drop", "Fail"]
+Overlong = Literal["Truncate", "Split", "Drop", "Fail"]
 Strategy = Literal["greedy", "beam"]
 Leakage = Literal["Drop", "Fail"]
 AuditMode = Literal["Sample", "Full"]
@@ -187,7 +189,9 @@ class Data(Model):
         le=131072,
     )
     overlong: Overlong | None = spec_field(
-        "train", "What happens to longer rows; they are always counted. Default: Truncate."
+        "train",
+        "What happens to longer rows; they are always counted. Split makes several of one, for causal-lm. Default: Truncate, "
+        "for causal-lm Split.",
     )
     deduplicate: Deduplicate | None = spec_field(None, "Which repeated training rows are left out. Default: none.")
     leakage: Leakage | None = spec_field(
@@ -394,7 +398,11 @@ class Training(Model):
     epochs: float | None = spec_field("train", "How often each row is seen. Default: 3.", gt=0, le=1000)
     max_steps: int | None = spec_field("train", "Optimizer steps, instead of epochs.", ge=1, le=10_000_000)
     batch_size: int | None = spec_field(
-        "train", "Rows per optimizer step over the whole job, whatever the number of GPUs. Default: 32.", ge=1, le=65536
+        "train",
+        "Rows per optimizer step over the whole job, whatever the number of GPUs; with packing, full sequences of data.maxLength "
+        "tokens. Default: 32.",
+        ge=1,
+        le=65536,
     )
     learning_rate: float | None = spec_field(
         "train",
@@ -442,6 +450,11 @@ class Training(Model):
         "attempt",
         "Activations are computed again in the backward pass instead of kept: less memory, about a third slower, the same "
         "result. Default: false.",
+    )
+    packing: bool | None = spec_field(
+        "train",
+        "Several rows share one sequence of data.maxLength tokens, none seeing another, so that nothing is spent on padding. "
+        "Default: where the model proves at the start to answer packed rows as it answers them alone; true refuses another.",
     )
     seed: int | None = spec_field("train", "Seed of everything random. Default: 17.", ge=0, le=2**31 - 1)
     evaluate_every: Every | None = spec_field(None, "How often the validation rows are evaluated. Default: epochs 1.")
@@ -716,6 +729,12 @@ class FineTuneJobSpec(Model):
         ),
         only_beside("generation", "task.type", values=GENERATING, default="text-classification"),
         only_beside("data.maxTargetLength", "task.type", values=WITH_TARGETS, default="text-classification"),
+        Rule(
+            f"!has(self.data.overlong) || self.data.overlong != 'Split' || self.task.type in {list(SPLITTING)}",
+            f"data.overlong Split goes only with task.type: {' or '.join(SPLITTING)}",
+            lambda spec: at(spec, "data.overlong") != "Split" or at(spec, "task.type") in SPLITTING,
+        ),
+        only_beside("training.packing", "task.type", values=PACKING, default="text-classification"),
         only_beside("training.l2sp", "method.type", values=("full",), default="full"),
         never_beside(
             "training.layerwiseDecay",

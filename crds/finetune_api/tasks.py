@@ -8,7 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-TaskType = Literal["text-classification", "token-classification", "summarization", "translation"]
+TaskType = Literal[
+    "text-classification",
+    "token-classification",
+    "summarization",
+    "translation",
+    "causal-lm",
+]
 MethodType = Literal["full", "head", "lora", "qlora", "dora", "adapter", "ia3", "prompt", "prefix"]
 Metric = Literal[
     "accuracy",
@@ -18,6 +24,7 @@ Metric = Literal[
     "f1-micro",
     "f1-weighted",
     "loss",
+    "perplexity",
     "token-accuracy",
     "rouge-1",
     "rouge-2",
@@ -45,9 +52,14 @@ class TaskKind:
     """Whether the model writes text, so that `generation` says how."""
     targets: bool = False
     """Whether what is to be written has a limit of its own, data.maxTargetLength."""
+    packs: bool = False
+    """Whether several rows may share one sequence."""
+    splits: bool = False
+    """Whether an overlong row may become several; then it does so unless the document says otherwise."""
 
 
 _REUSED_OUTPUT = "the decoder writes with the output layer of the base, no new layer could learn alone; use lora"
+_LANGUAGE_HEAD = "a language model has no new output layer, and its own one is mostly its input embedding; use lora"
 _NO_LABELS = "whose answers are texts"
 
 
@@ -80,12 +92,21 @@ TASKS: Mapping[TaskType, TaskKind] = {
         generates=True,
         targets=True,
     ),
+    "causal-lm": TaskKind(
+        columns={"text": "text"},
+        metrics=("loss", "perplexity", "token-accuracy"),
+        primary="perplexity",
+        refused={"head": _LANGUAGE_HEAD},
+        without={"task.labels": "which learns from the text itself"},
+        packs=True,
+        splits=True,
+    ),
 }
 
 ROLES: tuple[str, ...] = tuple(dict.fromkeys(role for kind in TASKS.values() for role in kind.columns))
 """All roles of columns, in camelCase as the API has them."""
 
-_LOWER_IS_BETTER: frozenset[str] = frozenset({"loss"})
+_LOWER_IS_BETTER: frozenset[str] = frozenset({"loss", "perplexity"})
 
 
 def lower_is_better(metric: str) -> bool:
@@ -102,3 +123,7 @@ GENERATING: tuple[TaskType, ...] = tuple(name for name, kind in TASKS.items() if
 """Tasks whose models write text."""
 WITH_TARGETS: tuple[TaskType, ...] = tuple(name for name, kind in TASKS.items() if kind.targets)
 """Tasks that limit what is to be written on its own."""
+PACKING: tuple[TaskType, ...] = tuple(name for name, kind in TASKS.items() if kind.packs)
+"""Tasks whose rows may share a sequence."""
+SPLITTING: tuple[TaskType, ...] = tuple(name for name, kind in TASKS.items() if kind.splits)
+"""Tasks whose overlong rows may become several."""

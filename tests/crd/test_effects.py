@@ -52,6 +52,7 @@ TASK: dict[str, str] = {
     "spec.task.prefix": "translation",
     "spec.data.maxTargetLength": "translation",
     "spec.generation": "translation",
+    "spec.training.packing": "causal-lm",
     **{f"spec.task.columns.{role}": tasks_with(role)[0] for role in ROLES},
 }
 """The task that a field, or one below it, goes with."""

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from tests.storage.hub import serve
 
 from finetune_api.contract import MESSAGE_LIMIT, ExitCode, LastMessage, RunConfig, TrainOutcome
 from finetune_api.job import EvaluationStatus, FineTuneJobSpec, GateStatus, ModelStatus
@@ -19,7 +20,7 @@ from finetune_api.resolve import Defaults, evaluation_id, publication_id, resolv
 from finetune_trainer import preflight
 from finetune_trainer.gates import ON_VALIDATION
 from finetune_trainer.run import RunRecord
-from finetune_trainer.storage import StorageSettings, open_store
+from finetune_trainer.storage import StorageSettings, open_store, split_uri
 from finetune_trainer.storage.commit import CURRENT, Holder, RecordKind, RunLog
 
 SECRET_TEXT = "the launch code is 12345"
@@ -309,6 +310,26 @@ def test_files_of_a_pattern_are_inputs_of_their_own(bench: Bench) -> None:
     bench.refused(ExitCode.INVALID, "InvalidRow", "part-3.jsonl:1:2: not JSON")
     bench.spec["data"]["train"] = [{"uri": bench.uri("part-*.csv")}]
     bench.refused(ExitCode.INVALID, "NothingMatches", "no file matches; below", "correct the pattern")
+
+
+def test_model_and_rows_of_the_hub_make_the_run_of_the_same_files_on_disk(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local = bench.run()
+    with serve() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        commit = hub.commit("org/tiny", {path.name: path.read_bytes() for path in (bench.root / "model").iterdir()})
+        hub.commit("org/rows", {"data/train.jsonl": jsonl(rows())}, kind="datasets")
+        bench.spec["model"] = {"uri": "hf://org/tiny"}
+        bench.spec["data"]["train"] = [{"uri": "hf://datasets/org/rows/data/train.jsonl"}]
+        found = bench.run()
+        assert found.run_id == local.run_id, found.message
+        record = bench.record(found)
+        assert record.manifest[0].uri == f"hf://org/tiny@{commit}/config.json"
+        hub.commit("org/tiny", {"config.json": b"{}"})
+        root, key = split_uri(record.manifest[1].uri)
+        store = open_store(root, StorageSettings())
+        store.download(key, bench.root / "again", if_match=record.manifest[1].etag, sha256=record.manifest[1].sha256)
 
 
 def test_weights_are_part_of_the_run_and_weights_of_one_are_not(bench: Bench) -> None:

@@ -56,7 +56,8 @@ class Setup:
     plan: Plan
     order: Order
     rows: Rows
-    """The training rows' numbers in the encoded store; the order counts them from 0."""
+    """What batches are made of, by numbers that `count` and `inputs_of` take: rows of the encoded store, or packs of
+    them. The order counts them from 0."""
     count: Callable[[Rows], int]
     inputs_of: InputsOf
     train_mode: Callable[[], None]

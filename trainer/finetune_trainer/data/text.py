@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, TypeGuard
+from typing import Any, Literal, TypeGuard
 
 import tokenizers
 
@@ -70,6 +70,16 @@ class Text:
     def ids(self, texts: Sequence[str], *, special: bool = True) -> list[list[int]]:
         """Token ids of whole texts, perhaps with the tokenizer's special tokens around them."""
         return [e.ids for e in self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=special)]
+
+    def special(self, name: Literal["bos", "eos", "pad", "unk"]) -> int | None:
+        """The id of a special token: as tokenizer_config.json names it, else as config.json does."""
+        token = self.tokenizer_config.get(f"{name}_token")
+        token = token.get("content") if isinstance(token, dict) else token
+        found: Any = self.tokenizer.token_to_id(token) if isinstance(token, str) else None
+        if found is None:
+            found = self.config.get(f"{name}_token_id")
+            found = found[0] if isinstance(found, list) and found else found
+        return found if _whole(found) else None
 
     def cut(self, texts: Sequence[str]) -> list[tuple[list[int], int]]:
         """Token ids with special tokens, at most max_length of them, and how many the whole text has. Of a text far

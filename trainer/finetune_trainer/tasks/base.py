@@ -176,6 +176,8 @@ class Learner(ABC):
     """Names in a micro-batch that are not for the model's forward."""
     probe: ClassVar[Literal["rows", "positions"] | None] = None
     """Whether a linear model on the trunk's features is a baseline: of a row's mean, or of each labelled position."""
+    packs: ClassVar[bool] = False
+    """Whether several rows may share one sequence: then there are `collate_packs` and `packing_differs`."""
     draws: ClassVar[int] = 200
     """How often rows are drawn for intervals: fewer where `metrics` takes long, more where `resampled` is fast."""
 
@@ -194,6 +196,14 @@ class Learner(ABC):
     @abstractmethod
     def collate(self, store: "Encoded", rows: "Rows") -> dict[str, NDArray[Any]]:
         """One micro-batch: what the model's forward takes, and the targets."""
+
+    def collate_packs(self, store: "Encoded", packs: "Sequence[Rows]") -> dict[str, NDArray[Any]]:
+        """One micro-batch of sequences, each of several rows that do not see one another."""
+        raise NotImplementedError
+
+    def packing_differs(self, model: Any, packed: Mapping[str, Any], alone: Sequence[Mapping[str, Any]]) -> str | None:
+        """Why a model cannot be trained on packed rows, or None: `packed` is one sequence of the rows in `alone`."""
+        raise NotImplementedError
 
     @abstractmethod
     def count(self, store: "Encoded", rows: "Rows") -> int:
