@@ -11,6 +11,7 @@ from tests.trainer.memory import learner_of
 from finetune_trainer.evaluate import PLACE, packed, unpacked
 from finetune_trainer.intervals import Draws, gains, interval, intervals
 from finetune_trainer.tasks import Learner, Outcomes
+from finetune_trainer.tasks.generated import GENERATED, generation_metrics, objects, row_statistics
 from finetune_trainer.tasks.text_classification import ONE, SEVERAL
 
 LABELS = ("a", "b", "c", "d")
@@ -106,3 +107,17 @@ def test_outcomes_are_the_same_after_a_journey_as_json() -> None:
         for column, values in outcomes.items():
             assert found[name][column].dtype == values.dtype
             assert np.array_equal(found[name][column], values, equal_nan=column == "nan")
+
+
+WORDS = ("the", "cat", "sat", "on", "a", "mat", "today", "")
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.tuples(*[st.lists(st.sampled_from(WORDS), max_size=8).map(" ".join)] * 2), min_size=1, max_size=6))
+def test_what_rows_add_up_to_is_what_the_libraries_say_of_the_corpus(pairs: list[tuple[str, str]]) -> None:
+    outcomes = {"reference": objects([a for a, _ in pairs]), "hypothesis": objects([b for _, b in pairs])}
+    plain = generation_metrics(outcomes, wanted=GENERATED)
+    added = generation_metrics(row_statistics(outcomes, wanted=GENERATED), wanted=GENERATED)
+    assert plain.keys() == added.keys() == GENERATED
+    for name, value in plain.items():
+        assert added[name] == pytest.approx(value, abs=1e-9), name

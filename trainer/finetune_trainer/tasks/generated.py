@@ -88,8 +88,10 @@ def generation_metrics(outcomes: Outcomes, *, wanted: Iterable[str], language: s
     """
     if "hypothesis" not in outcomes:
         return {}
-    references, hypotheses = list(outcomes["reference"]), list(outcomes["hypothesis"])
     names = GENERATED & set(wanted)
+    if all(f"{name}/row" in outcomes for name in names):
+        return _of_rows(outcomes, names, language)
+    references, hypotheses = list(outcomes["reference"]), list(outcomes["hypothesis"])
     found: Metrics = {}
     if rouge := [name for name in ROUGE if name in names]:
         found |= _rouge(references, hypotheses, rouge)
@@ -103,6 +105,47 @@ def generation_metrics(outcomes: Outcomes, *, wanted: Iterable[str], language: s
         same = [a.strip() == b.strip() for a, b in zip(references, hypotheses, strict=True)]
         found["exact-match"] = float(np.mean(same))
     return found
+
+
+def row_statistics(outcomes: Outcomes, *, wanted: Iterable[str], language: str | None = None) -> Outcomes:
+    """`outcomes` with what the metrics of any selection of rows are sums of, as NAME/row: found once, because intervals
+    ask for hundreds of selections."""
+    if "hypothesis" not in outcomes:
+        return outcomes
+    references, hypotheses = list(outcomes["reference"]), list(outcomes["hypothesis"])
+    names = GENERATED & set(wanted)
+    found: dict[str, Any] = {}
+    if rouge := [name for name in ROUGE if name in names]:
+        scores = [_rouge([a], [b], rouge) for a, b in zip(references, hypotheses, strict=True)]
+        found |= {name: [score[name] for score in scores] for name in rouge}
+    for name in {"bleu", "chrf"} & names:
+        found[name] = _corpus_metric(name, language)._extract_corpus_statistics(hypotheses, [references])
+    if "exact-match" in names:
+        found["exact-match"] = [a.strip() == b.strip() for a, b in zip(references, hypotheses, strict=True)]
+    return {**outcomes, **{f"{name}/row": np.array(rows, dtype=np.float64) for name, rows in found.items()}}
+
+
+def _of_rows(outcomes: Outcomes, names: Iterable[str], language: str | None) -> Metrics:
+    found: Metrics = {}
+    for name in names:
+        rows = outcomes[f"{name}/row"]
+        if rows.ndim == 1:
+            found[name] = float(rows.mean())
+        else:
+            sums = [int(value) for value in rows.sum(0)]
+            found[name] = float(_corpus_metric(name, language)._compute_score_from_stats(sums).score)
+    return found
+
+
+def _corpus_metric(name: str, language: str | None) -> Any:
+    """sacrebleu's object, whose statistics of rows add up to those of a corpus."""
+    from sacrebleu.metrics import BLEU, CHRF
+
+    return BLEU(tokenize=_tokenizer(language)) if name == "bleu" else CHRF()
+
+
+def _tokenizer(language: str | None) -> str:
+    return _BLEU_TOKENIZERS.get((language or "")[:2].lower(), "13a")
 
 
 class _AnyScript:
@@ -124,5 +167,4 @@ def _rouge(references: list[str], hypotheses: list[str], names: list[str]) -> Me
 def _bleu(references: list[str], hypotheses: list[str], language: str | None) -> float:
     from sacrebleu import corpus_bleu
 
-    tokenizer = _BLEU_TOKENIZERS.get((language or "")[:2].lower(), "13a")
-    return float(corpus_bleu(hypotheses, [references], tokenize=tokenizer).score)
+    return float(corpus_bleu(hypotheses, [references], tokenize=_tokenizer(language)).score)

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from finetune_api.tasks import TASKS
 from finetune_trainer.data.batch import Encoded
 from finetune_trainer.data.order import Rows
 from finetune_trainer.data.read import DataError
@@ -40,6 +41,7 @@ from finetune_trainer.tasks.generated import (
     encoded_text,
     generation_metrics,
     objects,
+    row_statistics,
     set_decoding,
     texts_of,
 )
@@ -339,9 +341,16 @@ class Writer(Learner):
     def _words(self) -> Words:
         return Words(self.facts.base)
 
-    def metrics(self, outcomes: Outcomes) -> Metrics:
-        from finetune_api.tasks import TASKS
+    def settle(self, outcomes: Outcomes) -> Outcomes:
+        task = self.config.task
+        return row_statistics(outcomes, wanted=TASKS[task.type].metrics, language=task.target_language)
 
+    def shown(self, outcomes: Outcomes) -> tuple[list[str], list[str]] | None:
+        if "hypothesis" not in outcomes:
+            return None
+        return list(outcomes["reference"]), list(outcomes["hypothesis"])
+
+    def metrics(self, outcomes: Outcomes) -> Metrics:
         task = self.config.task
         found = generation_metrics(outcomes, wanted=TASKS[task.type].metrics, language=task.target_language)
         if "correct" in outcomes:
