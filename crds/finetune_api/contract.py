@@ -11,9 +11,11 @@ from pydantic import Field
 
 from finetune_api.base import Model
 from finetune_api.job import (
+    AuditMode,
     BestCheckpoint,
     CheckpointStatus,
     EvaluationStatus,
+    Leakage,
     ModelStatus,
     OptimizerType,
     Overlong,
@@ -78,6 +80,12 @@ class DataConfig(Model):
     test_uri: str | None
     max_length: int
     overlong: Overlong
+    train_weights: list[float] | None = None
+    """One for each of `train`; None where all are 1."""
+    deduplicate: Literal["exact", "near"] | None = None
+    """near includes exact."""
+    leakage: Leakage = "Drop"
+    audit: AuditMode = "Sample"
 
 
 class MethodConfig(Model):

@@ -19,6 +19,7 @@ from finetune_api.base import (
 from finetune_api.tasks import ROLES, TASKS, MethodType, Metric, TaskKind, TaskType, tasks_with
 
 Uri = Annotated[str, StringConstraints(pattern=r"^(s3|file)://[^ \t\r\n]+$", max_length=1024)]
+SourceUri = Annotated[str, StringConstraints(pattern=r"^(s3|file|hf)://[^ \t\r\n]+$", max_length=1024)]
 S3OrFile = "an s3:// or file:// address (file:// only outside a cluster)"
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)]
 Column = Annotated[str, StringConstraints(min_length=1, max_length=256)]
@@ -30,6 +31,8 @@ Key = Annotated[str, StringConstraints(max_length=317)]
 Text = Annotated[str, StringConstraints(max_length=1024)]
 
 Overlong = Literal["Truncate", "Drop", "Fail"]
+Leakage = Literal["Drop", "Fail"]
+AuditMode = Literal["Sample", "Full"]
 OptimizerType = Literal["adamw", "adafactor", "sgd", "adamw-8bit"]
 ScheduleType = Literal["linear", "cosine", "constant", "polynomial", "inverse-sqrt", "one-cycle"]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -69,18 +72,29 @@ class Task(Model):
 
 
 class ModelSource(Model):
-    uri: Uri = spec_field(
+    uri: SourceUri = spec_field(
         "train",
-        f"Directory of the base model, with config.json, tokenizer.json and safetensors weights: {S3OrFile}.",
+        f"Directory of the base model, with config.json, tokenizer.json and safetensors weights: {S3OrFile}, or "
+        "hf://org/name@revision.",
         required=True,
     )
 
 
+ROWS = (
+    "jsonl, csv, tsv, txt (a row a line, column text) and tar (WebDataset), each also with .gz or .zst, parquet, arrow; a "
+    "pattern such as s3://bucket/2026-*.jsonl; or a folder of images, one directory a class, with a slash at its end: "
+    f"{S3OrFile}, or hf://datasets/org/name@revision/file"
+)
+
+
 class DataSource(Model):
-    uri: Uri = spec_field(
+    uri: SourceUri = spec_field("train", f"Rows: {ROWS}.", required=True)
+    weight: float | None = spec_field(
         "train",
-        f"One file of rows: jsonl, csv, tsv or parquet, jsonl and csv also with .gz or .zst: {S3OrFile}.",
-        required=True,
+        "How often a row is seen in an epoch; 0.5 shows another half of the rows in the next epoch. For rehearsal against "
+        "forgetting, give rows of the kind the base was trained on a small weight. Default: 1.",
+        gt=0,
+        le=100,
     )
 
 
@@ -100,12 +114,24 @@ class Validation(Model):
     group_by: Column | None = spec_field(
         "train", "Rows with the same value in this column stay on one side of the split."
     )
-    uri: Uri | None = spec_field("train", f"File of validation rows: {S3OrFile}.")
+    uri: SourceUri | None = spec_field("train", "Validation rows, as in data.train.")
 
 
 class TestSource(Model):
     __test__ = False
-    uri: Uri = spec_field("evaluate", f"File of test rows: {S3OrFile}.", required=True)
+    uri: SourceUri = spec_field("evaluate", "Test rows, as in data.train.", required=True)
+
+
+class Deduplicate(Model):
+    exact: bool | None = spec_field(
+        "train",
+        "Leave out training rows whose content and answer are those of an earlier one. Default: false; they are counted.",
+    )
+    near: bool | None = spec_field(
+        "train",
+        "Leave out training rows whose text nearly repeats an earlier one (MinHash, estimated similarity of at least 0.8). "
+        "Takes about a millisecond a row. Default: false.",
+    )
 
 
 class Data(Model):
@@ -117,6 +143,17 @@ class Data(Model):
     )
     overlong: Overlong | None = spec_field(
         "train", "What happens to longer rows; they are always counted. Default: Truncate."
+    )
+    deduplicate: Deduplicate | None = spec_field(None, "Which repeated training rows are left out. Default: none.")
+    leakage: Leakage | None = spec_field(
+        "train",
+        "What happens to training rows whose content is among the validation or test rows: they are left out and counted, or "
+        "nothing is trained. Default: Drop.",
+    )
+    audit: AuditMode | None = spec_field(
+        "live",
+        "How many rows preflight searches for near-duplicates and personal data: 20,000 by chance, or all, at about a "
+        "millisecond each. Default: Sample.",
     )
 
 
@@ -629,6 +666,24 @@ class TokenLengths(Model):
     max: int = Field(description="Tokens of the longest row.")
 
 
+class DroppedRows(Model):
+    duplicates: int = Field(description="Training rows that repeat an earlier one exactly.")
+    near_duplicates: int = Field(description="Training rows that nearly repeat an earlier one.")
+    leaked: int = Field(description="Training rows whose content is among the validation or test rows.")
+    overlong: int = Field(description="Rows longer than data.maxLength.")
+
+
+class AuditFigure(Model):
+    name: Literal["near-duplicates", "card", "iban", "ip", "email", "phone", "unknown-tokens"] = Field(
+        description="What was found: rows that nearly repeat another, rows with suspected personal data, or tokens that the "
+        "tokenizer does not know."
+    )
+    percent: Figure = Field(description="Share of the rows, or of the tokens.")
+    exact: bool = Field(description="Counted in all rows, or estimated from 20,000.")
+    low: Figure | None = Field(None, description="Lower end of the 95 % interval of an estimate.")
+    high: Figure | None = Field(None, description="Upper end.")
+
+
 class PreflightStatus(Model):
     rows: RowCounts | None = Field(None, description="Rows found.")
     labels: int | None = Field(None, description="Number of labels.")
@@ -637,6 +692,10 @@ class PreflightStatus(Model):
     )
     tokens: TokenLengths | None = Field(None, description="Lengths of the rows, before any cut.")
     truncated_percent: Figure | None = Field(None, description="Share of rows longer than data.maxLength.")
+    dropped: DroppedRows | None = Field(None, description="Rows that are left out.")
+    audit: list[AuditFigure] | None = Field(
+        None, description="What the search of data.audit has found; nothing where all is well.", max_length=8
+    )
     warnings: list[Text] | None = Field(
         None, description="What looks wrong but stops nothing; the first ten.", max_length=10
     )

@@ -26,6 +26,7 @@ from finetune_api.contract import (
 from finetune_api.job import (
     Checkpoint,
     CheckpointEvery,
+    Deduplicate,
     Evaluation,
     Every,
     FineTuneJobSpec,
@@ -157,6 +158,8 @@ def _task(spec: FineTuneJobSpec) -> TaskConfig:
 
 def _data(spec: FineTuneJobSpec) -> DataConfig:
     validation = spec.data.validation or Validation(fraction=0.1)
+    repeated = spec.data.deduplicate or Deduplicate()
+    weights = [first(source.weight, default=1.0) for source in spec.data.train]
     return DataConfig(
         train=[source.uri for source in spec.data.train],
         validation_fraction=validation.fraction,
@@ -165,6 +168,10 @@ def _data(spec: FineTuneJobSpec) -> DataConfig:
         test_uri=spec.data.test.uri if spec.data.test else None,
         max_length=first(spec.data.max_length, default=256),
         overlong=first(spec.data.overlong, default="Truncate"),
+        train_weights=weights if any(weight != 1.0 for weight in weights) else None,
+        deduplicate="near" if repeated.near else "exact" if repeated.exact else None,
+        leakage=first(spec.data.leakage, default="Drop"),
+        audit=first(spec.data.audit, default="Sample"),
     )
 
 
@@ -333,6 +340,9 @@ def digest(value: Any) -> str:
     return hashlib.sha256(rfc8785.dumps(value)).hexdigest()
 
 
+_LATER = {"train_weights", "deduplicate", "leakage"}
+
+
 def train_identity(config: RunConfig, *, labels: list[str], inputs: Mapping[str, str]) -> dict[str, Any]:
     """Everything that determines the weights. `inputs` maps a role ("model", "train/0", "validation") to a SHA-256.
 
@@ -352,6 +362,7 @@ def train_identity(config: RunConfig, *, labels: list[str], inputs: Mapping[str,
             "overlong": config.data.overlong,
             "validationFraction": config.data.validation_fraction,
             "groupBy": config.data.validation_group_by,
+            **config.data.model_dump(mode="json", by_alias=True, exclude_defaults=True, include=_LATER),
         },
         "inputs": dict(inputs),
         "method": config.method.document(),
@@ -380,4 +391,5 @@ def restart_key(config: RunConfig) -> str:
     document = config.document()
     for live in ("generation", "maxRetries", "checkpoint"):
         document.pop(live)
+    document["data"].pop("audit", None)
     return digest(document)[:16]

@@ -16,6 +16,8 @@ def _pattern(kind: Any) -> str:
 
 PATTERNS = {
     job.Uri: "must be an address such as s3://bucket/folder or file:///folder, without spaces",
+    job.SourceUri: "must be an address such as s3://bucket/folder, hf://org/name@revision or file:///folder, without "
+    "spaces",
     job.Name: "must be lower-case letters, digits, - and . only, a letter or digit first and last",
     job.Quantity: 'must be an amount such as "2", 500m, 16Gi or 1.5G',
     job.Duration: "must be a time such as 90s, 10m or 1h30m",

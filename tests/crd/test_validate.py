@@ -61,8 +61,8 @@ spec:
     assert said(text) == [
         "job.yaml:5:16: spec.task.type: text-clasification is not known: did you mean text-classification?",
         'job.yaml:5:45: spec.task.labels[0]: yes is a boolean in YAML: quote it: "yes"',
-        "job.yaml:6:16: spec.model.uri: must be an address such as s3://bucket/folder or file:///folder, "
-        "without spaces, not /models/minilm",
+        "job.yaml:6:16: spec.model.uri: must be an address such as s3://bucket/folder, hf://org/name@revision or "
+        "file:///folder, without spaces, not /models/minilm",
         "job.yaml:7:3: spec.learningRate: is no field: did you mean spec.training.learningRate?",
         "job.yaml:10:5: spec.data.validation: give exactly one of fraction and uri",
         "job.yaml:10:28: spec.data.validation.fraction: must be less than 1, not 1.5",

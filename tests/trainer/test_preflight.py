@@ -28,6 +28,11 @@ def rows(count: int = 60, labels: str = "ab") -> list[dict[str, Any]]:
     return [{"text": f"this is row number {i} of the set", "label": labels[i % len(labels)]} for i in range(count)]
 
 
+def fresh(count: int) -> list[dict[str, Any]]:
+    """Rows whose texts are in no other file."""
+    return [{"text": f"held out number {number}", "label": "ab"[number % 2]} for number in range(count)]
+
+
 def jsonl(items: list[dict[str, Any]]) -> bytes:
     return b"".join(json.dumps(item).encode() + b"\n" for item in items)
 
@@ -98,7 +103,7 @@ def bench(tmp_path: Path, minilm_dir: Path) -> Bench:
 
 
 def test_a_good_document_leaves_what_a_train_pod_needs(bench: Bench) -> None:
-    bench.put("test.jsonl", jsonl(rows(10)))
+    bench.put("test.jsonl", jsonl(fresh(10)))
     bench.spec["data"]["test"] = {"uri": bench.uri("test.jsonl")}
     last = bench.run()
     assert (last.code, last.reason) == (0, "PreflightPassed")
@@ -151,7 +156,7 @@ def test_names_and_places_do_not_make_another_run_but_content_does(bench: Bench)
 
 
 def test_another_test_set_is_the_same_run_with_other_test_rows(bench: Bench) -> None:
-    bench.put("test.jsonl", jsonl(rows(10)))
+    bench.put("test.jsonl", jsonl(fresh(10)))
     one = bench.run()
     bench.spec["data"]["test"] = {"uri": bench.uri("test.jsonl")}
     two = bench.run()
@@ -225,12 +230,111 @@ def test_odd_data_passes_with_warnings(bench: Bench) -> None:
     assert last.preflight.summary.truncated_percent == pytest.approx(100 * 12 / 98, abs=0.01)
     for sentence in (
         "Fewer than 10 training rows have",
-        "test rows have the text of a training row",
+        "training rows are left out: 5 test rows have their content (data.leakage)",
         "1 times the same text has another label",
         "% of the rows were cut to 64 tokens",
         "of 98 rows repeat the text",
     ):
         assert sentence in found
+
+
+# --- what is left out, mixed and looked for ---
+
+
+def left_out(bench: Bench, last: LastMessage) -> list[int]:
+    """Lines of the files whose rows belong to no split."""
+    store = load_file(bench.root / "output" / bench.record(last).encoded.key)
+    return store["row"][store["split"] == 3].tolist()
+
+
+def repeating() -> list[dict[str, Any]]:
+    """60 rows, then rows 1 and 2 again, the second one with another label, and row 3 with a word changed."""
+    plain = [
+        {"text": " ".join(f"w{number}x{at}" for at in range(40)), "label": "ab"[number % 2]} for number in range(60)
+    ]
+    near = {**plain[2], "text": plain[2]["text"].replace("w2x20", "other")}
+    return [*plain, dict(plain[0]), {**plain[1], "label": "a"}, near]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "lines"), [(None, []), ({"exact": True}, [61]), ({"near": True}, [61, 62, 63]), ({"exact": False}, [])]
+)
+def test_repeated_training_rows_are_left_out_where_it_is_asked_for(
+    bench: Bench, wanted: dict[str, bool] | None, lines: list[int]
+) -> None:
+    bench.put("train.jsonl", jsonl(repeating()))
+    bench.put("validation.jsonl", jsonl(fresh(6)))
+    bench.spec["data"]["validation"] = {"uri": bench.uri("validation.jsonl")}
+    if wanted:
+        bench.spec["data"]["deduplicate"] = wanted
+    last = bench.run()
+    assert last.preflight is not None
+    assert left_out(bench, last) == lines
+    summary = last.preflight.summary
+    assert summary.rows is not None
+    assert summary.rows.train == 63 - len(lines)
+    found = summary.dropped.document() if summary.dropped else {}
+    assert found.get("duplicates", 0) + found.get("nearDuplicates", 0) == len(lines)
+
+
+def test_training_rows_among_the_test_rows_are_left_out_and_make_another_run(bench: Bench) -> None:
+    one = bench.run()
+    leak = [dict(rows(60)[7]), *fresh(3)]
+    bench.put("test.jsonl", jsonl(leak))
+    bench.spec["data"]["test"] = {"uri": bench.uri("test.jsonl")}
+    two = bench.run()
+    assert 8 in left_out(bench, two)
+    assert two.run_id != one.run_id
+    assert "leaked" in bench.record(two).identity["inputs"]
+    bench.put("test.jsonl", jsonl([*leak, *fresh(9)]))
+    assert bench.run().run_id == two.run_id
+
+
+def test_leakage_can_be_refused_and_both_places_are_named(bench: Bench) -> None:
+    bench.put("test.jsonl", jsonl([*fresh(3), dict(rows(60)[7])]))
+    bench.spec["data"] |= {"test": {"uri": bench.uri("test.jsonl")}, "leakage": "Fail"}
+    bench.refused(ExitCode.INVALID, "Leakage", "train.jsonl:", "has the content of", "test.jsonl:4", "leakage: Drop")
+
+
+def test_files_of_a_pattern_are_inputs_of_their_own(bench: Bench) -> None:
+    for part in range(3):
+        bench.put(f"part-{part}.jsonl", jsonl(rows(60)[20 * part : 20 * part + 20]))
+    bench.spec["data"]["train"] = [{"uri": bench.uri("part-*.jsonl")}]
+    last = bench.run()
+    record = bench.record(last)
+    roles = [(entry.role, entry.uri.rsplit("/", 1)[1]) for entry in record.manifest if entry.role.startswith("train")]
+    assert roles == [(f"train/0/{part}", f"part-{part}.jsonl") for part in range(3)]
+    bench.put("part-3.jsonl", b"{broken")
+    bench.refused(ExitCode.INVALID, "InvalidRow", "part-3.jsonl:1:2: not JSON")
+    bench.spec["data"]["train"] = [{"uri": bench.uri("part-*.csv")}]
+    bench.refused(ExitCode.INVALID, "NothingMatches", "no file matches; below", "correct the pattern")
+
+
+def test_weights_are_part_of_the_run_and_weights_of_one_are_not(bench: Bench) -> None:
+    plain = bench.run()
+    bench.spec["data"]["train"][0]["weight"] = 1
+    assert bench.run().run_id == plain.run_id
+    bench.spec["data"]["train"][0]["weight"] = 2
+    assert bench.run().run_id != plain.run_id
+
+
+def test_the_audit_is_in_status_and_report_and_tells_no_content(bench: Bench) -> None:
+    bench.put("train.jsonl", jsonl([*rows(60), {"text": "write to jane@example.org", "label": "a", "note": ""}]))
+    last = bench.run()
+    assert last.preflight is not None
+    summary = last.preflight.summary
+    figure = next(figure for figure in summary.audit or [] if figure.name == "email")
+    assert (figure.percent, figure.exact) == (pytest.approx(100 / 61, rel=1e-3), True)
+    assert any("Suspected e-mail addresses in 1 of 61 rows" in sentence for sentence in summary.warnings or [])
+    text = (bench.root / str(summary.report_uri).removeprefix(bench.root.as_uri() + "/")).read_text()
+    assert json.loads(text)["audit"]["personalData"]["email"]["where"] == [f"{bench.uri('train.jsonl')}:61"]
+    assert "jane@" not in text + last.model_dump_json()
+
+
+def test_the_audit_changes_neither_run_nor_rows(bench: Bench) -> None:
+    one = bench.run()
+    bench.spec["data"]["audit"] = "Full"
+    assert bench.run().run_id == one.run_id
 
 
 # --- what is done already ---

@@ -16,7 +16,7 @@ from finetune_trainer import numerics, tasks
 from finetune_trainer.adapt.base import Inputs
 from finetune_trainer.course import OutOfMemory, Plan
 from finetune_trainer.data.batch import Encoded
-from finetune_trainer.data.order import Rows, evaluation_interval, total_steps
+from finetune_trainer.data.order import Mixture, Rows, evaluation_interval, parts_of, total_steps
 from finetune_trainer.evaluate import Evaluator
 from finetune_trainer.model import Loaded, load
 from finetune_trainer.run import TRAIN, VALIDATION, Input, RunRecord
@@ -107,9 +107,20 @@ class Attempt:
         return load(self.base, learner=self.learner, seed=training.seed, dropout=training.dropout)
 
     @cached_property
+    def mixture(self) -> Mixture | None:
+        """How often training rows are seen, by data.train[].weight; None where each is seen once an epoch."""
+        weights = self.config.data.train_weights
+        if weights is None:
+            return None
+        roles = {position: entry.role.split("/") for position, entry in enumerate(self.record.manifest)}
+        weight_of = {position: weights[int(role[1])] for position, role in roles.items() if role[0] == "train"}
+        sources = self.encoded.values("source", self.encoded.rows(TRAIN))
+        return Mixture(parts_of(sources, weight_of), seed=self.config.training.seed)
+
+    @cached_property
     def plan(self) -> Plan:
         training = self.config.training
-        rows = len(self.encoded.rows(TRAIN))
+        rows = self.mixture.rows if self.mixture else len(self.encoded.rows(TRAIN))
         every = evaluation_interval(
             steps_per_epoch=-(-rows // training.batch_size),
             steps=training.evaluate_steps,

@@ -29,9 +29,10 @@ from finetune_api.resolve import digest, evaluation_id, publication_id, run_id, 
 from finetune_trainer import lastmessage, tasks
 from finetune_trainer.base_model import BaseModel, check_dropout, hash_object, model_digest, read_base_model
 from finetune_trainer.config import read_config, storage_settings
-from finetune_trainer.data.check import Checker, Problems, Survey, check_splits, warnings
+from finetune_trainer.data.check import Checker, Problems, Survey, check_splits
 from finetune_trainer.data.encode import Encoded, Encoder
-from finetune_trainer.data.read import DataError, Rows
+from finetune_trainer.data.quality import Inspector, Quality
+from finetune_trainer.data.read import DataError, Located, Rows, locate
 from finetune_trainer.data.split import side
 from finetune_trainer.data.text import read_text
 from finetune_trainer.run import TEST, TRAIN, VALIDATION, EncodedRef, Input, RunRecord, encoded_key, run_key
@@ -44,7 +45,6 @@ from finetune_trainer.storage import (
     Store,
     open_store,
     probe_conditional_writes,
-    split_uri,
 )
 from finetune_trainer.storage.commit import Record, RecordKind, RunLog, find, latest_checkpoint
 from finetune_trainer.tasks import Task
@@ -164,7 +164,7 @@ class Data:
     facts: dict[str, Any]
     encoded: Encoded
     survey: Survey
-    warnings: list[str]
+    quality: Quality
 
 
 @dataclass(frozen=True)
@@ -172,18 +172,24 @@ class _Source:
     """One file of rows. `split` None: its rows are divided between training and validation."""
 
     role: str
-    uri: str
+    place: Located
     split: int | None
 
 
-def _sources(config: RunConfig) -> list[_Source]:
+def _sources(config: RunConfig, settings: StorageSettings) -> list[_Source]:
+    """All files, those a pattern matches in the order of their names. Raises DataError, StorageError."""
     data = config.data
     split = None if data.validation_uri is None else TRAIN
-    found = [_Source(f"train/{number}", uri, split) for number, uri in enumerate(data.train)]
-    if data.validation_uri is not None:
-        found.append(_Source("validation", data.validation_uri, VALIDATION))
-    if data.test_uri is not None:
-        found.append(_Source("test", data.test_uri, TEST))
+    asked = [(f"train/{number}", uri, split) for number, uri in enumerate(data.train)]
+    asked += [("validation", data.validation_uri, VALIDATION)] if data.validation_uri is not None else []
+    asked += [("test", data.test_uri, TEST)] if data.test_uri is not None else []
+    found = []
+    for role, uri, side_of in asked:
+        places = locate(uri, settings)
+        several = len(places) > 1 or places[0].uri != uri
+        found += [
+            _Source(f"{role}/{number}" if several else role, place, side_of) for number, place in enumerate(places)
+        ]
     return found
 
 
@@ -195,24 +201,22 @@ class _Reading:
     task: Task
     checker: Checker
     survey: Survey
+    inspector: Inspector
     encoder: Encoder
     problems: Problems
-    settings: StorageSettings
     scratch: Path
     inputs: list[Input] = field(default_factory=list)
 
     def read(self, source: _Source, position: int) -> None:
         """Check, split and encode the rows of one file, whose place in the manifest is `position`."""
         started = time.monotonic()
-        store_uri, key = split_uri(source.uri)
-        data = self.config.data
+        place, data = source.place, self.config.data
         wanted = list(self.task.columns.values())
         grouped = source.split is None and data.validation_group_by is not None
         if grouped:
             wanted.append(str(data.validation_group_by))
-        store = open_store(store_uri, self.settings)
         try:
-            rows = Rows(store, key, uri=source.uri, wanted=wanted, scratch=self.scratch)
+            rows = Rows(place.store, place.key, uri=place.uri, wanted=wanted, scratch=self.scratch)
         except DataError as error:
             self.problems.add(error)
             return
@@ -222,14 +226,15 @@ class _Reading:
             split = source.split
             if split is None:
                 split = side(example.key, data.validation_fraction or 0.0)
-            self.survey.add(example, split)
+            self.survey.add(example, split=split, source=position)
             if not self.problems.count:
+                self.inspector.add(example, split=split, source=position)
                 self.encoder.add(example, split=split, source=position)
         if rows.sha256 is not None:
             info = rows.info
-            entry = Input(role=source.role, uri=source.uri, size=info.size, etag=info.etag, sha256=rows.sha256)
+            entry = Input(role=source.role, uri=place.uri, size=info.size, etag=info.etag, sha256=rows.sha256)
             self.inputs.append(entry)
-        log.info("%s: %d rows in %.1f s", source.uri, count, time.monotonic() - started)
+        log.info("%s: %d rows in %.1f s", place.uri, count, time.monotonic() - started)
 
 
 def read_data(
@@ -237,21 +242,23 @@ def read_data(
 ) -> Data:
     """One pass over all files of rows. Raises DataError with the first problem and the number of the others."""
     facts = task.facts(tools)
-    problems, survey = Problems(), Survey()
+    problems, survey = Problems(), Survey(scratch)
     checker = Checker(task, group_by=config.data.validation_group_by, problems=problems)
     checker.labels = config.task.labels
     _check_wanted(config.task.labels)
-    sources = _sources(config)
+    sources = _sources(config, settings)
     models = [f"{base.uri}/{name}" for name in base.files]
+    names = models + [source.place.uri for source in sources]
+    inspector = Inspector(config, text=task.reads == "text", scratch=scratch)
     encoder = Encoder(
         task,
         tools,
         scratch=scratch,
-        sources=models + [source.uri for source in sources],
+        sources=names,
         problem=problems.add,
         beat=lambda rows: log.info("%d rows encoded", rows) if rows % 102_400 < 1024 else None,
     )
-    reading = _Reading(config, task, checker, survey, encoder, problems, settings, scratch)
+    reading = _Reading(config, task, checker, survey, inspector, encoder, problems, scratch)
     labels: list[str] | None = None
     for position, source in enumerate(sources, start=len(models)):
         if source.split == TEST:
@@ -260,12 +267,13 @@ def read_data(
     if labels is None:
         labels = _fix_labels(reading, base=base)
     _raise_problems(problems)
-    encoded = encoder.finish(labels, path=scratch / "encoded.safetensors")
+    found = inspector.decide(survey.contents, sources=names)
+    encoded = encoder.finish(labels, path=scratch / "encoded.safetensors", marks=found.marks)
     _check_encoded(encoded, config, problems)
     _raise_problems(problems)
     limit = tools.text.max_length if tools.text else 0
-    said = warnings(survey, labels=labels, truncated=encoded.truncated, dropped=encoded.dropped, max_length=limit)
-    return Data(reading.inputs, labels, checker.form or "", facts, encoded, survey, said)
+    quality = found.report(encoded, survey, labels=labels, max_length=limit)
+    return Data(reading.inputs, labels, checker.form or "", facts, encoded, survey, quality)
 
 
 def _check_wanted(labels: Sequence[str] | None) -> None:
@@ -290,16 +298,14 @@ def _fix_labels(reading: _Reading, *, base: BaseModel) -> list[str]:
 
 
 def _check_encoded(encoded: Encoded, config: RunConfig, problems: Problems) -> None:
-    """Dropping overlong rows may have emptied a side."""
+    """Leaving rows out may have emptied a side."""
     needed = {TRAIN: "training", VALIDATION: "validation"} | ({TEST: "test"} if config.data.test_uri else {})
     for split, name in needed.items():
         if not encoded.rows_by_split.get(split) and not problems.count:
-            problems.add(
-                DataError(
-                    "EmptySplit",
-                    f"All {name} rows were dropped as longer than data.maxLength allows; raise it or choose Truncate.",
-                )
-            )
+            why = "were dropped as longer than data.maxLength allows; raise it or choose Truncate."
+            if not encoded.dropped:
+                why = "are left out, as repeated or held out (data.deduplicate, data.leakage); give other rows."
+            problems.add(DataError("EmptySplit", f"All {name} rows {why}"))
 
 
 def _raise_problems(problems: Problems) -> None:
@@ -317,7 +323,10 @@ def _commit(
     """Everything is right: find the identity, write what train pods need, and say what is left to do."""
     manifest = _model_inputs(base, output=output, settings=settings) + data.inputs
     digests = {entry.role: entry.sha256 for entry in data.inputs}
-    test = digests.pop("test", None)
+    tests = {role: digests.pop(role) for role in list(digests) if role.partition("/")[0] == "test"}
+    test = tests["test"] if list(tests) == ["test"] else digest(tests) if tests else None
+    if data.quality.leaked:
+        digests["leaked"] = digest([f"{content:016x}" for content in data.quality.leaked])
     model = model_digest([entry for entry in manifest if entry.role.startswith("model/")])
     identity = train_identity(config, labels=data.labels, inputs={"model": model, **digests})
     run = run_id(identity)
@@ -368,11 +377,12 @@ def _report(record: RunRecord, *, data: Data, summary: PreflightStatus, publicat
         "checkedAt": datetime.now(UTC).isoformat(timespec="seconds"),
         "publicationId": publication,
         "summary": summary.document(),
-        "warnings": data.warnings,
+        "warnings": list(data.quality.warnings),
         "labels": {name: dict(sorted(data.survey.labels[split].items())) for split, name in names},
-        "repeated": data.survey.repeated,
+        "repeated": data.quality.repeated.document(),
+        "audit": data.quality.audit,
         "truncated": data.encoded.truncated,
-        "dropped": data.encoded.dropped,
+        "dropped": data.quality.dropped.document(),
         "record": record.document(),
         "versions": {name: version(name) for name in ("numpy", "tokenizers", "pyarrow", "safetensors")},
     }
@@ -399,7 +409,9 @@ def _summary(config: RunConfig, *, data: Data, trouble: list[str], report: str) 
         form=data.form or None,
         tokens=encoded.lengths,
         truncated_percent=round(100 * encoded.truncated / max(1, encoded.rows), 2),
-        warnings=[sentence[:1024] for sentence in trouble + data.warnings][:10] or None,
+        dropped=data.quality.dropped if any(data.quality.dropped.document().values()) else None,
+        audit=list(data.quality.figures) or None,
+        warnings=[sentence[:1024] for sentence in (*trouble, *data.quality.warnings)][:10] or None,
         report_uri=report,
     )
 

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from finetune_api.base import Model
 
-TRAIN, VALIDATION, TEST = 0, 1, 2
+TRAIN, VALIDATION, TEST, LEFT_OUT = 0, 1, 2, 3
 """Values of the encoded store's tensor `split`."""
 
 
@@ -25,7 +25,9 @@ def encoded_key(key: str) -> str:
 class Input(Model):
     """One pinned input object. Every later read uses If-Match with the ETag and checks the digest."""
 
-    role: str = Field(description="model/<file name>, train/<index>, validation, test")
+    role: str = Field(
+        description="model/<file name>, train/<index>, validation, test; with /<number> of a pattern's files"
+    )
     uri: str
     size: int
     etag: str
@@ -55,7 +57,7 @@ class RunRecord(Model):
 
 # The encoded store is one safetensors file (later: shards). Every row has
 #   length  int32 [rows]   what it costs in training, in tokens after any cut
-#   split   uint8 [rows]   TRAIN, VALIDATION or TEST
+#   split   uint8 [rows]   TRAIN, VALIDATION, TEST or LEFT_OUT
 #   source  int32 [rows]   position in the manifest of the file it came from
 #   row     int64 [rows]   1-based line (jsonl, csv) or row (parquet) in that file
 # and the columns of its task (Task.store): one value a row, or, where a column is ragged, the values

@@ -162,7 +162,7 @@ def prepare(attempt: Attempt) -> Trainee:
         parameters=list(checkpoint.trainable(model).values()),
         config=config,
         plan=attempt.plan,
-        order=Order(len(rows), config.batch_size, config.seed, encoded.lengths(rows)),
+        order=_order(attempt, rows),
         rows=rows,
         count=lambda chosen: attempt.learner.count(encoded, chosen),
         inputs_of=inputs_of,
@@ -172,6 +172,12 @@ def prepare(attempt: Attempt) -> Trainee:
         after_step=_after_step(optimizer, anchor=anchor, mean=mean),
     )
     return Trainee(model, module, inputs_of, setup, state, mean)
+
+
+def _order(attempt: Attempt, rows: Rows) -> Order:
+    config, mixture = attempt.config.training, attempt.mixture
+    size = mixture.rows if mixture else len(rows)
+    return Order(size, config.batch_size, config.seed, attempt.encoded.lengths(rows), mixture)
 
 
 def _after_step(optimizer: torch.optim.Optimizer, *, anchor: Anchor | None, mean: Ema | None) -> Callable[[int], None]:

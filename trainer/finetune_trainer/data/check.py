@@ -4,16 +4,17 @@ Problems end a preflight (exit code 42); they are collected, because ten problem
 Warnings are for people to judge. Neither holds the text of a row.
 """
 
-from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
-import numpy as np
-
+from finetune_api.job import DroppedRows
+from finetune_trainer.data.duplicates import Contents, Repeated
 from finetune_trainer.data.read import DataError, Row, Rows
-from finetune_trainer.data.split import content_hash
+from finetune_trainer.data.read.base import weight
+from finetune_trainer.data.split import check_hash, content_hash
 from finetune_trainer.run import TEST, TRAIN, VALIDATION
 from finetune_trainer.tasks.base import MissingColumn, RowError, Sample, Task
 
@@ -31,6 +32,10 @@ class Example:
     sample: Sample
     key: int
     content_hash: int
+    values: Mapping[str, Any] = field(default_factory=dict)
+    """The row as it was read."""
+    size: int = 0
+    """About how many bytes it takes in memory."""
 
 
 class Problems:
@@ -84,9 +89,12 @@ class Checker:
             self.problems.add(error)
 
     def _checked(self, row: Row, rows: Rows, group: bool) -> Example | DataError:
-        where = f"{rows.uri}:{row.number}"
+        where = rows.where(row)
         try:
-            sample = self.task.read_row(row.values)
+            values = self._with_image(row, rows)
+            sample = self.task.read_row(values)
+        except DataError as error:
+            return error
         except MissingColumn as error:
             return self._missing(error.name, f"spec.task.columns.{error.role}", row, rows)
         except RowError as error:
@@ -111,11 +119,18 @@ class Checker:
             if value is None or isinstance(value, list | dict):
                 return DataError("InvalidRow", f"{where}: the column {self.group_by!r} of groupBy must hold one value.")
             key = content_hash(str(value))
-        return Example(row.number, sample, key, hashed)
+        return Example(row.number, sample, key, hashed, values, weight(values))
+
+    def _with_image(self, row: Row, rows: Rows) -> Mapping[str, Any]:
+        """The row; in a task that reads images with the bytes of one that can be decoded. Raises DataError."""
+        if self.task.reads != "images":
+            return row.values
+        name = self.task.columns["image"]
+        return {**row.values, name: rows.image(row, name)[0]} if name in row.values else row.values
 
     def _missing(self, name: str, field: str, row: Row, rows: Rows) -> DataError:
         """A column that the whole file lacks is reported once; raises then. Else the row's problem."""
-        where = f"{rows.uri}:{row.number}"
+        where = rows.where(row)
         found = rows.columns or list(row.values)
         if name not in found:
             raise DataError(
@@ -131,17 +146,17 @@ class Checker:
 
 
 class Survey:
-    """Counts over all examples, from which warnings are made. Takes 17 bytes a row and an entry a label."""
+    """Counts over all examples, from which warnings are made. Takes 37 bytes a row on disk and an entry a label."""
 
-    def __init__(self) -> None:
+    def __init__(self, scratch: Path) -> None:
+        """`scratch`: a directory for temporary files."""
         self.rows: Counter[int] = Counter()
         self.labels: dict[int, Counter[str]] = {TRAIN: Counter(), VALIDATION: Counter(), TEST: Counter()}
-        self._texts = array("Q")
-        self._answers = array("Q")
-        self._splits = array("B")
+        self.contents = Contents(scratch)
 
-    def add(self, example: Example, split: int) -> None:
-        """Raises DataError when there are more labels than any model could have outputs."""
+    def add(self, example: Example, *, split: int, source: int) -> None:
+        """`source` is the position of the file in the manifest. Raises DataError when there are more labels than any
+        model could have outputs."""
         sample = example.sample
         self.rows[split] += 1
         counts = self.labels[split]
@@ -150,30 +165,17 @@ class Survey:
             raise DataError(
                 "TooManyLabels", f"There are more than {MAX_LABELS} different labels: is it the right column?"
             )
-        self._texts.append(example.content_hash)
-        self._answers.append(content_hash(sample.answer))
-        self._splits.append(split)
+        self.contents.add(
+            content=example.content_hash,
+            check=check_hash(sample.content),
+            answer=content_hash(sample.answer),
+            place=(source, example.row),
+            split=split,
+        )
 
     def found(self) -> set[str]:
         """Labels of the rows that make the model: training and validation, never test."""
         return set(self.labels[TRAIN]) | set(self.labels[VALIDATION])
-
-    @cached_property
-    def repeated(self) -> dict[str, int]:
-        """How many rows repeat an earlier text, how many texts have different labels, and how many rows of the other
-        sides have a text of the training rows."""
-        texts = np.frombuffer(self._texts, dtype=np.uint64)
-        answers = np.frombuffer(self._answers, dtype=np.uint64)
-        splits = np.frombuffer(self._splits, dtype=np.uint8)
-        different = np.unique(texts)
-        pairs = np.unique(texts ^ (answers * np.uint64(0x9E3779B97F4A7C15)))
-        train = np.unique(texts[splits == TRAIN])
-        return {
-            "duplicates": len(texts) - len(different),
-            "conflicts": int(len(pairs) - len(different)),
-            "validationInTrain": int(np.isin(texts[splits == VALIDATION], train).sum()),
-            "testInTrain": int(np.isin(texts[splits == TEST], train).sum()),
-        }
 
 
 def check_splits(survey: Survey, *, labelled: bool, problems: Problems, fraction: float | None) -> None:
@@ -198,9 +200,10 @@ def check_splits(survey: Survey, *, labelled: bool, problems: Problems, fraction
         )
 
 
-def warnings(survey: Survey, *, labels: Sequence[str], truncated: int, dropped: int, max_length: int) -> list[str]:
+def warnings(
+    survey: Survey, repeated: Repeated, *, labels: Sequence[str], truncated: int, dropped: DroppedRows, max_length: int
+) -> list[str]:
     """What a person should know before trusting the result, the most important first."""
-    repeated = survey.repeated
     total = sum(survey.rows.values())
     found: list[str] = []
     trained = survey.labels[TRAIN]
@@ -210,17 +213,20 @@ def warnings(survey: Survey, *, labels: Sequence[str], truncated: int, dropped: 
         found.append(f"Fewer than {FEW_ROWS} training rows have {_these(few)}.")
     if unseen := [label for label in labels if trained[label] and not survey.labels[VALIDATION][label]]:
         found.append(f"No validation row has {_these(unseen)}, so its quality is not measured.")
-    for name, where in (("validationInTrain", "validation"), ("testInTrain", "test")):
-        if count := repeated[name]:
-            found.append(f"{count} {where} rows have the text of a training row: metrics look better than they are.")
-    if count := repeated["conflicts"]:
-        found.append(f"{count} times the same text has another label in another row.")
-    if dropped:
-        found.append(f"{dropped} rows of more than {max_length} tokens were dropped (overlong: Drop).")
+    if dropped.leaked:
+        held = [(repeated.validation_in_train, "validation"), (repeated.test_in_train, "test")]
+        those = " and ".join(f"{count} {name}" for count, name in held if count)
+        found.append(f"{dropped.leaked} training rows are left out: {those} rows have their content (data.leakage).")
+    if repeated.conflicts:
+        found.append(f"{repeated.conflicts} times the same text has another label in another row.")
+    if dropped.overlong:
+        found.append(f"{dropped.overlong} rows of more than {max_length} tokens were dropped (overlong: Drop).")
     if truncated * 20 > total:
         found.append(f"{100 * truncated / total:.0f} % of the rows were cut to {max_length} tokens (data.maxLength).")
-    if repeated["duplicates"] * 20 > total:
-        found.append(f"{repeated['duplicates']} of {total} rows repeat the text of another row.")
+    if left_out := dropped.duplicates + dropped.near_duplicates:
+        found.append(f"{left_out} training rows that repeat others are left out (data.deduplicate).")
+    elif repeated.duplicates * 20 > total:
+        found.append(f"{repeated.duplicates} of {total} rows repeat the text of another row (see data.deduplicate).")
     return found
 
 

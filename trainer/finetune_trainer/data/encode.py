@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from finetune_api.job import TokenLengths
 from finetune_trainer.data.check import Example
 from finetune_trainer.data.read import DataError
+from finetune_trainer.run import LEFT_OUT
 from finetune_trainer.tasks.base import Column, Piece, RowError, Task, Tools
 
 FORMAT = "finetune-encoded-2"
@@ -30,7 +31,7 @@ OURS: Mapping[str, Column] = {
 }
 """The columns that every store has beside its task's."""
 _BATCH_ROWS = 1024
-_BATCH_CHARACTERS = 4 * 1024 * 1024
+_BATCH_SIZE = 4 * 1024 * 1024
 _BLOCK = 1024 * 1024
 _CODES = {"I32": ("i", np.int32), "I64": ("q", np.int64), "U8": ("B", np.uint8), "F64": ("d", np.float64)}
 
@@ -48,6 +49,10 @@ class Encoded:
     dropped: int
     lengths: TokenLengths
     """Tokens a row, before anything is cut."""
+    tokens: int
+    """Tokens of all rows, after any cut."""
+    unknown: int
+    """Those among them that stand for what the tokenizer does not know."""
 
 
 class Encoder:
@@ -72,7 +77,8 @@ class Encoder:
         self._problem = problem
         self._beat = beat
         self._pending: list[tuple[Example, int, int]] = []
-        self._characters = 0
+        self._taken = 0
+        self._size = 0
         self._lengths: Counter[int] = Counter()
         self._truncated = self._dropped = self._rows = 0
         self._rows_by_split: Counter[int] = Counter()
@@ -81,6 +87,9 @@ class Encoder:
         self._offsets = {name: _Growing(scratch / f"{name}.offsets.bin", "I64") for name in self._ragged}
         for offsets in self._offsets.values():
             offsets.extend([0])
+        self._ordinals = _Growing(scratch / "ordinals.bin", "I64")
+        """Which example a row of the store came from, in the order of `add`."""
+        self._unknown = self._tokens = 0
 
     @property
     def _ragged(self) -> list[str]:
@@ -89,21 +98,25 @@ class Encoder:
     def add(self, example: Example, *, split: int, source: int) -> None:
         """Take one example; `source` is the position of its file in the manifest."""
         self._pending.append((example, split, source))
-        self._characters += len(example.sample.content)
-        if len(self._pending) >= _BATCH_ROWS or self._characters >= _BATCH_CHARACTERS:
+        self._size += max(example.size, len(example.sample.content))
+        if len(self._pending) >= _BATCH_ROWS or self._size >= _BATCH_SIZE:
             self._flush()
 
-    def finish(self, labels: Sequence[str], *, path: Path) -> Encoded:
-        """Put the store together at `path`. `labels`, in the order of the model's outputs, must cover all rows'."""
+    def finish(self, labels: Sequence[str], *, path: Path, marks: NDArray[np.uint8] | None = None) -> Encoded:
+        """Put the store together at `path`. `labels`, in the order of the model's outputs, must cover all rows'.
+        `marks` has a number for each example in the order of `add`: those that are not 0 belong to no split."""
         self._flush()
+        self._ordinals.close()
         growing = {**self._columns, **{f"{name}.offsets": offsets for name, offsets in self._offsets.items()}}
         for column in growing.values():
             column.close()
         for name, spec in self._spec.items():
             if spec.labels:
                 self._renumber(growing[name], labels)
+        if marks is not None and marks.any():
+            self._leave_out(growing["split"], marks)
         sha256, size = _assemble(path, growing)
-        for column in growing.values():
+        for column in (*growing.values(), self._ordinals):
             column.path.unlink()
         return Encoded(
             path=path,
@@ -114,14 +127,28 @@ class Encoder:
             truncated=self._truncated,
             dropped=self._dropped,
             lengths=self._quantiles(),
+            tokens=self._tokens,
+            unknown=self._unknown,
         )
 
+    def _leave_out(self, column: "_Growing", marks: NDArray[np.uint8]) -> None:
+        """Marked rows stay where they are, so that nothing else moves, but belong to no split."""
+        path = column.path.with_suffix(".final")
+        self._rows_by_split = Counter()
+        with open(path, "wb") as target:
+            for block, ordinals in zip(column.blocks(_BLOCK), self._ordinals.blocks(_BLOCK), strict=True):
+                split = np.where(marks[ordinals] == 0, block, LEFT_OUT).astype(block.dtype)
+                self._rows_by_split.update(dict(enumerate(np.bincount(split).tolist())))
+                target.write(split.tobytes())
+        path.replace(column.path)
+
     def _flush(self) -> None:
-        pending, self._pending, self._characters = self._pending, [], 0
+        pending, self._pending, self._size = self._pending, [], 0
         if not pending:
             return
         found = self._task.encode([example.sample for example, _, _ in pending], self._tools)
         for (example, split, source), pieces in zip(pending, found, strict=True):
+            self._taken += 1
             where = f"{self._sources[source]}:{example.row}"
             if isinstance(pieces, RowError):
                 self._problem(DataError("InvalidRow", f"{where}: {pieces}; mend or remove the row."))
@@ -144,6 +171,9 @@ class Encoder:
         ids = piece.columns.get("input_ids")
         if ids is None:
             return
+        self._tokens += len(ids)
+        if self._tools.text and self._tools.text.unknown_id is not None:
+            self._unknown += list(ids).count(self._tools.text.unknown_id)
         vocabulary = self._tools.text.vocabulary if self._tools.text else None
         if not len(ids):
             self._problem(DataError("InvalidRow", f"{where}: the text gives no token; mend or remove the row."))
@@ -157,6 +187,7 @@ class Encoder:
     def _append(self, example: Example, split: int, source: int, piece: Piece) -> None:
         self._rows += 1
         self._rows_by_split[split] += 1
+        self._ordinals.extend([self._taken - 1])
         ours = {"length": piece.length, "split": split, "source": source, "row": example.row}
         for name, value in (*piece.columns.items(), *ours.items()):
             column = self._columns[name]

@@ -47,6 +47,15 @@ class Text:
         return _bare(self.tokenizer_json)
 
     @cached_property
+    def unknown_id(self) -> int | None:
+        """The token for what the tokenizer does not know; None where it knows everything (bytes)."""
+        named = self.tokenizer_config.get("unk_token")
+        name = named.get("content") if isinstance(named, dict) else named
+        model: Any = self.tokenizer.model
+        name = name if isinstance(name, str) else getattr(model, "unk_token", None)
+        return self.tokenizer.token_to_id(name) if isinstance(name, str) else None
+
+    @cached_property
     def _cutting(self) -> tokenizers.Tokenizer:
         tokenizer = _bare(self.tokenizer_json)
         tokenizer.enable_truncation(self.max_length)

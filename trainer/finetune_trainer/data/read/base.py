@@ -1,6 +1,6 @@
 """What all readers share: the row, the error, the limits, and what they know of the file they read."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,7 @@ def some(names: Sequence[str], limit: int = 10) -> str:
     return f"{shown} and {len(names) - limit} more" if len(names) > limit else shown
 
 
-def weight(values: dict[str, Any]) -> int:
+def weight(values: Mapping[str, Any]) -> int:
     """About the bytes that a row's cells take: text, bytes and what lies one level deeper."""
     total = 0
     for value in values.values():
