@@ -24,7 +24,7 @@ from finetune_api.job import (
     ProgressStatus,
     ScheduleType,
 )
-from finetune_api.tasks import MethodType, Metric, TaskType
+from finetune_api.tasks import MethodType, PartType, TaskType
 
 RECIPE_VERSION = 1
 """Raised only when the trainer's numerics change on purpose; part of a run's identity, unlike any package version."""
@@ -63,18 +63,37 @@ class ExitCode(IntEnum):
     """Out of memory: the next attempt halves the micro-batch."""
 
 
+class PartConfig(Model):
+    """One of several tasks that share an encoder."""
+
+    name: str
+    type: PartType
+    columns: dict[str, str]
+    labels: list[str] | None
+    loss_weight: float
+
+
 class TaskConfig(Model):
     type: TaskType
     columns: dict[str, str]
     """Names in the data by role, for every role the task reads."""
     labels: list[str] | None
     """None: preflight finds them and fixes them in run.json."""
+    tasks: list[PartConfig] | None = None
+    """None but for multi-task."""
+
+
+class PartSource(Model):
+    """Rows of one of several tasks."""
+
+    task: str
+    uri: str
 
 
 class DataConfig(Model):
     train: list[str]
     validation_fraction: float | None
-    """None exactly when validation_uri is given."""
+    """None exactly when validation_uri or validation_sources are given."""
     validation_group_by: str | None
     validation_uri: str | None
     test_uri: str | None
@@ -86,6 +105,27 @@ class DataConfig(Model):
     """near includes exact."""
     leakage: Leakage = "Drop"
     audit: AuditMode = "Sample"
+    train_tasks: list[str] | None = None
+    """Of several tasks that of each of `train`; None, as the two below, where there is one task."""
+    validation_sources: list[PartSource] | None = None
+    test_sources: list[PartSource] | None = None
+
+    @property
+    def tested(self) -> bool:
+        """Whether there are rows for the final metrics."""
+        return self.test_uri is not None or self.test_sources is not None
+
+    @property
+    def addresses(self) -> dict[str, str]:
+        """Every URI of rows, by its path in the document."""
+        found = {f"spec.data.train[{number}].uri": uri for number, uri in enumerate(self.train)}
+        for side, uri, sources in (
+            ("validation", self.validation_uri, self.validation_sources),
+            ("test", self.test_uri, self.test_sources),
+        ):
+            found |= {f"spec.data.{side}.uri": uri} if uri is not None else {}
+            found |= {f"spec.data.{side}.sources[{n}].uri": source.uri for n, source in enumerate(sources or ())}
+        return found
 
 
 class MethodConfig(Model):
@@ -194,7 +234,8 @@ class RunConfig(Model):
     data: DataConfig
     method: MethodConfig
     training: TrainingConfig
-    primary: Metric
+    primary: str
+    """A metric, of several tasks NAME.METRIC or mean."""
     checkpoint: CheckpointConfig
     output: OutputConfig
     storage: StorageConfig

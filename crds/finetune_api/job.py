@@ -16,7 +16,7 @@ from finetune_api.base import (
     only_with,
     spec_field,
 )
-from finetune_api.tasks import ROLES, TASKS, MethodType, Metric, TaskKind, TaskType, tasks_with
+from finetune_api.tasks import ROLES, TASKS, MethodType, PartType, TaskKind, TaskType, tasks_with
 
 Uri = Annotated[str, StringConstraints(pattern=r"^(s3|file)://[^ \t\r\n]+$", max_length=1024)]
 SourceUri = Annotated[str, StringConstraints(pattern=r"^(s3|file|hf)://[^ \t\r\n]+$", max_length=1024)]
@@ -24,6 +24,10 @@ S3OrFile = "an s3:// or file:// address (file:// only outside a cluster)"
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)]
 Column = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 Label = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+PartName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=40)]
+MetricName = Annotated[
+    str, StringConstraints(pattern=r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?\.)?[a-z0-9][-a-z0-9]*$", max_length=64)
+]
 Quantity = Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$", max_length=32)]
 Duration = Annotated[str, StringConstraints(pattern=r"^([0-9]+h)?([0-9]+m)?([0-9]+s)?$", min_length=2, max_length=32)]
 LabelValue = Annotated[str, StringConstraints(pattern=r"^(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?$", max_length=63)]
@@ -58,8 +62,47 @@ class Columns(Model):
     )
 
 
-class Task(Model):
+def _items(value: Any) -> list[Any]:
+    """Of a list; the validator asks rules about documents whose types are still wrong."""
+    return value if isinstance(value, list) else []
+
+
+class Part(Model):
     rules: ClassVar[tuple[Rule, ...]] = tuple(_role(role) for role in ROLES if len(tasks_with(role)) < len(TASKS))
+
+    name: PartName = spec_field(
+        "train",
+        "Names the task in data.train[].task, in metrics (NAME.f1) and as the directory of its model.",
+        required=True,
+    )
+    type: PartType = spec_field("train", "What the model learns to do.", required=True)
+    columns: Columns | None = spec_field(None, "Names of the columns in the task's files.")
+    labels: list[Label] | None = spec_field(
+        "train",
+        "The task's labels, in the order of its outputs. Default: found in the data by preflight and fixed from then on.",
+        min_length=2,
+        max_length=10000,
+    )
+    loss_weight: float | None = spec_field(
+        "train", "What the task's mean loss is multiplied by. Default: 1.", gt=0, le=1000
+    )
+
+
+class Task(Model):
+    rules: ClassVar[tuple[Rule, ...]] = (
+        *(_role(role) for role in ROLES if len(tasks_with(role)) < len(TASKS)),
+        only_with("type", values=("multi-task",), fields=("tasks",)),
+        Rule(
+            "self.type != 'multi-task' || has(self.tasks)",
+            "type: multi-task needs tasks, those that share the encoder",
+            lambda task: task.type != "multi-task" or task.tasks is not None,
+        ),
+        Rule(
+            "!has(self.tasks) || self.tasks.all(one, self.tasks.exists_one(other, other.name == one.name))",
+            "give each of tasks a name of its own",
+            lambda task: len({str(at(part, "name")) for part in _items(task.tasks)}) == len(_items(task.tasks)),
+        ),
+    )
 
     type: TaskType = spec_field("train", "What the model learns to do.", required=True)
     columns: Columns | None = spec_field(None, "Names of the columns in the data.")
@@ -68,6 +111,9 @@ class Task(Model):
         "The labels, in the order of the model's outputs. Default: found in the data by preflight and fixed from then on.",
         min_length=2,
         max_length=10000,
+    )
+    tasks: list[Part] | None = spec_field(
+        None, "The tasks that share one encoder, each with a head of its own.", min_length=2, max_length=8
     )
 
 
@@ -96,11 +142,19 @@ class DataSource(Model):
         gt=0,
         le=100,
     )
+    task: PartName | None = spec_field(
+        "train", "With multi-task, and there always: which of task.tasks the rows are of."
+    )
+
+
+class ValidationSource(Model):
+    task: PartName = spec_field("train", "Which of task.tasks the rows are of.", required=True)
+    uri: SourceUri = spec_field("train", "Validation rows, as in data.train.", required=True)
 
 
 class Validation(Model):
     rules: ClassVar[tuple[Rule, ...]] = (
-        exactly_one_of("fraction", "uri"),
+        exactly_one_of("fraction", "uri", "sources"),
         Rule(
             "!has(self.groupBy) || has(self.fraction)",
             "groupBy goes only with fraction",
@@ -115,11 +169,24 @@ class Validation(Model):
         "train", "Rows with the same value in this column stay on one side of the split."
     )
     uri: SourceUri | None = spec_field("train", "Validation rows, as in data.train.")
+    sources: list[ValidationSource] | None = spec_field(
+        None, "With multi-task, instead of uri: validation rows of every task.", min_length=1, max_length=64
+    )
+
+
+class PartTestSource(Model):
+    task: PartName = spec_field("evaluate", "Which of task.tasks the rows are of.", required=True)
+    uri: SourceUri = spec_field("evaluate", "Test rows, as in data.train.", required=True)
 
 
 class TestSource(Model):
     __test__ = False
-    uri: SourceUri = spec_field("evaluate", "Test rows, as in data.train.", required=True)
+    rules: ClassVar[tuple[Rule, ...]] = (exactly_one_of("uri", "sources"),)
+
+    uri: SourceUri | None = spec_field("evaluate", "Test rows, as in data.train.")
+    sources: list[PartTestSource] | None = spec_field(
+        None, "With multi-task, instead of uri: test rows of every task.", min_length=1, max_length=64
+    )
 
 
 class Deduplicate(Model):
@@ -404,9 +471,10 @@ class Training(Model):
 
 
 class Evaluation(Model):
-    primary: Metric | None = spec_field(
+    primary: MetricName | None = spec_field(
         "train",
-        "Metric that chooses the best checkpoint, one of the task's; f1, precision and recall are macro averages. Default: by task, such as f1.",
+        "Metric that chooses the best checkpoint, one of the task's; f1, precision and recall are macro averages. With multi-task mean, the mean of the tasks' own "
+        "defaults, or that of one task, such as intent.f1. Default: by task, such as f1.",
     )
 
 
@@ -550,13 +618,79 @@ def _method(name: str, kind: TaskKind, method: MethodType) -> Rule:
     )
 
 
+def _named(metric: str) -> str:
+    """CEL that says whether a string is a metric of one of task.tasks, such as intent.f1."""
+    kinds = " || ".join(
+        f"(part.type == '{name}' && {list(TASKS[name].metrics)}.exists(name, {metric} == part.name + '.' + name))"
+        for name in get_args(PartType)
+    )
+    return f"self.task.tasks.exists(part, {kinds})"
+
+
+def _metrics_of_parts(spec: Any) -> list[str]:
+    parts = [(at(part, "name"), str(at(part, "type"))) for part in _items(at(spec, "task.tasks"))]
+    return [
+        f"{name}.{metric}"
+        for name, kind in parts
+        for other in TASKS
+        if other == kind
+        for metric in TASKS[other].metrics
+    ]
+
+
+def _sourced(path: str) -> Rule:
+    """Rows of several tasks come from files that name theirs, and every task has some."""
+    names = path.split(".")
+    there = " && ".join(f"has(self.{'.'.join(names[:end])})" for end in range(2, len(names) + 1))
+    return Rule(
+        f"self.task.type != 'multi-task' || !has(self.task.tasks) || !({there}) || "
+        f"(self.task.tasks.all(part, self.{path}.exists(source, has(source.task) && source.task == part.name)) && "
+        f"self.{path}.all(source, has(source.task) && self.task.tasks.exists(part, part.name == source.task)))",
+        f"with multi-task each source in {path} names one of task.tasks as its task, and each of these has a source",
+        lambda spec: (
+            at(spec, "task.type") != "multi-task"
+            or not _items(at(spec, "task.tasks"))
+            or not _items(at(spec, path))
+            or {str(at(source, "task")) for source in at(spec, path)}
+            == {str(at(part, "name")) for part in at(spec, "task.tasks")}
+        ),
+    )
+
+
+_OF_PARTS: tuple[Rule, ...] = (
+    *(_sourced(path) for path in ("data.train", "data.validation.sources", "data.test.sources")),
+    Rule(
+        "self.task.type == 'multi-task' || self.data.train.all(source, !has(source.task))",
+        "data.train[].task goes only with task.type: multi-task",
+        lambda spec: (
+            at(spec, "task.type") == "multi-task"
+            or all(at(source, "task") is None for source in _items(at(spec, "data.train")))
+        ),
+    ),
+    *(
+        only_beside(path, "task.type", values=("multi-task",), default="")
+        for path in ("data.validation.sources", "data.test.sources")
+    ),
+    Rule(
+        "self.task.type != 'multi-task' || !has(self.task.tasks) || !has(self.evaluation) || !has(self.evaluation.primary) || "
+        f"self.evaluation.primary in {list(TASKS['multi-task'].metrics)} || {_named('self.evaluation.primary')}",
+        f"evaluation.primary for multi-task is one of {', '.join(TASKS['multi-task'].metrics)}, or NAME.METRIC with the name of "
+        "one of task.tasks and a metric of its type",
+        lambda spec: (
+            at(spec, "task.type") != "multi-task"
+            or not _items(at(spec, "task.tasks"))
+            or at(spec, "evaluation.primary") in (None, *TASKS["multi-task"].metrics, *_metrics_of_parts(spec))
+        ),
+    ),
+)
 _UNMERGED = ("adapter", "prompt", "prefix")
 """Methods without weights that could be folded into the base."""
 
 
 class FineTuneJobSpec(Model):
     rules: ClassVar[tuple[Rule, ...]] = (
-        *(_primary(name, kind) for name, kind in TASKS.items() if set(kind.metrics) < set(get_args(Metric))),
+        *(_primary(name, kind) for name, kind in TASKS.items() if name != "multi-task"),
+        *_OF_PARTS,
         *(_method(name, kind, method) for name, kind in TASKS.items() for method in kind.refused),
         *(
             never_beside(field, "task.type", values=(name,), reason=reason)

@@ -6,7 +6,7 @@ The defaults of the API live here and nowhere else.
 import fnmatch
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -17,6 +17,8 @@ from finetune_api.contract import (
     DataConfig,
     MethodConfig,
     OutputConfig,
+    PartConfig,
+    PartSource,
     PodsConfig,
     RunConfig,
     StorageConfig,
@@ -32,6 +34,8 @@ from finetune_api.job import (
     FineTuneJobSpec,
     Method,
     Optimizer,
+    Part,
+    PartTestSource,
     PerNode,
     PodMetadata,
     PodSpec,
@@ -40,8 +44,10 @@ from finetune_api.job import (
     Retries,
     Schedule,
     Storage,
+    Task,
     Training,
     Validation,
+    ValidationSource,
     Warmup,
 )
 from finetune_api.profile import FineTuneProfileSpec, Gpu, Images
@@ -109,15 +115,16 @@ def resolve(
 
     Raises ResolveError when the profile forbids what the document names.
     """
+    data = _data(spec)
     if defaults.in_cluster:
-        _refuse_files(spec)
+        _refuse_files({"spec.model.uri": spec.model.uri, "spec.output.uri": spec.output.uri, **data.addresses})
     return RunConfig(
         generation=generation,
         job=job,
         job_uid=job_uid,
         task=_task(spec),
         model=spec.model.uri.rstrip("/"),
-        data=_data(spec),
+        data=data,
         method=_method(spec),
         training=_training(spec),
         primary=first((spec.evaluation or Evaluation()).primary, default=TASKS[spec.task.type].primary),
@@ -133,46 +140,65 @@ def resolve(
     )
 
 
-def _refuse_files(spec: FineTuneJobSpec) -> None:
-    validation = spec.data.validation
-    uris = {
-        "spec.model.uri": spec.model.uri,
-        "spec.output.uri": spec.output.uri,
-        "spec.data.validation.uri": (validation.uri if validation else None) or "",
-        "spec.data.test.uri": spec.data.test.uri if spec.data.test else "",
-        **{f"spec.data.train[{i}].uri": source.uri for i, source in enumerate(spec.data.train)},
-    }
+def _refuse_files(uris: Mapping[str, str]) -> None:
     for path, uri in uris.items():
         if uri.startswith("file:"):
             raise ResolveError("FileUriInCluster", f"{path}: {uri} names a file of one machine; in a cluster use s3://")
 
 
 def _task(spec: FineTuneJobSpec) -> TaskConfig:
-    named = spec.task.columns.document() if spec.task.columns else {}
+    task = spec.task
     return TaskConfig(
-        type=spec.task.type,
-        columns={role: named.get(role, name) for role, name in TASKS[spec.task.type].columns.items()},
-        labels=spec.task.labels,
+        type=task.type,
+        columns=_columns(task),
+        labels=task.labels,
+        tasks=None
+        if task.tasks is None
+        else [
+            PartConfig(
+                name=part.name,
+                type=part.type,
+                columns=_columns(part),
+                labels=part.labels,
+                loss_weight=first(part.loss_weight, default=1.0),
+            )
+            for part in task.tasks
+        ],
     )
+
+
+def _columns(task: Task | Part) -> dict[str, str]:
+    """Names of the columns by role."""
+    named = task.columns.document() if task.columns else {}
+    return {role: named.get(role, name) for role, name in TASKS[task.type].columns.items()}
 
 
 def _data(spec: FineTuneJobSpec) -> DataConfig:
     validation = spec.data.validation or Validation(fraction=0.1)
     repeated = spec.data.deduplicate or Deduplicate()
     weights = [first(source.weight, default=1.0) for source in spec.data.train]
+    tasks = [source.task for source in spec.data.train if source.task is not None]
+    test = spec.data.test
     return DataConfig(
         train=[source.uri for source in spec.data.train],
         validation_fraction=validation.fraction,
         validation_group_by=validation.group_by,
         validation_uri=validation.uri,
-        test_uri=spec.data.test.uri if spec.data.test else None,
+        test_uri=test.uri if test else None,
         max_length=first(spec.data.max_length, default=256),
         overlong=first(spec.data.overlong, default="Truncate"),
         train_weights=weights if any(weight != 1.0 for weight in weights) else None,
         deduplicate="near" if repeated.near else "exact" if repeated.exact else None,
         leakage=first(spec.data.leakage, default="Drop"),
         audit=first(spec.data.audit, default="Sample"),
+        train_tasks=tasks or None,
+        validation_sources=_sources(validation.sources),
+        test_sources=_sources(test.sources) if test else None,
     )
+
+
+def _sources(asked: Sequence[ValidationSource] | Sequence[PartTestSource] | None) -> list[PartSource] | None:
+    return None if asked is None else [PartSource(task=source.task, uri=source.uri) for source in asked]
 
 
 def _method(spec: FineTuneJobSpec) -> MethodConfig:
@@ -340,7 +366,7 @@ def digest(value: Any) -> str:
     return hashlib.sha256(rfc8785.dumps(value)).hexdigest()
 
 
-_LATER = {"train_weights", "deduplicate", "leakage"}
+_LATER = {"train_weights", "deduplicate", "leakage", "train_tasks"}
 
 
 def train_identity(config: RunConfig, *, labels: list[str], inputs: Mapping[str, str]) -> dict[str, Any]:
@@ -351,6 +377,7 @@ def train_identity(config: RunConfig, *, labels: list[str], inputs: Mapping[str,
     each attempt. Fields that came later than the recipe have a default in the contract and count only where they
     differ from it.
     """
+    held = config.data.validation_sources
     training = config.training.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_defaults=True)
     for name in ("microBatch", "gradientCheckpointing"):
         training.pop(name, None)
@@ -363,6 +390,7 @@ def train_identity(config: RunConfig, *, labels: list[str], inputs: Mapping[str,
             "validationFraction": config.data.validation_fraction,
             "groupBy": config.data.validation_group_by,
             **config.data.model_dump(mode="json", by_alias=True, exclude_defaults=True, include=_LATER),
+            **({} if held is None else {"validationTasks": [source.task for source in held]}),
         },
         "inputs": dict(inputs),
         "method": config.method.document(),

@@ -8,9 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-TaskType = Literal["text-classification"]
+TaskType = Literal["text-classification", "multi-task"]
+PartType = Literal["text-classification"]
+"""What may be one of several tasks on one encoder."""
 MethodType = Literal["full", "head", "lora", "qlora", "dora", "adapter", "ia3", "prompt", "prefix"]
-Metric = Literal["accuracy", "precision", "recall", "f1", "f1-micro", "f1-weighted", "loss"]
+Metric = Literal["accuracy", "precision", "recall", "f1", "f1-micro", "f1-weighted", "loss", "mean"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,16 @@ TASKS: Mapping[TaskType, TaskKind] = {
         metrics=("accuracy", "precision", "recall", "f1", "f1-micro", "f1-weighted", "loss"),
         primary="f1",
     ),
+    "multi-task": TaskKind(
+        columns={},
+        metrics=("mean", "loss"),  # and those of each task, as NAME.METRIC
+        primary="mean",
+        without={
+            "task.labels": "whose task.tasks have labels of their own",
+            "data.validation.uri": "whose rows come from data.validation.sources, which name their tasks",
+            "data.test.uri": "whose rows come from data.test.sources, which name their tasks",
+        },
+    ),
 }
 
 ROLES: tuple[str, ...] = tuple(dict.fromkeys(role for kind in TASKS.values() for role in kind.columns))
@@ -44,8 +56,8 @@ _LOWER_IS_BETTER: frozenset[str] = frozenset({"loss"})
 
 
 def lower_is_better(metric: str) -> bool:
-    """The direction of a metric."""
-    return metric in _LOWER_IS_BETTER
+    """The direction of a metric, also of one of several tasks (NAME.METRIC)."""
+    return metric.rpartition(".")[2] in _LOWER_IS_BETTER
 
 
 def tasks_with(role: str) -> tuple[TaskType, ...]:

@@ -36,7 +36,16 @@ BESIDE: dict[str, dict[str, Any]] = {
     "spec.training.schedule.power": {"type": "polynomial"},
 }
 """What a rule wants beside a field."""
-BY_CONTENT = {"spec.model.uri", "spec.data.train[].uri", "spec.data.validation.uri", "spec.data.test.uri"}
+VALUES: dict[str, tuple[Any, Any]] = {"spec.evaluation.primary": ("accuracy", "f1")}
+"""Of fields whose schema does not say what is allowed."""
+BY_CONTENT = {
+    "spec.model.uri",
+    "spec.data.train[].uri",
+    "spec.data.validation.uri",
+    "spec.data.validation.sources[].uri",
+    "spec.data.test.uri",
+    "spec.data.test.sources[].uri",
+}
 """Inputs: their SHA-256 decides, not their name."""
 ELSEWHERE = {"spec.profile", "spec.output.uri"}
 """The profile's content decides, not its name; a run is looked for under output.uri, so another one has none."""
@@ -77,12 +86,39 @@ def completed(schema: dict[str, Any], given: Any) -> Any:
     return filled
 
 
+def of_parts(path: str, value: Any) -> dict[str, Any]:
+    """A document of two tasks, a and b, with `value` at a path below the first task or the first source of rows."""
+    names = ["a", "b"] if value not in ("a", "b") else [value, "ab".replace(value, "")]
+    parts: list[dict[str, Any]] = [{"name": name, "type": "text-classification"} for name in names]
+    sources = [[{"task": name, "uri": f"file:///{side}/{name}"} for name in "ab"] for side in range(3)]
+    for number, side in enumerate(("data.train", "data.validation", "data.test")):
+        if side in path and value in ("a", "b"):
+            sources[number] = [{**source, "task": name} for source, name in zip(sources[number], names, strict=True)]
+    if path.endswith("sources[].uri"):
+        sources[1 if "validation" in path else 2][0]["uri"] = value
+    if ".tasks[]." in path:
+        *outer, name = path.partition(".tasks[].")[2].split(".")
+        for key in outer:
+            value = {name: value}
+            name = key
+        parts[0][name] = value
+    else:
+        parts = [{"name": name, "type": "text-classification"} for name in "ab"]
+    train, validation, test = sources
+    return {
+        "task": {"type": "multi-task", "tasks": parts},
+        "data": {"train": train, "validation": {"sources": validation}, "test": {"sources": test}},
+    }
+
+
 def resolved(path: str, value: Any) -> RunConfig:
     document: Any = value
     parts = path.removeprefix("spec.").split(".")
     for index, part in enumerate(reversed(parts)):
         beside = BESIDE.get(path, {}) if index == 0 else {}
         document = {**beside, part.removesuffix("[]"): [document] if part.endswith("[]") else document}
+    if ".tasks[]." in path or path.endswith("[].task") or ".sources[]" in path or value == "multi-task":
+        document = of_parts(path, value)
     spec = FineTuneJobSpec.model_validate(completed(SPEC, document))
     defaults = Defaults(trainer_image="t", preflight_image="p", in_cluster=False)
     return resolve(spec, PROFILE, job="default/a", job_uid="u", generation=1, defaults=defaults)
@@ -111,7 +147,7 @@ def leaves() -> list[tuple[str, dict[str, Any], str]]:
     ("path", "schema", "effect"), leaves(), ids=lambda value: value if isinstance(value, str) else ""
 )
 def test_a_change_does_what_the_field_declares(path: str, schema: dict[str, Any], effect: str) -> None:
-    before, after = (resolved(path, value) for value in two_values(schema))
+    before, after = (resolved(path, value) for value in VALUES.get(path) or two_values(schema))
     new_run = identity(before) != identity(after)
     assert new_run == (effect == "train" and path not in BY_CONTENT)
     assert (restart_key(before) != restart_key(after)) == (effect != "live")
