@@ -516,7 +516,7 @@ class Storage(Model):
     )
     credentials_secret: Name | None = spec_field(
         "attempt",
-        "Secret of the job's namespace with AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and perhaps AWS_SESSION_TOKEN, mounted "
+        "Secret of the job's namespace with AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and perhaps AWS_SESSION_TOKEN and HF_TOKEN, mounted "
         "as files. Default: the profile's, else the SDK's own chain (workload identity).",
     )
 

@@ -33,7 +33,7 @@ USER = 65532
 """The images' own user; a platform may run them as another, so only the group of the files is set."""
 KEEP_SECONDS = 3600
 """How long a finished child Job stays for reading its logs."""
-CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HF_TOKEN")
 
 
 def base_name(subject: Subject) -> str:

@@ -9,7 +9,7 @@ from finetune_trainer.data.read import DataError
 from finetune_trainer.storage import Damaged, PreconditionFailed, StorageError
 
 # The access key id only names an identity, and is often a plain word that addresses hold, too.
-_SECRET_NAMES = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+_SECRET_NAMES = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HF_TOKEN")
 _SENTENCE_LIMIT = 512
 # Shorter values would mangle sentences and protect nothing.
 _SHORTEST_SECRET = 8

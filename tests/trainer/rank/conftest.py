@@ -156,7 +156,7 @@ class Ranks:
     def close(self) -> None:
         assert self._server.stdin is not None
         self._server.stdin.close()
-        self._server.wait(30)
+        self._server.wait(120)  # on a busy machine it may still be importing
 
     def _ask(self, **order: Any) -> int:
         assert self._server.stdin is not None

@@ -1,17 +1,21 @@
 """Whole runs: a real process, the real classes, a local store."""
 
 import json
+import math
 import shutil
 import signal
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
 from finetune_trainer.checkpoint import STATE, WEIGHTS
+from finetune_trainer.data.batch import Encoded
+from finetune_trainer.run import TRAIN
 from finetune_trainer.storage.commit import CURRENT, Holder, RecordKind, RunLog, live_checkpoints
 
 FAST = {"epochs": 4.0, "batchSize": 16, "learningRate": 3e-3, "microBatch": 8}
@@ -47,7 +51,7 @@ def test_a_run_trains_evaluates_and_publishes(make_run: Any, rows: Any, tmp_path
     with torch.no_grad():
         chosen = model(**tokenizer(texts, return_tensors="pt", padding=True)).logits.argmax(-1)
     hits = sum(model.config.id2label[int(number)] == label for number, label in zip(chosen, labels, strict=True))
-    assert hits / 60 == pytest.approx(outcome.evaluation.tuned["accuracy"])
+    assert hits / 60 == pytest.approx(outcome.evaluation.tuned["accuracy"], abs=1e-5)
 
     card = (made.model() / "README.md").read_text()
     assert "library_name: transformers" in card
@@ -126,6 +130,23 @@ def test_a_real_model_killed_in_training_ends_in_the_same_model(
     assert "going on from the checkpoint of step" in log
     assert made.losses() == calm.losses()
     assert made.published()["outcome"]["model"]["digest"] == calm.published()["outcome"]["model"]["digest"]
+
+
+def test_rows_of_half_weight_are_seen_every_other_epoch(make_run: Any, rows: Any, tmp_path: Path) -> None:
+    texts, labels = rows(60, seed=9)
+    extra = [{"text": f"{text} more", "label": label} for text, label in zip(texts, labels, strict=True)]
+    (tmp_path / "extra.jsonl").write_text("".join(json.dumps(row) + "\n" for row in extra))
+    train = [
+        {"uri": (tmp_path / "run/train.jsonl").as_uri()},
+        {"uri": (tmp_path / "extra.jsonl").as_uri(), "weight": 0.5},
+    ]
+    made = make_run(rows(300), training={**FAST, "epochs": 2.0}, data={"train": train})
+    code, log = made.run(tmp_path / "work")
+    assert code == 0, log
+    store = Encoded(tmp_path / "run/output" / made.record.encoded.key)
+    plain, halved = np.bincount(store.values("source", store.rows(TRAIN)))[-2:]
+    assert halved == 60
+    assert made.message(tmp_path / "work").result.total_steps == 2 * math.ceil((plain + 30) / 16)
 
 
 def test_nothing_is_ever_unpickled(make_run: Any, rows: Any, tmp_path: Path) -> None:
