@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from finetune_api.contract import RunConfig
-from finetune_trainer import numerics, tasks
+from finetune_trainer import adapt, numerics, tasks
 from finetune_trainer.adapt.base import Inputs
 from finetune_trainer.course import OutOfMemory, Plan
 from finetune_trainer.data.batch import Encoded
@@ -99,6 +99,12 @@ class Attempt:
         """One micro-batch on this rank's device."""
         arrays = self.learner.collate(self.encoded, rows)
         return {name: torch.from_numpy(array).to(self.world.device) for name, array in arrays.items()}
+
+    @property
+    def method(self) -> adapt.Method:
+        """How the weights are tuned."""
+        classes = {name: part.auto_class for name, part in self.learner.parts.items()}
+        return adapt.get(self.config.method, classes=classes)
 
     def load(self) -> Loaded:
         """The base model, freshly loaded."""

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from functools import cache, partial
 from typing import Any
 
+import numpy as np
 from pydantic import ValidationError
 
 from finetune_api.contract import TrainOutcome
@@ -20,7 +21,7 @@ from finetune_trainer.adapt.base import parameter_counts
 from finetune_trainer.attempt import Attempt, fetch_inputs
 from finetune_trainer.data.order import Rows
 from finetune_trainer.model import trunk_of
-from finetune_trainer.run import TEST, TRAIN, VALIDATION
+from finetune_trainer.run import TEST, TRAIN, VALIDATION, tested
 from finetune_trainer.storage import Damaged, Store
 from finetune_trainer.storage.commit import Record, RecordKind, find, publish_current
 from finetune_trainer.world import World
@@ -35,8 +36,7 @@ def finish(attempt: Attempt) -> TrainOutcome:
     trained = attempt.trained
     assert trained is not None
     steps = {"step": trained.body["step"], "total_steps": trained.body["totalSteps"]}
-    test = next((entry.sha256 for entry in attempt.record.manifest if entry.role == "test"), None)
-    evaluation = evaluation_id(attempt.record.run_id, test=test)
+    evaluation = evaluation_id(attempt.record.run_id, test=tested(attempt.record.manifest))
     publication = publication_id(evaluation, attempt.config)
     outcome = _published(attempt, publication)
     if outcome is None:
@@ -155,7 +155,7 @@ def _tuned_model(attempt: Attempt, trained: Record) -> tuple[adapt.Method, Any]:
         )
     directory = checkpoint.directory_of(attempt.work, record.sha256)
     checkpoint.fetch(record.body, attempt.store, directory, beat=attempt.heart.beat_or_stop)
-    method = adapt.get(attempt.config.method)
+    method = attempt.method
     model = method.prepare(attempt.load(), seed=attempt.config.training.seed)
     checkpoint.restore_weights(model, checkpoint.open_fetched(directory).result)
     return method, model.to(attempt.world.device)
@@ -174,7 +174,9 @@ def _publish(
     assert attempt.claim is not None
     method, model = tuned_model()
     trained_parameters, parameters = parameter_counts(model)
-    example = attempt.learner.model_inputs(attempt.inputs_of(attempt.encoded.rows(TRAIN)[:8]))
+    groups = attempt.learner.groups(attempt.encoded, attempt.encoded.rows(TRAIN))
+    some = np.concatenate([rows[:8] for rows in groups])
+    example = attempt.learner.model_inputs(attempt.inputs_of(some))
     directory = attempt.work / "model"
     digest = publish.write_directory(
         directory,

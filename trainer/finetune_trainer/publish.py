@@ -43,7 +43,8 @@ def write_directory(
     method.save(model, directory, merge=config.output.merge, example=example)
     for path in sorted(base.iterdir()):
         if _READS_WITH.fullmatch(path.name):
-            shutil.copyfile(path, directory / path.name)
+            for place in method.places(directory):
+                shutil.copyfile(path, place / path.name)
     found = directory_digest(directory)
     card = model_card(config, model=model, method=method, evaluation=evaluation, digest=found, counts=counts)
     (directory / CARD).write_text(card)

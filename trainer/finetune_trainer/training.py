@@ -122,7 +122,7 @@ def prepare(attempt: Attempt) -> Trainee:
     Raises ModelError, Damaged.
     """
     config, encoded = attempt.config.training, attempt.encoded
-    method = adapt.get(attempt.config.method)
+    method = attempt.method
     loaded = attempt.load()
     model = method.prepare(loaded, seed=config.seed)
     anchor = Anchor(model, alpha=config.l2sp_alpha, fresh=loaded.fresh) if config.l2sp_alpha is not None else None
@@ -164,7 +164,7 @@ def prepare(attempt: Attempt) -> Trainee:
         plan=attempt.plan,
         order=_order(attempt, rows),
         rows=rows,
-        count=lambda chosen: attempt.learner.count(encoded, chosen),
+        shares=partial(attempt.learner.shares, encoded),
         inputs_of=inputs_of,
         train_mode=_train_mode(method, model=model, module=module),
         beat=attempt.heart.beat,
@@ -177,7 +177,7 @@ def prepare(attempt: Attempt) -> Trainee:
 def _order(attempt: Attempt, rows: Rows) -> Order:
     config, mixture = attempt.config.training, attempt.mixture
     size = mixture.rows if mixture else len(rows)
-    return Order(size, config.batch_size, config.seed, attempt.encoded.lengths(rows), mixture)
+    return Order(size, config.batch_size, config.seed, attempt.learner.costs(attempt.encoded, rows), mixture)
 
 
 def _after_step(optimizer: torch.optim.Optimizer, *, anchor: Anchor | None, mean: Ema | None) -> Callable[[int], None]:

@@ -6,6 +6,7 @@ Nothing outside this package branches on the task. Preflight imports it too, so 
 from finetune_api.contract import RunConfig
 from finetune_api.tasks import TaskType
 from finetune_trainer.tasks.base import Facts, Learner, Metrics, Outcomes, Task
+from finetune_trainer.tasks.multi_task import MultiTask
 from finetune_trainer.tasks.text_classification import TextClassification
 
 __all__ = ["Facts", "Learner", "Metrics", "Outcomes", "Task", "get"]
@@ -15,4 +16,6 @@ _TASKS: dict[TaskType, type[Task]] = {"text-classification": TextClassification}
 
 def get(config: RunConfig) -> Task:
     """The task of a run."""
+    if config.task.type == "multi-task":
+        return MultiTask(config, _TASKS)
     return _TASKS[config.task.type](config)
