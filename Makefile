@@ -5,6 +5,7 @@ SHELL := bash
 BIN := .venv/bin
 STATE ?= $(HOME)/.local/state/finetune-operator/cluster
 export PYTHON
+WORKERS ?= 2
 export HF_HUB_OFFLINE ?= 1
 
 .PHONY: help demo test test-trainer-all e2e lint verify cluster-up cluster-down image bench lock clean .venv
@@ -19,7 +20,7 @@ demo: .venv ## Fine-tune a real model on this machine, without a cluster
 	@$(BIN)/python hack/demo.py
 
 test: .venv ## All tests that need no cluster
-	@$(BIN)/pytest tests --ignore=tests/e2e --ignore=tests/chart --durations=10
+	@$(BIN)/pytest tests --ignore=tests/e2e --ignore=tests/chart -n $(WORKERS) --dist worksteal --durations=10
 
 test-trainer-all: .venv ## Every task with every method, on one process and on two; writes docs/matrix.md
 	@$(BIN)/python -m tests.matrix

@@ -5,8 +5,12 @@ from collections.abc import Iterator
 
 import pytest
 from hack.seaweed import S3Server, serve
+from hypothesis import settings
 
 from finetune_trainer.storage import StorageSettings
+
+settings.register_profile("busy", deadline=None)  # how long an example takes says how busy the machine is
+settings.load_profile("busy")
 
 
 @pytest.fixture(scope="session")

@@ -23,6 +23,7 @@ from finetune_api.job import (
     PreflightStatus,
     ProgressStatus,
     ScheduleType,
+    Strategy,
 )
 from finetune_api.tasks import MethodType, PartType, TaskType
 
@@ -79,8 +80,12 @@ class TaskConfig(Model):
     """Names in the data by role, for every role the task reads."""
     labels: list[str] | None
     """None: preflight finds them and fixes them in run.json."""
+    # What came later is None, and absent from a run's identity, in the tasks that have no such field.
+    source_language: str | None = None
+    target_language: str | None = None
+    prefix: str | None = None
+    """None: what the base's config.json says."""
     tasks: list[PartConfig] | None = None
-    """None but for multi-task."""
 
 
 class PartSource(Model):
@@ -99,6 +104,8 @@ class DataConfig(Model):
     test_uri: str | None
     max_length: int
     overlong: Overlong
+    max_target_length: int | None = None
+    """None in tasks without targets."""
     train_weights: list[float] | None = None
     """One for each of `train`; None where all are 1."""
     deduplicate: Literal["exact", "near"] | None = None
@@ -126,6 +133,17 @@ class DataConfig(Model):
             found |= {f"spec.data.{side}.uri": uri} if uri is not None else {}
             found |= {f"spec.data.{side}.sources[{n}].uri": source.uri for n, source in enumerate(sources or ())}
         return found
+
+
+class GenerationConfig(Model):
+    """How text is written."""
+
+    strategy: Strategy
+    beams: int
+    """1 exactly when the strategy is greedy."""
+    max_new_tokens: int
+    length_penalty: float | None
+    """None: the base's own."""
 
 
 class MethodConfig(Model):
@@ -186,6 +204,26 @@ class TrainingConfig(Model):
     l2sp_alpha: float | None = None
     neftune_alpha: float | None = None
     gradient_checkpointing: bool = False
+    packing: bool | None = None
+    """None: where it is proven to change nothing."""
+
+
+class GateConfig(Model):
+    """Exactly one of the three is set."""
+
+    metric: str
+    at_least: float | None = None
+    at_most: float | None = None
+    improves_baseline_by: float | None = None
+
+
+class EvaluationConfig(Model):
+    """Defaults are what held before there was the field."""
+
+    metrics: list[str] | None = None
+    """None: all of the task's are shown."""
+    baseline: Literal["auto", "Base", "Probe", "Trivial", "None"] = "auto"
+    gates: list[GateConfig] = Field([])
 
 
 class CheckpointConfig(Model):
@@ -236,6 +274,9 @@ class RunConfig(Model):
     training: TrainingConfig
     primary: str
     """A metric, of several tasks NAME.METRIC or mean."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    decoding: GenerationConfig | None = None
+    """spec.generation; None in tasks that write no text."""
     checkpoint: CheckpointConfig
     output: OutputConfig
     storage: StorageConfig

@@ -1,9 +1,9 @@
 """FineTuneJob: what a user asks for, and what the operator says of it."""
 
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import AfterValidator, Field, StringConstraints
-from pydantic.alias_generators import to_snake
 
 from finetune_api.base import (
     Model,
@@ -16,7 +16,19 @@ from finetune_api.base import (
     only_with,
     spec_field,
 )
-from finetune_api.tasks import ROLES, TASKS, MethodType, PartType, TaskKind, TaskType, tasks_with
+from finetune_api.tasks import (
+    GENERATING,
+    PACKING,
+    ROLES,
+    SPLITTING,
+    TASKS,
+    WITH_TARGETS,
+    MethodType,
+    PartType,
+    TaskKind,
+    TaskType,
+    tasks_with,
+)
 
 Uri = Annotated[str, StringConstraints(pattern=r"^(s3|file)://[^ \t\r\n]+$", max_length=1024)]
 SourceUri = Annotated[str, StringConstraints(pattern=r"^(s3|file|hf)://[^ \t\r\n]+$", max_length=1024)]
@@ -28,13 +40,16 @@ PartName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-
 MetricName = Annotated[
     str, StringConstraints(pattern=r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?\.)?[a-z0-9][-a-z0-9]*$", max_length=64)
 ]
+Language = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][-A-Za-z0-9_]*$", max_length=32)]
+Prefix = Annotated[str, StringConstraints(max_length=256)]
 Quantity = Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$", max_length=32)]
 Duration = Annotated[str, StringConstraints(pattern=r"^([0-9]+h)?([0-9]+m)?([0-9]+s)?$", min_length=2, max_length=32)]
 LabelValue = Annotated[str, StringConstraints(pattern=r"^(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?$", max_length=63)]
 Key = Annotated[str, StringConstraints(max_length=317)]
 Text = Annotated[str, StringConstraints(max_length=1024)]
 
-Overlong = Literal["Truncate", "Drop", "Fail"]
+Overlong = Literal["Truncate", "Split", "Drop", "Fail"]
+Strategy = Literal["greedy", "beam"]
 Leakage = Literal["Drop", "Fail"]
 AuditMode = Literal["Sample", "Full"]
 OptimizerType = Literal["adamw", "adafactor", "sgd", "adamw-8bit"]
@@ -49,9 +64,7 @@ def _role(role: str) -> Rule:
     return Rule(
         f"self.type in [{options}] || !has(self.columns) || !has(self.columns.{role})",
         f"columns.{role} goes only with type: {' or '.join(allowed)}",
-        lambda task: (
-            task.type in allowed or task.columns is None or getattr(task.columns, to_snake(role), None) is None
-        ),
+        lambda task: task.type in allowed or at(task, f"columns.{role}") is None,
     )
 
 
@@ -59,6 +72,18 @@ class Columns(Model):
     text: Column | None = spec_field("train", "Column that holds the text. Default: text.")
     label: Column | None = spec_field(
         "train", "Column that holds the label: one value, or a list of values for multi-label rows. Default: label."
+    )
+    summary: Column | None = spec_field("train", "Column that holds the summary of a text. Default: summary.")
+    source: Column | None = spec_field("train", "Column that holds the text to translate. Default: source.")
+    target: Column | None = spec_field("train", "Column that holds its translation. Default: target.")
+    tokens: Column | None = spec_field(
+        "train", "Column that holds the words of token-classification, a list. Default: tokens."
+    )
+    tags: Column | None = spec_field("train", "Column that holds a tag for each word, a list. Default: tags.")
+    spans: Column | None = spec_field(
+        "train",
+        "Column that holds the spans of the text, a list of objects with start, end (in characters) and label, where there "
+        "are no tokens. Default: spans.",
     )
 
 
@@ -91,6 +116,8 @@ class Part(Model):
 class Task(Model):
     rules: ClassVar[tuple[Rule, ...]] = (
         *(_role(role) for role in ROLES if len(tasks_with(role)) < len(TASKS)),
+        only_with("type", values=("translation",), fields=("sourceLanguage", "targetLanguage")),
+        only_with("type", values=("summarization", "translation"), fields=("prefix",)),
         only_with("type", values=("multi-task",), fields=("tasks",)),
         Rule(
             "self.type != 'multi-task' || has(self.tasks)",
@@ -111,6 +138,18 @@ class Task(Model):
         "The labels, in the order of the model's outputs. Default: found in the data by preflight and fixed from then on.",
         min_length=2,
         max_length=10000,
+    )
+    source_language: Language | None = spec_field(
+        "train",
+        "Language of the source as the base names it, such as en_XX (mBART) or en. Default: what its tokenizer is set to.",
+    )
+    target_language: Language | None = spec_field(
+        "train", "Language of the target as the base names it. Required where the base knows several."
+    )
+    prefix: Prefix | None = spec_field(
+        "train",
+        "Words put before each text, such as `summarize: `. Default: those that task_specific_params of the base's config.json "
+        "name for the task and its languages, else none.",
     )
     tasks: list[Part] | None = spec_field(
         None, "The tasks that share one encoder, each with a head of its own.", min_length=2, max_length=8
@@ -208,8 +247,17 @@ class Data(Model):
     max_length: int | None = spec_field(
         "train", "Tokens a row may have. Default: 256, or the model's limit if that is lower.", ge=8, le=131072
     )
+    max_target_length: int | None = spec_field(
+        "train",
+        "Tokens a summary or translation may have, its end included; longer ones are overlong, too. Default: 128, or the "
+        "model's limit if that is lower.",
+        ge=2,
+        le=131072,
+    )
     overlong: Overlong | None = spec_field(
-        "train", "What happens to longer rows; they are always counted. Default: Truncate."
+        "train",
+        "What happens to longer rows; they are always counted. Split makes several of one, for causal-lm. Default: Truncate, "
+        "for causal-lm Split.",
     )
     deduplicate: Deduplicate | None = spec_field(None, "Which repeated training rows are left out. Default: none.")
     leakage: Leakage | None = spec_field(
@@ -416,7 +464,11 @@ class Training(Model):
     epochs: float | None = spec_field("train", "How often each row is seen. Default: 3.", gt=0, le=1000)
     max_steps: int | None = spec_field("train", "Optimizer steps, instead of epochs.", ge=1, le=10_000_000)
     batch_size: int | None = spec_field(
-        "train", "Rows per optimizer step over the whole job, whatever the number of GPUs. Default: 32.", ge=1, le=65536
+        "train",
+        "Rows per optimizer step over the whole job, whatever the number of GPUs; with packing, full sequences of data.maxLength "
+        "tokens. Default: 32.",
+        ge=1,
+        le=65536,
     )
     learning_rate: float | None = spec_field(
         "train",
@@ -465,16 +517,91 @@ class Training(Model):
         "Activations are computed again in the backward pass instead of kept: less memory, about a third slower, the same "
         "result. Default: false.",
     )
+    packing: bool | None = spec_field(
+        "train",
+        "Several rows share one sequence of data.maxLength tokens, none seeing another, so that nothing is spent on padding. "
+        "Default: where the model proves at the start to answer packed rows as it answers them alone; true refuses another.",
+    )
     seed: int | None = spec_field("train", "Seed of everything random. Default: 17.", ge=0, le=2**31 - 1)
     evaluate_every: Every | None = spec_field(None, "How often the validation rows are evaluated. Default: epochs 1.")
     early_stopping: EarlyStopping | None = spec_field(None, "When training ends before its last step. Default: never.")
 
 
+class Generation(Model):
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "(has(self.strategy) && self.strategy == 'beam') || !(has(self.beams) || has(self.lengthPenalty))",
+            "beams and lengthPenalty go only with strategy: beam",
+            lambda model: model.strategy == "beam" or (model.beams is None and model.length_penalty is None),
+        ),
+    )
+
+    strategy: Strategy | None = spec_field(
+        "evaluate",
+        "How text is written: the most likely token each time (greedy), or the best of several beams. Evaluations during "
+        "training are always greedy. Default: greedy.",
+    )
+    beams: int | None = spec_field("evaluate", "Beams that are followed. Default: 4.", ge=2, le=64)
+    max_new_tokens: int | None = spec_field(
+        "evaluate", "Tokens that are written at most. Default: data.maxTargetLength.", ge=1, le=131072
+    )
+    length_penalty: float | None = spec_field(
+        "evaluate",
+        "Exponent of the length that a beam's score is divided by: above 0 longer texts win. Default: the base's own.",
+        ge=-10,
+        le=10,
+    )
+
+
+Bound = Annotated[float, Field(ge=-1e12, le=1e12)]
+
+
+class Gate(Model):
+    rules: ClassVar[tuple[Rule, ...]] = (exactly_one_of("atLeast", "atMost", "improvesBaselineBy"),)
+
+    metric: MetricName = spec_field("judge", "What is judged: one of the task's metrics.", required=True)
+    at_least: Bound | None = spec_field("judge", "The metric must not be lower.")
+    at_most: Bound | None = spec_field("judge", "The metric must not be higher.")
+    improves_baseline_by: Bound | None = spec_field(
+        "judge",
+        "The metric must be better than the best baseline by so much; with a metric of which less is better, lower by so much.",
+    )
+
+
 class Evaluation(Model):
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "!has(self.baseline) || self.baseline != 'None' || !has(self.gates) || "
+            "!self.gates.exists(gate, has(gate.improvesBaselineBy))",
+            "a gate with improvesBaselineBy needs a baseline: leave out baseline: None",
+            lambda model: (
+                model.baseline != "None" or all(at(gate, "improvesBaselineBy") is None for gate in model.gates or ())
+            ),
+        ),
+    )
+
     primary: MetricName | None = spec_field(
         "train",
-        "Metric that chooses the best checkpoint, one of the task's; f1, precision and recall are macro averages. With multi-task mean, the mean of the tasks' own "
-        "defaults, or that of one task, such as intent.f1. Default: by task, such as f1.",
+        "Metric that chooses the best checkpoint, one of the task's; f1, precision and recall are macro averages, for token-classification micro averages over entities. "
+        "With multi-task mean, the mean of the tasks' own defaults, or that of one task, such as intent.f1. Default: by task, such as f1.",
+    )
+    metrics: list[MetricName] | None = spec_field(
+        "evaluate",
+        "Metrics that the status and the model card show beside evaluation.primary. Default: all of the task's.",
+        min_length=1,
+        max_length=32,
+    )
+    baseline: Literal["auto", "Base", "Probe", "Trivial", "None"] | None = spec_field(
+        "evaluate",
+        "What the tuned model is compared with: the untouched base, where it can do the task, a linear model on its frozen "
+        "features, an answer that needs no model, or nothing. Default: auto, all that there are; gates take the best.",
+    )
+    gates: list[Gate] | None = spec_field(
+        None,
+        "What the model must reach, on data.test or, without it, on the validation rows; else the job fails and current.json "
+        "stays as it is. Default: no gates.",
+        min_length=1,
+        max_length=16,
     )
 
 
@@ -598,6 +725,15 @@ class Retries(Model):
     )
 
 
+def _known(named: list[Any], metrics: Sequence[str]) -> bool:
+    """Whether metrics are among these; what is no text has another problem."""
+    return all(metric in metrics for metric in named if isinstance(metric, str))
+
+
+def _gated(spec: Any) -> list[Any]:
+    return [at(gate, "metric") for gate in _items(at(spec, "evaluation.gates"))]
+
+
 def _primary(name: str, kind: TaskKind) -> Rule:
     """The primary metric is one of the task's."""
     options = ", ".join(f"'{metric}'" for metric in kind.metrics)
@@ -605,7 +741,29 @@ def _primary(name: str, kind: TaskKind) -> Rule:
         f"self.task.type != '{name}' || !has(self.evaluation) || !has(self.evaluation.primary) || "
         f"self.evaluation.primary in [{options}]",
         f"evaluation.primary for {name} is one of {', '.join(kind.metrics)}",
-        lambda spec: at(spec, "task.type") != name or at(spec, "evaluation.primary") in (None, *kind.metrics),
+        lambda spec: at(spec, "task.type") != name or _known([at(spec, "evaluation.primary")], kind.metrics),
+    )
+
+
+def _metrics(name: str, kind: TaskKind) -> Rule:
+    """So are those that are shown."""
+    options = ", ".join(f"'{metric}'" for metric in kind.metrics)
+    return Rule(
+        f"self.task.type != '{name}' || !has(self.evaluation) || !has(self.evaluation.metrics) || "
+        f"self.evaluation.metrics.all(metric, metric in [{options}])",
+        f"evaluation.metrics for {name} are among {', '.join(kind.metrics)}",
+        lambda spec: at(spec, "task.type") != name or _known(_items(at(spec, "evaluation.metrics")), kind.metrics),
+    )
+
+
+def _gates(name: str, kind: TaskKind) -> Rule:
+    """And those that are judged."""
+    options = ", ".join(f"'{metric}'" for metric in kind.metrics)
+    return Rule(
+        f"self.task.type != '{name}' || !has(self.evaluation) || !has(self.evaluation.gates) || "
+        f"self.evaluation.gates.all(gate, gate.metric in [{options}])",
+        f"evaluation.gates for {name} judge {', '.join(kind.metrics)}",
+        lambda spec: at(spec, "task.type") != name or _known(_gated(spec), kind.metrics),
     )
 
 
@@ -657,6 +815,22 @@ def _sourced(path: str) -> Rule:
     )
 
 
+def _judged(field: str, cel: str, metric: str, named: Callable[[Any], list[Any]]) -> Rule:
+    """Metrics of several tasks are `mean`, `loss`, or those of one task; `cel` says it with a place for "is one"."""
+    own = TASKS["multi-task"].metrics
+    return Rule(
+        "self.task.type != 'multi-task' || !has(self.task.tasks) || !has(self.evaluation) || "
+        + cel.format(f"({metric} in {list(own)} || {_named(metric)})"),
+        f"evaluation.{field} for multi-task: {', '.join(own)}, or NAME.METRIC with the name of one of task.tasks and a metric "
+        "of its type",
+        lambda spec: (
+            at(spec, "task.type") != "multi-task"
+            or not _items(at(spec, "task.tasks"))
+            or _known(named(spec), [*own, *_metrics_of_parts(spec)])
+        ),
+    )
+
+
 _OF_PARTS: tuple[Rule, ...] = (
     *(_sourced(path) for path in ("data.train", "data.validation.sources", "data.test.sources")),
     Rule(
@@ -671,16 +845,23 @@ _OF_PARTS: tuple[Rule, ...] = (
         only_beside(path, "task.type", values=("multi-task",), default="")
         for path in ("data.validation.sources", "data.test.sources")
     ),
-    Rule(
-        "self.task.type != 'multi-task' || !has(self.task.tasks) || !has(self.evaluation) || !has(self.evaluation.primary) || "
-        f"self.evaluation.primary in {list(TASKS['multi-task'].metrics)} || {_named('self.evaluation.primary')}",
-        f"evaluation.primary for multi-task is one of {', '.join(TASKS['multi-task'].metrics)}, or NAME.METRIC with the name of "
-        "one of task.tasks and a metric of its type",
-        lambda spec: (
-            at(spec, "task.type") != "multi-task"
-            or not _items(at(spec, "task.tasks"))
-            or at(spec, "evaluation.primary") in (None, *TASKS["multi-task"].metrics, *_metrics_of_parts(spec))
-        ),
+    _judged(
+        "primary",
+        "!has(self.evaluation.primary) || {0}",
+        "self.evaluation.primary",
+        lambda spec: [at(spec, "evaluation.primary")],
+    ),
+    _judged(
+        "metrics",
+        "!has(self.evaluation.metrics) || self.evaluation.metrics.all(metric, {0})",
+        "metric",
+        lambda spec: _items(at(spec, "evaluation.metrics")),
+    ),
+    _judged(
+        "gates",
+        "!has(self.evaluation.gates) || self.evaluation.gates.all(gate, {0})",
+        "gate.metric",
+        _gated,
     ),
 )
 _UNMERGED = ("adapter", "prompt", "prefix")
@@ -689,7 +870,12 @@ _UNMERGED = ("adapter", "prompt", "prefix")
 
 class FineTuneJobSpec(Model):
     rules: ClassVar[tuple[Rule, ...]] = (
-        *(_primary(name, kind) for name, kind in TASKS.items() if name != "multi-task"),
+        *(
+            rule(name, kind)
+            for name, kind in TASKS.items()
+            if name != "multi-task"
+            for rule in (_primary, _metrics, _gates)
+        ),
         *_OF_PARTS,
         *(_method(name, kind, method) for name, kind in TASKS.items() for method in kind.refused),
         *(
@@ -702,6 +888,14 @@ class FineTuneJobSpec(Model):
             "output.merge makes no sense with method adapter, prompt or prefix: what they learn cannot be folded into weights",
             lambda spec: at(spec, "output.merge") is not True or at(spec, "method.type") not in _UNMERGED,
         ),
+        only_beside("generation", "task.type", values=GENERATING, default="text-classification"),
+        only_beside("data.maxTargetLength", "task.type", values=WITH_TARGETS, default="text-classification"),
+        Rule(
+            f"!has(self.data.overlong) || self.data.overlong != 'Split' || self.task.type in {list(SPLITTING)}",
+            f"data.overlong Split goes only with task.type: {' or '.join(SPLITTING)}",
+            lambda spec: at(spec, "data.overlong") != "Split" or at(spec, "task.type") in SPLITTING,
+        ),
+        only_beside("training.packing", "task.type", values=PACKING, default="text-classification"),
         only_beside("training.l2sp", "method.type", values=("full",), default="full"),
         never_beside(
             "training.layerwiseDecay",
@@ -728,6 +922,7 @@ class FineTuneJobSpec(Model):
     data: Data = spec_field(None, "The rows.", required=True)
     method: Method | None = spec_field(None, "How the weights are tuned. Default: full.")
     training: Training | None = spec_field(None, "Hyperparameters.")
+    generation: Generation | None = spec_field(None, "How text is written when the result is measured and used.")
     evaluation: Evaluation | None = spec_field(None, "How the result is measured.")
     checkpoint: Checkpoint | None = spec_field(None, "How often progress is committed to storage.")
     output: Output = spec_field(None, "Where the result goes.", required=True)
@@ -796,6 +991,7 @@ class RowCounts(Model):
 
 class TokenLengths(Model):
     p50: int = Field(description="Half of the rows have at most so many tokens.")
+    p95: int | None = Field(None, description="95 of 100 rows have at most so many tokens.")
     p99: int = Field(description="99 of 100 rows have at most so many tokens.")
     max: int = Field(description="Tokens of the longest row.")
 
@@ -836,6 +1032,26 @@ class PreflightStatus(Model):
     report_uri: str | None = Field(None, description="The full report.", max_length=2048)
 
 
+class Interval(Model):
+    low: Figure = Field(description="Lower end.")
+    high: Figure = Field(description="Upper end.")
+
+
+class Gain(Model):
+    metric: str = Field(description="The metric, evaluation.primary.", max_length=64)
+    over: str = Field(description="The best baseline: trivial, base or probe.", max_length=64)
+    value: Figure = Field(description="By how much the tuned model is better on the same rows.")
+    low: Figure | None = Field(None, description="Lower end of its 95 % interval.")
+    high: Figure | None = Field(None, description="Upper end of its 95 % interval.")
+
+
+class GateStatus(Model):
+    metric: str = Field(description="What was judged.", max_length=64)
+    passed: bool = Field(description="Whether the gate is met.")
+    value: Figure | None = Field(None, description="What was measured; absent where it could not be.")
+    wanted: str = Field(description="What was asked for, in a few signs such as >= 0.8.", max_length=128)
+
+
 class EvaluationStatus(Model):
     rows: int | None = Field(None, description="Rows the metrics were measured on.")
     on: Literal["test", "validation"] | None = Field(None, description="Which rows they were.")
@@ -845,6 +1061,20 @@ class EvaluationStatus(Model):
     base: Metrics | None = Field(None, description="The untouched base model, where it can do the task.")
     probe: Metrics | None = Field(None, description="A linear model on the frozen features of the base.")
     tuned: Metrics | None = Field(None, description="The published model.")
+    intervals: dict[Annotated[str, StringConstraints(max_length=64)], Interval] | None = Field(
+        None,
+        description="95 % bootstrap intervals of the published model: of evaluation.primary, and of the metrics asked for.",
+        max_length=32,
+    )
+    gain: Gain | None = Field(None, description="The published model beside the best baseline.")
+    train: Metrics | None = Field(
+        None,
+        description="The published model on training rows: far better values than those of tuned mean overfitting.",
+    )
+    gates: list[GateStatus] | None = Field(None, description="Each gate, and whether it is met.", max_length=16)
+    warnings: list[Text] | None = Field(
+        None, description="What should be known before the figures are trusted; the first ten.", max_length=10
+    )
 
 
 class ModelStatus(Model):

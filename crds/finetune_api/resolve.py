@@ -15,6 +15,9 @@ import rfc8785
 from finetune_api.contract import (
     CheckpointConfig,
     DataConfig,
+    EvaluationConfig,
+    GateConfig,
+    GenerationConfig,
     MethodConfig,
     OutputConfig,
     PartConfig,
@@ -32,6 +35,7 @@ from finetune_api.job import (
     Evaluation,
     Every,
     FineTuneJobSpec,
+    Generation,
     Method,
     Optimizer,
     Part,
@@ -128,6 +132,8 @@ def resolve(
         method=_method(spec),
         training=_training(spec),
         primary=first((spec.evaluation or Evaluation()).primary, default=TASKS[spec.task.type].primary),
+        evaluation=_evaluation(spec.evaluation or Evaluation()),
+        decoding=_decoding(spec),
         checkpoint=_checkpoint(spec),
         output=OutputConfig(
             uri=spec.output.uri.rstrip("/"),
@@ -152,6 +158,9 @@ def _task(spec: FineTuneJobSpec) -> TaskConfig:
         type=task.type,
         columns=_columns(task),
         labels=task.labels,
+        source_language=task.source_language,
+        target_language=task.target_language,
+        prefix=task.prefix,
         tasks=None
         if task.tasks is None
         else [
@@ -186,7 +195,8 @@ def _data(spec: FineTuneJobSpec) -> DataConfig:
         validation_uri=validation.uri,
         test_uri=test.uri if test else None,
         max_length=first(spec.data.max_length, default=256),
-        overlong=first(spec.data.overlong, default="Truncate"),
+        overlong=first(spec.data.overlong, default="Split" if TASKS[spec.task.type].splits else "Truncate"),
+        max_target_length=_target_length(spec),
         train_weights=weights if any(weight != 1.0 for weight in weights) else None,
         deduplicate="near" if repeated.near else "exact" if repeated.exact else None,
         leakage=first(spec.data.leakage, default="Drop"),
@@ -199,6 +209,23 @@ def _data(spec: FineTuneJobSpec) -> DataConfig:
 
 def _sources(asked: Sequence[ValidationSource] | Sequence[PartTestSource] | None) -> list[PartSource] | None:
     return None if asked is None else [PartSource(task=source.task, uri=source.uri) for source in asked]
+
+
+def _target_length(spec: FineTuneJobSpec) -> int | None:
+    return first(spec.data.max_target_length, default=128) if TASKS[spec.task.type].targets else None
+
+
+def _decoding(spec: FineTuneJobSpec) -> GenerationConfig | None:
+    if not TASKS[spec.task.type].generates:
+        return None
+    asked = spec.generation or Generation()
+    beam = asked.strategy == "beam"
+    return GenerationConfig(
+        strategy="beam" if beam else "greedy",
+        beams=first(asked.beams, default=4) if beam else 1,
+        max_new_tokens=first(asked.max_new_tokens, _target_length(spec), default=128),
+        length_penalty=asked.length_penalty,
+    )
 
 
 def _method(spec: FineTuneJobSpec) -> MethodConfig:
@@ -266,6 +293,7 @@ def _training(spec: FineTuneJobSpec) -> TrainingConfig:
         l2sp_alpha=training.l2sp.alpha if training.l2sp else None,
         neftune_alpha=training.neftune.alpha if training.neftune else None,
         gradient_checkpointing=first(training.gradient_checkpointing, default=False),
+        packing=training.packing,
         max_grad_norm=first(training.max_grad_norm, default=1.0),
         precision=first(training.precision, default="auto"),
         micro_batch=training.micro_batch,
@@ -274,6 +302,14 @@ def _training(spec: FineTuneJobSpec) -> TrainingConfig:
         evaluate_epochs=every.epochs,
         patience=stopping.patience if stopping else None,
         min_delta=first(stopping.min_delta, default=0.0) if stopping else 0.0,
+    )
+
+
+def _evaluation(evaluation: Evaluation) -> EvaluationConfig:
+    return EvaluationConfig(
+        metrics=evaluation.metrics,
+        baseline=first(evaluation.baseline, default="auto"),
+        gates=[GateConfig(**gate.model_dump()) for gate in evaluation.gates or []],
     )
 
 
@@ -366,7 +402,7 @@ def digest(value: Any) -> str:
     return hashlib.sha256(rfc8785.dumps(value)).hexdigest()
 
 
-_LATER = {"train_weights", "deduplicate", "leakage", "train_tasks"}
+_LATER = {"train_weights", "deduplicate", "leakage", "max_target_length", "train_tasks"}
 
 
 def train_identity(config: RunConfig, *, labels: list[str], inputs: Mapping[str, str]) -> dict[str, Any]:
@@ -404,9 +440,21 @@ def run_id(identity: Mapping[str, Any]) -> str:
     return digest(identity)[:16]
 
 
-def evaluation_id(run: str, *, test: str | None) -> str:
-    """Identity of an evaluation; `test` is the SHA-256 of the test rows, None for the validation rows."""
-    return digest({"run": run, "test": test})[:16]
+def evaluation_id(run: str, config: RunConfig, *, test: str | None) -> str:
+    """Identity of an evaluation; `test` is the SHA-256 of the test rows, None for the validation rows.
+
+    Gates are not part of it: they are judged again from what was measured. What is at its default counts nothing.
+    """
+    decoding = {} if config.decoding is None else {"decoding": config.decoding.document()}
+    return digest({"run": run, "test": test, **decoding, **_measured(config)})[:16]
+
+
+def _measured(config: RunConfig) -> dict[str, Any]:
+    """What decides the measurements, where it is not the default."""
+    asked = config.evaluation.model_dump(
+        mode="json", by_alias=True, exclude={"gates"}, exclude_none=True, exclude_defaults=True
+    )
+    return {"evaluation": asked} if asked else {}
 
 
 def publication_id(evaluation: str, config: RunConfig) -> str:
@@ -415,9 +463,10 @@ def publication_id(evaluation: str, config: RunConfig) -> str:
 
 
 def restart_key(config: RunConfig) -> str:
-    """Equal for two configs that can share running pods: everything but what is `live` or names the generation."""
+    """Equal for two configs that can share running pods: everything but what is `live` or `judge`, or names the
+    generation."""
     document = config.document()
-    for live in ("generation", "maxRetries", "checkpoint"):
+    for live in ("generation", "maxRetries", "checkpoint", "evaluation"):
         document.pop(live)
     document["data"].pop("audit", None)
-    return digest(document)[:16]
+    return digest({**document, **_measured(config)})[:16]

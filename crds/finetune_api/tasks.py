@@ -8,11 +8,34 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-TaskType = Literal["text-classification", "multi-task"]
-PartType = Literal["text-classification"]
+TaskType = Literal[
+    "text-classification",
+    "token-classification",
+    "summarization",
+    "translation",
+    "causal-lm",
+    "multi-task",
+]
+PartType = Literal["text-classification", "token-classification"]
 """What may be one of several tasks on one encoder."""
 MethodType = Literal["full", "head", "lora", "qlora", "dora", "adapter", "ia3", "prompt", "prefix"]
-Metric = Literal["accuracy", "precision", "recall", "f1", "f1-micro", "f1-weighted", "loss", "mean"]
+Metric = Literal[
+    "accuracy",
+    "precision",
+    "recall",
+    "f1",
+    "f1-micro",
+    "f1-weighted",
+    "loss",
+    "perplexity",
+    "token-accuracy",
+    "rouge-1",
+    "rouge-2",
+    "rouge-l",
+    "bleu",
+    "chrf",
+    "mean",
+]
 
 
 @dataclass(frozen=True)
@@ -29,6 +52,19 @@ class TaskKind:
     """Methods that make no sense with it, each with the reason."""
     without: Mapping[str, str] = field(default_factory=dict)
     """Other fields that make no sense with it, such as training.neftune for images, each with the reason."""
+    generates: bool = False
+    """Whether the model writes text, so that `generation` says how."""
+    targets: bool = False
+    """Whether what is to be written has a limit of its own, data.maxTargetLength."""
+    packs: bool = False
+    """Whether several rows may share one sequence."""
+    splits: bool = False
+    """Whether an overlong row may become several; then it does so unless the document says otherwise."""
+
+
+_REUSED_OUTPUT = "the decoder writes with the output layer of the base, no new layer could learn alone; use lora"
+_LANGUAGE_HEAD = "a language model has no new output layer, and its own one is mostly its input embedding; use lora"
+_NO_LABELS = "whose answers are texts"
 
 
 TASKS: Mapping[TaskType, TaskKind] = {
@@ -36,6 +72,38 @@ TASKS: Mapping[TaskType, TaskKind] = {
         columns={"text": "text", "label": "label"},
         metrics=("accuracy", "precision", "recall", "f1", "f1-micro", "f1-weighted", "loss"),
         primary="f1",
+    ),
+    "token-classification": TaskKind(
+        columns={"tokens": "tokens", "tags": "tags", "text": "text", "spans": "spans"},
+        metrics=("accuracy", "precision", "recall", "f1", "loss"),
+        primary="f1",
+    ),
+    "summarization": TaskKind(
+        columns={"text": "text", "summary": "summary"},
+        metrics=("rouge-1", "rouge-2", "rouge-l", "token-accuracy", "loss"),
+        primary="rouge-l",
+        refused={"head": _REUSED_OUTPUT},
+        without={"task.labels": _NO_LABELS},
+        generates=True,
+        targets=True,
+    ),
+    "translation": TaskKind(
+        columns={"source": "source", "target": "target"},
+        metrics=("bleu", "chrf", "token-accuracy", "loss"),
+        primary="bleu",
+        refused={"head": _REUSED_OUTPUT},
+        without={"task.labels": _NO_LABELS},
+        generates=True,
+        targets=True,
+    ),
+    "causal-lm": TaskKind(
+        columns={"text": "text"},
+        metrics=("loss", "perplexity", "token-accuracy"),
+        primary="perplexity",
+        refused={"head": _LANGUAGE_HEAD},
+        without={"task.labels": "which learns from the text itself"},
+        packs=True,
+        splits=True,
     ),
     "multi-task": TaskKind(
         columns={},
@@ -52,7 +120,7 @@ TASKS: Mapping[TaskType, TaskKind] = {
 ROLES: tuple[str, ...] = tuple(dict.fromkeys(role for kind in TASKS.values() for role in kind.columns))
 """All roles of columns, in camelCase as the API has them."""
 
-_LOWER_IS_BETTER: frozenset[str] = frozenset({"loss"})
+_LOWER_IS_BETTER: frozenset[str] = frozenset({"loss", "perplexity"})
 
 
 def lower_is_better(metric: str) -> bool:
@@ -63,3 +131,13 @@ def lower_is_better(metric: str) -> bool:
 def tasks_with(role: str) -> tuple[TaskType, ...]:
     """Tasks that read a column of that role."""
     return tuple(name for name, kind in TASKS.items() if role in kind.columns)
+
+
+GENERATING: tuple[TaskType, ...] = tuple(name for name, kind in TASKS.items() if kind.generates)
+"""Tasks whose models write text."""
+WITH_TARGETS: tuple[TaskType, ...] = tuple(name for name, kind in TASKS.items() if kind.targets)
+"""Tasks that limit what is to be written on its own."""
+PACKING: tuple[TaskType, ...] = tuple(name for name, kind in TASKS.items() if kind.packs)
+"""Tasks whose rows may share a sequence."""
+SPLITTING: tuple[TaskType, ...] = tuple(name for name, kind in TASKS.items() if kind.splits)
+"""Tasks whose overlong rows may become several."""

@@ -188,7 +188,8 @@ def _beside(o: Observed, verdict: Verdict, job: Child, *, now: datetime) -> Verd
     """Join what is said of the new generation with the old run, which goes on until the new one may begin."""
     pinned = o.pinned.get(job.generation)
     if verdict.phase == "Succeeded" or _just_passed(verdict) or pinned is None:
-        return verdict.doing(DeleteJob.of(job)) if verdict.phase == "Succeeded" else verdict
+        # Final though it has passed: the model is there already, whether it is good enough or not.
+        return verdict.doing(DeleteJob.of(job)) if verdict.final and pinned is not None else verdict
     old = attempt(o, target_of(pinned), job, now=now, superseded=True)
     generation = o.subject.generation
     if old.final:  # its model counts, its failure does not: the document asks for something else by now

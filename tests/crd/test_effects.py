@@ -8,8 +8,9 @@ from finetune_api.contract import RunConfig
 from finetune_api.crd import open_api_schema
 from finetune_api.job import FineTuneJob, FineTuneJobSpec
 from finetune_api.profile import FineTuneProfileSpec
-from finetune_api.resolve import Defaults, publication_id, resolve, restart_key, train_identity
+from finetune_api.resolve import Defaults, evaluation_id, publication_id, resolve, restart_key, train_identity
 from finetune_api.table import fields
+from finetune_api.tasks import ROLES, tasks_with
 
 SPEC = open_api_schema(FineTuneJob)["properties"]["spec"]
 PROFILE = FineTuneProfileSpec.model_validate({"allowedEndpoints": ["http://*"]})
@@ -31,13 +32,30 @@ BESIDE: dict[str, dict[str, Any]] = {
     "spec.method.dropout": {"type": "lora"},
     "spec.method.targets": {"type": "lora"},
     "spec.data.validation.groupBy": {"fraction": 0.1},
+    "spec.evaluation.gates[].metric": {"atLeast": 0.5},
     "spec.training.optimizer.momentum": {"type": "sgd"},
     "spec.training.schedule.minimum": {"type": "cosine"},
     "spec.training.schedule.power": {"type": "polynomial"},
+    "spec.generation.beams": {"strategy": "beam"},
+    "spec.generation.lengthPenalty": {"strategy": "beam"},
 }
 """What a rule wants beside a field."""
-VALUES: dict[str, tuple[Any, Any]] = {"spec.evaluation.primary": ("accuracy", "f1")}
-"""Of fields whose schema does not say what is allowed."""
+VALUES: dict[str, tuple[Any, Any]] = {
+    "spec.evaluation.primary": ("f1", "loss"),
+    "spec.evaluation.metrics": (["f1"], ["loss"]),
+    "spec.evaluation.gates[].metric": ("f1", "loss"),
+}
+"""Two values, where the first and the last of a list would not do."""
+TASK: dict[str, str] = {
+    "spec.task.sourceLanguage": "translation",
+    "spec.task.targetLanguage": "translation",
+    "spec.task.prefix": "translation",
+    "spec.data.maxTargetLength": "translation",
+    "spec.generation": "translation",
+    "spec.training.packing": "causal-lm",
+    **{f"spec.task.columns.{role}": tasks_with(role)[0] for role in ROLES},
+}
+"""The task that a field, or one below it, goes with."""
 BY_CONTENT = {
     "spec.model.uri",
     "spec.data.train[].uri",
@@ -117,6 +135,9 @@ def resolved(path: str, value: Any) -> RunConfig:
     for index, part in enumerate(reversed(parts)):
         beside = BESIDE.get(path, {}) if index == 0 else {}
         document = {**beside, part.removesuffix("[]"): [document] if part.endswith("[]") else document}
+    for start, task in TASK.items():
+        if path == start or path.startswith(f"{start}."):
+            document = {**document, "task": {"type": task, **document.get("task", {})}}
     if ".tasks[]." in path or path.endswith("[].task") or ".sources[]" in path or value == "multi-task":
         document = of_parts(path, value)
     spec = FineTuneJobSpec.model_validate(completed(SPEC, document))
@@ -150,8 +171,12 @@ def test_a_change_does_what_the_field_declares(path: str, schema: dict[str, Any]
     before, after = (resolved(path, value) for value in VALUES.get(path) or two_values(schema))
     new_run = identity(before) != identity(after)
     assert new_run == (effect == "train" and path not in BY_CONTENT)
-    assert (restart_key(before) != restart_key(after)) == (effect != "live")
+    assert (restart_key(before) != restart_key(after)) == (effect not in ("live", "judge"))
     assert (publication_id("e", before) != publication_id("e", after)) == (effect == "publish")
+    if effect != "train":
+        again = evaluation_id("r", before, test=None) != evaluation_id("r", after, test=None)
+        assert again == (effect == "evaluate" and path not in BY_CONTENT)
+    assert (before.evaluation.gates != after.evaluation.gates) == (effect == "judge")
 
 
 def test_most_fields_are_tried() -> None:

@@ -13,7 +13,7 @@ from tests.trainer.rank.conftest import Made, Ranks, made, write
 from finetune_api.job import FineTuneJobSpec
 from finetune_api.tasks import TASKS, MethodType, TaskType, lower_is_better
 
-RATES: Mapping[str, float] = {"full": 3e-3, "lora": 1e-2, "dora": 3e-3, "prompt": 2e-2}
+RATES: Mapping[str, float] = {"full": 3e-3, "lora": 1e-2, "qlora": 1e-2, "dora": 3e-3, "prompt": 2e-2}
 RATE = 2e-2
 """Of methods that train few weights."""
 

@@ -53,8 +53,37 @@ def coloured(draw: random.Random, count: int) -> Rows:
     return found
 
 
+def marching(draw: random.Random, count: int) -> Rows:
+    """Sentences in which each word is the fifth after the one before it; the base knows steps of other lengths, too."""
+    words = sorted({*WORDS, *COLOURS})
+    found = []
+    for _ in range(count):
+        first = draw.randrange(len(words))
+        found.append({"text": " ".join(words[(first + 5 * place) % len(words)] for place in range(draw.randint(3, 5)))})
+    return found
+
+
+def tagged(draw: random.Random, count: int) -> Rows:
+    """Words that begin alike are entities of one kind."""
+    kinds = {"al": "B-one", "be": "B-two"}
+    rows = [[draw.choice(WORDS) for _ in range(draw.randint(3, 9))] for _ in range(count)]
+    return [{"tokens": words, "tags": [kinds.get(word[:2], "O") for word in words]} for words in rows]
+
+
+_SMALL = {"training": {"batchSize": 2}}
+"""Where rows are packed: few sequences are left."""
 KINDS: Mapping[TaskType, Kind] = {
     "text-classification": Kind(("bert", "roberta", "distilbert"), coloured, "trivial", 0.2, only={"prefix": "bert"}),
+    "token-classification": Kind(("bert", "roberta", "distilbert"), tagged, "trivial", 0.2, only={"prefix": "bert"}),
+    "causal-lm": Kind(
+        ("llama", "gpt2"),
+        marching,
+        "base",
+        0.3,
+        _SMALL,
+        only={"prefix": "llama", "qlora": "llama"},
+        margins={"prompt": 0.05},
+    ),
 }
 
 
@@ -90,6 +119,24 @@ _ENCODER = {
 BASES: Mapping[str, tuple[str, str, Mapping[str, Any]]] = {
     "bert": ("BertModel", "BertConfig", _ENCODER),
     "roberta": ("RobertaModel", "RobertaConfig", _ENCODER),
+    "llama": (
+        "LlamaForCausalLM",
+        "LlamaConfig",
+        {**_ENCODER, "num_key_value_heads": 2, "bos_token_id": 2, "eos_token_id": 3},
+    ),
+    "gpt2": (
+        "GPT2LMHeadModel",
+        "GPT2Config",
+        {
+            "n_embd": 32,
+            "n_layer": 2,
+            "n_head": 2,
+            "n_positions": 66,
+            "pad_token_id": 0,
+            "bos_token_id": 2,
+            "eos_token_id": 3,
+        },
+    ),
     "distilbert": (
         "DistilBertModel",
         "DistilBertConfig",
@@ -109,7 +156,7 @@ def make_base(name: str, directory: Path) -> Path:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     model = getattr(transformers, kind)(getattr(transformers, config)(vocab_size=size, **sizes))
-    pretrain_encoder(model, size)
+    (pretrain_decoder if kind.endswith(("CausalLM", "LMHeadModel")) else pretrain_encoder)(model, size)
     model.save_pretrained(directory)
     return directory
 
@@ -133,5 +180,24 @@ def pretrain_encoder(model: Any, size: int) -> None:
         loss = 5 * binary(present(states[:, 0]), found) + cross_entropy(following(states[:, :-1]).mT, ids[:, 1:])
         optimizer.zero_grad()
         loss.backward()
+        optimizer.step()
+    model.eval()
+
+
+def pretrain_decoder(model: Any, size: int) -> None:
+    """Some seconds of pretraining: sentences whose words are 1, 5 or 11 words apart."""
+    import torch
+
+    draw = torch.Generator().manual_seed(1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    known, steps = size - len(SPECIAL), torch.tensor([1, 5, 11])
+    model.train()
+    for _ in range(PRETRAIN_STEPS):
+        length = int(torch.randint(3, 7, (), generator=draw))
+        first, step = torch.randint(known, (32, 1), generator=draw), steps[torch.randint(3, (32, 1), generator=draw)]
+        words = len(SPECIAL) + (first + step * torch.arange(length)) % known
+        ids = torch.cat([torch.full((32, 1), 2), words, torch.full((32, 1), 3)], dim=1)
+        optimizer.zero_grad()
+        model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids).loss.backward()
         optimizer.step()
     model.eval()

@@ -291,7 +291,7 @@ def test_an_error_survives_pickling() -> None:
 
 
 @pytest.mark.parametrize(
-    "uri", ["", "x", "/tmp/x", "gs://bucket/x", "s3:/bucket", "s3://", "file://host/x", "hf://a/b", "s3://u:p@b/x"]
+    "uri", ["", "x", "/tmp/x", "gs://bucket/x", "s3:/bucket", "s3://", "file://host/x", "s3://u:p@b/x"]
 )
 def test_an_unknown_uri_is_refused_with_the_schemes_that_exist(uri: str) -> None:
     with pytest.raises(StorageError, match=r"s3://.*file://") as caught:

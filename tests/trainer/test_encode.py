@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import load_file
 from tests.trainer.memory import config_of
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 
 from finetune_api.job import Overlong
 from finetune_trainer import tasks
@@ -159,6 +161,42 @@ def test_memory_does_not_grow_with_the_rows(minilm_dir: Path, tmp_path: Path) ->
     tracemalloc.stop()
     assert encoded.rows == 40_000
     assert peak < 16 * 1024 * 1024
+
+
+def _byte_level() -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokens = {"special_tokens": ["<s>", "</s>"], "initial_alphabet": pre_tokenizers.ByteLevel.alphabet()}
+    tokenizer.train_from_iterator(["some text to merge some of"] * 9, trainers.BpeTrainer(vocab_size=280, **tokens))
+    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 1), ("<s>", 0))
+    return tokenizer
+
+
+def _unigram() -> Tokenizer:
+    tokenizer = Tokenizer(
+        models.Unigram([("<unk>", 0.0), ("</s>", 0.0), ("\u2581", -1.0), ("a", -2.0), ("ab", -2.5)], 0)
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return tokenizer
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.text(max_size=120), min_size=1, max_size=4), st.integers(4, 40), st.sampled_from(range(3)))
+def test_a_cut_text_has_the_tokens_of_the_librarys_truncation(
+    minilm_dir: Path, texts: list[str], limit: int, kind: int
+) -> None:
+    json_text = [lambda: (minilm_dir / "tokenizer.json").read_text(), lambda: BYTE_LEVEL, lambda: UNIGRAM][kind]()
+    whole, cut = Tokenizer.from_str(json_text), Tokenizer.from_str(json_text)
+    for tokenizer in (whole, cut):
+        tokenizer.no_padding()
+    whole.no_truncation()
+    cut.enable_truncation(limit)
+    expected = [(cut.encode(text).ids, len(whole.encode(text).ids)) for text in texts]
+    assert Text(json_text, limit, 0, None).cut(texts) == expected
+
+
+BYTE_LEVEL, UNIGRAM = _byte_level().to_str(), _unigram().to_str()
 
 
 def test_the_limit_of_the_model_wins_when_it_is_lower(minilm_dir: Path) -> None:

@@ -11,15 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from tests.storage.hub import serve
 
 from finetune_api.contract import MESSAGE_LIMIT, ExitCode, LastMessage, RunConfig, TrainOutcome
-from finetune_api.job import EvaluationStatus, FineTuneJobSpec, ModelStatus
+from finetune_api.job import EvaluationStatus, FineTuneJobSpec, GateStatus, ModelStatus
 from finetune_api.profile import FineTuneProfileSpec
 from finetune_api.resolve import Defaults, evaluation_id, publication_id, resolve
 from finetune_trainer import preflight
+from finetune_trainer.gates import ON_VALIDATION
 from finetune_trainer.run import RunRecord
-from finetune_trainer.storage import StorageSettings, open_store
-from finetune_trainer.storage.commit import Holder, RecordKind, RunLog
+from finetune_trainer.storage import StorageSettings, open_store, split_uri
+from finetune_trainer.storage.commit import CURRENT, Holder, RecordKind, RunLog
 
 SECRET_TEXT = "the launch code is 12345"
 
@@ -310,6 +312,26 @@ def test_files_of_a_pattern_are_inputs_of_their_own(bench: Bench) -> None:
     bench.refused(ExitCode.INVALID, "NothingMatches", "no file matches; below", "correct the pattern")
 
 
+def test_model_and_rows_of_the_hub_make_the_run_of_the_same_files_on_disk(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local = bench.run()
+    with serve() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        commit = hub.commit("org/tiny", {path.name: path.read_bytes() for path in (bench.root / "model").iterdir()})
+        hub.commit("org/rows", {"data/train.jsonl": jsonl(rows())}, kind="datasets")
+        bench.spec["model"] = {"uri": "hf://org/tiny"}
+        bench.spec["data"]["train"] = [{"uri": "hf://datasets/org/rows/data/train.jsonl"}]
+        found = bench.run()
+        assert found.run_id == local.run_id, found.message
+        record = bench.record(found)
+        assert record.manifest[0].uri == f"hf://org/tiny@{commit}/config.json"
+        hub.commit("org/tiny", {"config.json": b"{}"})
+        root, key = split_uri(record.manifest[1].uri)
+        store = open_store(root, StorageSettings())
+        store.download(key, bench.root / "again", if_match=record.manifest[1].etag, sha256=record.manifest[1].sha256)
+
+
 def test_weights_are_part_of_the_run_and_weights_of_one_are_not(bench: Bench) -> None:
     plain = bench.run()
     bench.spec["data"]["train"][0]["weight"] = 1
@@ -355,7 +377,7 @@ def publish(bench: Bench, last: LastMessage, *, end: str = "complete") -> TrainO
         model=ModelStatus(uri="file:///somewhere", digest="sha256:0", size_bytes=7),
     )
     body = {
-        "publicationId": publication_id(evaluation_id(str(last.run_id), test=None), bench.config()),
+        "publicationId": publication_id(evaluation_id(str(last.run_id), bench.config(), test=None), bench.config()),
         "end": end,
         "objects": [{"key": info.key, "size": info.size, "sha256": info.sha256}],
         "outcome": outcome.document(),
@@ -379,6 +401,26 @@ def test_a_published_result_is_reused(bench: Bench) -> None:
     assert again.preflight is not None
     assert again.preflight.state == "Reused"
     assert again.result == outcome
+
+
+def test_a_changed_gate_is_judged_again_and_releases_the_model_once(bench: Bench) -> None:
+    current = bench.root / "output" / CURRENT
+    publish(bench, bench.run())
+    bench.spec["evaluation"] = {"gates": [{"metric": "f1", "atLeast": 0.95}]}
+    refused = bench.run()
+    assert (refused.code, refused.reason) == (48, "GateNotMet")
+    assert refused.message == "Not good enough on validation rows: f1 is 0.9, wanted >= 0.95."
+    assert refused.result is not None
+    assert refused.result.evaluation.gates == [GateStatus(metric="f1", passed=False, value=0.9, wanted=">= 0.95")]
+    assert refused.result.evaluation.warnings == [ON_VALIDATION]
+    assert not current.exists()
+    bench.spec["evaluation"] = {"gates": [{"metric": "f1", "atLeast": 0.9}]}
+    met = bench.run()
+    assert (met.code, met.reason, met.run_id) == (0, "Reused", refused.run_id)
+    assert json.loads(current.read_bytes())["runId"] == met.run_id
+    current.write_text("another run was published since")
+    assert bench.run().code == 0
+    assert current.read_text() == "another run was published since"
 
 
 def test_another_publication_of_the_run_is_not_reused(bench: Bench) -> None:

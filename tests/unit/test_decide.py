@@ -60,6 +60,8 @@ FASTER = {**SPEC, "training": {"learningRate": 0.001}}
 """Another run."""
 PATIENT = {**SPEC, "retries": {"max": 1}}
 """The same run: only a live field differs."""
+STRICTER = {**SPEC, "evaluation": {"gates": [{"metric": "f1", "atLeast": 0.95}]}}
+"""The same run, judged by a gate."""
 TWO_NODES = {**SPEC, "resources": {"nodes": 2, "perNode": {"gpus": 1}}}
 PROFILES = {"default": Profile("default", {})}
 RESULT = TrainOutcome(
@@ -196,6 +198,12 @@ def outcome(state: Any, step: int | None = None, run: str = RUN) -> LastMessage:
 
 
 TRAINED = message(0, "Trained", run_id=RUN, attempt=7, result=RESULT)
+UNMET = message(48, "GateNotMet", run_id=RUN, attempt=7, result=RESULT)
+
+
+def unmet(run: str = RUN) -> LastMessage:
+    """What a preflight says of a model that is there and not good enough."""
+    return outcome("Reused", run=run).model_copy(update={"code": 48, "reason": "GateNotMet"})
 
 
 def progress(stage: Any = "Training", step: int = 40, **fields: Any) -> Progress:
@@ -290,6 +298,8 @@ def tired(count: int) -> FineTuneJobStatus:
 
 CHANGED = {"subject": subject(FASTER, generation=2), "pinned": {1: pinned(), 2: pinned(FASTER, generation=2)}}
 """Generation 2 asks for another run than generation 1."""
+GATED = {"subject": subject(STRICTER, generation=2), "pinned": {1: pinned(), 2: pinned(STRICTER, generation=2)}}
+"""Generation 2 asks for a gate; the run is the same."""
 RUNNING = (t(1), pod(t(1)))
 REFUSED2 = said("Training", "ColumnMissing", generation=2, passed="False", run_generation=1)
 PASSED2 = said("Queued", "PreflightPassed", generation=2, passed="True", run=OTHER_RUN)
@@ -757,6 +767,41 @@ FAILING = [
     ),
     Row("a gate that is not met is final", world(TRAINING, t(), ended(t(), 48)), "Failed", "GateNotMet"),
     Row(
+        "and says what was measured",
+        world(TRAINING, t(), ended(t(), 48, UNMET)),
+        "Failed",
+        "GateNotMet",
+        says="GateNotMet it is",
+        passed="True",
+    ),
+    Row(
+        "gates changed while the pods ran are judged by a preflight",
+        world(TRAINING, t(), ended(t(), 0, TRAINED), **GATED),
+        "Preflight",
+        "Checking",
+        "begin p1, delete t1",
+        passed="Unknown",
+    ),
+    Row(
+        "so are gates that were not met and have changed since",
+        world(said("Failed", "GateNotMet", passed="True"), t(), ended(t(), 48, UNMET), **GATED),
+        "Preflight",
+        "Checking",
+        "begin p1, delete t1",
+        passed="Unknown",
+    ),
+    Row(
+        "and gates that are added to a model that is there",
+        world(SUCCEEDED, t(), ended(t(), 0, TRAINED), **GATED),
+        "Preflight",
+        "Checking",
+        "begin p1, delete t1",
+        passed="Unknown",
+    ),
+    Row(
+        "while the pods run, changed gates restart nothing", world(TRAINING, *RUNNING, **GATED), "Training", "Training"
+    ),
+    Row(
         "a pod that was deleted is free and goes on at once",
         world(TRAINING, t(counters=Counters(failures=3), ended="Failed", ended_at=ago(0))),
         "Starting",
@@ -964,6 +1009,20 @@ CHANGING = [
         "Succeeded",
         "Reused",
         "delete t1",
+    ),
+    Row(
+        "so does one that is there and not good enough",
+        world(
+            TRAINING,
+            *RUNNING,
+            p(generation=2, key=FASTER_KEY),
+            ended(p(key=FASTER_KEY), 48, unmet(OTHER_RUN)),
+            **CHANGED,
+        ),
+        "Failed",
+        "GateNotMet",
+        "delete t1",
+        passed="True",
     ),
 ]
 
@@ -1240,6 +1299,21 @@ def test_a_success_shows_the_checkpoint_of_its_last_step() -> None:
     decision = decide(world(seen, t(), ended(t(), 0, message(0, "Completed", result=RESULT))), now=NOW)
     assert decision.status is not None
     assert decision.status.checkpoint == CheckpointStatus(step=RESULT.final_step)
+
+
+@pytest.mark.parametrize(
+    "seen", [world(TRAINING, t(), ended(t(), 48, UNMET)), world(PREFLIGHT, p(), ended(p(), 48, unmet()))]
+)
+def test_a_model_that_is_not_good_enough_is_shown_all_the_same(seen: Observed) -> None:
+    status = decide(seen, now=NOW).status
+    assert status is not None
+    assert (status.phase, status.evaluation, status.model) == ("Failed", RESULT.evaluation, RESULT.model)
+    said = {c.type: (c.status, c.reason) for c in status.conditions or []}
+    assert said["Succeeded"] == ("False", "GateNotMet")
+    assert said["Stalled"] == ("True", "GateNotMet")
+    assert said["Evaluated"] == ("True", "GateNotMet")
+    assert said["PreflightPassed"][0] == "True"
+    assert decide(world(status, p(), ended(p(), 48, unmet())), now=NOW) == Decision()
 
 
 def test_a_reused_result_shows_its_step_and_loss() -> None:

@@ -237,7 +237,9 @@ def test_a_run_id_is_sixteen_hexadecimal_characters() -> None:
 
 def test_evaluation_and_publication_have_identities_of_their_own() -> None:
     plain, merged = resolved(), resolved({"output": {"uri": "s3://models/out", "merge": True}})
-    assert evaluation_id("r", test=None) != evaluation_id("r", test="x")
+    assert evaluation_id("r", plain, test=None) != evaluation_id("r", plain, test="x")
+    unmeasured = resolved({"evaluation": {"baseline": "None"}})
+    assert evaluation_id("r", plain, test=None) != evaluation_id("r", unmeasured, test=None)
     assert publication_id("e", plain) != publication_id("e", merged)
     assert publication_id("e", plain) == publication_id("e", resolved({"retries": {"max": 1}}))
 

@@ -3,13 +3,14 @@
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 
 from finetune_api.contract import RunConfig
 from finetune_trainer import adapt, numerics, tasks
@@ -17,6 +18,7 @@ from finetune_trainer.adapt.base import Inputs
 from finetune_trainer.course import OutOfMemory, Plan
 from finetune_trainer.data.batch import Encoded
 from finetune_trainer.data.order import Mixture, Rows, evaluation_interval, parts_of, total_steps
+from finetune_trainer.data.packing import Packs
 from finetune_trainer.evaluate import Evaluator
 from finetune_trainer.model import Loaded, load
 from finetune_trainer.run import TRAIN, VALIDATION, Input, RunRecord
@@ -55,6 +57,8 @@ class Attempt:
     number: int = 0
     claim: Claim | None = None
     """Rank 0 only."""
+    packs: Packs | None = None
+    """What batches are made of, where rows are packed; settled once the model is loaded (units.py)."""
 
     @cached_property
     def learner(self) -> tasks.Learner:
@@ -97,7 +101,10 @@ class Attempt:
 
     def inputs_of(self, rows: Rows) -> Inputs:
         """One micro-batch on this rank's device."""
-        arrays = self.learner.collate(self.encoded, rows)
+        return self.tensors(self.learner.collate(self.encoded, rows))
+
+    def tensors(self, arrays: Mapping[str, NDArray[Any]]) -> Inputs:
+        """Arrays on this rank's device."""
         return {name: torch.from_numpy(array).to(self.world.device) for name, array in arrays.items()}
 
     @property
@@ -106,27 +113,36 @@ class Attempt:
         classes = {name: part.auto_class for name, part in self.learner.parts.items()}
         return adapt.get(self.config.method, classes=classes)
 
-    def load(self) -> Loaded:
-        """The base model, freshly loaded."""
+    def load(self, *, final: bool = True) -> Loaded:
+        """The base model, freshly loaded, to be measured or published or, not `final`, to be trained."""
         self.heart.beat()
         training = self.config.training
-        return load(self.base, learner=self.learner, seed=training.seed, dropout=training.dropout)
+        loaded = load(self.base, learner=self.learner, seed=training.seed, dropout=training.dropout)
+        self.learner.set_up(loaded.model, final=final)
+        return loaded
 
     @cached_property
     def mixture(self) -> Mixture | None:
-        """How often training rows are seen, by data.train[].weight; None where each is seen once an epoch."""
+        """How often training rows, or packs of them, are seen, by data.train[].weight; None where each is seen once an
+        epoch. When `packs` are settled."""
         weights = self.config.data.train_weights
         if weights is None:
             return None
         roles = {position: entry.role.split("/") for position, entry in enumerate(self.record.manifest)}
         weight_of = {position: weights[int(role[1])] for position, role in roles.items() if role[0] == "train"}
-        sources = self.encoded.values("source", self.encoded.rows(TRAIN))
+        sources = self.encoded.values("source", self.leading)
         return Mixture(parts_of(sources, weight_of), seed=self.config.training.seed)
+
+    @property
+    def leading(self) -> Rows:
+        """The first row of each unit that batches are made of: of each pack, or each training row itself."""
+        return self.encoded.rows(TRAIN) if self.packs is None else self.packs.rows[self.packs.offsets[:-1]]
 
     @cached_property
     def plan(self) -> Plan:
+        """When `packs` are settled."""
         training = self.config.training
-        rows = self.mixture.rows if self.mixture else len(self.encoded.rows(TRAIN))
+        rows = self.mixture.rows if self.mixture else len(self.leading)
         every = evaluation_interval(
             steps_per_epoch=-(-rows // training.batch_size),
             steps=training.evaluate_steps,

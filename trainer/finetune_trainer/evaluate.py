@@ -20,11 +20,13 @@ from finetune_trainer.course import is_out_of_memory
 from finetune_trainer.data.batch import Encoded
 from finetune_trainer.data.order import Rows, derive, permute
 from finetune_trainer.tasks import Learner, Metrics, Outcomes
-from finetune_trainer.tasks.base import IGNORED
+from finetune_trainer.tasks.base import IGNORED, objects
 from finetune_trainer.world import World
 
 CHUNK = 64
 """Rows evaluated together; fixed, so that a loss does not depend on the micro-batch."""
+PLACE = "place"
+"""Name under which outcomes say which row of the encoded store they are of."""
 PROBE_ROWS = 5000
 PROBE_POSITIONS = 20_000
 _log = logging.getLogger(__name__)
@@ -58,7 +60,7 @@ class Evaluator:
         return self._settled(joined([found[number] for number in sorted(found)]), rows)
 
     def _settled(self, predictions: Outcomes, rows: Rows) -> Outcomes:
-        return self.learner.settle({**self.learner.gold(self.encoded, rows), **predictions})
+        return self.learner.settle({**self.learner.gold(self.encoded, rows), **predictions, PLACE: rows})
 
     def longest_first(self, rows: Rows) -> Rows:
         """Little padding, and too little memory is noticed at once; group by group."""
@@ -90,16 +92,17 @@ class Evaluator:
         everything: dict[int, Outcomes] = {}
         for source in range(self.world.size):
             data = packed(mine) if source == self.world.rank else b""
-            everything |= unpacked(self.world.send(data, source=source))
+            parts = unpacked(self.world.send(data, source=source))
+            everything |= {int(number): part for number, part in parts.items()}
         return everything
 
-    def trivial(self, train: Rows, rows: Rows) -> Metrics | None:
+    def trivial(self, train: Rows, rows: Rows) -> Outcomes | None:
         """What needs no model."""
         rows = self.longest_first(rows)
         predictions = self.learner.trivial(self.encoded, train, rows)
-        return None if predictions is None else self.learner.metrics(self._settled(predictions, rows))
+        return None if predictions is None else self._settled(predictions, rows)
 
-    def probe(self, trunk: Any, train: Rows, rows: Rows, *, inputs_of: InputsOf, seed: int) -> Metrics | None:
+    def probe(self, trunk: Any, train: Rows, rows: Rows, *, inputs_of: InputsOf, seed: int) -> Outcomes | None:
         """A linear model on the trunk's output, fitted on up to PROBE_ROWS training rows.
 
         None where the task has none, or where there is nothing to learn.
@@ -116,7 +119,7 @@ class Evaluator:
             rows=asked,
             seed=seed,
         )
-        return None if predictions is None else self.learner.metrics(self._settled(predictions, asked))
+        return None if predictions is None else self._settled(predictions, asked)
 
     def _few(self, train: Rows, seed: int) -> Rows:
         """Training rows for the probe, the same for the same seed."""
@@ -160,25 +163,22 @@ def joined(parts: Sequence[Outcomes]) -> Outcomes:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def packed(chunks: dict[int, Outcomes]) -> bytes:
+def packed(parts: Mapping[Any, Outcomes]) -> bytes:
+    """Outcomes by name, as JSON."""
     document = {
-        number: {name: {"type": values.dtype.str, "values": values.tolist()} for name, values in chunk.items()}
-        for number, chunk in chunks.items()
+        str(part): {name: {"type": values.dtype.str, "values": values.tolist()} for name, values in outcomes.items()}
+        for part, outcomes in parts.items()
     }
     return json.dumps(document).encode()
 
 
-def unpacked(data: bytes) -> dict[int, Outcomes]:
+def unpacked(data: bytes) -> dict[str, Outcomes]:
+    """What `packed` has made JSON of."""
     return {
-        int(number): {name: _array(column["type"], column["values"]) for name, column in chunk.items()}
-        for number, chunk in json.loads(data).items()
+        part: {name: _array(column["type"], column["values"]) for name, column in outcomes.items()}
+        for part, outcomes in json.loads(data).items()
     }
 
 
 def _array(kind: str, values: list[Any]) -> NDArray[Any]:
-    if kind != "|O":
-        return np.array(values, dtype=kind)
-    found = np.empty(len(values), dtype=object)
-    for number, value in enumerate(values):  # numpy would make a matrix of lists of equal length
-        found[number] = value
-    return found
+    return np.array(values, dtype=kind) if kind != "|O" else objects(values)

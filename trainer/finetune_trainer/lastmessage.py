@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from finetune_api.contract import MESSAGE_LIMIT, ExitCode, LastMessage
+from finetune_api.job import EvaluationStatus
 from finetune_trainer.data.read import DataError
 from finetune_trainer.storage import Damaged, PreconditionFailed, StorageError
 
@@ -74,8 +75,30 @@ def _ever_smaller(message: LastMessage) -> Iterable[LastMessage]:
             summary = outcome.summary.model_copy(update={"warnings": kept or None})
             message = message.model_copy(update={"preflight": outcome.model_copy(update={"summary": summary})})
             yield message
-    yield message.model_copy(update={"message": message.message[:100]})
+    message = message.model_copy(update={"message": message.message[:256]})
+    yield message
+    for smaller in _smaller_evaluations(message.result.evaluation if message.result else None):
+        assert message.result is not None
+        message = message.model_copy(update={"result": message.result.model_copy(update={"evaluation": smaller})})
+        yield message
     yield message.model_copy(update={"message": message.message[:100], "preflight": None, "result": None})
+
+
+def _smaller_evaluations(evaluation: EvaluationStatus | None) -> Iterable[EvaluationStatus]:
+    """Without what the report says as well, then with the first few metrics alone, and those of gates."""
+    if evaluation is None:
+        return
+    evaluation = evaluation.model_copy(update={"warnings": None, "train": None})
+    yield evaluation
+    evaluation = evaluation.model_copy(update={"intervals": None})
+    yield evaluation
+    kept = {gate.metric for gate in evaluation.gates or ()} | {evaluation.gain.metric if evaluation.gain else ""}
+    for count in (8, 2):
+        fewer = {}
+        for name in ("trivial", "base", "probe", "tuned"):
+            found = getattr(evaluation, name) or {}
+            fewer[name] = {m: v for n, (m, v) in enumerate(found.items()) if n < count or m in kept} or None
+        yield evaluation.model_copy(update=fewer)
 
 
 def write(path: Path | None, message: LastMessage, secrets: Iterable[str] = ()) -> None:

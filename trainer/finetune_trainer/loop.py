@@ -56,7 +56,8 @@ class Setup:
     plan: Plan
     order: Order
     rows: Rows
-    """The training rows' numbers in the encoded store; the order counts them from 0."""
+    """What batches are made of, by numbers that `shares` and `inputs_of` take: rows of the encoded store, or packs of
+    them. The order counts them from 0."""
     shares: Callable[[Rows], list[tuple[Rows, float]]]
     """The groups of a step's rows that share no micro-batch, each with what the sum of its loss is divided by."""
     inputs_of: InputsOf

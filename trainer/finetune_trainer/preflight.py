@@ -26,7 +26,7 @@ from pydantic import ValidationError
 from finetune_api.contract import ExitCode, LastMessage, PreflightOutcome, RunConfig, TrainOutcome
 from finetune_api.job import PreflightStatus, RowCounts
 from finetune_api.resolve import digest, evaluation_id, publication_id, run_id, train_identity
-from finetune_trainer import lastmessage, tasks
+from finetune_trainer import gates, lastmessage, tasks
 from finetune_trainer.base_model import BaseModel, check_dropout, hash_object, model_digest, read_base_model
 from finetune_trainer.config import read_config, storage_settings
 from finetune_trainer.data.batch import Encoded as Mapped
@@ -365,14 +365,24 @@ def _commit(
         ),
     )
     record = pin(output, record, data.encoded)
-    publication = publication_id(evaluation_id(run, test=test), config)
-    result, step, trouble = progress_of(RunLog(output, run).read(), publication=publication, output=output)
+    evaluation = evaluation_id(run, config, test=test)
+    publication = publication_id(evaluation, config)
+    records = RunLog(output, run).read()
+    result, step, trouble = progress_of(records, publication=publication, output=output)
+    unmet = None
+    if result is not None:
+        result, unmet = gates.rejudged(result, records, config, evaluation=evaluation)
+        if unmet is None:
+            gates.release(output, run, publication, result)
     summary = _summary(config, data=data, trouble=trouble, report=f"{output.uri}/{_report_key(run)}")
     output.write(_report_key(run), _report(record, data=data, summary=summary, publication=publication))
-    return _passed(run, result=result, step=step, summary=summary)
+    return _passed(run, result=result, step=step, summary=summary, unmet=unmet)
 
 
-def _passed(run: str, *, result: TrainOutcome | None, step: int | None, summary: PreflightStatus) -> LastMessage:
+def _passed(
+    run: str, *, result: TrainOutcome | None, step: int | None, summary: PreflightStatus, unmet: str | None
+) -> LastMessage:
+    """`unmet`: why a model that is there already is not good enough by the gates that are asked for now."""
     state: Literal["Fresh", "Resume", "Reused"]
     if result is not None:
         state, sentence = "Reused", f"Run {run} is trained and published already; its model is reused."
@@ -381,9 +391,9 @@ def _passed(run: str, *, result: TrainOutcome | None, step: int | None, summary:
     else:
         state, sentence = "Fresh", f"All checks passed; run {run} begins."
     return LastMessage(
-        code=ExitCode.DONE,
-        reason="Reused" if result is not None else "PreflightPassed",
-        message=sentence,
+        code=ExitCode.DONE if unmet is None else ExitCode.GATE,
+        reason="GateNotMet" if unmet else "Reused" if result is not None else "PreflightPassed",
+        message=lastmessage.clip(unmet or sentence),
         run_id=run,
         step=step,
         preflight=PreflightOutcome(state=state, run_id=run, step=step, summary=summary),

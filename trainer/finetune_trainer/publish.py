@@ -13,6 +13,7 @@ from finetune_api.contract import RunConfig
 from finetune_api.job import EvaluationStatus
 from finetune_trainer.adapt import Method
 from finetune_trainer.adapt.base import Inputs, parameter_counts
+from finetune_trainer.layers import plain_of
 from finetune_trainer.storage import Store
 from finetune_trainer.storage.commit import object_entry
 
@@ -41,6 +42,9 @@ def write_directory(
     model.eval()
     counts = parameter_counts(model)  # before a merge
     method.save(model, directory, merge=config.output.merge, example=example)
+    plain = plain_of(model)
+    if config.decoding is not None and not (directory / "generation_config.json").exists():
+        plain.generation_config.save_pretrained(directory)  # methods that save additions alone leave it out
     for path in sorted(base.iterdir()):
         if _READS_WITH.fullmatch(path.name):
             for place in method.places(directory):

@@ -99,7 +99,7 @@ class Rank:
                 raise
             return self._out_of_memory(error)
 
-    def _run(self) -> TrainOutcome | None:
+    def _run(self) -> tuple[TrainOutcome, str | None] | None:
         from finetune_trainer import world as worlds
         from finetune_trainer.attempt import Attempt, begin, fetch_inputs
         from finetune_trainer.finish import finish
@@ -136,10 +136,13 @@ class Rank:
         self._signals.ignore()
         return None
 
-    def _done(self, outcome: TrainOutcome | None) -> int:
-        if outcome is None:
+    def _done(self, finished: tuple[TrainOutcome, str | None] | None) -> int:
+        if finished is None:
             self._wait_for_rank_0()
             return ExitCode.DONE
+        outcome, unmet = finished
+        if unmet is not None:
+            return self._say(ExitCode.GATE, "GateNotMet", unmet, result=outcome)
         tuned = outcome.evaluation.tuned or {}
         primary = self._attempt.config.primary
         measured = f"; {primary} {tuned[primary]:.4f} on {outcome.evaluation.on}" if primary in tuned else ""

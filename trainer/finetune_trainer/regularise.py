@@ -47,8 +47,8 @@ def add_noise(model: Any, *, alpha: float) -> None:
     """NEFTune (Jain et al. 2023): uniform noise on the token embeddings while the model trains.
 
     A row's noise is at most alpha / sqrt(tokens * width), over its real tokens as in the paper: padding neither counts
-    nor is disturbed. It is drawn from the generator that is seeded for each micro-batch. An encoder-decoder embeds
-    twice a pass; only its encoder's input is disturbed.
+    nor is disturbed; rows that share a sequence count by themselves. It is drawn from the generator that is seeded for
+    each micro-batch. An encoder-decoder embeds twice a pass; only its encoder's input is disturbed.
     """
     for part in parts_of(model):
         _add_noise(part, alpha=alpha)
@@ -57,19 +57,28 @@ def add_noise(model: Any, *, alpha: float) -> None:
 def _add_noise(model: Any, *, alpha: float) -> None:
     plain = plain_of(model)
     reader = plain.get_encoder() if plain.config.is_encoder_decoder else plain
-    masks: list[torch.Tensor | None] = []
+    inputs: list[dict[str, Any]] = []
 
     def begin(_model: Any, _arguments: tuple[Any, ...], given: dict[str, Any]) -> None:
-        masks[:] = [given.get("attention_mask")]
+        inputs[:] = [given]
 
     def disturb(embedding: Any, _inputs: Any, states: torch.Tensor) -> torch.Tensor | None:
-        if not embedding.training or not masks:
+        if not embedding.training or not inputs:
             return None
-        mask = masks.pop()
+        given = inputs.pop()
+        mask, positions = given.get("attention_mask"), given.get("position_ids")
         real = torch.ones_like(states[..., 0]) if mask is None else mask.to(states.dtype)
-        spread = alpha / torch.sqrt(real.sum(1, keepdim=True).clamp(min=1.0) * states.shape[-1])
+        tokens = real.sum(1, keepdim=True) if mask is not None or positions is None else _tokens_of(positions)
+        spread = alpha / torch.sqrt(tokens.clamp(min=1.0) * states.shape[-1])
         noise = torch.rand_like(states) * 2.0 - 1.0
         return states + noise * (real * spread)[..., None]
 
     model.register_forward_pre_hook(begin, with_kwargs=True)
     reader.get_input_embeddings().register_forward_hook(disturb)
+
+
+def _tokens_of(positions: torch.Tensor) -> torch.Tensor:
+    """For each position of packed rows, which count from 0 each, how many tokens its row has: [sequences, tokens]."""
+    rows = (positions == 0).cumsum(1)
+    counts = torch.zeros(len(rows), int(rows.max()) + 1, device=rows.device)
+    return counts.scatter_add(1, rows, torch.ones_like(rows, dtype=counts.dtype)).gather(1, rows)

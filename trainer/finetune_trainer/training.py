@@ -27,6 +27,7 @@ from finetune_trainer.run import TRAIN, VALIDATION
 from finetune_trainer.signs import Pace, checkpointed, wait_for
 from finetune_trainer.storage.commit import Record, RecordKind, live_checkpoints
 from finetune_trainer.tasks import Metrics
+from finetune_trainer.units import Units, packs_of, units_of
 
 _RECENT = 20
 """Steps whose losses are averaged for people."""
@@ -123,14 +124,15 @@ def prepare(attempt: Attempt) -> Trainee:
     """
     config, encoded = attempt.config.training, attempt.encoded
     method = attempt.method
-    loaded = attempt.load()
+    loaded = attempt.load(final=False)
     model = method.prepare(loaded, seed=config.seed)
     anchor = Anchor(model, alpha=config.l2sp_alpha, fresh=loaded.fresh) if config.l2sp_alpha is not None else None
+    model.to(attempt.world.device)
+    attempt.packs = packs_of(attempt, model)
     restored = _newest(attempt)
     if restored is not None:
         checkpoint.restore_weights(model, restored.weights)
         _log.info("going on from the checkpoint of step %d", restored.state.step)
-    model.to(attempt.world.device)
     state = restored.state if restored else State()
     state.micro_batch = attempt.numerics["microBatch"]
     rows = encoded.rows(TRAIN)
@@ -153,6 +155,7 @@ def prepare(attempt: Attempt) -> Trainee:
     optimizer = make_optimizer(model, config, anchored=anchor.names if anchor else ())
     if restored is not None:
         checkpoint.restore_optimizer(model, optimizer, restored.optimizer)
+    units = units_of(attempt, inputs_of=inputs_of)
     objective, prepared = attempt.accelerator.prepare(Objective(module, attempt.learner), optimizer)
     setup = Setup(
         world=attempt.world,
@@ -162,10 +165,10 @@ def prepare(attempt: Attempt) -> Trainee:
         parameters=list(checkpoint.trainable(model).values()),
         config=config,
         plan=attempt.plan,
-        order=_order(attempt, rows),
-        rows=rows,
-        shares=partial(attempt.learner.shares, encoded),
-        inputs_of=inputs_of,
+        order=_order(attempt, units),
+        rows=units.numbers,
+        shares=units.shares,
+        inputs_of=units.inputs_of,
         train_mode=_train_mode(method, model=model, module=module),
         beat=attempt.heart.beat,
         before_step=partial(method.before_step, model),
@@ -174,10 +177,10 @@ def prepare(attempt: Attempt) -> Trainee:
     return Trainee(model, module, inputs_of, setup, state, mean)
 
 
-def _order(attempt: Attempt, rows: Rows) -> Order:
+def _order(attempt: Attempt, units: Units) -> Order:
     config, mixture = attempt.config.training, attempt.mixture
-    size = mixture.rows if mixture else len(rows)
-    return Order(size, config.batch_size, config.seed, attempt.learner.costs(attempt.encoded, rows), mixture)
+    size = mixture.rows if mixture else len(units.numbers)
+    return Order(size, config.batch_size, config.seed, units.lengths, mixture)
 
 
 def _after_step(optimizer: torch.optim.Optimizer, *, anchor: Anchor | None, mean: Ema | None) -> Callable[[int], None]:

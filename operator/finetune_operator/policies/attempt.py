@@ -22,7 +22,7 @@ from finetune_operator.policies.restarts import (
     used,
 )
 from finetune_operator.policies.rivals import ahead, wait_for
-from finetune_operator.policies.success import last_checkpoint, succeeded
+from finetune_operator.policies.success import last_checkpoint, not_good_enough, succeeded
 from finetune_operator.policies.waiting import wait_of
 from finetune_operator.verdict import CreateTrain, DeleteJob, Mark, Observed, Verdict, mark_of
 from finetune_operator.views import Child, format_time
@@ -131,7 +131,10 @@ def _sentence(progress: Progress) -> str:
 
 def _ended(o: Observed, target: Target, job: Child, end: End, *, now: datetime, superseded: bool) -> Verdict:
     gpus = target.config.pods.gpus * target.config.pods.nodes
-    if end.kind is Kind.DONE and end.last is not None and end.last.result is not None:
+    if end.kind in (Kind.DONE, Kind.FINAL) and end.last is not None and end.last.result is not None:
+        if not superseded and _judged_by_other_gates(o, target, job):
+            lost = replace(end, kind=Kind.LOST)  # the model is there: a preflight judges it again
+            return _through_preflight(o, target, job, lost, now=now)
         return _done(o, target, job, end, now=now, superseded=superseded)
     facts = recorded(o, job, end, began=_began(o, job), gpus=gpus)
     if end.kind is Kind.FINAL:
@@ -150,7 +153,10 @@ def _done(o: Observed, target: Target, job: Child, end: End, *, now: datetime, s
     assert end.last is not None
     assert end.last.result is not None
     result, status = end.last.result, o.subject.status
-    verdict = succeeded(result, reason="Trained", now=now, metric=target.config.primary)
+    if end.kind is Kind.DONE:
+        verdict = succeeded(result, reason="Trained", now=now, metric=target.config.primary)
+    else:
+        verdict = not_good_enough(result, reason=end.reason, message=end.message, now=now)
     if superseded and status.model == result.model:
         return replace(verdict, facts={})  # told already
     facts = _run_facts(o, target, job, superseded=superseded)
@@ -161,6 +167,12 @@ def _done(o: Observed, target: Target, job: Child, end: End, *, now: datetime, s
     assert isinstance(run, RunStatus)
     run = run.model_copy(update={"attempt": end.last.attempt or run.attempt})
     return verdict.stating(run=run, usage=usage, checkpoint=last_checkpoint(status.checkpoint, result))
+
+
+def _judged_by_other_gates(o: Observed, target: Target, job: Child) -> bool:
+    """Gates may change while pods run: these have the ones of their own generation."""
+    wanted, pinned = target.config.evaluation.gates, o.pinned.get(job.generation)
+    return bool(wanted) if pinned is None else pinned.config.evaluation.gates != wanted
 
 
 def _began(o: Observed, job: Child) -> datetime:

@@ -8,7 +8,7 @@ from finetune_api.job import CheckpointStatus, Phase, RunStatus
 from finetune_operator.policies.accept import Target
 from finetune_operator.policies.endings import End, Kind, ending
 from finetune_operator.policies.restarts import after, crash_delay, environment_delay
-from finetune_operator.policies.success import last_checkpoint, succeeded
+from finetune_operator.policies.success import last_checkpoint, not_good_enough, succeeded
 from finetune_operator.policies.waiting import ORDINARY, wait_of
 from finetune_operator.verdict import PASSED, CreatePreflight, DeleteJob, Mark, Observed, Verdict, mark_of
 from finetune_operator.views import Child, Counters, format_time
@@ -63,6 +63,8 @@ def _ended(o: Observed, target: Target, job: Child, end: End, *, now: datetime) 
     outcome = end.last.preflight if end.last else None
     if end.kind is Kind.DONE and end.last is not None and outcome is not None:
         return _passed(o, target, end.last, outcome, now=now)
+    if end.kind is Kind.FINAL and end.last is not None and end.last.result is not None and outcome is not None:
+        return _not_good_enough(o, target, end.last, outcome, now=now)
     if end.kind is Kind.FINAL:
         return _failure(end.reason, end.message)
     if end.kind is Kind.CRASH and job.counters.failures + 1 > target.config.max_retries:
@@ -107,6 +109,17 @@ def _passed(o: Observed, target: Target, last: LastMessage, outcome: PreflightOu
     message = f"goes on from step {outcome.step}" if outcome.state == "Resume" else "the run may begin"
     verdict = Verdict("Queued", PASSED, message, facts=facts, again_after=0.0)
     return verdict.marking(PreflightPassed=Mark("True", outcome.state, message))
+
+
+def _not_good_enough(
+    o: Observed, target: Target, last: LastMessage, outcome: PreflightOutcome, *, now: datetime
+) -> Verdict:
+    """The very model is published, but does not meet the gates that are asked for now."""
+    assert last.result is not None
+    verdict = not_good_enough(last.result, reason=last.reason, message=last.message.removesuffix("."), now=now)
+    verdict = verdict.marking(PreflightPassed=Mark("True", "Reused", "the very model is published already"))
+    facts = {"preflight": outcome.summary, **_run_facts(o, target, outcome), **verdict.facts}
+    return verdict.stating(**{**facts, "checkpoint": last_checkpoint(None, last.result)})
 
 
 def _run_facts(o: Observed, target: Target, outcome: PreflightOutcome) -> dict[str, object]:

@@ -11,6 +11,17 @@ from finetune_operator.views import format_time
 def succeeded(result: TrainOutcome, *, reason: str, now: datetime, metric: str) -> Verdict:
     """`metric` names the number that goes into the message."""
     message = _sentence(result, metric)
+    verdict = Verdict("Succeeded", reason, message, facts=_facts(result, now=now))
+    return verdict.marking(Evaluated=Mark("True", "Evaluated", message))
+
+
+def not_good_enough(result: TrainOutcome, *, reason: str, message: str, now: datetime) -> Verdict:
+    """The model is published, and its gates are not met: final until the document changes."""
+    verdict = Verdict("Failed", reason, message, facts=_facts(result, now=now))
+    return verdict.marking(Evaluated=Mark("True", reason, message))
+
+
+def _facts(result: TrainOutcome, *, now: datetime) -> dict[str, object]:
     progress = ProgressStatus(
         step=result.final_step,
         total_steps=result.total_steps,
@@ -18,9 +29,7 @@ def succeeded(result: TrainOutcome, *, reason: str, now: datetime, metric: str) 
         loss=result.final_loss,
         updated_at=format_time(now),
     )
-    facts = {"evaluation": result.evaluation, "model": result.model, "progress": progress}
-    verdict = Verdict("Succeeded", reason, message, facts=facts)
-    return verdict.marking(Evaluated=Mark("True", "Evaluated", message))
+    return {"evaluation": result.evaluation, "model": result.model, "progress": progress}
 
 
 def last_checkpoint(seen: CheckpointStatus | None, result: TrainOutcome) -> CheckpointStatus:

@@ -7,7 +7,14 @@ from typing import Any
 import torch
 
 from finetune_api.contract import TrainingConfig
-from finetune_trainer.optim import warmup_steps
+from finetune_trainer.checkpoint import State
+from finetune_trainer.course import Plan
+from finetune_trainer.data.batch import Encoded
+from finetune_trainer.data.order import Order
+from finetune_trainer.loop import Objective, Setup, train
+from finetune_trainer.optim import make_optimizer, warmup_steps
+from finetune_trainer.tasks import Learner
+from finetune_trainer.world import World
 
 OPTIMIZERS = {"adamw": "adamw_torch", "adafactor": "adafactor"}
 SCHEDULES = {
@@ -18,6 +25,58 @@ SCHEDULES = {
     "inverse-sqrt": "inverse_sqrt",
 }
 """Of what is in the contract, by their names in transformers; it has no one-cycle, and its sgd has no momentum."""
+
+
+class _Quiet:
+    """Surroundings of a loop that only trains."""
+
+    def due(self) -> tuple[bool, bool, bool]:
+        return False, False, False
+
+    def evaluate(self) -> dict[str, float]:
+        return {}
+
+    def checkpoint(self, state: State) -> None:
+        pass
+
+    def report(self, state: State) -> None:
+        pass
+
+
+def losses_of_ours(
+    model: Any, learner: Learner, store: Encoded, settings: TrainingConfig, *, micro_batch: int = 3
+) -> tuple[list[float], list[dict[str, torch.Tensor]]]:
+    """The loss of each step of our loop, which trains `model` on all rows of `store`, and the batch of each step."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    def inputs_of(rows: Any) -> dict[str, torch.Tensor]:
+        arrays = learner.collate(store, rows)
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+    rows = store.rows(0)
+    steps = settings.max_steps or 1
+    AcceleratorState._reset_state(True)
+    accelerator = Accelerator(cpu=True)
+    objective, optimizer = accelerator.prepare(Objective(model, learner), make_optimizer(model, settings))
+    setup = Setup(
+        world=World(),
+        accelerator=accelerator,
+        objective=objective,
+        optimizer=optimizer,
+        parameters=list(model.parameters()),
+        config=settings,
+        plan=Plan(steps, None, "loss", False),
+        order=Order(len(rows), settings.batch_size, settings.seed, store.lengths(rows)),
+        rows=rows,
+        count=lambda chosen: learner.count(store, chosen),
+        inputs_of=inputs_of,
+        train_mode=model.train,
+        beat=lambda: None,
+    )
+    state = State(micro_batch=micro_batch)
+    train(setup, state, _Quiet())
+    return state.losses, [inputs_of(rows[setup.order.batch(step)]) for step in range(steps)]
 
 
 def losses_of_trainer(

@@ -138,3 +138,16 @@ def test_a_head_that_needs_its_trunk_is_not_cached(
 def test_a_model_whose_output_layer_is_the_embedding_has_no_head(name: str, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="has nothing there"):
         shortcut(name, tmp_path)
+
+
+def test_two_ranks_share_the_features(make_run: Any, rows: Any, tmp_path: Path, free_port: int) -> None:
+    training = {"maxSteps": 5, "batchSize": 16, "microBatch": 4, "learningRate": 1e-2}
+    spec: dict[str, Any] = {"method": {"type": "head"}, "training": training}
+    single = make_run(rows(60), name="single", **spec)
+    code, log = single.run(tmp_path / "work-single")
+    assert code == 0, log
+    double = make_run(rows(60), name="double", **spec)
+    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port), "LOCAL_WORLD_SIZE": "2"}
+    both = [double.start(tmp_path / "work", RANK=str(rank), LOCAL_RANK=str(rank), **group) for rank in (0, 1)]
+    assert [started.wait() for started in both] == [0, 0], "\n".join(started.log for started in both)
+    assert double.losses() == pytest.approx(single.losses(), rel=1e-5)

@@ -29,7 +29,13 @@ REFUSED = {
     ("albert", "prefix"): "cannot be tuned by learned tokens .*past key values",
     ("distilbert", "prefix"): "cannot be tuned by learned tokens",
 }
-CELLS = [(name, kind) for name in ARCHITECTURES for kind in METHODS if (name, kind) not in REFUSED]
+CELLS = [
+    (name, kind)
+    for name in ARCHITECTURES
+    for kind in METHODS
+    if (name, kind) not in REFUSED and (kind != "dora" or name in ("bert", "gpt2", "t5", "vit", "resnet"))
+]
+"""DoRA is LoRA with a factor more: a few kinds of layers do."""
 HEADS = {
     "bert": {"classifier"},
     "roberta": {"classifier"},

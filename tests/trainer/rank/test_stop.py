@@ -26,7 +26,7 @@ SPEC: dict[str, Any] = {
     "checkpoint": {"every": {"steps": 4}},
 }
 STEP = ("finetune_trainer.training", "Duties", "due")
-CHUNK = ("finetune_trainer.evaluate", "Evaluator", "_logits")
+CHUNK = ("finetune_trainer.evaluate", "Evaluator", "_predictions")
 RECORD = ("finetune_trainer.storage.commit", "Claim", "append")
 TERM, KILL = signal.SIGTERM.value, signal.SIGKILL.value
 

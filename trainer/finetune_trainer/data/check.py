@@ -14,7 +14,7 @@ from finetune_api.job import DroppedRows
 from finetune_trainer.data.duplicates import Contents, Repeated
 from finetune_trainer.data.read import DataError, Row, Rows
 from finetune_trainer.data.read.base import weight
-from finetune_trainer.data.split import check_hash, content_hash
+from finetune_trainer.data.split import content_hash, content_hashes
 from finetune_trainer.run import TEST, TRAIN, VALIDATION
 from finetune_trainer.tasks.base import MissingColumn, RowError, Sample, Task, labels_of
 
@@ -32,6 +32,8 @@ class Example:
     sample: Sample
     key: int
     content_hash: int
+    check_hash: int = 0
+    """Another hash of the content."""
     values: Mapping[str, Any] = field(default_factory=dict)
     """The row as it was read."""
     size: int = 0
@@ -113,8 +115,10 @@ class Checker:
                 f"{where}: the label {unknown[:64]!r} is not in {self._named(part)} ({_some(known or ())}); "
                 "mend the row or add the label.",
             )
-        key = content_hash(sample.content)
-        hashed = content_hash(f"{part}\0{sample.content}") if part else key  # for another task it is another row
+        hashed, check = content_hashes(sample.content)
+        key = hashed
+        if part:  # another task's row of the same content is another row, but on the same side
+            hashed, check = content_hashes(f"{part}\0{sample.content}")
         if group and self.group_by is not None:
             if self.group_by not in row.values:
                 return self._missing(self.group_by, "spec.data.validation.groupBy", row, rows)
@@ -122,7 +126,7 @@ class Checker:
             if value is None or isinstance(value, list | dict):
                 return DataError("InvalidRow", f"{where}: the column {self.group_by!r} of groupBy must hold one value.")
             key = content_hash(str(value))
-        return Example(row.number, sample, key, hashed, values, weight(values))
+        return Example(row.number, sample, key, hashed, check, values, weight(values))
 
     def _with_image(self, row: Row, rows: Rows) -> Mapping[str, Any]:
         """The row; in a task that reads images with the bytes of one that can be decoded. Raises DataError."""
@@ -172,7 +176,7 @@ class Survey:
             )
         self.contents.add(
             content=example.content_hash,
-            check=check_hash(sample.content),
+            check=example.check_hash,
             answer=content_hash(sample.answer),
             place=(source, example.row),
             split=split,

@@ -2,7 +2,7 @@
 
 Rows are compared by 64 bits of a hash of their normalised content; what is equal there is confirmed by 64 bits of
 another hash, so that no two rows are taken for equal by chance. The hashes lie in scratch files, 37 bytes a row, and
-are compared in parts of at most four million rows: memory grows by one byte a row.
+are compared in parts of about two million rows at most: memory grows by one byte a row.
 """
 
 from array import array
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from finetune_trainer.run import TEST, TRAIN, VALIDATION
 
-PART = 1 << 22
+PART = 1 << 21
 _BUFFER = 1 << 16
 _SHOWN = 5
 _KINDS: dict[str, tuple[str, Any]] = {

@@ -227,7 +227,8 @@ class Encoder:
                     return length
             return 0
 
-        return TokenLengths(p50=quantile(0.5), p99=quantile(0.99), max=ordered[-1][0] if ordered else 0)
+        longest = ordered[-1][0] if ordered else 0
+        return TokenLengths(p50=quantile(0.5), p95=quantile(0.95), p99=quantile(0.99), max=longest)
 
 
 class _Growing:

@@ -20,12 +20,17 @@ def normalise(text: str) -> str:
 
 def content_hash(text: str) -> int:
     """64 bits of the normalised text."""
-    return int.from_bytes(hashlib.blake2b(normalise(text).encode(), digest_size=8).digest(), "big")
+    return _hash(normalise(text).encode())
 
 
-def check_hash(text: str) -> int:
-    """Another 64 bits of the normalised text: where `content_hash` agrees by chance, this one does not."""
-    return int.from_bytes(hashlib.blake2b(normalise(text).encode(), digest_size=8, person=b"check").digest(), "big")
+def content_hashes(text: str) -> tuple[int, int]:
+    """`content_hash`, and another 64 bits of the same: where the first agree by chance, the others do not."""
+    data = normalise(text).encode()
+    return _hash(data), _hash(data, b"check")
+
+
+def _hash(data: bytes, person: bytes = b"") -> int:
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8, person=person).digest(), "big")
 
 
 def side(key: int, fraction: float) -> int:

@@ -1,9 +1,9 @@
 """The base model's tokenizer, and what the model says about its input. Torch-free."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, TypeGuard
+from typing import Any, Literal, TypeGuard
 
 import tokenizers
 
@@ -40,6 +40,12 @@ class Text:
     """config.json"""
     tokenizer_config: Mapping[str, Any] = field(default_factory=dict)
     """tokenizer_config.json"""
+    own_limit: int | None = None
+    """Tokens that the model can read; None where nothing says it."""
+
+    def limited(self, asked: int) -> "Text":
+        """The same for texts that have a limit of their own: what was asked for, or the model's if that is lower."""
+        return replace(self, max_length=asked if self.own_limit is None else min(asked, self.own_limit))
 
     @cached_property
     def tokenizer(self) -> tokenizers.Tokenizer:
@@ -65,19 +71,74 @@ class Text:
         """Token ids of whole texts, perhaps with the tokenizer's special tokens around them."""
         return [e.ids for e in self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=special)]
 
+    def special(self, name: Literal["bos", "eos", "pad", "unk"]) -> int | None:
+        """The id of a special token: as tokenizer_config.json names it, else as config.json does."""
+        token = self.tokenizer_config.get(f"{name}_token")
+        token = token.get("content") if isinstance(token, dict) else token
+        found: Any = self.tokenizer.token_to_id(token) if isinstance(token, str) else None
+        if found is None:
+            found = self.config.get(f"{name}_token_id")
+            found = found[0] if isinstance(found, list) and found else found
+        return found if _whole(found) else None
+
     def cut(self, texts: Sequence[str]) -> list[tuple[list[int], int]]:
         """Token ids with special tokens, at most max_length of them, and how many the whole text has. Of a text far
         beyond the limit only the beginning is looked at, if that is overlong already."""
-        # More characters than that can hardly fit: enough to tell that a row is overlong.
-        enough = max(1024 * 1024, 64 * self.max_length)
-        found = self.ids([text[:enough] for text in texts])
-        for number, text in enumerate(texts):
-            if len(text) > enough and len(found[number]) <= self.max_length:
-                found[number] = self.tokenizer.encode(text).ids
-        return [
-            (ids if len(ids) <= self.max_length else self._cutting.encode(text).ids, len(ids))
-            for text, ids in zip(texts, found, strict=True)
+        found = self.tokenizer.encode_batch_fast([text[: self._enough] for text in texts], add_special_tokens=False)
+        return [(encoding.ids, tokens) for encoding, tokens in self._cut(texts, found)]
+
+    def cut_with_offsets(self, texts: Sequence[str]) -> list[tuple[Any, int]]:
+        """As `cut`, but whole encodings of the tokenizers library, which know the characters of each token."""
+        found = self.tokenizer.encode_batch([text[: self._enough] for text in texts], add_special_tokens=False)
+        return self._cut(texts, found)
+
+    def cut_words(self, rows: Sequence[Sequence[str]]) -> list[tuple[Any, int]]:
+        """Encodings of rows of words, which know the word of each token, and how many tokens the whole row has.
+
+        Raises DataError ModelUnsuitable where words cannot be encoded one by one.
+        """
+        prefix = self.word_prefix
+        if prefix is None:
+            raise DataError(
+                "ModelUnsuitable",
+                "The base model's tokenizer encodes a word given alone as in no running text; give texts with spans "
+                "instead of words with tags, or choose another base model.",
+            )
+        given = [[prefix + word for word in row] for row in rows]
+        found = self.tokenizer.encode_batch(given, is_pretokenized=True, add_special_tokens=False)
+        return self._cut([""] * len(rows), found)
+
+    def _cut(self, texts: Sequence[str], found: Sequence[Any]) -> list[tuple[Any, int]]:
+        """Encodings cut to max_length with special tokens, and how many tokens they had before. A text of which only
+        the beginning is `found`, and which fits, is encoded whole."""
+        special = self.tokenizer.num_special_tokens_to_add(False)
+        whole = [
+            self.tokenizer.encode(text, add_special_tokens=False)
+            if len(text) > self._enough and len(encoding) + special <= self.max_length
+            else encoding
+            for text, encoding in zip(texts, found, strict=True)
         ]
+        # Truncation and special tokens come after the text is tokenised: no need to do that twice.
+        return [(self._cutting.post_process(encoding), len(encoding) + special) for encoding in whole]
+
+    @cached_property
+    def word_prefix(self) -> str | None:
+        """What makes a word given alone the tokens that it is within a text: nothing, or a space before it, by which
+        byte-level BPE and SentencePiece know that a word begins; None where neither does."""
+        for first, second in (("the", "time"), ("a", "b"), ("1", "2")):
+            start, text = self.ids([first, f"{first} {second}"], special=False)
+            for prefix in ("", " "):
+                pair = [prefix + first, prefix + second]
+                alone = self.tokenizer.encode(pair, is_pretokenized=True, add_special_tokens=False)
+                tokens = [token for token, word in zip(alone.ids, alone.word_ids, strict=True) if word == 1]
+                if tokens and start + tokens == text:
+                    return prefix
+        return None
+
+    @property
+    def _enough(self) -> int:
+        """More characters than that can hardly fit: enough to tell that a row is overlong."""
+        return max(1024 * 1024, 64 * self.max_length)
 
 
 def read_text(
@@ -93,9 +154,9 @@ def read_text(
             "add pad_token_id to config.json.",
         )
     vocabulary = config.get("vocab_size")
-    limits = [asked, *_limits(config, tokenizer_config, pad)]
+    own = min(_limits(config, tokenizer_config, pad), default=None)
     known = vocabulary if _whole(vocabulary) else None
-    return Text(tokenizer_json, min(limits), pad, known, config, tokenizer_config)
+    return Text(tokenizer_json, asked, pad, known, config, tokenizer_config, own).limited(asked)
 
 
 def _limits(config: Mapping[str, Any], tokenizer_config: Mapping[str, Any], pad: int) -> list[int]:

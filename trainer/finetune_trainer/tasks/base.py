@@ -5,6 +5,7 @@ out. `Learner` is what training and evaluation ask: rows of the store in, micro-
 out. It is written with tensor methods, so that this package needs no torch to be imported.
 """
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -195,6 +196,10 @@ class Learner(ABC):
     """Names in a micro-batch that are not for the model's forward."""
     probe: ClassVar[Literal["rows", "positions"] | None] = None
     """Whether a linear model on the trunk's features is a baseline: of a row's mean, or of each labelled position."""
+    packs: ClassVar[bool] = False
+    """Whether several rows may share one sequence: then there are `collate_packs` and `packing_differs`."""
+    draws: ClassVar[int] = 200
+    """How often rows are drawn for intervals: fewer where `metrics` takes long, more where `resampled` is fast."""
 
     def __init__(self, config: RunConfig, facts: Facts) -> None:
         self.config = config
@@ -209,9 +214,21 @@ class Learner(ABC):
         """What the model's config must say, such as id2label."""
         return {}
 
+    def set_up(self, model: Any, *, final: bool) -> None:  # noqa: B027 - most have nothing to say
+        """What a loaded model must know beside its config, such as how it writes text. `final` is a model that is
+        measured or published, not one that is about to be trained."""
+
     @abstractmethod
     def collate(self, store: "Encoded", rows: "Rows") -> dict[str, NDArray[Any]]:
         """One micro-batch: what the model's forward takes, and the targets."""
+
+    def collate_packs(self, store: "Encoded", packs: "Sequence[Rows]") -> dict[str, NDArray[Any]]:
+        """One micro-batch of sequences, each of several rows that do not see one another."""
+        raise NotImplementedError
+
+    def packing_differs(self, model: Any, packed: Mapping[str, Any], alone: Sequence[Mapping[str, Any]]) -> str | None:
+        """Why a model cannot be trained on packed rows, or None: `packed` is one sequence of the rows in `alone`."""
+        raise NotImplementedError
 
     @abstractmethod
     def count(self, store: "Encoded", rows: "Rows") -> int:
@@ -247,12 +264,24 @@ class Learner(ABC):
         only what one forward pass tells: the metrics of that are those that `forward_metrics` names."""
 
     def settle(self, outcomes: Outcomes) -> Outcomes:
-        """From rows of the store to rows of data, where one makes several. Metrics and intervals count these."""
+        """From rows of the store to rows of data, where one makes several. Metrics and intervals count these.
+
+        What it does not know, such as `place`, it keeps, of several rows the first one's. What metrics need of each row
+        and takes long to find is found here, once: intervals ask for the metrics of hundreds of selections.
+        """
         return outcomes
 
     @abstractmethod
     def metrics(self, outcomes: Outcomes) -> Metrics:
         """All metrics of settled outcomes (truth and predictions), as far as these hold what they need."""
+
+    def resampled(self, outcomes: Outcomes, draws: Iterable[NDArray[np.int64]]) -> dict[str, NDArray[np.float64]]:
+        """The metrics of each selection of rows, for intervals; those it leaves out have none."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a label may be missing from a draw
+            found = [self.metrics({name: values[draw] for name, values in outcomes.items()}) for draw in draws]
+        names = dict.fromkeys(name for metrics in found for name in metrics)
+        return {name: np.array([metrics.get(name, np.nan) for metrics in found]) for name in names}
 
     def generates(self, metric: str) -> bool:
         """Whether a metric needs generated text."""
@@ -402,6 +431,14 @@ def mask_of(rows: Sequence[NDArray[Any]]) -> NDArray[np.int64]:
     """1 where `padded` has a row's own value."""
     lengths = np.array([len(row) for row in rows])
     return (np.arange(lengths.max())[None, :] < lengths[:, None]).astype(np.int64)
+
+
+def objects(values: Sequence[Any]) -> NDArray[Any]:
+    """An array with one object a row, also where these are lists of equal length."""
+    found = np.empty(len(values), dtype=object)
+    for number, value in enumerate(values):
+        found[number] = value
+    return found
 
 
 def mean_loss(outcomes: Outcomes) -> Metrics:

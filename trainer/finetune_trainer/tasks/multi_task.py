@@ -8,7 +8,7 @@ not drown one with a label a row.
 Outcomes of different tasks stand beside each other as one object a row, which holds what the row's task knows of it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -184,6 +184,10 @@ class MultiTaskLearner(Learner):
     def parts(self) -> Mapping[str, Learner]:
         return self._parts
 
+    def set_up(self, model: Any, *, final: bool) -> None:
+        for name, part in self._parts.items():
+            part.set_up(model.parts[name], final=final)
+
     def _view(self, store: Encoded, name: str) -> Encoded:
         number = self._numbers[name]
         return View(store, self._names[number], numbered=self._numbered[number])
@@ -290,6 +294,29 @@ class MultiTaskLearner(Learner):
             found[name] = self._parts[name].metrics(own)
             loss += self._weights[number] * len(mine) * found[name].get("loss", float("nan"))
         return self._shown(found, loss / len(outcomes[TASK]))
+
+    def resampled(self, outcomes: Outcomes, draws: Iterable[NDArray[np.int64]]) -> dict[str, NDArray[np.float64]]:
+        """By the tasks' own ways, each on its rows among those drawn."""
+        drawn, numbers = list(draws), outcomes[TASK]
+        counts = [np.bincount(numbers[draw], minlength=len(self._parts)) for draw in drawn]
+        present = np.bincount(numbers, minlength=len(self._parts)) > 0
+        if not drawn or not present.all() or min(count.min() for count in counts) == 0:
+            return super().resampled(outcomes, drawn)
+        found: dict[str, dict[str, NDArray[np.float64]]] = {}
+        for name, number in self._numbers.items():
+            mine = numbers == number
+            place = np.cumsum(mine) - 1
+            own = columns_of(outcomes[CELL][mine])
+            found[name] = self._parts[name].resampled(own, (place[draw[mine[draw]]] for draw in drawn))
+        every = {f"{name}.{key}": values for name, own in found.items() for key, values in own.items()}
+        primary = [found[name].get(self._primary(name)) for name in self._parts]
+        losses = [own.get("loss") for own in found.values()]
+        if not any(values is None for values in primary):
+            every[MEAN] = np.mean(np.array(primary), axis=0)
+        if not any(values is None for values in losses):
+            shares = np.array(counts) / np.array([[len(draw)] for draw in drawn]) * np.array(self._weights)
+            every["loss"] = (shares * np.array(losses).T).sum(1)
+        return {name: every[name] for name in self.metrics(outcomes) if name in every}
 
     def _shown(self, found: Mapping[str, Metrics], loss: float) -> Metrics:
         """The most important first, and no more than SHOWN."""

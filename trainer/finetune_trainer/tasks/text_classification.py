@@ -1,6 +1,6 @@
 """Text classification: one label a row, or a list of labels a row."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -62,6 +62,8 @@ class TextClassification(Task):
 
 class TextClassifier(Learner):
     """Cross entropy for rows of one label, binary cross entropy for rows of several."""
+
+    draws = 1000
 
     auto_class = "AutoModelForSequenceClassification"
     probe = "rows"
@@ -145,6 +147,23 @@ class TextClassifier(Learner):
             **mean_loss(outcomes),
         }
 
+    def resampled(self, outcomes: Outcomes, draws: Iterable[NDArray[np.int64]]) -> dict[str, NDArray[np.float64]]:
+        """From counts a label instead of rows: a hundred times as fast as `metrics`, and equal to it."""
+        labels, predictions = outcomes["label"], outcomes["predicted"]
+        count = max(len(self.facts.labels), int(labels.max(initial=0)) + 1, int(predictions.max(initial=0)) + 1)
+        found: list[Metrics] = []
+        for draw in draws:
+            rows: Outcomes = {name: outcomes[name][draw] for name in ("loss", "count") if name in outcomes}
+            truth, answer = labels[draw], predictions[draw]
+            right = (truth == answer).all(1) if self.several else truth == answer
+            if self.several:
+                true, given, hits = truth.sum(0), answer.sum(0), (truth & answer).sum(0)
+            else:
+                true, given, hits = (np.bincount(x, minlength=count) for x in (truth, answer, truth[right]))
+            counted = from_counts(true, given, hits, self.several)
+            found.append({"accuracy": float(right.mean()), **counted, **mean_loss(rows)})
+        return {name: np.array([metrics[name] for metrics in found]) for name in found[0]}
+
     def trivial(self, store: Encoded, train: Rows, rows: Rows) -> Outcomes:
         """Always what is most frequent in training, with the loss of answering with the shares of the labels there."""
         known, count = self.labels(store, train), len(self.facts.labels)
@@ -177,3 +196,25 @@ class TextClassifier(Learner):
             return None
         shares = probe.classify(features, known, answers, count=len(self.facts.labels), seed=seed)
         return self._outcomes(shares, self.labels(store, rows))
+
+
+def from_counts(true: NDArray[Any], given: NDArray[Any], hits: NDArray[Any], several: bool) -> Metrics:
+    """Precision, recall and F1 from how often each label is true, is predicted, and is both; 0 where nothing is.
+
+    As scikit-learn has it, averages are over the labels that occur, or over all where a row may have several.
+    """
+    occur = np.full(len(true), True) if several else (true + given) > 0
+    true, given, hits = (counts[occur].astype(np.float64) for counts in (true, given, hits))
+
+    def share(part: Any, whole: Any) -> Any:
+        return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
+
+    f1 = share(2 * hits, true + given)
+    total = np.array([true.sum() + given.sum()])
+    return {
+        "precision": float(share(hits, given).mean()),
+        "recall": float(share(hits, true).mean()),
+        "f1": float(f1.mean()),
+        "f1-micro": float(share(np.array([2 * hits.sum()]), total)[0]),
+        "f1-weighted": float((f1 * true).sum() / true.sum()) if true.sum() else 0.0,
+    }

@@ -1,0 +1,85 @@
+"""What is measured after training, and what follows from it: intervals, baselines, gates."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune_trainer.storage.commit import CURRENT, RecordKind
+
+FAST = {"epochs": 4.0, "batchSize": 16, "learningRate": 3e-3, "microBatch": 8}
+
+
+def bodies(made: Any, kind: RecordKind) -> list[dict[str, Any]]:
+    return [dict(record.body) for record in made.records if record.kind is kind]
+
+
+def test_a_model_below_its_gate_is_published_but_consumers_keep_what_they_have(
+    make_run: Any, rows: Any, tmp_path: Path
+) -> None:
+    gates = [{"metric": "accuracy", "atLeast": 0.1}, {"metric": "f1", "improvesBaselineBy": 0.9}]
+    spec = {"training": FAST, "evaluation": {"gates": gates, "metrics": ["accuracy"], "baseline": "Trivial"}}
+    made = make_run(rows(300), test=rows(120, seed=1), **spec)
+    code, log = made.run(tmp_path / "work")
+    assert code == 48, log
+    message = made.message(tmp_path / "work")
+    assert (message.code, message.reason) == (48, "GateNotMet")
+    assert message.message.startswith("Not good enough on test rows: f1 is ")
+    assert message.message.endswith("wanted better than the baseline by 0.9.")
+    assert message.result is not None
+    found = message.result.evaluation
+    assert [(gate.metric, gate.passed) for gate in found.gates or []] == [("accuracy", True), ("f1", False)]
+    assert (made.model() / "model.safetensors").is_file()
+    assert not made.store.head(CURRENT)
+
+    assert set(found.tuned or {}) == {"accuracy", "f1"}, "what was asked for, and the primary metric"
+    assert set(found.intervals or {}) == {"accuracy", "f1"}
+    for name, ends in (found.intervals or {}).items():
+        assert ends.low <= found.tuned[name] <= ends.high
+        assert ends.high - ends.low < 0.3
+    assert found.gain is not None
+    assert found.gain.low is not None
+    assert found.gain.low < found.gain.value < found.gain.high
+    assert found.gain.value == pytest.approx(found.tuned["f1"] - getattr(found, found.gain.over)["f1"], abs=1e-4)
+    assert set(found.train or {}) == {"accuracy", "f1"}
+
+    (evaluated,) = bodies(made, RecordKind.EVALUATED)
+    assert set(evaluated["intervals"]) == set(evaluated["metrics"]) >= {"loss", "f1-micro"}
+    assert 250 < evaluated["fit"]["rows"] <= 270, "all training rows but repeated ones"
+    assert evaluated["fit"]["gap"]["metric"] == "f1"
+    code, log = made.run(tmp_path / "again")
+    assert code == 48, "judged again, not done again"
+    assert made.kinds()[-2:] == ["published", "claim"]
+
+
+def test_an_evaluation_killed_halfway_ends_in_the_same_figures(make_run: Any, rows: Any, tmp_path: Path) -> None:
+    """The outcomes of the baselines are read back, so that both models are still compared row by row."""
+    spec = {"training": {**FAST, "epochs": 1.0}}
+    calm = make_run(rows(100), name="calm", **spec)
+    assert calm.run(tmp_path / "work-calm")[0] == 0
+    made = make_run(rows(100), name="killed", **spec)
+    stop = ("finetune_trainer.evaluate", "Evaluator", "outcomes", 2, 9)  # 1 is the evaluation while training
+    assert made.run(tmp_path / "first", stop=stop)[0] == -9
+    assert made.kinds()[-1] == "baseline"
+    code, log = made.run(tmp_path / "second")
+    assert code == 0, log
+    ours, theirs = (run.published()["outcome"]["evaluation"] for run in (made, calm))
+    assert ours == theirs
+    assert ours["gain"]["low"] is not None
+    assert json.loads(made.store.read(CURRENT))["runId"] == made.record.run_id
+
+
+@pytest.mark.parametrize(("baseline", "left"), [("None", set()), ("Probe", {"probe"})])
+def test_only_the_baselines_asked_for_are_measured(
+    make_run: Any, rows: Any, tmp_path: Path, baseline: str, left: set[str]
+) -> None:
+    made = make_run(rows(60), training={**FAST, "epochs": 1.0}, evaluation={"baseline": baseline})
+    code, log = made.run(tmp_path / "work")
+    assert code == 0, log
+    (measured,) = bodies(made, RecordKind.BASELINE)
+    assert {name for name in ("trivial", "base", "probe") if measured[name] is not None} == left
+    result = made.message(tmp_path / "work").result
+    assert result is not None
+    assert (result.evaluation.gain is None) == (not left)
+    assert any("6 rows were measured" in said for said in result.evaluation.warnings or [])

@@ -1,0 +1,244 @@
+"""After training: what the published weights are worth, beside baselines on the same rows, and how sure that is.
+
+Two records of the run's log hold it: `baseline` and `evaluated`. Beside them lie the outcomes of every row, so that an
+attempt that is killed in between repeats at most one of them and still compares both models row by row.
+"""
+
+import gzip
+import logging
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from finetune_api.job import EvaluationStatus, Gain, Interval
+from finetune_trainer import adapt
+from finetune_trainer.attempt import Attempt
+from finetune_trainer.data.order import Rows, derive, permute
+from finetune_trainer.evaluate import PLACE, packed, unpacked
+from finetune_trainer.gates import BASELINES, best_baseline
+from finetune_trainer.intervals import Draws, Samples, gains, interval, intervals
+from finetune_trainer.model import trunk_of
+from finetune_trainer.run import TEST, TRAIN, VALIDATION
+from finetune_trainer.storage.commit import Record, RecordKind, find, object_entry
+from finetune_trainer.tasks import Metrics, Outcomes
+from finetune_trainer.world import World
+
+TunedModel = Callable[[], tuple[adapt.Method, Any]]
+"""Gives the model that will be published, loaded when it is first asked for."""
+SAMPLE = 2000
+"""Training rows that are measured beside validation rows, always the same ones."""
+FEW = 100
+_WANTED = {"auto": BASELINES, "Base": ("base",), "Probe": ("probe",), "Trivial": ("trivial",), "None": ()}
+_log = logging.getLogger("finetune.train")
+
+
+def evaluated_rows(attempt: Attempt) -> tuple[str, Rows]:
+    """The test rows, or the validation rows where there are none."""
+    test = attempt.encoded.rows(TEST)
+    return ("test", test) if len(test) else ("validation", attempt.encoded.rows(VALIDATION))
+
+
+def assess(attempt: Attempt, tuned_model: TunedModel, evaluation: str) -> EvaluationStatus:
+    """Measure what the log does not hold yet, and say what was found."""
+    on, rows = evaluated_rows(attempt)
+    if not len(rows):
+        return EvaluationStatus(rows=0)
+    weights = attempt.config.output.weights
+    about = {"evaluationId": evaluation, "on": on, "rows": len(rows)}
+    rivals: dict[str, Outcomes] | None = None
+    baseline = _done(attempt, RecordKind.BASELINE, evaluationId=evaluation)
+    if baseline is None:
+        rivals = _baselines(attempt, rows)
+        measured = {name: _metrics(attempt, rivals[name]) if name in rivals else None for name in BASELINES}
+        baseline = _append(attempt, RecordKind.BASELINE, {**about, **measured}, rivals)
+    tuned = _done(attempt, RecordKind.EVALUATED, evaluationId=evaluation, weights=weights)
+    if tuned is None:
+        rivals = _stored(attempt, baseline) if rivals is None else rivals
+        outcomes, found = _tuned(attempt, tuned_model()[1], rows, baseline=baseline, rivals=rivals)
+        about = {**about, "weights": weights}
+        tuned = _append(attempt, RecordKind.EVALUATED, {**about, **found}, {"tuned": outcomes})
+    return status_of(attempt, baseline, tuned)
+
+
+def _done(attempt: Attempt, kind: RecordKind, **wanted: str) -> Mapping[str, Any] | None:
+    """The newest record of a kind that is about what is wanted."""
+    for record in reversed(find(attempt.records, kind)):
+        if all(record.body.get(name) == value for name, value in wanted.items()):
+            return record.body
+    return None
+
+
+def _append(
+    attempt: Attempt, kind: RecordKind, body: Mapping[str, Any], outcomes: Mapping[str, Outcomes]
+) -> Mapping[str, Any]:
+    """Commit a record, with the outcomes of all rows beside it."""
+    assert attempt.claim is not None
+    for name in (*BASELINES, "metrics"):
+        if body.get(name):
+            _log.info("%s: %s", name, body[name])
+    key = f"{attempt.claim.prefix}evaluation/{body['evaluationId']}/{kind.value}.json.gz"
+    entry = object_entry(attempt.store.write(key, gzip.compress(packed(dict(outcomes)), mtime=0)))
+    record: Record = attempt.claim.append(kind, {**body, "objects": [entry]})
+    return record.body
+
+
+def _stored(attempt: Attempt, body: Mapping[str, Any]) -> dict[str, Outcomes]:
+    """The outcomes beside a record; none where they are gone, because only intervals are lost with them."""
+    for entry in body.get("objects") or ():
+        if attempt.store.head(entry["key"]) is not None:
+            return unpacked(gzip.decompress(attempt.store.read(entry["key"])))
+    return {}
+
+
+def _metrics(attempt: Attempt, outcomes: Outcomes) -> Metrics:
+    """Those that are defined: JSON has no NaN."""
+    return {name: value for name, value in attempt.learner.metrics(outcomes).items() if math.isfinite(value)}
+
+
+def _alone(attempt: Attempt) -> World:
+    return World(device=attempt.world.device)
+
+
+def _baselines(attempt: Attempt, rows: Rows) -> dict[str, Outcomes]:
+    """What is to be beaten. The untouched base is a baseline where nothing of it had to be invented."""
+    wanted = _WANTED[attempt.config.evaluation.baseline]
+    evaluator, train = attempt.evaluator(_alone(attempt)), attempt.encoded.rows(TRAIN)
+    found: dict[str, Outcomes | None] = {}
+    if "trivial" in wanted:
+        found["trivial"] = evaluator.trivial(train, rows)
+    if "base" in wanted or ("probe" in wanted and attempt.learner.probe is not None):
+        loaded = attempt.load()
+        base = loaded.model.to(attempt.world.device)
+        if "base" in wanted and not loaded.fresh:
+            found["base"] = evaluator.outcomes(base, rows, inputs_of=attempt.inputs_of)
+        if "probe" in wanted and attempt.learner.probe is not None:
+            seed = attempt.config.training.seed
+            found["probe"] = evaluator.probe(trunk_of(base), train, rows, inputs_of=attempt.inputs_of, seed=seed)
+    return {name: outcomes for name, outcomes in found.items() if outcomes is not None}
+
+
+def _tuned(
+    attempt: Attempt, model: Any, rows: Rows, *, baseline: Mapping[str, Any], rivals: Mapping[str, Outcomes]
+) -> tuple[Outcomes, dict[str, Any]]:
+    """Outcomes of the tuned model, and the body of its record."""
+    learner = attempt.learner
+    outcomes = attempt.evaluator(_alone(attempt)).outcomes(model, rows, inputs_of=attempt.inputs_of)
+    samples = _samples(attempt, outcomes)
+    over = best_baseline(attempt.config.primary, {name: baseline.get(name) for name in BASELINES})
+    better: Mapping[str, tuple[float, float]] = {}
+    if over is not None and over[0] in rivals and _same_rows(rivals[over[0]], outcomes):
+        better = gains(samples, _samples(attempt, rivals[over[0]]), higher_is_better=learner.higher_is_better)
+    found = {
+        "metrics": _metrics(attempt, outcomes),
+        "intervals": intervals(samples),
+        "gains": {"over": over[0] if over else None, "intervals": better},
+        "fit": _fit(attempt, model, outcomes),
+    }
+    return outcomes, found
+
+
+def _samples(attempt: Attempt, outcomes: Outcomes, *, purpose: str = "intervals") -> Samples:
+    seed = derive(attempt.config.training.seed, purpose)
+    draws = Draws.of(attempt.learner, len(outcomes[PLACE]), seed=seed)
+    return draws.measured(attempt.learner, outcomes, beat=attempt.heart.beat_or_stop)
+
+
+def _same_rows(one: Outcomes, two: Outcomes) -> bool:
+    return bool(np.array_equal(one[PLACE], two[PLACE]))
+
+
+# --- training rows beside validation rows ---
+
+
+def sample(rows: Rows) -> Rows:
+    """Up to SAMPLE of the rows, chosen by a hash of their place alone."""
+    count = min(SAMPLE, len(rows))
+    return rows[np.sort(permute(np.arange(count), size=len(rows), key=derive(0, "sample")))]
+
+
+def _fit(attempt: Attempt, model: Any, outcomes: Outcomes) -> dict[str, Any]:
+    """Metrics on training rows and on validation rows, and by how much the former are better. Nothing is generated."""
+    evaluator = attempt.evaluator(_alone(attempt))
+
+    def measured(split: int) -> Outcomes:
+        rows = sample(attempt.encoded.rows(split))
+        return evaluator.outcomes(model, rows, inputs_of=attempt.inputs_of, generate=False)
+
+    train = measured(TRAIN)
+    held = measured(VALIDATION) if len(attempt.encoded.rows(TEST)) else outcomes
+    metrics = {"train": _metrics(attempt, train), "validation": _metrics(attempt, held)}
+    names = [name for name in (attempt.config.primary, "loss") if all(name in found for found in metrics.values())]
+    gap = None
+    if names:
+        name = names[0]
+        sign = 1.0 if attempt.learner.higher_is_better(name) else -1.0
+        one, two = (_samples(attempt, found, purpose=p)[name] for found, p in ((train, "train"), (held, "held")))
+        count = min(len(one), len(two))
+        ends = interval(sign * (one[:count] - two[:count]))
+        value = sign * (metrics["train"][name] - metrics["validation"][name])
+        gap = {"metric": name, "value": value, "interval": ends}
+    return {"rows": len(train[PLACE]), **metrics, "gap": gap}
+
+
+# --- what is said of it ---
+
+
+def status_of(attempt: Attempt, baseline: Mapping[str, Any], tuned: Mapping[str, Any]) -> EvaluationStatus:
+    """The figures that people are shown first."""
+    config = attempt.config
+    asked = config.evaluation.metrics
+    names = list(tuned["metrics"]) if asked is None else list(dict.fromkeys([config.primary, *asked]))
+    named = [config.primary, *(asked or [])]
+
+    def shown(metrics: Mapping[str, float] | None) -> Metrics | None:
+        return None if metrics is None else {name: metrics[name] for name in names if name in metrics}
+
+    ends = {name: Interval(low=low, high=high) for name, (low, high) in tuned["intervals"].items() if name in named}
+    return EvaluationStatus(
+        rows=tuned["rows"],
+        on="test" if tuned["on"] == "test" else "validation",
+        trivial=shown(baseline["trivial"]),
+        base=shown(baseline["base"]),
+        probe=shown(baseline["probe"]),
+        tuned=shown(tuned["metrics"]),
+        intervals=ends or None,
+        gain=_gain(attempt, baseline, tuned),
+        train=shown(tuned["fit"]["train"]),
+        warnings=_warnings(attempt, baseline, tuned)[:10] or None,
+    )
+
+
+def _gain(attempt: Attempt, baseline: Mapping[str, Any], tuned: Mapping[str, Any]) -> Gain | None:
+    name, over = attempt.config.primary, tuned["gains"]["over"]
+    if over is None or name not in tuned["metrics"]:
+        return None
+    sign = 1.0 if attempt.learner.higher_is_better(name) else -1.0
+    low, high = tuned["gains"]["intervals"].get(name, (None, None))
+    return Gain(
+        metric=name, over=over, value=sign * (tuned["metrics"][name] - baseline[over][name]), low=low, high=high
+    )
+
+
+def _warnings(attempt: Attempt, baseline: Mapping[str, Any], tuned: Mapping[str, Any]) -> list[str]:
+    said = []
+    gain = _gain(attempt, baseline, tuned)
+    if gain is not None and gain.low is not None and gain.high is not None and gain.low <= 0:
+        said.append(
+            f"The tuned model is not surely better than {gain.over}: {gain.metric} is better by {gain.value:.3g} "
+            f"({gain.low:.3g} to {gain.high:.3g})."
+        )
+    gap = tuned["fit"]["gap"]
+    if gap is not None and gap["interval"] is not None and gap["interval"][0] > 0:
+        name = gap["metric"]
+        train, held = (tuned["fit"][side][name] for side in ("train", "validation"))
+        said.append(
+            f"Overfitting: {name} is {train:.3g} on training rows and {held:.3g} on validation rows; fewer epochs, "
+            "more rows, dropout or weight decay help."
+        )
+    if attempt.config.evaluation.baseline == "Base" and baseline["base"] is None:
+        said.append("The untouched base cannot do the task, so there is no baseline: choose evaluation.baseline auto.")
+    if tuned["rows"] < FEW:
+        said.append(f"Only {tuned['rows']} rows were measured, so the figures are rough.")
+    return said

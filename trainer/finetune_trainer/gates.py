@@ -1,0 +1,106 @@
+"""Gates: what a model must reach before consumers get it. Judged from what was measured, so a changed gate starts no
+training and no evaluation: preflight judges again. Torch-free.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+
+from finetune_api.contract import GateConfig, RunConfig, TrainOutcome
+from finetune_api.job import EvaluationStatus, GateStatus
+from finetune_api.tasks import lower_is_better
+from finetune_trainer.storage import AlreadyExists, Store
+from finetune_trainer.storage.commit import CURRENT, Record, RecordKind, publish_current
+
+Metrics = Mapping[str, float]
+BASELINES = ("trivial", "base", "probe")
+ON_VALIDATION = "The gates were judged on validation rows, which also chose the checkpoint: give data.test."
+
+
+def judge(
+    gates: Sequence[GateConfig], *, tuned: Metrics, baselines: Mapping[str, Metrics | None]
+) -> tuple[list[GateStatus], str | None]:
+    """Each gate's verdict, and a sentence for those that are not met. What was not measured meets no gate."""
+    judged, unmet = [], []
+    for gate in gates:
+        status, sentence = _judge(gate, tuned, baselines)
+        judged.append(status)
+        if not status.passed:
+            unmet.append(sentence)
+    return judged, "; ".join(unmet) or None
+
+
+def _judge(gate: GateConfig, tuned: Metrics, baselines: Mapping[str, Metrics | None]) -> tuple[GateStatus, str]:
+    value, name = tuned.get(gate.metric), gate.metric
+    measured = value is not None and math.isfinite(value)
+    if gate.improves_baseline_by is not None:
+        wanted = f"better than the baseline by {gate.improves_baseline_by:g}"
+        rival = best_baseline(name, baselines)
+        if not measured or value is None or rival is None:
+            missing = f"no baseline has {name}" if measured else f"{name} was not measured"
+            return GateStatus(metric=name, passed=False, value=None, wanted=wanted), f"{missing}, wanted {wanted}"
+        gain = value - rival[1] if not lower_is_better(name) else rival[1] - value
+        said = f"{name} is {value:.5g}, {gain:.5g} better than {rival[0]} ({rival[1]:.5g})"
+        passed = gain >= gate.improves_baseline_by
+    else:
+        least = gate.at_least is not None
+        limit = gate.at_least if gate.at_least is not None else gate.at_most
+        assert limit is not None
+        wanted = f"{'>=' if least else '<='} {limit:g}"
+        if not measured or value is None:
+            said = f"{name} was not measured"
+            return GateStatus(metric=name, passed=False, value=None, wanted=wanted), f"{said}, wanted {wanted}"
+        said = f"{name} is {value:.5g}"
+        passed = value >= limit if least else value <= limit
+    return GateStatus(metric=name, passed=passed, value=value, wanted=wanted), f"{said}, wanted {wanted}"
+
+
+def best_baseline(metric: str, baselines: Mapping[str, Metrics | None]) -> tuple[str, float] | None:
+    """Name and value of the hardest baseline to beat, None where none has the metric."""
+    values = {name: found[metric] for name, found in baselines.items() if found and metric in found}
+    values = {name: value for name, value in values.items() if math.isfinite(value)}
+    if not values:
+        return None
+    choose = min if lower_is_better(metric) else max
+    best = choose(values, key=lambda name: values[name])
+    return best, values[best]
+
+
+def rejudged(
+    outcome: TrainOutcome, records: Sequence[Record], config: RunConfig, *, evaluation: str
+) -> tuple[TrainOutcome, str | None]:
+    """An outcome judged by the gates that are asked for now, and why it does not pass, or None."""
+    status = outcome.evaluation
+    gates = config.evaluation.gates
+    baselines: dict[str, Metrics | None] = {name: getattr(status, name) for name in BASELINES}
+    tuned: Metrics = status.tuned or {}
+    for record in records:  # what is stored has more digits than the status
+        if record.body.get("evaluationId") != evaluation:
+            continue
+        if record.kind is RecordKind.BASELINE:
+            baselines = {name: record.body.get(name) for name in BASELINES}
+        if record.kind is RecordKind.EVALUATED and record.body.get("weights") == config.output.weights:
+            tuned = record.body["metrics"]
+    judged, unmet = judge(gates, tuned=tuned, baselines=baselines)
+    sentence = None if unmet is None else f"Not good enough on {status.on or 'no'} rows: {unmet}."
+    return outcome.model_copy(update={"evaluation": _with(status, judged)}), sentence
+
+
+def _with(status: EvaluationStatus, judged: list[GateStatus]) -> EvaluationStatus:
+    """Gates, and a warning where validation rows were judged, go into the status."""
+    others = [said for said in status.warnings or [] if said != ON_VALIDATION]
+    said = [ON_VALIDATION] if judged and status.on == "validation" else []
+    return status.model_copy(update={"gates": judged or None, "warnings": [*said, *others][:10] or None})
+
+
+def release(store: Store, run_id: str, publication: str, outcome: TrainOutcome) -> None:
+    """Let `current.json` name this model, once: what was released before is not released again by a later look."""
+    marker = f"runs/{run_id}/released/{publication}.json"
+    body = {"runId": run_id, "publicationId": publication, "model": outcome.model.uri, "digest": outcome.model.digest}
+    if store.head(marker) is not None and store.head(CURRENT) is not None:
+        return
+    publish_current(store, body)
+    try:
+        store.create(marker, json.dumps(body, sort_keys=True).encode())
+    except AlreadyExists:
+        return

@@ -1,0 +1,68 @@
+"""How sure a figure is: bootstrap intervals over evaluated rows, the same for the same seed.
+
+Rows are drawn again with replacement and measured each time; the interval holds the middle 95 % of the results (the
+percentile method of Efron, 1979). Two models are compared on the same draws, so that what makes rows hard for both
+cancels out.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from finetune_trainer.tasks import Learner, Outcomes
+
+Samples = dict[str, NDArray[np.float64]]
+"""Values of each metric, one a draw; NaN where a draw leaves a metric undefined."""
+TAILS = (2.5, 97.5)
+"""Percentiles between which 95 % of the draws lie."""
+_ROWS_DRAWN = 5_000_000
+_FEWEST = 50
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The draws of one evaluation: how many is a matter of the task and the number of rows, never of the machine."""
+
+    rows: int
+    seed: int
+    count: int
+
+    @classmethod
+    def of(cls, learner: Learner, rows: int, *, seed: int) -> "Draws":
+        return cls(rows, seed, max(_FEWEST, min(learner.draws, _ROWS_DRAWN // max(1, rows))))
+
+    def each(self, beat: Callable[[], None] = lambda: None) -> Iterator[NDArray[np.int64]]:
+        """Places of rows, int64 [rows], one draw after the other."""
+        for number in range(self.count):
+            if number % 16 == 0:
+                beat()
+            yield np.random.default_rng((self.seed, number)).integers(0, self.rows, self.rows)
+
+    def measured(self, learner: Learner, outcomes: Outcomes, *, beat: Callable[[], None] = lambda: None) -> Samples:
+        """The metrics of each draw of `outcomes`, which must have `rows` rows."""
+        return learner.resampled(outcomes, self.each(beat))
+
+
+def interval(values: NDArray[np.float64]) -> tuple[float, float] | None:
+    """The middle 95 % of `values`, None where most of them are undefined."""
+    known = values[np.isfinite(values)]
+    if 2 * len(known) < len(values) or not len(known):
+        return None
+    low, high = np.percentile(known, TAILS)
+    return float(low), float(high)
+
+
+def intervals(samples: Samples) -> dict[str, tuple[float, float]]:
+    """Of every metric that has one."""
+    found = {name: interval(values) for name, values in samples.items()}
+    return {name: ends for name, ends in found.items() if ends is not None}
+
+
+def gains(
+    samples: Samples, rivals: Samples, *, higher_is_better: Callable[[str], bool]
+) -> Mapping[str, tuple[float, float]]:
+    """Intervals of how much better `samples` are than `rivals`, drawn alike."""
+    signs = {name: 1.0 if higher_is_better(name) else -1.0 for name in samples}
+    return intervals({name: signs[name] * (samples[name] - rivals[name]) for name in samples if name in rivals})
