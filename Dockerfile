@@ -75,10 +75,11 @@ RUN --mount=type=secret,id=pip --mount=type=secret,id=ca \
        install -q --no-cache-dir --require-hashes -r /opt/requirements/torch.lock \
     && rm -rf /tmp/pip
 COPY requirements/trainer.lock /opt/requirements/
+# seqeval and rouge-score are published as sources only: --use-pep517 builds them apart, with what they need for that.
 RUN --mount=type=secret,id=pip --mount=type=secret,id=ca \
     python3 -m venv /tmp/pip \
     && PIP_CONFIG_FILE=/run/secrets/pip /tmp/pip/bin/pip --python /opt/venv/bin/python \
-       install -q --no-cache-dir --require-hashes -r /opt/requirements/trainer.lock \
+       install -q --no-cache-dir --use-pep517 --require-hashes -r /opt/requirements/trainer.lock \
     && rm -rf /tmp/pip
 USER 65532:65532
 COPY --from=code /opt/venv /opt/venv

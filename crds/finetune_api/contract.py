@@ -223,6 +223,7 @@ class EvaluationConfig(Model):
     metrics: list[str] | None = None
     """None: all of the task's are shown."""
     baseline: Literal["auto", "Base", "Probe", "Trivial", "None"] = "auto"
+    slices: list[str] = Field([])
     gates: list[GateConfig] = Field([])
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import AfterValidator, Field, StringConstraints
+from pydantic.alias_generators import to_snake
 
 from finetune_api.base import (
     Model,
@@ -68,14 +69,11 @@ def _role(role: str) -> Rule:
     )
 
 
-class Columns(Model):
+class PartColumns(Model):
     text: Column | None = spec_field("train", "Column that holds the text. Default: text.")
     label: Column | None = spec_field(
         "train", "Column that holds the label: one value, or a list of values for multi-label rows. Default: label."
     )
-    summary: Column | None = spec_field("train", "Column that holds the summary of a text. Default: summary.")
-    source: Column | None = spec_field("train", "Column that holds the text to translate. Default: source.")
-    target: Column | None = spec_field("train", "Column that holds its translation. Default: target.")
     tokens: Column | None = spec_field(
         "train", "Column that holds the words of token-classification, a list. Default: tokens."
     )
@@ -87,13 +85,23 @@ class Columns(Model):
     )
 
 
+class Columns(PartColumns):
+    summary: Column | None = spec_field("train", "Column that holds the summary of a text. Default: summary.")
+    source: Column | None = spec_field("train", "Column that holds the text to translate. Default: source.")
+    target: Column | None = spec_field("train", "Column that holds its translation. Default: target.")
+
+
 def _items(value: Any) -> list[Any]:
     """Of a list; the validator asks rules about documents whose types are still wrong."""
     return value if isinstance(value, list) else []
 
 
 class Part(Model):
-    rules: ClassVar[tuple[Rule, ...]] = tuple(_role(role) for role in ROLES if len(tasks_with(role)) < len(TASKS))
+    rules: ClassVar[tuple[Rule, ...]] = tuple(
+        _role(role)
+        for role in ROLES
+        if to_snake(role) in PartColumns.model_fields and len(tasks_with(role)) < len(TASKS)
+    )
 
     name: PartName = spec_field(
         "train",
@@ -101,7 +109,7 @@ class Part(Model):
         required=True,
     )
     type: PartType = spec_field("train", "What the model learns to do.", required=True)
-    columns: Columns | None = spec_field(None, "Names of the columns in the task's files.")
+    columns: PartColumns | None = spec_field(None, "Names of the columns in the task's files.")
     labels: list[Label] | None = spec_field(
         "train",
         "The task's labels, in the order of its outputs. Default: found in the data by preflight and fixed from then on.",
@@ -557,9 +565,21 @@ Bound = Annotated[float, Field(ge=-1e12, le=1e12)]
 
 
 class Gate(Model):
-    rules: ClassVar[tuple[Rule, ...]] = (exactly_one_of("atLeast", "atMost", "improvesBaselineBy"),)
+    rules: ClassVar[tuple[Rule, ...]] = (
+        exactly_one_of("atLeast", "atMost", "improvesBaselineBy"),
+        Rule(
+            "self.metric != 'slice-gap' || has(self.atMost)",
+            "a gate on slice-gap goes with atMost: the smaller the gap, the better",
+            lambda model: model.metric != "slice-gap" or model.at_most is not None,
+        ),
+    )
 
-    metric: MetricName = spec_field("judge", "What is judged: one of the task's metrics.", required=True)
+    metric: MetricName = spec_field(
+        "judge",
+        "What is judged: one of the task's metrics, or slice-gap, the widest gap of evaluation.primary between two values of a "
+        "column of evaluation.slices.",
+        required=True,
+    )
     at_least: Bound | None = spec_field("judge", "The metric must not be lower.")
     at_most: Bound | None = spec_field("judge", "The metric must not be higher.")
     improves_baseline_by: Bound | None = spec_field(
@@ -576,6 +596,13 @@ class Evaluation(Model):
             "a gate with improvesBaselineBy needs a baseline: leave out baseline: None",
             lambda model: (
                 model.baseline != "None" or all(at(gate, "improvesBaselineBy") is None for gate in model.gates or ())
+            ),
+        ),
+        Rule(
+            "has(self.slices) || !has(self.gates) || !self.gates.exists(gate, gate.metric == 'slice-gap')",
+            "a gate on slice-gap needs slices",
+            lambda model: (
+                model.slices is not None or all(at(gate, "metric") != "slice-gap" for gate in model.gates or ())
             ),
         ),
     )
@@ -595,6 +622,13 @@ class Evaluation(Model):
         "evaluate",
         "What the tuned model is compared with: the untouched base, where it can do the task, a linear model on its frozen "
         "features, an answer that needs no model, or nothing. Default: auto, all that there are; gates take the best.",
+    )
+    slices: list[Column] | None = spec_field(
+        "evaluate",
+        "Columns whose values split the rows: metrics for each value with at least 20 rows, and the gap between the best and "
+        "the worst, where bias shows. The first 100 values of a column count.",
+        min_length=1,
+        max_length=8,
     )
     gates: list[Gate] | None = spec_field(
         None,
@@ -761,9 +795,9 @@ def _gates(name: str, kind: TaskKind) -> Rule:
     options = ", ".join(f"'{metric}'" for metric in kind.metrics)
     return Rule(
         f"self.task.type != '{name}' || !has(self.evaluation) || !has(self.evaluation.gates) || "
-        f"self.evaluation.gates.all(gate, gate.metric in [{options}])",
-        f"evaluation.gates for {name} judge {', '.join(kind.metrics)}",
-        lambda spec: at(spec, "task.type") != name or _known(_gated(spec), kind.metrics),
+        f"self.evaluation.gates.all(gate, gate.metric in [{options}, 'slice-gap'])",
+        f"evaluation.gates for {name} judge {', '.join(kind.metrics)} or slice-gap",
+        lambda spec: at(spec, "task.type") != name or _known(_gated(spec), (*kind.metrics, "slice-gap")),
     )
 
 
@@ -815,9 +849,9 @@ def _sourced(path: str) -> Rule:
     )
 
 
-def _judged(field: str, cel: str, metric: str, named: Callable[[Any], list[Any]]) -> Rule:
+def _judged(field: str, cel: str, metric: str, named: Callable[[Any], list[Any]], more: tuple[str, ...] = ()) -> Rule:
     """Metrics of several tasks are `mean`, `loss`, or those of one task; `cel` says it with a place for "is one"."""
-    own = TASKS["multi-task"].metrics
+    own = (*TASKS["multi-task"].metrics, *more)
     return Rule(
         "self.task.type != 'multi-task' || !has(self.task.tasks) || !has(self.evaluation) || "
         + cel.format(f"({metric} in {list(own)} || {_named(metric)})"),
@@ -862,6 +896,7 @@ _OF_PARTS: tuple[Rule, ...] = (
         "!has(self.evaluation.gates) || self.evaluation.gates.all(gate, {0})",
         "gate.metric",
         _gated,
+        more=("slice-gap",),
     ),
 )
 _UNMERGED = ("adapter", "prompt", "prefix")
@@ -1052,6 +1087,18 @@ class GateStatus(Model):
     wanted: str = Field(description="What was asked for, in a few signs such as >= 0.8.", max_length=128)
 
 
+class SliceStatus(Model):
+    column: str = Field(description="The column.", max_length=256)
+    gap: Figure | None = Field(None, description="By how much evaluation.primary is better for the best value.")
+    low: Figure | None = Field(None, description="Lower end of its 95 % interval.")
+    high: Figure | None = Field(None, description="Upper end of its 95 % interval.")
+    best: str | None = Field(None, description="The value with the best rows.", max_length=256)
+    worst: str | None = Field(None, description="The value with the worst rows.", max_length=256)
+    equalized_odds: Figure | None = Field(
+        None, description="Largest difference of true or false positive rates of a label between two values."
+    )
+
+
 class EvaluationStatus(Model):
     rows: int | None = Field(None, description="Rows the metrics were measured on.")
     on: Literal["test", "validation"] | None = Field(None, description="Which rows they were.")
@@ -1071,6 +1118,7 @@ class EvaluationStatus(Model):
         None,
         description="The published model on training rows: far better values than those of tuned mean overfitting.",
     )
+    slices: list[SliceStatus] | None = Field(None, description="What depends on the values of columns.", max_length=8)
     gates: list[GateStatus] | None = Field(None, description="Each gate, and whether it is met.", max_length=16)
     warnings: list[Text] | None = Field(
         None, description="What should be known before the figures are trusted; the first ten.", max_length=10

@@ -309,6 +309,7 @@ def _evaluation(evaluation: Evaluation) -> EvaluationConfig:
     return EvaluationConfig(
         metrics=evaluation.metrics,
         baseline=first(evaluation.baseline, default="auto"),
+        slices=evaluation.slices or [],
         gates=[GateConfig(**gate.model_dump()) for gate in evaluation.gates or []],
     )
 
@@ -446,7 +447,9 @@ def evaluation_id(run: str, config: RunConfig, *, test: str | None) -> str:
     Gates are not part of it: they are judged again from what was measured. What is at its default counts nothing.
     """
     decoding = {} if config.decoding is None else {"decoding": config.decoding.document()}
-    return digest({"run": run, "test": test, **decoding, **_measured(config)})[:16]
+    sources = config.data.test_sources
+    tasks = {} if sources is None else {"testTasks": [source.task for source in sources]}
+    return digest({"run": run, "test": test, **decoding, **tasks, **_measured(config)})[:16]
 
 
 def _measured(config: RunConfig) -> dict[str, Any]:

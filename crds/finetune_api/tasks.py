@@ -35,6 +35,7 @@ Metric = Literal[
     "bleu",
     "chrf",
     "mean",
+    "slice-gap",
 ]
 
 
@@ -120,7 +121,7 @@ TASKS: Mapping[TaskType, TaskKind] = {
 ROLES: tuple[str, ...] = tuple(dict.fromkeys(role for kind in TASKS.values() for role in kind.columns))
 """All roles of columns, in camelCase as the API has them."""
 
-_LOWER_IS_BETTER: frozenset[str] = frozenset({"loss", "perplexity"})
+_LOWER_IS_BETTER: frozenset[str] = frozenset({"loss", "perplexity", "slice-gap"})
 
 
 def lower_is_better(metric: str) -> bool:

@@ -36,6 +36,9 @@ BESIDE: dict[str, dict[str, Any]] = {
     "spec.training.optimizer.momentum": {"type": "sgd"},
     "spec.training.schedule.minimum": {"type": "cosine"},
     "spec.training.schedule.power": {"type": "polynomial"},
+    "spec.evaluation.gates[].atLeast": {"metric": "f1"},
+    "spec.evaluation.gates[].atMost": {"metric": "f1"},
+    "spec.evaluation.gates[].improvesBaselineBy": {"metric": "f1"},
     "spec.generation.beams": {"strategy": "beam"},
     "spec.generation.lengthPenalty": {"strategy": "beam"},
 }
@@ -117,6 +120,7 @@ def of_parts(path: str, value: Any) -> dict[str, Any]:
     if ".tasks[]." in path:
         *outer, name = path.partition(".tasks[].")[2].split(".")
         for key in outer:
+            parts[0]["type"] = tasks_with(name)[0]  # a column
             value = {name: value}
             name = key
         parts[0][name] = value

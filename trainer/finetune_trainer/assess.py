@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from finetune_api.job import EvaluationStatus, Gain, Interval
+from finetune_api.job import EvaluationStatus, Gain, Interval, SliceStatus
 from finetune_trainer import adapt
 from finetune_trainer.attempt import Attempt
 from finetune_trainer.data.order import Rows, derive, permute
@@ -21,6 +21,7 @@ from finetune_trainer.gates import BASELINES, best_baseline
 from finetune_trainer.intervals import Draws, Samples, gains, interval, intervals
 from finetune_trainer.model import trunk_of
 from finetune_trainer.run import TEST, TRAIN, VALIDATION
+from finetune_trainer.slices import LEAST_ROWS, by_values
 from finetune_trainer.storage.commit import Record, RecordKind, find, object_entry
 from finetune_trainer.tasks import Metrics, Outcomes
 from finetune_trainer.world import World
@@ -135,6 +136,7 @@ def _tuned(
         "intervals": intervals(samples),
         "gains": {"over": over[0] if over else None, "intervals": better},
         "fit": _fit(attempt, model, outcomes),
+        "slices": _slices(attempt, outcomes),
     }
     return outcomes, found
 
@@ -147,6 +149,22 @@ def _samples(attempt: Attempt, outcomes: Outcomes, *, purpose: str = "intervals"
 
 def _same_rows(one: Outcomes, two: Outcomes) -> bool:
     return bool(np.array_equal(one[PLACE], two[PLACE]))
+
+
+def _slices(attempt: Attempt, outcomes: Outcomes) -> list[dict[str, Any]]:
+    return [
+        by_values(
+            attempt.learner,
+            outcomes,
+            attempt.encoded.values(f"slice.{number}", outcomes[PLACE]),
+            column=column,
+            values=attempt.record.slices[column],
+            metric=attempt.config.primary,
+            seed=derive(attempt.config.training.seed, "slices"),
+            beat=attempt.heart.beat_or_stop,
+        )
+        for number, column in enumerate(attempt.config.evaluation.slices)
+    ]
 
 
 # --- training rows beside validation rows ---
@@ -206,6 +224,7 @@ def status_of(attempt: Attempt, baseline: Mapping[str, Any], tuned: Mapping[str,
         intervals=ends or None,
         gain=_gain(attempt, baseline, tuned),
         train=shown(tuned["fit"]["train"]),
+        slices=[_slice_status(found) for found in tuned["slices"]] or None,
         warnings=_warnings(attempt, baseline, tuned)[:10] or None,
     )
 
@@ -219,6 +238,13 @@ def _gain(attempt: Attempt, baseline: Mapping[str, Any], tuned: Mapping[str, Any
     return Gain(
         metric=name, over=over, value=sign * (tuned["metrics"][name] - baseline[over][name]), low=low, high=high
     )
+
+
+def _slice_status(found: Mapping[str, Any]) -> SliceStatus:
+    gap = found["gap"] or {}
+    low, high = gap.get("interval") or (None, None)
+    named = {"gap": gap.get("value"), "best": gap.get("best"), "worst": gap.get("worst")}
+    return SliceStatus(column=found["column"], **named, low=low, high=high, equalized_odds=found["equalizedOdds"])
 
 
 def _warnings(attempt: Attempt, baseline: Mapping[str, Any], tuned: Mapping[str, Any]) -> list[str]:
@@ -237,6 +263,12 @@ def _warnings(attempt: Attempt, baseline: Mapping[str, Any], tuned: Mapping[str,
             f"Overfitting: {name} is {train:.3g} on training rows and {held:.3g} on validation rows; fewer epochs, "
             "more rows, dropout or weight decay help."
         )
+    for found in tuned["slices"]:
+        gap, column, name = found["gap"], found["column"], found["metric"]
+        if gap is None:
+            said.append(f"{column}: fewer than two values have {LEAST_ROWS} rows, so there is no gap between them.")
+        elif gap["interval"] and gap["interval"][0] > 0:
+            said.append(f"{column}: {name} is better by {gap['value']:.3g} for {gap['best']} than for {gap['worst']}.")
     if attempt.config.evaluation.baseline == "Base" and baseline["base"] is None:
         said.append("The untouched base cannot do the task, so there is no baseline: choose evaluation.baseline auto.")
     if tuned["rows"] < FEW:

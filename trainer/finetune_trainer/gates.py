@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from finetune_api.contract import GateConfig, RunConfig, TrainOutcome
 from finetune_api.job import EvaluationStatus, GateStatus
 from finetune_api.tasks import lower_is_better
+from finetune_trainer.slices import widest_gap
 from finetune_trainer.storage import AlreadyExists, Store
 from finetune_trainer.storage.commit import CURRENT, Record, RecordKind, publish_current
 
@@ -73,14 +74,17 @@ def rejudged(
     status = outcome.evaluation
     gates = config.evaluation.gates
     baselines: dict[str, Metrics | None] = {name: getattr(status, name) for name in BASELINES}
-    tuned: Metrics = status.tuned or {}
+    tuned = dict(status.tuned or {})
     for record in records:  # what is stored has more digits than the status
         if record.body.get("evaluationId") != evaluation:
             continue
         if record.kind is RecordKind.BASELINE:
             baselines = {name: record.body.get(name) for name in BASELINES}
         if record.kind is RecordKind.EVALUATED and record.body.get("weights") == config.output.weights:
-            tuned = record.body["metrics"]
+            tuned = dict(record.body["metrics"])
+            gap = widest_gap(record.body.get("slices") or [])
+            if gap is not None:
+                tuned["slice-gap"] = gap
     judged, unmet = judge(gates, tuned=tuned, baselines=baselines)
     sentence = None if unmet is None else f"Not good enough on {status.on or 'no'} rows: {unmet}."
     return outcome.model_copy(update={"evaluation": _with(status, judged)}), sentence

@@ -90,7 +90,7 @@ def _smaller_evaluations(evaluation: EvaluationStatus | None) -> Iterable[Evalua
         return
     evaluation = evaluation.model_copy(update={"warnings": None, "train": None})
     yield evaluation
-    evaluation = evaluation.model_copy(update={"intervals": None})
+    evaluation = evaluation.model_copy(update={"intervals": None, "slices": None})
     yield evaluation
     kept = {gate.metric for gate in evaluation.gates or ()} | {evaluation.gain.metric if evaluation.gain else ""}
     for count in (8, 2):

@@ -49,7 +49,7 @@ from finetune_trainer.storage import (
 )
 from finetune_trainer.storage.commit import Record, RecordKind, RunLog, find, latest_checkpoint
 from finetune_trainer.tasks import Task
-from finetune_trainer.tasks.base import Tools, joined_forms, label_in, labels_of
+from finetune_trainer.tasks.base import Tools, joined_forms, label_in, labels_of, listed
 
 log = logging.getLogger("finetune.preflight")
 
@@ -166,6 +166,7 @@ class Data:
     encoded: Encoded
     survey: Survey
     quality: Quality
+    slices: dict[str, list[str]]
 
 
 @dataclass(frozen=True)
@@ -226,6 +227,8 @@ class _Reading:
         grouped = source.split is None and data.validation_group_by is not None
         if grouped:
             wanted.append(str(data.validation_group_by))
+        sliced = self.config.evaluation.slices if self._measured(source) else []
+        wanted += sliced
         try:
             rows = Rows(place.store, place.key, uri=place.uri, wanted=wanted, scratch=self.scratch)
         except DataError as error:
@@ -238,6 +241,15 @@ class _Reading:
             if split is None:
                 split = side(example.key, data.validation_fraction or 0.0)
             self.survey.add(example, split=split, source=position)
+            if missing := next((name for name in sliced if name not in example.values), None):
+                self.problems.add(
+                    DataError(
+                        "ColumnMissing",
+                        f"{place.uri}:{example.row}: no column {missing!r}; columns found: {listed(example.values)}. "
+                        "Name others in spec.evaluation.slices.",
+                    )
+                )
+                sliced = []  # once a file is enough
             if not self.problems.count:
                 self.inspector.add(example, split=split, source=position)
                 self.encoder.add(example, split=split, source=position)
@@ -246,6 +258,10 @@ class _Reading:
             entry = Input(role=source.role, uri=place.uri, size=info.size, etag=info.etag, sha256=rows.sha256)
             self.inputs.append(entry)
         log.info("%s: %d rows in %.1f s", place.uri, count, time.monotonic() - started)
+
+    def _measured(self, source: _Source) -> bool:
+        """Whether the model is evaluated on rows of this file in the end."""
+        return source.split == TEST if self.config.data.test_uri is not None else source.split != TRAIN
 
 
 def read_data(
@@ -271,6 +287,7 @@ def read_data(
         sources=names,
         problem=problems.add,
         beat=lambda rows: log.info("%d rows encoded", rows) if rows % 102_400 < 1024 else None,
+        slices=config.evaluation.slices,
     )
     reading = _Reading(config, task, checker, survey, inspector, encoder, problems, scratch)
     labels: list[str] | None = None
@@ -287,7 +304,8 @@ def read_data(
     _raise_problems(problems)
     limit = tools.text.max_length if tools.text else 0
     quality = found.report(encoded, survey, labels=labels, max_length=limit)
-    return Data(reading.inputs, labels, joined_forms(checker.forms), facts, encoded, survey, quality)
+    form = joined_forms(checker.forms)
+    return Data(reading.inputs, labels, form, facts, encoded, survey, quality, encoder.slices)
 
 
 def _check_wanted(labels: Sequence[str], *, field: str) -> None:
@@ -360,6 +378,7 @@ def _commit(
         model_max_length=tools.text.max_length if tools.text else 0,
         pad_token_id=tools.text.pad_token_id if tools.text else 0,
         facts=data.facts,
+        slices=data.slices,
         encoded=EncodedRef(
             key=encoded_key(data.encoded.sha256[:32]), sha256=data.encoded.sha256, rows=data.encoded.rows
         ),
@@ -481,15 +500,17 @@ def pin(output: Store, record: RunRecord, encoded: Encoded) -> RunRecord:
     """Make run.json say where this run's inputs lie now, and the encoded store be there.
 
     The identity fixes the content of all inputs but the test rows; what may differ from an earlier preflight is where
-    they lie, and what the run is tested on. Then run.json is replaced, with If-Match. When nothing differs, an
-    earlier encoded store stays, even if this version of the tokenizer library would make another.
+    they lie, what the run is tested on, and which columns slice that. Then run.json is replaced, with If-Match. When
+    nothing differs, an earlier encoded store stays, even if this version of the tokenizer library would make another.
     """
     key = run_key(record.run_id)
     for _ in range(_TRIES):
         info = output.head(key)
         if info is not None:
             known = _stored_record(output, key, info.etag)
-            if known.manifest == record.manifest and output.head(known.encoded.key) is not None:
+            if (known.manifest, known.slices) == (record.manifest, record.slices) and output.head(
+                known.encoded.key
+            ) is not None:
                 return known
         target = output.head(record.encoded.key)
         if target is None or target.size != encoded.size:

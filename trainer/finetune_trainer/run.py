@@ -60,6 +60,9 @@ class RunRecord(Model):
     model_max_length: int = Field(description="tokens: data.maxLength, or the model's limit if that is lower; or 0")
     pad_token_id: int
     facts: dict[str, Any] = Field(description="what the task has found out beside labels")
+    slices: dict[str, list[str]] = Field(
+        default={}, description="values of the columns of evaluation.slices, in the order of their numbers in the store"
+    )
     encoded: EncodedRef
 
 
@@ -68,6 +71,7 @@ class RunRecord(Model):
 #   split   uint8 [rows]   TRAIN, VALIDATION, TEST or LEFT_OUT
 #   source  int32 [rows]   position in the manifest of the file it came from
 #   row     int64 [rows]   1-based line (jsonl, csv) or row (parquet) in that file
+#   slice.N int32 [rows]   of the column number N of evaluation.slices the number of its value, -1 for none
 # and the columns of its task (Task.store): one value a row, or, where a column is ragged, the values
 # NAME[NAME.offsets[i]:NAME.offsets[i + 1]] of row i, with NAME.offsets int64 [rows + 1].
 # Metadata of the safetensors header: {"format": "finetune-encoded-2"}.

@@ -83,3 +83,32 @@ def test_only_the_baselines_asked_for_are_measured(
     assert result is not None
     assert (result.evaluation.gain is None) == (not left)
     assert any("6 rows were measured" in said for said in result.evaluation.warnings or [])
+
+
+def test_slices_show_who_is_served_worse_and_can_be_a_gate(make_run: Any, rows: Any, tmp_path: Path) -> None:
+    """Rows of the south are all labelled alike, whatever they say, so no model is any good there."""
+    texts, labels = rows(300)
+    north = [{"text": text, "label": label, "region": "north"} for text, label in zip(texts, labels, strict=True)]
+    texts, labels = rows(120, seed=5)
+    test = [{"text": texts[n], "label": labels[n], "region": "north", "new": False} for n in range(60)]
+    test += [{"text": texts[n], "label": "blue", "region": "south", "new": True} for n in range(60, 120)]
+    evaluation = {
+        "slices": ["region", "new"],
+        "baseline": "Trivial",
+        "primary": "accuracy",
+        "gates": [{"metric": "slice-gap", "atMost": 0.05}],
+    }
+    made = make_run(north, test=test, training=FAST, evaluation=evaluation)
+    assert made.record.slices == {"region": ["north", "south"], "new": ["false", "true"]}
+    code, log = made.run(tmp_path / "work")
+    assert code == 48, log
+    message = made.message(tmp_path / "work")
+    assert message.message.startswith("Not good enough on test rows: slice-gap is 0.")
+    assert message.result is not None
+    region, new = message.result.evaluation.slices or []
+    assert (region.column, region.best, region.worst) == ("region", "north", "south")
+    assert region.gap is not None
+    assert (new.best, new.worst, new.gap) == ("false", "true", region.gap)
+    assert region.low < region.gap < region.high
+    assert 0 < region.equalized_odds <= 1
+    assert any(said.startswith("region: accuracy is better by") for said in message.result.evaluation.warnings or [])

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from finetune_api.job import TokenLengths
 from finetune_trainer.data.check import Example
 from finetune_trainer.data.read import DataError
-from finetune_trainer.run import LEFT_OUT
-from finetune_trainer.tasks.base import Column, Piece, RowError, Task, Tools
+from finetune_trainer.run import LEFT_OUT, TRAIN
+from finetune_trainer.tasks.base import MAX_LABEL, Column, Piece, RowError, Task, Tools, encodable
 
 FORMAT = "finetune-encoded-2"
 OURS: Mapping[str, Column] = {
@@ -30,6 +30,8 @@ OURS: Mapping[str, Column] = {
     "row": Column("I64"),
 }
 """The columns that every store has beside its task's."""
+SLICE_VALUES = 100
+"""Values of a column of evaluation.slices that are told apart."""
 _BATCH_ROWS = 1024
 _BATCH_SIZE = 4 * 1024 * 1024
 _BLOCK = 1024 * 1024
@@ -67,9 +69,12 @@ class Encoder:
         sources: Sequence[str],
         problem: Callable[[DataError], None],
         beat: Callable[[int], None] = lambda rows: None,
+        slices: Sequence[str] = (),
     ) -> None:
         """`sources` are the URIs by position in the manifest; `problem` takes what is wrong with a row; `beat` is
-        called with the number of rows done after every batch."""
+        called with the number of rows done after every batch; `slices` are columns whose values are kept."""
+        self.slices: dict[str, list[str]] = {name: [] for name in slices}
+        """The values of those columns, as found so far."""
         self._task = task
         self._tools = tools
         self._scratch = scratch
@@ -82,7 +87,8 @@ class Encoder:
         self._lengths: Counter[int] = Counter()
         self._truncated = self._dropped = self._rows = 0
         self._rows_by_split: Counter[int] = Counter()
-        self._spec = {**task.store, **OURS}
+        kept = {f"slice.{number}": Column("I32") for number in range(len(slices))}
+        self._spec = {**task.store, **OURS, **kept}
         self._columns = {name: _Growing(scratch / f"{name}.bin", column.kind) for name, column in self._spec.items()}
         self._offsets = {name: _Growing(scratch / f"{name}.offsets.bin", "I64") for name in self._ragged}
         for offsets in self._offsets.values():
@@ -189,6 +195,8 @@ class Encoder:
         self._rows_by_split[split] += 1
         self._ordinals.extend([self._taken - 1])
         ours = {"length": piece.length, "split": split, "source": source, "row": example.row}
+        for number, (name, values) in enumerate(self.slices.items()):
+            ours[f"slice.{number}"] = -1 if split == TRAIN else _numbered(example.values.get(name), values)
         for name, value in (*piece.columns.items(), *ours.items()):
             column = self._columns[name]
             if name in self._offsets:
@@ -229,6 +237,20 @@ class Encoder:
 
         longest = ordered[-1][0] if ordered else 0
         return TokenLengths(p50=quantile(0.5), p95=quantile(0.95), p99=quantile(0.99), max=longest)
+
+
+def _numbered(value: Any, values: list[str]) -> int:
+    """The number of a value among those of its column, -1 for none, and for new ones when there are too many."""
+    if value is None or isinstance(value, list | dict):
+        return -1
+    text = str(value).lower() if isinstance(value, bool) else str(value)[:MAX_LABEL]
+    if not encodable(text):
+        return -1
+    if text not in values:
+        if len(values) == SLICE_VALUES:
+            return -1
+        values.append(text)
+    return values.index(text)
 
 
 class _Growing:

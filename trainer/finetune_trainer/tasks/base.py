@@ -283,6 +283,11 @@ class Learner(ABC):
         names = dict.fromkeys(name for metrics in found for name in metrics)
         return {name: np.array([metrics.get(name, np.nan) for metrics in found]) for name in names}
 
+    def rates(self, outcomes: Outcomes) -> NDArray[np.float64] | None:
+        """True and false positive rates, [2, labels], NaN where no row could have been positive; None in tasks that do
+        not classify rows."""
+        return None
+
     def generates(self, metric: str) -> bool:
         """Whether a metric needs generated text."""
         return False

@@ -164,6 +164,12 @@ class TextClassifier(Learner):
             found.append({"accuracy": float(right.mean()), **counted, **mean_loss(rows)})
         return {name: np.array([metrics[name] for metrics in found]) for name in found[0]}
 
+    def rates(self, outcomes: Outcomes) -> NDArray[np.float64]:
+        count = len(self.facts.labels)
+        truth, answer = (_hot(outcomes[name], count) for name in ("label", "predicted"))
+        with np.errstate(invalid="ignore"):
+            return np.stack([(truth & answer).sum(0) / truth.sum(0), (~truth & answer).sum(0) / (~truth).sum(0)])
+
     def trivial(self, store: Encoded, train: Rows, rows: Rows) -> Outcomes:
         """Always what is most frequent in training, with the loss of answering with the shares of the labels there."""
         known, count = self.labels(store, train), len(self.facts.labels)
@@ -196,6 +202,11 @@ class TextClassifier(Learner):
             return None
         shares = probe.classify(features, known, answers, count=len(self.facts.labels), seed=seed)
         return self._outcomes(shares, self.labels(store, rows))
+
+
+def _hot(labels: NDArray[Any], count: int) -> NDArray[np.bool_]:
+    """[rows, labels], of numbers of labels [rows] or of what is multi-hot already."""
+    return np.asarray(labels[:, None] == np.arange(count) if labels.ndim == 1 else labels > 0)
 
 
 def from_counts(true: NDArray[Any], given: NDArray[Any], hits: NDArray[Any], several: bool) -> Metrics:
