@@ -1,0 +1,67 @@
+"""Documents that ask for what a task does not have: one for each rule that is made from the table of tasks.
+
+The corpus shows mistakes by hand; a column, metric, method or field that does not go with a task would be a file for
+each pair. Here they follow from the table, and a rule without a document fails a test.
+"""
+
+from collections.abc import Iterator
+from typing import Any, get_args
+
+from finetune_api.tasks import ROLES, TASKS, Metric, TaskKind, tasks_with
+
+VALUES: dict[str, Any] = {
+    "task.labels": ["a", "b"],
+    "training.neftune": {"alpha": 5.0},
+    "training.packing": True,
+    "training.labelSmoothing": 0.1,
+    "training.loss": {"type": "focal"},
+    "training.classWeights": "balanced",
+    "data.overlong": "Drop",
+    "generation": {"maxNewTokens": 8},
+}
+"""Something valid for each field that some task goes without."""
+
+
+def documents() -> Iterator[tuple[str, dict[str, Any]]]:
+    """A name and a document that breaks at least the one rule that the name says."""
+    for role in ROLES:
+        others = [name for name in TASKS if name not in tasks_with(role)]
+        if others:
+            yield f"column-{role}-of-another-task", document(others[0], task={"columns": {role: "x"}})
+    for name, kind in TASKS.items():
+        yield from _of(name, kind)
+
+
+def _of(name: str, kind: TaskKind) -> Iterator[tuple[str, dict[str, Any]]]:
+    foreign = next((metric for metric in get_args(Metric) if metric not in kind.metrics), None)
+    if foreign is not None:
+        yield f"{name}-primary-{foreign}", document(name, evaluation={"primary": foreign})
+        yield f"{name}-metrics-{foreign}", document(name, evaluation={"metrics": [foreign]})
+        yield f"{name}-gate-{foreign}", document(name, evaluation={"gates": [{"metric": foreign, "atLeast": 0.5}]})
+    for method in kind.refused:
+        yield f"{name}-{method}", document(name, method={"type": method})
+    for path in kind.without:
+        spec: dict[str, Any] = {}
+        *parents, last = path.split(".")
+        place = spec
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[last] = VALUES[path]
+        yield f"{name}-{path}", document(name, **spec)
+
+
+def document(kind: str, **spec: Any) -> dict[str, Any]:
+    """A small good document for a task, with parts of its spec replaced."""
+    data = {"train": [{"uri": "s3://data/train.jsonl"}], **spec.pop("data", {})}
+    return {
+        "apiVersion": "finetune.dev/v1alpha1",
+        "kind": "FineTuneJob",
+        "metadata": {"name": "senseless"},
+        "spec": {
+            "model": {"uri": "s3://models/base"},
+            "output": {"uri": "s3://models/out"},
+            **spec,
+            "task": {"type": kind, **spec.get("task", {})},
+            "data": data,
+        },
+    }
