@@ -16,6 +16,7 @@ from finetune_api.job import (
     CheckpointStatus,
     EvaluationStatus,
     Leakage,
+    LossType,
     ModelStatus,
     OptimizerType,
     Overlong,
@@ -85,6 +86,10 @@ class TaskConfig(Model):
     target_language: str | None = None
     prefix: str | None = None
     """None: what the base's config.json says."""
+    stride: int | None = None
+    """Question answering: tokens that neighbouring windows share."""
+    unanswerable: bool | None = None
+    """Question answering. None: as the training rows have it."""
     tasks: list[PartConfig] | None = None
 
 
@@ -206,6 +211,10 @@ class TrainingConfig(Model):
     gradient_checkpointing: bool = False
     packing: bool | None = None
     """None: where it is proven to change nothing."""
+    loss: LossType = "cross-entropy"
+    focal_gamma: float = 2.0
+    label_smoothing: float = 0.0
+    class_weights: Literal["balanced"] | None = None
 
 
 class GateConfig(Model):

@@ -18,6 +18,7 @@ from finetune_api.base import (
     spec_field,
 )
 from finetune_api.tasks import (
+    CLASSIFYING,
     GENERATING,
     PACKING,
     ROLES,
@@ -55,6 +56,7 @@ Leakage = Literal["Drop", "Fail"]
 AuditMode = Literal["Sample", "Full"]
 OptimizerType = Literal["adamw", "adafactor", "sgd", "adamw-8bit"]
 ScheduleType = Literal["linear", "cosine", "constant", "polynomial", "inverse-sqrt", "one-cycle"]
+LossType = Literal["cross-entropy", "focal"]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -74,6 +76,10 @@ class PartColumns(Model):
     label: Column | None = spec_field(
         "train", "Column that holds the label: one value, or a list of values for multi-label rows. Default: label."
     )
+    pair: Column | None = spec_field(
+        "train",
+        "Column that holds a second text, where the label is about two of them (inference, paraphrase). Default: none.",
+    )
     tokens: Column | None = spec_field(
         "train", "Column that holds the words of token-classification, a list. Default: tokens."
     )
@@ -89,6 +95,14 @@ class Columns(PartColumns):
     summary: Column | None = spec_field("train", "Column that holds the summary of a text. Default: summary.")
     source: Column | None = spec_field("train", "Column that holds the text to translate. Default: source.")
     target: Column | None = spec_field("train", "Column that holds its translation. Default: target.")
+    question: Column | None = spec_field(
+        "train", "Column that holds the question of question-answering. Default: question."
+    )
+    context: Column | None = spec_field("train", "Column that holds the text the answer is in. Default: context.")
+    answers: Column | None = spec_field(
+        "train",
+        "Column that holds the answers: {text: [...], answer_start: [...]}, a list of {text, start}, or text that is in the context once. Default: answers.",
+    )
 
 
 def _items(value: Any) -> list[Any]:
@@ -137,6 +151,7 @@ class Task(Model):
             "give each of tasks a name of its own",
             lambda task: len({str(at(part, "name")) for part in _items(task.tasks)}) == len(_items(task.tasks)),
         ),
+        only_with("type", values=("question-answering",), fields=("stride", "unanswerable")),
     )
 
     type: TaskType = spec_field("train", "What the model learns to do.", required=True)
@@ -161,6 +176,16 @@ class Task(Model):
     )
     tasks: list[Part] | None = spec_field(
         None, "The tasks that share one encoder, each with a head of its own.", min_length=2, max_length=8
+    )
+    stride: int | None = spec_field(
+        "train",
+        "Tokens that neighbouring windows of a long context share; at most half a window. Default: 64.",
+        ge=0,
+        le=65536,
+    )
+    unanswerable: bool | None = spec_field(
+        "train",
+        "Whether a question may have no answer in its context: true lets the model say so, false refuses such rows. Default: as the training rows have it.",
     )
 
 
@@ -466,6 +491,22 @@ class Neftune(Model):
     )
 
 
+class Loss(Model):
+    rules: ClassVar[tuple[Rule, ...]] = (only_with("type", values=("focal",), fields=("gamma",)),)
+
+    type: LossType = spec_field(
+        "train",
+        "cross-entropy, or focal, in which labels that the model is sure of count less.",
+        required=True,
+    )
+    gamma: float | None = spec_field(
+        "train",
+        "By how much less: labels count (1 - p)^gamma, with p the model's probability. Default: 2.",
+        ge=1,
+        le=10,
+    )
+
+
 class Training(Model):
     rules: ClassVar[tuple[Rule, ...]] = (at_most_one_of("epochs", "maxSteps"),)
 
@@ -498,6 +539,14 @@ class Training(Model):
         "Every dropout that the model's configuration names; a model without one is refused. Default: the model's own.",
         ge=0,
         lt=1,
+    )
+    loss: Loss | None = spec_field(None, "What training makes small, over labels. Default: cross-entropy.")
+    label_smoothing: float | None = spec_field(
+        "train", "Share of each label that is spread evenly over all labels. Default: 0.", ge=0, lt=1
+    )
+    class_weights: Literal["balanced"] | None = spec_field(
+        "train",
+        "balanced: labels weigh in the loss by how rare they are among the training rows. Default: all weigh the same.",
     )
     ema: Ema | None = spec_field(
         None, "A running mean of the weights is evaluated and published in their place. Default: off."
@@ -931,6 +980,15 @@ class FineTuneJobSpec(Model):
             lambda spec: at(spec, "data.overlong") != "Split" or at(spec, "task.type") in SPLITTING,
         ),
         only_beside("training.packing", "task.type", values=PACKING, default="text-classification"),
+        only_beside("training.loss", "task.type", values=CLASSIFYING, default=""),
+        only_beside("training.labelSmoothing", "task.type", values=CLASSIFYING, default=""),
+        only_beside("training.classWeights", "task.type", values=CLASSIFYING, default=""),
+        never_beside(
+            "training.labelSmoothing",
+            "training.loss.type",
+            values=("focal",),
+            reason="which weighs by the probability of one label alone",
+        ),
         only_beside("training.l2sp", "method.type", values=("full",), default="full"),
         never_beside(
             "training.layerwiseDecay",
@@ -1129,6 +1187,9 @@ class ModelStatus(Model):
     uri: str = Field(description="Directory of the model, readable by from_pretrained.", max_length=2048)
     digest: str = Field(description="SHA-256 over its files.", max_length=80)
     size_bytes: int = Field(description="Size of its files in bytes.")
+    report_uri: str | None = Field(
+        None, description="report.html: what was measured, and where it errs; opens with no network.", max_length=2048
+    )
     trainable_parameters: int | None = Field(None, description="Parameters that were trained.")
     parameters: int | None = Field(None, description="Parameters of the model, with what the method added.")
 

@@ -36,6 +36,7 @@ from finetune_api.job import (
     Every,
     FineTuneJobSpec,
     Generation,
+    Loss,
     Method,
     Optimizer,
     Part,
@@ -161,6 +162,8 @@ def _task(spec: FineTuneJobSpec) -> TaskConfig:
         source_language=task.source_language,
         target_language=task.target_language,
         prefix=task.prefix,
+        stride=first(task.stride, default=64) if task.type == "question-answering" else None,
+        unanswerable=task.unanswerable,
         tasks=None
         if task.tasks is None
         else [
@@ -179,7 +182,9 @@ def _task(spec: FineTuneJobSpec) -> TaskConfig:
 def _columns(task: Task | Part) -> dict[str, str]:
     """Names of the columns by role."""
     named = task.columns.document() if task.columns else {}
-    return {role: named.get(role, name) for role, name in TASKS[task.type].columns.items()}
+    kind = TASKS[task.type]
+    optional = {role: named[role] for role in kind.optional if role in named}
+    return {role: named.get(role, name) for role, name in kind.columns.items()} | optional
 
 
 def _data(spec: FineTuneJobSpec) -> DataConfig:
@@ -272,6 +277,7 @@ def _training(spec: FineTuneJobSpec) -> TrainingConfig:
     rate = SGD_LEARNING_RATE if optimizer.type == "sgd" else LEARNING_RATES[method]
     every = training.evaluate_every or Every(epochs=1.0)
     stopping = training.early_stopping
+    loss = training.loss or Loss(type="cross-entropy")
     return TrainingConfig(
         epochs=None if training.max_steps else first(training.epochs, default=3.0),
         max_steps=training.max_steps,
@@ -294,6 +300,10 @@ def _training(spec: FineTuneJobSpec) -> TrainingConfig:
         neftune_alpha=training.neftune.alpha if training.neftune else None,
         gradient_checkpointing=first(training.gradient_checkpointing, default=False),
         packing=training.packing,
+        loss=loss.type,
+        focal_gamma=first(loss.gamma, default=2.0),
+        label_smoothing=first(training.label_smoothing, default=0.0),
+        class_weights=training.class_weights,
         max_grad_norm=first(training.max_grad_norm, default=1.0),
         precision=first(training.precision, default="auto"),
         micro_batch=training.micro_batch,

@@ -14,6 +14,7 @@ TaskType = Literal[
     "summarization",
     "translation",
     "causal-lm",
+    "question-answering",
     "multi-task",
 ]
 PartType = Literal["text-classification", "token-classification"]
@@ -26,6 +27,11 @@ Metric = Literal[
     "f1",
     "f1-micro",
     "f1-weighted",
+    "mcc",
+    "roc-auc",
+    "pr-auc",
+    "log-loss",
+    "ece",
     "loss",
     "perplexity",
     "token-accuracy",
@@ -36,6 +42,9 @@ Metric = Literal[
     "chrf",
     "mean",
     "slice-gap",
+    "exact-match",
+    "has-answer-accuracy",
+    "no-answer-accuracy",
 ]
 
 
@@ -45,6 +54,8 @@ class TaskKind:
 
     columns: Mapping[str, str]
     """Roles of the columns it reads, and their names in the data where the document names no others."""
+    optional: tuple[str, ...] = field(default=(), kw_only=True)
+    """Further roles, whose columns are read only where the document names them."""
     metrics: tuple[Metric, ...]
     """Names of its metrics."""
     primary: Metric
@@ -55,6 +66,8 @@ class TaskKind:
     """Other fields that make no sense with it, such as training.neftune for images, each with the reason."""
     generates: bool = False
     """Whether the model writes text, so that `generation` says how."""
+    classifies: bool = False
+    """Whether its loss is one over labels, which may be focal, smoothed and weighted by class."""
     targets: bool = False
     """Whether what is to be written has a limit of its own, data.maxTargetLength."""
     packs: bool = False
@@ -71,13 +84,19 @@ _NO_LABELS = "whose answers are texts"
 TASKS: Mapping[TaskType, TaskKind] = {
     "text-classification": TaskKind(
         columns={"text": "text", "label": "label"},
-        metrics=("accuracy", "precision", "recall", "f1", "f1-micro", "f1-weighted", "loss"),
+        optional=("pair",),
+        metrics=(
+            *("accuracy", "precision", "recall", "f1", "f1-micro", "f1-weighted", "mcc", "roc-auc", "pr-auc"),
+            *("log-loss", "ece", "loss"),
+        ),
         primary="f1",
+        classifies=True,
     ),
     "token-classification": TaskKind(
         columns={"tokens": "tokens", "tags": "tags", "text": "text", "spans": "spans"},
         metrics=("accuracy", "precision", "recall", "f1", "loss"),
         primary="f1",
+        classifies=True,
     ),
     "summarization": TaskKind(
         columns={"text": "text", "summary": "summary"},
@@ -106,6 +125,12 @@ TASKS: Mapping[TaskType, TaskKind] = {
         packs=True,
         splits=True,
     ),
+    "question-answering": TaskKind(
+        columns={"question": "question", "context": "context", "answers": "answers"},
+        metrics=("exact-match", "f1", "has-answer-accuracy", "no-answer-accuracy", "loss"),
+        primary="f1",
+        without={"task.labels": _NO_LABELS},
+    ),
     "multi-task": TaskKind(
         columns={},
         metrics=("mean", "loss"),  # and those of each task, as NAME.METRIC
@@ -118,10 +143,12 @@ TASKS: Mapping[TaskType, TaskKind] = {
     ),
 }
 
-ROLES: tuple[str, ...] = tuple(dict.fromkeys(role for kind in TASKS.values() for role in kind.columns))
+ROLES: tuple[str, ...] = tuple(
+    dict.fromkeys(role for kind in TASKS.values() for role in (*kind.columns, *kind.optional))
+)
 """All roles of columns, in camelCase as the API has them."""
 
-_LOWER_IS_BETTER: frozenset[str] = frozenset({"loss", "perplexity", "slice-gap"})
+_LOWER_IS_BETTER: frozenset[str] = frozenset({"loss", "log-loss", "ece", "perplexity", "slice-gap"})
 
 
 def lower_is_better(metric: str) -> bool:
@@ -131,7 +158,7 @@ def lower_is_better(metric: str) -> bool:
 
 def tasks_with(role: str) -> tuple[TaskType, ...]:
     """Tasks that read a column of that role."""
-    return tuple(name for name, kind in TASKS.items() if role in kind.columns)
+    return tuple(name for name, kind in TASKS.items() if role in (*kind.columns, *kind.optional))
 
 
 GENERATING: tuple[TaskType, ...] = tuple(name for name, kind in TASKS.items() if kind.generates)
@@ -142,3 +169,5 @@ PACKING: tuple[TaskType, ...] = tuple(name for name, kind in TASKS.items() if ki
 """Tasks whose rows may share a sequence."""
 SPLITTING: tuple[TaskType, ...] = tuple(name for name, kind in TASKS.items() if kind.splits)
 """Tasks whose overlong rows may become several."""
+CLASSIFYING: tuple[TaskType, ...] = tuple(name for name, kind in TASKS.items() if kind.classifies)
+"""Tasks whose loss is over labels."""

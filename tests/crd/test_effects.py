@@ -33,6 +33,7 @@ BESIDE: dict[str, dict[str, Any]] = {
     "spec.method.targets": {"type": "lora"},
     "spec.data.validation.groupBy": {"fraction": 0.1},
     "spec.evaluation.gates[].metric": {"atLeast": 0.5},
+    "spec.training.loss.gamma": {"type": "focal"},
     "spec.training.optimizer.momentum": {"type": "sgd"},
     "spec.training.schedule.minimum": {"type": "cosine"},
     "spec.training.schedule.power": {"type": "polynomial"},
@@ -56,6 +57,8 @@ TASK: dict[str, str] = {
     "spec.data.maxTargetLength": "translation",
     "spec.generation": "translation",
     "spec.training.packing": "causal-lm",
+    "spec.task.stride": "question-answering",
+    "spec.task.unanswerable": "question-answering",
     **{f"spec.task.columns.{role}": tasks_with(role)[0] for role in ROLES},
 }
 """The task that a field, or one below it, goes with."""

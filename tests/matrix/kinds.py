@@ -70,6 +70,14 @@ def tagged(draw: random.Random, count: int) -> Rows:
     return [{"tokens": words, "tags": [kinds.get(word[:2], "O") for word in words]} for words in rows]
 
 
+def asked(draw: random.Random, count: int) -> Rows:
+    """The answer is one of three words of the context."""
+    return [
+        {"question": draw.choice(WORDS), "context": row["text"], "answers": row["label"]}
+        for row in coloured(draw, count)
+    ]
+
+
 _SMALL = {"training": {"batchSize": 2}}
 """Where rows are packed: few sequences are left."""
 KINDS: Mapping[TaskType, Kind] = {
@@ -83,6 +91,9 @@ KINDS: Mapping[TaskType, Kind] = {
         _SMALL,
         only={"prefix": "llama", "qlora": "llama"},
         margins={"prompt": 0.05},
+    ),
+    "question-answering": Kind(
+        ("bert", "roberta", "distilbert"), asked, "trivial", 0.2, {"training": {"epochs": 8.0}}, only={"prefix": "bert"}
     ),
 }
 

@@ -8,6 +8,7 @@ import gzip
 import logging
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from finetune_api.job import EvaluationStatus, Gain, Interval, SliceStatus
 from finetune_trainer import adapt
 from finetune_trainer.attempt import Attempt
 from finetune_trainer.data.order import Rows, derive, permute
+from finetune_trainer.errors import errors_of
 from finetune_trainer.evaluate import PLACE, packed, unpacked
 from finetune_trainer.gates import BASELINES, best_baseline
 from finetune_trainer.intervals import Draws, Samples, gains, interval, intervals
@@ -51,9 +53,9 @@ def assess(attempt: Attempt, tuned_model: TunedModel, evaluation: str) -> Evalua
     rivals: dict[str, Outcomes] | None = None
     baseline = _done(attempt, RecordKind.BASELINE, evaluationId=evaluation)
     if baseline is None:
-        rivals = _baselines(attempt, rows)
+        rivals, suspects = _baselines(attempt, rows)
         measured = {name: _metrics(attempt, rivals[name]) if name in rivals else None for name in BASELINES}
-        baseline = _append(attempt, RecordKind.BASELINE, {**about, **measured}, rivals)
+        baseline = _append(attempt, RecordKind.BASELINE, {**about, **measured, "suspects": suspects}, rivals)
     tuned = _done(attempt, RecordKind.EVALUATED, evaluationId=evaluation, weights=weights)
     if tuned is None:
         rivals = _stored(attempt, baseline) if rivals is None else rivals
@@ -102,11 +104,15 @@ def _alone(attempt: Attempt) -> World:
     return World(device=attempt.world.device)
 
 
-def _baselines(attempt: Attempt, rows: Rows) -> dict[str, Outcomes]:
-    """What is to be beaten. The untouched base is a baseline where nothing of it had to be invented."""
+def _baselines(attempt: Attempt, rows: Rows) -> tuple[dict[str, Outcomes], list[dict[str, Any]]]:
+    """What is to be beaten, and training rows that are likely mislabelled, which the probe finds by the way.
+
+    The untouched base is a baseline where nothing of it had to be invented.
+    """
     wanted = _WANTED[attempt.config.evaluation.baseline]
     evaluator, train = attempt.evaluator(_alone(attempt)), attempt.encoded.rows(TRAIN)
     found: dict[str, Outcomes | None] = {}
+    suspects: list[dict[str, Any]] = []
     if "trivial" in wanted:
         found["trivial"] = evaluator.trivial(train, rows)
     if "base" in wanted or ("probe" in wanted and attempt.learner.probe is not None):
@@ -116,8 +122,10 @@ def _baselines(attempt: Attempt, rows: Rows) -> dict[str, Outcomes]:
             found["base"] = evaluator.outcomes(base, rows, inputs_of=attempt.inputs_of)
         if "probe" in wanted and attempt.learner.probe is not None:
             seed = attempt.config.training.seed
-            found["probe"] = evaluator.probe(trunk_of(base), train, rows, inputs_of=attempt.inputs_of, seed=seed)
-    return {name: outcomes for name, outcomes in found.items() if outcomes is not None}
+            probed = evaluator.probe(trunk_of(base), train, rows, inputs_of=attempt.inputs_of, seed=seed)
+            if probed is not None:
+                found["probe"], suspects = probed.outcomes, [asdict(suspect) for suspect in probed.suspects]
+    return {name: outcomes for name, outcomes in found.items() if outcomes is not None}, suspects
 
 
 def _tuned(
@@ -137,6 +145,7 @@ def _tuned(
         "gains": {"over": over[0] if over else None, "intervals": better},
         "fit": _fit(attempt, model, outcomes),
         "slices": _slices(attempt, outcomes),
+        "errors": errors_of(learner, outcomes),
     }
     return outcomes, found
 

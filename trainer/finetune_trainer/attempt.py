@@ -73,6 +73,13 @@ class Attempt:
         )
         return tasks.get(self.config).learner(facts)
 
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The base model's tokenizer, to show people what tokens say."""
+        import tokenizers
+
+        return tokenizers.Tokenizer.from_file(str(self.base / "tokenizer.json"))
+
     @property
     def base(self) -> Path:
         return self.work / "runs" / self.record.run_id / "base"

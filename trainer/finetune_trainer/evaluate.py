@@ -28,8 +28,32 @@ CHUNK = 64
 PLACE = "place"
 """Name under which outcomes say which row of the encoded store they are of."""
 PROBE_ROWS = 5000
+SUSPECTS = 50
+"""Rows that are named at most as likely mislabelled."""
+SUSPICIOUS = 0.2
+"""Probability of a row's label below which it is named."""
 PROBE_POSITIONS = 20_000
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """A training row whose label may be wrong."""
+
+    place: int
+    """Its number in the encoded store."""
+    quality: float
+    """How likely its label is, by a probe that has not seen the row."""
+    likelier: str
+    """The label that the probe would give it."""
+
+
+@dataclass(frozen=True)
+class Probed:
+    """What a linear model on frozen features answers, and which training rows it finds odd."""
+
+    outcomes: Outcomes
+    suspects: list[Suspect]
 
 
 @dataclass(frozen=True)
@@ -102,7 +126,7 @@ class Evaluator:
         predictions = self.learner.trivial(self.encoded, train, rows)
         return None if predictions is None else self._settled(predictions, rows)
 
-    def probe(self, trunk: Any, train: Rows, rows: Rows, *, inputs_of: InputsOf, seed: int) -> Outcomes | None:
+    def probe(self, trunk: Any, train: Rows, rows: Rows, *, inputs_of: InputsOf, seed: int) -> Probed | None:
         """A linear model on the trunk's output, fitted on up to PROBE_ROWS training rows.
 
         None where the task has none, or where there is nothing to learn.
@@ -111,15 +135,30 @@ class Evaluator:
             return None
         known, asked = self.longest_first(self._few(train, seed)), self.longest_first(rows)
         trunk.eval()
+        features = self._features(trunk, known, inputs_of)
         predictions = self.learner.fit_probe(
-            self._features(trunk, known, inputs_of),
+            features,
             self._features(trunk, asked, inputs_of),
             store=self.encoded,
             train=known,
             rows=asked,
             seed=seed,
         )
-        return None if predictions is None else self._settled(predictions, asked)
+        if predictions is None:
+            return None
+        self.beat()
+        return Probed(self._settled(predictions, asked), self._suspects(features, known, seed))
+
+    def _suspects(self, features: NDArray[np.float32], rows: Rows, seed: int) -> list[Suspect]:
+        """Training rows whose label the features speak against, the most suspicious first."""
+        if self.learner.probe != "rows":
+            return []
+        found = self.learner.label_quality(features, store=self.encoded, rows=rows, seed=seed)
+        if found is None:
+            return []
+        quality, likelier = found
+        worst = np.argsort(quality, kind="stable")[:SUSPECTS]
+        return [Suspect(int(rows[n]), float(quality[n]), likelier[n]) for n in worst if quality[n] < SUSPICIOUS]
 
     def _few(self, train: Rows, seed: int) -> Rows:
         """Training rows for the probe, the same for the same seed."""

@@ -18,9 +18,11 @@ from finetune_trainer import adapt, checkpoint, gates, publish
 from finetune_trainer.adapt.base import parameter_counts
 from finetune_trainer.assess import TunedModel, assess
 from finetune_trainer.attempt import Attempt, fetch_inputs
+from finetune_trainer.report import page
+from finetune_trainer.report.gather import gather
 from finetune_trainer.run import TRAIN, tested
 from finetune_trainer.storage import Damaged, Store
-from finetune_trainer.storage.commit import Record, RecordKind, find
+from finetune_trainer.storage.commit import Record, RecordKind, find, object_entry
 
 
 def finish(attempt: Attempt) -> tuple[TrainOutcome, str | None]:
@@ -123,6 +125,8 @@ def _publish(
             parameters=parameters,
         ),
     )
+    hint = method.load_hint(model, merge=attempt.config.output.merge)
+    outcome, objects = _reported(attempt, outcome, objects, evaluation=evaluation, load_hint=hint)
     body = {
         "publicationId": publication,
         "evaluationId": evaluation,
@@ -132,3 +136,16 @@ def _publish(
     }
     attempt.claim.append(RecordKind.PUBLISHED, body)
     return outcome
+
+
+def _reported(
+    attempt: Attempt, outcome: TrainOutcome, objects: list[dict[str, Any]], *, evaluation: str, load_hint: str
+) -> tuple[TrainOutcome, list[dict[str, Any]]]:
+    """The outcome with the address of its report, which lies beside the model, and the objects with the report."""
+    assert attempt.claim is not None
+    judged, _ = gates.rejudged(outcome, attempt.records, attempt.config, evaluation=evaluation)
+    html = page(gather(attempt, judged, evaluation=evaluation, load_hint=load_hint))
+    key = f"{attempt.claim.prefix}report.html"
+    entry = object_entry(attempt.store.write(key, html.encode()))
+    model = outcome.model.model_copy(update={"report_uri": f"{attempt.store.uri}/{key}"})
+    return outcome.model_copy(update={"model": model}), [*objects, entry]

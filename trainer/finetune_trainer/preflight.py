@@ -29,7 +29,7 @@ from finetune_api.resolve import digest, evaluation_id, publication_id, run_id, 
 from finetune_trainer import gates, lastmessage, tasks
 from finetune_trainer.base_model import BaseModel, check_dropout, hash_object, model_digest, read_base_model
 from finetune_trainer.config import read_config, storage_settings
-from finetune_trainer.data.batch import Encoded as Mapped
+from finetune_trainer.data.batch import Encoded as EncodedRows
 from finetune_trainer.data.check import Checker, Problems, Survey, check_splits, field_of
 from finetune_trainer.data.encode import Encoded, Encoder
 from finetune_trainer.data.quality import Inspector, Quality
@@ -49,7 +49,7 @@ from finetune_trainer.storage import (
 )
 from finetune_trainer.storage.commit import Record, RecordKind, RunLog, find, latest_checkpoint
 from finetune_trainer.tasks import Task
-from finetune_trainer.tasks.base import Tools, joined_forms, label_in, labels_of, listed
+from finetune_trainer.tasks.base import Facts, Tools, joined_forms, label_in, labels_of, listed
 
 log = logging.getLogger("finetune.preflight")
 
@@ -305,6 +305,8 @@ def read_data(
     limit = tools.text.max_length if tools.text else 0
     quality = found.report(encoded, survey, labels=labels, max_length=limit)
     form = joined_forms(checker.forms)
+    store = EncodedRows(encoded.path)
+    facts |= task.measure(store, store.rows(TRAIN), Facts(labels=labels, form=form, max_length=limit, more=facts))
     return Data(reading.inputs, labels, form, facts, encoded, survey, quality, encoder.slices)
 
 
@@ -336,7 +338,7 @@ def _fix_labels(reading: _Reading, *, base: BaseModel) -> list[str]:
 
 def _check_encoded(encoded: Encoded, config: RunConfig, task: Task, problems: Problems) -> None:
     """Leaving rows out may have emptied a side."""
-    store = Mapped(encoded.path)
+    store = EncodedRows(encoded.path)
     needed = {TRAIN: "training", VALIDATION: "validation"} | ({TEST: "test"} if config.data.tested else {})
     for split, name in needed.items():
         for part, count in task.count_parts(store, store.rows(split)).items():

@@ -31,6 +31,7 @@ from finetune_trainer.units import Units, packs_of, units_of
 
 _RECENT = 20
 """Steps whose losses are averaged for people."""
+CHART_POINTS = 300
 _REPORT_SECONDS = 1.0
 _log = logging.getLogger("finetune.train")
 
@@ -95,8 +96,21 @@ def _trained(attempt: Attempt, state: State) -> dict[str, Any]:
         "end": "early-stopped" if state.stopped_early else "complete",
         "best": state.best.document() if state.best else None,
         "finalLoss": recent(state),
+        "curve": _curve(state),
         "weights": {"Last": records[0].number, "Best": (best or records[0]).number},
     }
+
+
+def _curve(state: State) -> dict[str, Any]:
+    """The course of training, as much of it as a chart can show: step and mean loss up to there, and evaluations."""
+    width = -(-len(state.losses) // CHART_POINTS) or 1
+    losses = [
+        [min(start + width, len(state.losses)), sum(part) / len(part)]
+        for start in range(0, len(state.losses), width)
+        if (part := state.losses[start : start + width])
+    ]
+    stride = -(-len(state.evaluations) // CHART_POINTS) or 1
+    return {"losses": losses, "evaluations": state.evaluations[::-1][::stride][::-1]}
 
 
 def recent(state: State) -> float | None:

@@ -2,8 +2,9 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,8 @@ from finetune_trainer.run import TRAIN
 _log = logging.getLogger("finetune.train")
 
 
-class Units(NamedTuple):
+@dataclass(frozen=True)
+class Units:
     """The order puts these into batches. `shares` and `inputs_of` take some of `numbers`."""
 
     numbers: Rows

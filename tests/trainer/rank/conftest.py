@@ -82,7 +82,8 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 _SERVER = """
 import json, os, sys, traceback
-import accelerate, peft, sklearn.linear_model, sklearn.metrics, sklearn.multiclass, sklearn.pipeline, torch
+import accelerate, cleanlab.rank, peft
+import sklearn.linear_model, sklearn.metrics, sklearn.multiclass, sklearn.pipeline, torch
 from transformers import AutoModelForSequenceClassification, BertForSequenceClassification, PreTrainedTokenizerFast
 import finetune_trainer.finish, finetune_trainer.rank, finetune_trainer.training
 

@@ -114,6 +114,7 @@ def losses_of_trainer(
         adam_beta2=settings.betas[1],
         adam_epsilon=settings.epsilon,
         max_grad_norm=settings.max_grad_norm,
+        label_smoothing_factor=settings.label_smoothing,
         use_cpu=True,
         report_to=[],
         save_strategy="no",

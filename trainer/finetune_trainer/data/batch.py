@@ -31,6 +31,10 @@ class Encoded:
         if missing := {"length", "split", "source", "row"} - self._tensors.keys():
             raise EncodedError(f"{path.name} holds no tensor {min(missing)}: encode the data again")
 
+    def has(self, name: str) -> bool:
+        """Whether the store has a column."""
+        return name in self._tensors
+
     def rows(self, split: int) -> Rows:
         """Numbers of the rows of a split, in order."""
         return np.flatnonzero(self._tensors["split"] == split)

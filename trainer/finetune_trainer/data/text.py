@@ -108,6 +108,33 @@ class Text:
         found = self.tokenizer.encode_batch(given, is_pretokenized=True, add_special_tokens=False)
         return self._cut([""] * len(rows), found)
 
+    def cut_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[Any, int]]:
+        """Encodings of two texts together, the longer one cut first, and how many tokens they have uncut."""
+        special = self.tokenizer.num_special_tokens_to_add(True)
+        encode = self.tokenizer.encode_batch
+        sides = [
+            encode([text[: self._enough] for text in side], add_special_tokens=False)
+            for side in zip(*pairs, strict=True)
+        ]
+        found = []
+        for pair, one, other in zip(pairs, *sides, strict=True):
+            if max(map(len, pair)) > self._enough and len(one) + len(other) + special <= self.max_length:
+                one, other = encode(list(pair), add_special_tokens=False)
+            found.append((self._cutting.post_process(one, other), len(one) + len(other) + special))
+        return found
+
+    @property
+    def parts_pairs(self) -> bool:
+        """Whether the tokenizer puts something between two texts."""
+        ids = self.tokenizer.encode("a", "b").sequence_ids
+        return None in ids[ids.index(0) : ids.index(1)] if 0 in ids and 1 in ids else False
+
+    @property
+    def token_types(self) -> bool:
+        """Whether the model tells two texts apart by token_type_ids."""
+        kinds = self.config.get("type_vocab_size")
+        return _whole(kinds) and kinds > 1
+
     def _cut(self, texts: Sequence[str], found: Sequence[Any]) -> list[tuple[Any, int]]:
         """Encodings cut to max_length with special tokens, and how many tokens they had before. A text of which only
         the beginning is `found`, and which fits, is encoded whole."""

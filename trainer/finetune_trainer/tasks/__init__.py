@@ -3,24 +3,28 @@
 Nothing outside this package branches on the task. Preflight imports it too, so nothing here imports torch.
 """
 
+from collections.abc import Callable
+
 from finetune_api.contract import RunConfig
 from finetune_api.tasks import TaskType
+from finetune_trainer.tasks import text_classification
 from finetune_trainer.tasks.base import Facts, Learner, Metrics, Outcomes, Task
 from finetune_trainer.tasks.causal_lm import CausalLm
 from finetune_trainer.tasks.multi_task import MultiTask
+from finetune_trainer.tasks.question_answering import QuestionAnswering
 from finetune_trainer.tasks.summarization import Summarization
-from finetune_trainer.tasks.text_classification import TextClassification
 from finetune_trainer.tasks.token_classification import TokenClassification
 from finetune_trainer.tasks.translation import Translation
 
 __all__ = ["Facts", "Learner", "Metrics", "Outcomes", "Task", "get"]
 
-_TASKS: dict[TaskType, type[Task]] = {
-    "text-classification": TextClassification,
+_TASKS: dict[TaskType, Callable[[RunConfig], Task]] = {
+    "text-classification": text_classification.of,
     "summarization": Summarization,
     "translation": Translation,
     "causal-lm": CausalLm,
     "token-classification": TokenClassification,
+    "question-answering": QuestionAnswering,
 }
 
 

@@ -128,7 +128,7 @@ class Facts:
     pad_token_id: int = 0
     max_length: int = 0
     more: Mapping[str, Any] = field(default_factory=dict)
-    """What Task.facts has returned."""
+    """What Task.facts and Task.measure have returned."""
     base: Path = Path()
     """Directory of the base model's files; not yet there in preflight."""
 
@@ -176,6 +176,11 @@ class Task(ABC):
 
         Raises DataError ModelIncomplete, ModelUnsuitable when the base model cannot do the task.
         """
+        return {}
+
+    def measure(self, store: "Encoded", train: "Rows", facts: Facts) -> dict[str, Any]:
+        """What the learner needs to know of the training rows, as JSON, beside `facts`. Called when all rows are
+        encoded."""
         return {}
 
     def count_parts(self, store: "Encoded", rows: "Rows") -> dict[str, int]:
@@ -231,8 +236,9 @@ class Learner(ABC):
         raise NotImplementedError
 
     @abstractmethod
-    def count(self, store: "Encoded", rows: "Rows") -> int:
-        """How many labelled positions rows have: what a mean loss divides by. At least 1 for any row."""
+    def count(self, store: "Encoded", rows: "Rows") -> float:
+        """How many labelled positions rows have, or what these weigh: what a mean loss divides by. More than 0 for any
+        row."""
 
     def groups(self, store: "Encoded", rows: "Rows") -> list["Rows"]:
         """The rows, apart from each other where they must not be in one micro-batch."""
@@ -286,6 +292,21 @@ class Learner(ABC):
     def rates(self, outcomes: Outcomes) -> NDArray[np.float64] | None:
         """True and false positive rates, [2, labels], NaN where no row could have been positive; None in tasks that do
         not classify rows."""
+        return None
+
+    def confusion(self, outcomes: Outcomes) -> NDArray[np.int64] | None:
+        """How often each label (rows) was answered with each (columns); None where an answer is no single label."""
+        return None
+
+    def shown(self, outcomes: Outcomes) -> tuple[list[str], list[str]] | None:
+        """For people, of each row the truth and the answer; None where a task has none that fit into a line."""
+        return None
+
+    def label_quality(
+        self, features: NDArray[np.float32], *, store: "Encoded", rows: "Rows", seed: int
+    ) -> tuple[NDArray[np.float64], list[str]] | None:
+        """How well the label of each of `rows` fits its features, 0 to 1, and which label fits best; None where rows
+        have no single label."""
         return None
 
     def generates(self, metric: str) -> bool:
@@ -450,4 +471,4 @@ def mean_loss(outcomes: Outcomes) -> Metrics:
     """`loss` as a mean over labelled positions, where it is known."""
     if "loss" not in outcomes:
         return {}
-    return {"loss": float(outcomes["loss"].sum() / max(1, outcomes["count"].sum()))}
+    return {"loss": float(outcomes["loss"].sum() / (outcomes["count"].sum() or 1))}

@@ -98,13 +98,13 @@ class CausalLearner(LanguageLearner):
     def settle(self, outcomes: Outcomes) -> Outcomes:
         """The pieces of a text belong together."""
         places = np.stack([outcomes["source"].astype(np.int64), outcomes["row"].astype(np.int64)])
-        texts, number = np.unique(places, axis=1, return_inverse=True)
+        texts, first, number = np.unique(places, axis=1, return_index=True, return_inverse=True)
         sums: Outcomes = {
             name: np.bincount(number.reshape(-1), weights=outcomes[name], minlength=texts.shape[1])
             for name in ("loss", "count", "correct")
             if name in outcomes
         }
-        return {"source": texts[0], "row": texts[1], **sums}
+        return {**{name: values[first] for name, values in outcomes.items()}, **sums}
 
     def metrics(self, outcomes: Outcomes) -> Metrics:
         return token_metrics(outcomes)

@@ -8,8 +8,9 @@ not drown one with a label a row.
 Outcomes of different tasks stand beside each other as one object a row, which holds what the row's task knows of it.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from finetune_api.tasks import TASKS, TaskType
 from finetune_trainer.data.batch import Encoded
 from finetune_trainer.data.order import Rows
 from finetune_trainer.tasks.base import (
+    IGNORED,
     Column,
     Facts,
     Learner,
@@ -47,7 +49,7 @@ _RANKS = 1 << 31
 class MultiTask(Task):
     """Rows of several tasks, each read and encoded by its own. `makers` makes a task of a configuration."""
 
-    def __init__(self, config: RunConfig, makers: Mapping[TaskType, type[Task]]) -> None:
+    def __init__(self, config: RunConfig, makers: Mapping[TaskType, Callable[[RunConfig], Task]]) -> None:
         super().__init__(config)
         configs = [(part, _config(config, part)) for part in config.task.tasks or ()]
         self._tasks: dict[str, Task] = {part.name: makers[part.type](own) for part, own in configs}
@@ -86,9 +88,24 @@ class MultiTask(Task):
     def facts(self, tools: Tools) -> dict[str, Any]:
         return {name: task.facts(tools) for name, task in self._tasks.items()}
 
+    def measure(self, store: Encoded, train: Rows, facts: Facts) -> dict[str, Any]:
+        learners, numbers = self.learner(facts).parts, store.values(TASK, train)
+        found = {}
+        for number, (name, task) in enumerate(self._tasks.items()):
+            view, own = self._view(store, number, facts), learners[name].facts
+            found[name] = {**own.more, **task.measure(view, train[numbers == number], own)}
+        return found
+
     def count_parts(self, store: Encoded, rows: Rows) -> dict[str, int]:
         counts = np.bincount(store.values(TASK, rows), minlength=len(self._tasks))
         return dict(zip(self._tasks, counts.tolist(), strict=True))
+
+    def _view(self, store: Encoded, number: int, facts: Facts) -> "View":
+        """The store as the task in that place knows it."""
+        names = list(self._tasks)
+        first = sum(len(labels_of(name, facts.labels)) for name in names[:number])
+        columns = self._tasks[names[number]].store
+        return View(store, self._names[number], {name: first for name, column in columns.items() if column.labels})
 
     def learner(self, facts: Facts) -> Learner:
         parts = {
@@ -102,7 +119,8 @@ class MultiTask(Task):
             )
             for name, task in self._tasks.items()
         }
-        return MultiTaskLearner(self.config, facts, parts, self._tasks, self._names)
+        views = [partial(self._view, number=number, facts=facts) for number in range(len(parts))]
+        return MultiTaskLearner(self.config, facts, parts, views)
 
 
 def _config(config: RunConfig, part: PartConfig) -> RunConfig:
@@ -127,7 +145,7 @@ def names_in_store(stores: Sequence[Mapping[str, Column]]) -> list[dict[str, str
 class View(Encoded):
     """The store as one of its tasks knows it."""
 
-    def __init__(self, store: Encoded, names: Mapping[str, str], *, numbered: Mapping[str, int]) -> None:
+    def __init__(self, store: Encoded, names: Mapping[str, str], numbered: Mapping[str, int]) -> None:
         """`names` are those of columns; `numbered` says what to take off labels, which are numbered over all tasks."""
         self._store, self._names, self._numbered = store, names, numbered
 
@@ -161,20 +179,14 @@ class MultiTaskLearner(Learner):
         config: RunConfig,
         facts: Facts,
         parts: Mapping[str, Learner],
-        tasks: Mapping[str, Task],
-        names: Sequence[Mapping[str, str]],
+        views: Sequence[Callable[[Encoded], Encoded]],
     ) -> None:
+        """`views` make of the store what each part knows of it."""
         super().__init__(config, facts)
         self._parts = parts
         self._numbers = {name: number for number, name in enumerate(parts)}
         self._weights = [part.loss_weight for part in config.task.tasks or ()]
-        self._names = names
-        counts = [len(part.facts.labels) for part in parts.values()]
-        firsts = np.cumsum([0, *counts]).tolist()
-        self._numbered = [
-            {name: first for name, column in task.store.items() if column.labels}
-            for first, task in zip(firsts, tasks.values(), strict=False)
-        ]
+        self._views = views
         if any(part.probe == "positions" for part in parts.values()):
             self.probe = "positions"  # type: ignore[misc]  # what it is depends on the document
         elif any(part.probe == "rows" for part in parts.values()):
@@ -189,8 +201,7 @@ class MultiTaskLearner(Learner):
             part.set_up(model.parts[name], final=final)
 
     def _view(self, store: Encoded, name: str) -> Encoded:
-        number = self._numbers[name]
-        return View(store, self._names[number], numbered=self._numbered[number])
+        return self._views[self._numbers[name]](store)
 
     def _split(self, store: Encoded, rows: Rows) -> list[tuple[str, Rows]]:
         """The rows of each task that has any among `rows`."""
@@ -207,7 +218,7 @@ class MultiTaskLearner(Learner):
             for name, own in self._split(store, batch)
         ]
 
-    def _positions(self, store: Encoded, name: str, rows: Rows) -> int:
+    def _positions(self, store: Encoded, name: str, rows: Rows) -> float:
         return self._parts[name].count(self._view(store, name), rows)
 
     def costs(self, store: Encoded, rows: Rows) -> NDArray[np.int64]:
@@ -230,7 +241,7 @@ class MultiTaskLearner(Learner):
             for key, array in self._parts[name].collate(self._view(store, name), own).items()
         }
 
-    def count(self, store: Encoded, rows: Rows) -> int:
+    def count(self, store: Encoded, rows: Rows) -> float:
         return sum(self._positions(store, name, own) for name, own in self._split(store, rows))
 
     def _own(self, inputs: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -384,7 +395,9 @@ class MultiTaskLearner(Learner):
         for run in np.split(np.arange(len(rows)), np.flatnonzero(np.diff(numbers.astype(np.int64))) + 1):
             name = list(self._parts)[numbers[run[0]]]
             own = rows[run]
-            count = self._positions(store, name, own) if self._parts[name].probe == "positions" else len(own)
+            count = len(own)
+            if self._parts[name].probe == "positions":
+                count = sum(int((labels != IGNORED).sum()) for labels in self._view(store, name).each("labels", own))
             mine = found.setdefault(name, ([], []))
             mine[0].append(own)
             mine[1].append(features[start : start + count])

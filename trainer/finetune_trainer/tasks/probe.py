@@ -11,6 +11,9 @@ from finetune_trainer.data.order import derive, permute
 STRENGTHS = (0.01, 0.001, 0.1, 1.0)
 """Inverse regularisation, on standardised features; the first where too many labels make choosing slow."""
 _MANY = 50
+FOLDS = 5
+LEAST_ROWS = 50
+"""Rows below which nobody should be told that a label is wrong."""
 _LEAST = 1e-15
 
 
@@ -35,6 +38,31 @@ def classify(
         }
         strength = min(losses, key=lambda candidate: losses[candidate], default=strength)
     return _fit(features, labels, answers, strength, count)
+
+
+def label_quality(
+    features: NDArray[np.float32], labels: NDArray[Any], *, count: int, seed: int
+) -> tuple[NDArray[np.float64], NDArray[np.int64]] | None:
+    """How likely each row's label is by a probe that has not seen the row, and the likeliest label: mistakes in the
+    labels come first when sorted. The scores are cleanlab's (Northcutt, Jiang and Chuang, 2021), from probabilities
+    of FOLDS fits. None where a label has too few rows for that.
+    """
+    known = np.bincount(labels, minlength=count)
+    if (known > 0).sum() < 2 or len(labels) < LEAST_ROWS:
+        return None
+    from cleanlab.rank import get_label_quality_scores
+
+    fold = permute(np.arange(len(labels)), size=len(labels), key=derive(seed, "folds")) % FOLDS
+    shares = np.zeros((len(labels), count))
+    for number in range(FOLDS):
+        held = fold == number
+        shares[held] = _fit(features[~held], labels[~held], features[held], STRENGTHS[0], count)
+    present = np.flatnonzero(known)
+    place = np.searchsorted(present, labels)
+    shares = np.clip(shares[:, present], _LEAST, None)
+    shares /= shares.sum(1, keepdims=True)
+    scores = get_label_quality_scores(place, shares, method="self_confidence")
+    return np.asarray(scores, dtype=np.float64), present[shares.argmax(1)]
 
 
 def log_loss(shares: NDArray[np.float64], labels: NDArray[Any]) -> NDArray[np.float64]:

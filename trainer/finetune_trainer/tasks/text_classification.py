@@ -1,14 +1,19 @@
-"""Text classification: one label a row, or a list of labels a row."""
+"""Text classification: one label a row, or a list of labels a row, about one text or about two."""
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from finetune_api.contract import RunConfig
 from finetune_trainer.data.batch import Encoded
 from finetune_trainer.data.order import Rows
-from finetune_trainer.tasks import probe
+from finetune_trainer.data.read import DataError
+from finetune_trainer.tasks import losses, probe
 from finetune_trainer.tasks.base import (
     Column,
     Facts,
@@ -27,8 +32,14 @@ from finetune_trainer.tasks.base import (
     padded,
     text_cell,
 )
+from finetune_trainer.tasks.losses import ClassLoss, balanced, balanced_presence
+from finetune_trainer.tasks.ranking import MANY_LABELS, Areas, areas, calibration_error, matthews, trust
 
+SHOWN_LABELS = 60
+"""Labels that a confusion matrix has at most."""
 ONE, SEVERAL = "one label", "a list of labels"
+TYPES = "tokenTypes"
+"""Name among a run's facts: whether the model tells two texts apart by token_type_ids."""
 
 
 class TextClassification(Task):
@@ -56,8 +67,58 @@ class TextClassification(Task):
             pieces.append([Piece(columns, tokens=tokens, length=len(ids), cut=tokens > len(ids))])
         return pieces
 
+    def measure(self, store: Encoded, train: Rows, facts: Facts) -> dict[str, Any]:
+        if self.config.training.class_weights is None:
+            return {}
+        counts = np.bincount(np.concatenate(store.each("labels", train)), minlength=len(facts.labels))
+        several = facts.form == SEVERAL
+        return {losses.WEIGHTS: balanced_presence(counts, rows=len(train)) if several else balanced(counts)}
+
     def learner(self, facts: Facts) -> Learner:
         return TextClassifier(self.config, facts)
+
+
+class PairClassification(TextClassification):
+    """Rows with two texts and a label about both."""
+
+    store: ClassVar[Mapping[str, Column]] = {
+        **TextClassification.store,
+        "token_type_ids": Column("U8", ragged=True),
+    }
+
+    def read_row(self, row: Mapping[str, Any]) -> Sample:
+        sample = super().read_row(row)
+        pair = (sample.content, text_cell(row, self.columns, "pair"))
+        return replace(sample, content="\n".join(pair), payload=pair)
+
+    def encode(self, samples: Sequence[Sample], tools: Tools) -> Sequence[Sequence[Piece] | RowError]:
+        assert tools.text is not None
+        pieces = []
+        for sample, (encoding, tokens) in zip(samples, tools.text.cut_pairs([s.payload for s in samples]), strict=True):
+            columns = {
+                "input_ids": encoding.ids,
+                "token_type_ids": encoding.type_ids,
+                "labels": [tools.number(label) for label in sample.labels],
+            }
+            pieces.append([Piece(columns, tokens=tokens, length=len(encoding), cut=tokens > len(encoding))])
+        return pieces
+
+    def facts(self, tools: Tools) -> dict[str, Any]:
+        """Raises DataError where the model could not tell where the first text ends."""
+        text = tools.text
+        assert text is not None
+        if not text.parts_pairs and not text.token_types:
+            raise DataError(
+                "ModelUnsuitable",
+                "spec.task.columns.pair: the base model's tokenizer puts nothing between two texts; choose an encoder "
+                "such as BERT, or write both texts into one column in words of your own.",
+            )
+        return {TYPES: text.token_types}
+
+
+def of(config: RunConfig) -> TextClassification:
+    """The task of a document, with one text a row or two."""
+    return (PairClassification if "pair" in config.task.columns else TextClassification)(config)
 
 
 class TextClassifier(Learner):
@@ -96,37 +157,54 @@ class TextClassifier(Learner):
             "input_ids": padded(texts, self.facts.pad_token_id),
             "attention_mask": mask_of(texts),
             "labels": self.labels(store, rows).astype(np.float32 if self.several else np.int64),
+            **({"token_type_ids": padded(store.each("token_type_ids", rows), 0)} if self.facts.more.get(TYPES) else {}),
         }
 
-    def count(self, store: Encoded, rows: Rows) -> int:
-        return len(rows) * (len(self.facts.labels) if self.several else 1)
+    def count(self, store: Encoded, rows: Rows) -> float:
+        return float(self._counts(self.labels(store, rows)).sum())
+
+    def _counts(self, labels: NDArray[Any]) -> NDArray[np.float64]:
+        """What each row counts in a mean loss, [rows]."""
+        return np.full(len(labels), float(labels.shape[1])) if self.several else self._loss.shares(labels)
+
+    @cached_property
+    def _loss(self) -> ClassLoss:
+        return ClassLoss.of(self.config.training, self.facts)
 
     def loss(self, model: Any, inputs: Mapping[str, Any]) -> Any:
-        return self._losses(model(**self.model_inputs(inputs)).logits, inputs["labels"]).sum()
+        return self._losses(self._loss, model(**self.model_inputs(inputs)).logits, inputs["labels"]).sum()
 
-    def _losses(self, logits: Any, labels: Any) -> Any:
-        """[rows, 1] or [rows, labels]."""
-        if logits.element_size() < 4:
-            logits = logits.float()
-        if labels.ndim == 1:
-            return -logits.log_softmax(-1).gather(-1, labels[:, None])
-        return logits.logaddexp(logits.new_zeros(())) - logits * labels  # softplus(x) - x y
+    def _losses(self, loss: ClassLoss, logits: Any, labels: Any) -> Any:
+        """[rows], or [rows, labels]."""
+        return (loss.several if self.several else loss.one)(logits, labels)
 
     def gold(self, store: Encoded, rows: Rows) -> Outcomes:
         return {"label": self.labels(store, rows)}
 
     def predict(self, model: Any, inputs: Mapping[str, Any], *, generate: bool) -> Outcomes:
-        logits = model(**self.model_inputs(inputs)).logits
-        losses = self._losses(logits, inputs["labels"])
+        logits, labels = model(**self.model_inputs(inputs)).logits, inputs["labels"]
         chosen = (logits > 0) if self.several else logits.argmax(-1)
+        shares = logits.float().sigmoid() if self.several else logits.float().softmax(-1)
+        known = labels.cpu().numpy()
         return {
             "predicted": chosen.cpu().numpy().astype(np.uint8 if self.several else np.int32),
-            "loss": losses.double().sum(-1).cpu().numpy(),
-            "count": np.full(len(losses), losses.shape[-1]),
+            **self._probabilities(shares.cpu().numpy()),
+            "log-loss": self._by_row(ClassLoss(), logits, labels),
+            "loss": self._by_row(self._loss, logits, labels),
+            "count": self._counts(known),
         }
 
+    def _by_row(self, loss: ClassLoss, logits: Any, labels: Any) -> NDArray[np.float64]:
+        found = self._losses(loss, logits, labels).double()
+        rows: NDArray[np.float64] = (found.sum(-1) if self.several else found).cpu().numpy()
+        return rows
+
+    def _probabilities(self, shares: NDArray[Any]) -> Outcomes:
+        """Probabilities [rows, labels], unless there are too many labels to keep them."""
+        return {} if shares.shape[1] > MANY_LABELS else {"probability": shares.astype(np.float32)}
+
     def metrics(self, outcomes: Outcomes) -> Metrics:
-        from sklearn.metrics import accuracy_score, precision_recall_fscore_support
+        from sklearn.metrics import accuracy_score, matthews_corrcoef, precision_recall_fscore_support
 
         labels, predictions = outcomes["label"], outcomes["predicted"]
 
@@ -137,13 +215,31 @@ class TextClassifier(Learner):
             return float(precision), float(recall), float(f1)
 
         precision, recall, f1 = averaged("macro")
-        return {
+        columns = zip(labels.T, predictions.T, strict=True) if self.several else [(labels, predictions)]
+        found = {
             "accuracy": float(accuracy_score(labels, predictions)),
             "precision": precision,
             "recall": recall,
             "f1": f1,
             "f1-micro": averaged("micro")[2],
             "f1-weighted": averaged("weighted")[2],
+        }
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # where all rows have one label, which makes it 0
+            found["mcc"] = float(np.mean([matthews_corrcoef(*pair) for pair in columns]))
+        if "probability" in outcomes:
+            shares = outcomes["probability"]
+            found |= areas(_hot(labels, shares.shape[1]), shares)
+            found["ece"] = calibration_error(*trust(labels, shares))
+        return {**found, **self._mean_losses(outcomes)}
+
+    def _mean_losses(self, outcomes: Outcomes) -> Metrics:
+        """`loss` is what training makes small; `log-loss` is that of the labels alone, whatever training does."""
+        if "log-loss" not in outcomes:
+            return mean_loss(outcomes)
+        values = outcomes["log-loss"]
+        return {
+            "log-loss": float(values.sum() / max(1, values.size * (len(self.facts.labels) if self.several else 1))),
             **mean_loss(outcomes),
         }
 
@@ -151,24 +247,54 @@ class TextClassifier(Learner):
         """From counts a label instead of rows: a hundred times as fast as `metrics`, and equal to it."""
         labels, predictions = outcomes["label"], outcomes["predicted"]
         count = max(len(self.facts.labels), int(labels.max(initial=0)) + 1, int(predictions.max(initial=0)) + 1)
+        shares = outcomes.get("probability")
+        ranks = None if shares is None else Areas(_hot(labels, shares.shape[1]), shares)
+        bins, gaps = (None, None) if shares is None else trust(labels, shares)
         found: list[Metrics] = []
         for draw in draws:
-            rows: Outcomes = {name: outcomes[name][draw] for name in ("loss", "count") if name in outcomes}
+            rows: Outcomes = {name: outcomes[name][draw] for name in ("loss", "log-loss", "count") if name in outcomes}
             truth, answer = labels[draw], predictions[draw]
             right = (truth == answer).all(1) if self.several else truth == answer
             if self.several:
                 true, given, hits = truth.sum(0), answer.sum(0), (truth & answer).sum(0)
             else:
                 true, given, hits = (np.bincount(x, minlength=count) for x in (truth, answer, truth[right]))
-            counted = from_counts(true, given, hits, self.several)
-            found.append({"accuracy": float(right.mean()), **counted, **mean_loss(rows)})
-        return {name: np.array([metrics[name] for metrics in found]) for name in found[0]}
+            counted = from_counts(true, given, hits, None if not self.several else len(draw))
+            if ranks is not None and bins is not None and gaps is not None:
+                counted |= ranks.of(np.bincount(draw, minlength=len(labels)))
+                counted["ece"] = calibration_error(bins[draw], gaps[draw])
+            found.append({"accuracy": float(right.mean()), **counted, **self._mean_losses(rows)})
+        names = dict.fromkeys(name for metrics in found for name in metrics)
+        return {name: np.array([metrics.get(name, np.nan) for metrics in found]) for name in names}
 
     def rates(self, outcomes: Outcomes) -> NDArray[np.float64]:
         count = len(self.facts.labels)
         truth, answer = (_hot(outcomes[name], count) for name in ("label", "predicted"))
         with np.errstate(invalid="ignore"):
             return np.stack([(truth & answer).sum(0) / truth.sum(0), (~truth & answer).sum(0) / (~truth).sum(0)])
+
+    def confusion(self, outcomes: Outcomes) -> NDArray[np.int64] | None:
+        if self.several:
+            return None
+        return confusion_matrix(outcomes["label"], outcomes["predicted"], len(self.facts.labels))
+
+    def shown(self, outcomes: Outcomes) -> tuple[list[str], list[str]]:
+        names = self.facts.labels
+
+        def named(labels: NDArray[Any]) -> list[str]:
+            if not self.several:
+                return [names[label] for label in labels.tolist()]
+            return [", ".join(names[label] for label in np.flatnonzero(row).tolist()) or "none" for row in labels]
+
+        return named(outcomes["label"]), named(outcomes["predicted"])
+
+    def label_quality(
+        self, features: NDArray[np.float32], *, store: Encoded, rows: Rows, seed: int
+    ) -> tuple[NDArray[np.float64], list[str]] | None:
+        if self.several:
+            return None
+        found = probe.label_quality(features, self.labels(store, rows), count=len(self.facts.labels), seed=seed)
+        return None if found is None else (found[0], [self.facts.labels[label] for label in found[1]])
 
     def trivial(self, store: Encoded, train: Rows, rows: Rows) -> Outcomes:
         """Always what is most frequent in training, with the loss of answering with the shares of the labels there."""
@@ -184,8 +310,14 @@ class TextClassifier(Learner):
     def _outcomes(self, shares: NDArray[np.float64], labels: NDArray[Any]) -> Outcomes:
         """Predictions out of probabilities [rows, labels]."""
         predicted = (shares > 0.5).astype(np.uint8) if self.several else shares.argmax(1).astype(np.int32)
-        count = np.full(len(labels), shares.shape[1] if self.several else 1)
-        return {"predicted": predicted, "loss": probe.log_loss(shares, labels), "count": count}
+        found = self._loss.of_chances(shares, labels).sum(1) if self.several else self._loss.of_shares(shares, labels)
+        return {
+            "predicted": predicted,
+            **self._probabilities(shares),
+            "log-loss": probe.log_loss(shares, labels),
+            "loss": found,
+            "count": self._counts(labels),
+        }
 
     def fit_probe(
         self,
@@ -204,16 +336,30 @@ class TextClassifier(Learner):
         return self._outcomes(shares, self.labels(store, rows))
 
 
+def confusion_matrix(labels: NDArray[Any], answers: NDArray[Any], count: int) -> NDArray[np.int64] | None:
+    """[labels, answers]; None where there are too many labels for a person to look at."""
+    if count > SHOWN_LABELS:
+        return None
+    return np.bincount(labels.astype(np.int64) * count + answers, minlength=count * count).reshape(count, count)
+
+
 def _hot(labels: NDArray[Any], count: int) -> NDArray[np.bool_]:
     """[rows, labels], of numbers of labels [rows] or of what is multi-hot already."""
     return np.asarray(labels[:, None] == np.arange(count) if labels.ndim == 1 else labels > 0)
 
 
-def from_counts(true: NDArray[Any], given: NDArray[Any], hits: NDArray[Any], several: bool) -> Metrics:
-    """Precision, recall and F1 from how often each label is true, is predicted, and is both; 0 where nothing is.
+def from_counts(true: NDArray[Any], given: NDArray[Any], hits: NDArray[Any], rows: int | None) -> Metrics:
+    """Precision, recall, F1 and MCC from how often each label is true, is predicted, and is both; 0 where nothing is.
 
-    As scikit-learn has it, averages are over the labels that occur, or over all where a row may have several.
+    As scikit-learn has it, averages are over the labels that occur, or over all where a row may have several: `rows`
+    is the number of rows then.
     """
+    several = rows is not None
+    if rows is None:
+        mcc = matthews(true, given, int(hits.sum()))
+    else:
+        pairs = zip(true, given, rows - true - given + 2 * hits, strict=True)
+        mcc = float(np.mean([matthews(np.array([rows - t, t]), np.array([rows - g, g]), r) for t, g, r in pairs]))
     occur = np.full(len(true), True) if several else (true + given) > 0
     true, given, hits = (counts[occur].astype(np.float64) for counts in (true, given, hits))
 
@@ -228,4 +374,5 @@ def from_counts(true: NDArray[Any], given: NDArray[Any], hits: NDArray[Any], sev
         "f1": float(f1.mean()),
         "f1-micro": float(share(np.array([2 * hits.sum()]), total)[0]),
         "f1-weighted": float((f1 * true).sum() / true.sum()) if true.sum() else 0.0,
+        "mcc": mcc,
     }

@@ -10,7 +10,7 @@ import unicodedata
 from bisect import bisect_right
 from collections.abc import Collection, Mapping, Sequence
 from decimal import Decimal
-from functools import cache
+from functools import cache, cached_property
 from itertools import pairwise, takewhile
 from math import isfinite
 from typing import Any, ClassVar, NamedTuple
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from finetune_trainer.data.batch import Encoded
 from finetune_trainer.data.order import Rows
 from finetune_trainer.data.read import DataError
-from finetune_trainer.tasks import probe
+from finetune_trainer.tasks import losses, probe
 from finetune_trainer.tasks.base import (
     IGNORED,
     Column,
@@ -44,6 +44,7 @@ from finetune_trainer.tasks.base import (
     padded,
     text_cell,
 )
+from finetune_trainer.tasks.losses import ClassLoss, balanced
 
 WORDS, SPANS = "words with tags", "text with spans"
 OUTSIDE = "O"
@@ -136,6 +137,12 @@ class TokenClassification(Task):
                 "not; write all tags in one way.",
             )
         return labels
+
+    def measure(self, store: Encoded, train: Rows, facts: Facts) -> dict[str, Any]:
+        if self.config.training.class_weights is None:
+            return {}
+        labels = np.concatenate(store.each("labels", train))
+        return {losses.WEIGHTS: balanced(np.bincount(labels[labels != IGNORED], minlength=len(facts.labels)))}
 
     def learner(self, facts: Facts) -> Learner:
         return TokenClassifier(self.config, facts)
@@ -287,18 +294,19 @@ class TokenClassifier(Learner):
             "labels": padded(store.each("labels", rows), IGNORED),
         }
 
-    def count(self, store: Encoded, rows: Rows) -> int:
-        return sum(int((labels != IGNORED).sum()) for labels in store.each("labels", rows))
+    @cached_property
+    def _loss(self) -> ClassLoss:
+        return ClassLoss.of(self.config.training, self.facts)
+
+    def count(self, store: Encoded, rows: Rows) -> float:
+        return float(self._loss.shares(np.concatenate(self.tags(store, rows))).sum())
 
     def loss(self, model: Any, inputs: Mapping[str, Any]) -> Any:
         return self._losses(model(**self.model_inputs(inputs)).logits, inputs["labels"]).sum()
 
     def _losses(self, logits: Any, labels: Any) -> Any:
         """[rows, tokens]; 0 where there is no label."""
-        if logits.element_size() < 4:
-            logits = logits.float()
-        losses = -logits.log_softmax(-1).gather(-1, labels.clamp(min=0)[..., None])[..., 0]
-        return losses * (labels != IGNORED)
+        return self._loss.one(logits, labels.clamp(min=0)) * (labels != IGNORED)
 
     def tags(self, store: Encoded, rows: Rows) -> list[NDArray[Any]]:
         """The labels of each row's words, int32."""
@@ -310,12 +318,13 @@ class TokenClassifier(Learner):
     def predict(self, model: Any, inputs: Mapping[str, Any], *, generate: bool) -> Outcomes:
         logits, labels = model(**self.model_inputs(inputs)).logits, inputs["labels"]
         losses = self._losses(logits, labels)
-        tagged = (labels != IGNORED).cpu().numpy()
+        known = labels.cpu().numpy()
+        tagged = known != IGNORED
         chosen = logits.argmax(-1).cpu().numpy()
         return {
             "predicted": objects([row[kept].tolist() for row, kept in zip(chosen, tagged, strict=True)]),
             "loss": losses.double().sum(-1).cpu().numpy(),
-            "count": tagged.sum(-1),
+            "count": (self._loss.shares(np.maximum(known, 0)) * tagged).sum(-1),
         }
 
     def settle(self, outcomes: Outcomes) -> Outcomes:
@@ -376,12 +385,13 @@ class TokenClassifier(Learner):
         """Predictions out of probabilities [words of all rows, labels]."""
         counts = np.array([len(row) for row in tags])
         starts = np.cumsum(counts) - counts
-        losses = probe.log_loss(shares, np.concatenate(tags))
+        known = np.concatenate(tags)
+        found = self._loss.of_shares(shares, known)
         chosen = np.split(shares.argmax(1), starts[1:])
         return {
             "predicted": objects([row.tolist() for row in chosen]),
-            "loss": np.add.reduceat(losses, starts),
-            "count": counts,
+            "loss": np.add.reduceat(found, starts),
+            "count": np.add.reduceat(self._loss.shares(known), starts),
         }
 
     def fit_probe(

@@ -1,0 +1,115 @@
+"""From what a run has recorded to what its report says."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import yaml
+
+from finetune_api.contract import TrainOutcome
+from finetune_trainer.attempt import Attempt
+from finetune_trainer.gates import BASELINES
+from finetune_trainer.report.page import Mistake, Report
+from finetune_trainer.run import TEST, TRAIN, VALIDATION
+from finetune_trainer.storage.commit import RecordKind, find
+
+_BINS = 24
+_SHOWN_TOKENS = 256
+
+
+def gather(attempt: Attempt, outcome: TrainOutcome, *, evaluation: str, load_hint: str) -> Report:
+    """The report of a run that is about to be published. Texts of rows are decoded from their tokens."""
+    config, status = attempt.config, outcome.evaluation
+    baseline = _body(attempt, RecordKind.BASELINE, evaluation)
+    tuned = _body(attempt, RecordKind.EVALUATED, evaluation)
+    curve = attempt.trained.body.get("curve", {}) if attempt.trained else {}
+    errors = tuned.get("errors", {})
+    wrong = [
+        Mistake(*_shown(attempt, found["place"]), found["truth"] or "", found["answer"] or "", found["loss"])
+        for found in errors.get("mistakes", [])
+    ]
+    odd = [
+        Mistake(*_shown(attempt, found["place"]), _label(attempt, found["place"]), found["likelier"], found["quality"])
+        for found in baseline.get("suspects", [])
+    ]
+    return Report(
+        title=config.job,
+        subtitle=f"{config.task.type} · {config.method.type} on {config.model}",
+        evaluation=status,
+        primary=config.primary,
+        rivals={name: baseline.get(name) for name in BASELINES},
+        tuned=tuned.get("metrics", {}),
+        intervals=tuned.get("intervals", {}),
+        fit=tuned.get("fit", {}),
+        losses=curve.get("losses", ()),
+        evaluations=curve.get("evaluations", ()),
+        labels=errors.get("labels", ()),
+        confusion=errors.get("confusion"),
+        slices=tuned.get("slices", ()),
+        mistakes=wrong,
+        suspects=odd,
+        lengths=_lengths(attempt),
+        warnings=status.warnings or (),
+        configuration=yaml.safe_dump(_configuration(attempt), sort_keys=False, allow_unicode=True, width=100),
+        load_hint=load_hint,
+        facts=_facts(attempt, outcome),
+    )
+
+
+def _body(attempt: Attempt, kind: RecordKind, evaluation: str) -> Mapping[str, Any]:
+    for record in reversed(find(attempt.records, kind)):
+        weights = record.body.get("weights", attempt.config.output.weights)
+        if record.body.get("evaluationId") == evaluation and weights == attempt.config.output.weights:
+            return record.body
+    return {}
+
+
+def _shown(attempt: Attempt, place: int) -> tuple[str, str]:
+    """Where a row of the store is in the data, and its text as far as its tokens tell."""
+    rows = np.array([place])
+    number = int(attempt.encoded.values("source", rows)[0])
+    line = int(attempt.encoded.values("row", rows)[0])
+    where = f"{attempt.record.manifest[number].uri}:{line}"
+    if not attempt.encoded.has("input_ids"):
+        return where, where.rpartition("/")[2]
+    tokens = attempt.encoded.each("input_ids", rows)[0][:_SHOWN_TOKENS].tolist()
+    return where, attempt.tokenizer.decode(tokens, skip_special_tokens=True)
+
+
+def _label(attempt: Attempt, place: int) -> str:
+    """The labels that a row of the store has."""
+    if not attempt.encoded.has("labels"):
+        return ""
+    found = np.atleast_1d(attempt.encoded.each("labels", np.array([place]))[0])
+    return ", ".join(attempt.record.labels[label] for label in found.tolist() if label >= 0)
+
+
+def _lengths(attempt: Attempt) -> tuple[list[int], list[float]]:
+    rows = np.concatenate([attempt.encoded.rows(split) for split in (TRAIN, VALIDATION, TEST)])
+    counts, edges = np.histogram(attempt.encoded.lengths(rows), bins=_BINS)
+    return counts.tolist(), edges.tolist()
+
+
+def _configuration(attempt: Attempt) -> dict[str, Any]:
+    """What decides the model and how it is judged; nothing of storage or pods."""
+    document = attempt.config.document()
+    kept = ("task", "model", "data", "method", "training", "primary", "evaluation", "decoding", "output")
+    return {name: document[name] for name in kept if document.get(name)}
+
+
+def _facts(attempt: Attempt, outcome: TrainOutcome) -> list[tuple[str, str]]:
+    encoded, model = attempt.encoded, outcome.model
+    rows = [f"{len(encoded.rows(split)):,}" for split in (TRAIN, VALIDATION, TEST)]
+    found = [
+        ("run", attempt.record.run_id),
+        ("steps", f"{outcome.final_step} of {outcome.total_steps}"),
+        ("rows: train, validation, test", ", ".join(rows)),
+        ("measured on", f"{outcome.evaluation.rows} {outcome.evaluation.on} rows"),
+        ("size", f"{model.size_bytes / 1e6:.1f} MB"),
+    ]
+    if model.trainable_parameters is not None and model.parameters:
+        share = model.trainable_parameters / model.parameters
+        found.append(("parameters trained", f"{model.trainable_parameters:,} of {model.parameters:,} ({share:.2%})"))
+    if outcome.best is not None:
+        found.append(("best step", f"{outcome.best.step} ({outcome.best.metric} {outcome.best.value:.4g})"))
+    return found
