@@ -92,7 +92,6 @@ KINDS: Mapping[TaskType, Kind] = {
         0.3,
         _SMALL,
         only={"prefix": "llama", "qlora": "llama"},
-        margins={"prompt": 0.05},
     ),
     "question-answering": Kind(
         ("bert", "roberta", "distilbert"), asked, "trivial", 0.2, {"training": {"epochs": 8.0}}, only={"prefix": "bert"}
