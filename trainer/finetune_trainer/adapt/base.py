@@ -28,7 +28,7 @@ class Method:
 
     def prepare(self, loaded: Loaded, *, seed: int) -> Any:
         """Choose what trains (requires_grad) and wrap the model where the method adds to it. Raises ModelError."""
-        raise NotImplementedError
+        raise NotImplementedError  # each method has its own
 
     def train(self, model: Any) -> None:
         """Training mode for what trains."""

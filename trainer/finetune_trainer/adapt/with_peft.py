@@ -37,7 +37,7 @@ class PeftMethod(Method):
 
     def adapter(self, loaded: Loaded) -> Any:
         """PEFT's configuration for this model. Raises ModelError."""
-        raise NotImplementedError
+        raise NotImplementedError  # each method has its own
 
     def prepare(self, loaded: Loaded, *, seed: int) -> Any:
         from peft import get_peft_model

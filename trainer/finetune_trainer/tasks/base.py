@@ -204,11 +204,11 @@ class Learner(ABC):
 
     def collate_packs(self, store: "Encoded", packs: "Sequence[Rows]") -> dict[str, NDArray[Any]]:
         """One micro-batch of sequences, each of several rows that do not see one another."""
-        raise NotImplementedError
+        raise NotImplementedError  # only asked where `packs` is set
 
     def packing_differs(self, model: Any, packed: Mapping[str, Any], alone: Sequence[Mapping[str, Any]]) -> str | None:
         """Why a model cannot be trained on packed rows, or None: `packed` is one sequence of the rows in `alone`."""
-        raise NotImplementedError
+        raise NotImplementedError  # only asked where `packs` is set
 
     @abstractmethod
     def count(self, store: "Encoded", rows: "Rows") -> float:

@@ -86,11 +86,11 @@ class Seq2Seq(Task):
 
     def trivial(self, source: str) -> str:
         """What could be written without a model."""
-        raise NotImplementedError
+        raise NotImplementedError  # each of the two tasks has its own
 
     def prefixes(self) -> Sequence[str]:
         """Under which names config.json may have the words to put before a text (task_specific_params)."""
-        raise NotImplementedError
+        raise NotImplementedError  # each of the two tasks has its own
 
     def encode(self, samples: Sequence[Sample], tools: Tools) -> Sequence[Sequence[Piece] | RowError]:
         sources, targets, frame = self._reader(tools), self._writer(tools), self._frame(tools)
