@@ -104,7 +104,7 @@ class Attempt:
     def evaluator(self, world: World) -> Evaluator:
         """Measures on all ranks of `world`, with one rank such that a stop is heeded in between."""
         beat = self.heart.beat_or_stop if world.size == 1 else self.heart.beat
-        return Evaluator(self.learner, self.encoded, world, self.accelerator.autocast, beat)
+        return Evaluator(self.learner, self.encoded, world, self.accelerator.autocast, beat, self.heart.beat)
 
     def inputs_of(self, rows: Rows) -> Inputs:
         """One micro-batch on this rank's device."""

@@ -19,6 +19,7 @@ from finetune_trainer.adapt.base import Inputs, InputsOf
 from finetune_trainer.course import is_out_of_memory
 from finetune_trainer.data.batch import Encoded
 from finetune_trainer.data.order import Rows, derive, permute
+from finetune_trainer.layers import plain_of
 from finetune_trainer.tasks import Learner, Metrics, Outcomes
 from finetune_trainer.tasks.base import IGNORED, objects
 from finetune_trainer.world import World
@@ -65,6 +66,8 @@ class Evaluator:
     world: World
     autocast: Callable[[], AbstractContextManager[Any]]
     beat: Callable[[], None]
+    alive: Callable[[], None] = lambda: None
+    """Called with every forward pass: writing the texts of one chunk may take as long as many training steps."""
 
     def measure(self, model: Any, rows: Rows, *, inputs_of: InputsOf, generate: bool = True) -> Metrics:
         """The metrics on `rows`, the same on every rank; without `generate` those of one forward pass. Sets the model
@@ -76,10 +79,14 @@ class Evaluator:
         model.eval()
         rows = self.longest_first(rows)
         found: dict[int, Outcomes] = {}
-        for number, start in enumerate(range(0, len(rows), CHUNK)):
-            if number % self.world.size == self.world.rank:
-                self.beat()
-                found[number] = self._predictions(model, rows[start : start + CHUNK], inputs_of, generate)
+        hook = plain_of(model).register_forward_pre_hook(lambda _module, _inputs: self.alive())
+        try:
+            for number, start in enumerate(range(0, len(rows), CHUNK)):
+                if number % self.world.size == self.world.rank:
+                    self.beat()
+                    found[number] = self._predictions(model, rows[start : start + CHUNK], inputs_of, generate)
+        finally:
+            hook.remove()
         found = self._gathered(found)
         return self._settled(joined([found[number] for number in sorted(found)]), rows)
 

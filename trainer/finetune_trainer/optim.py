@@ -30,14 +30,15 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """The optimizer of what trains, with groups of their own for each layer's rate.
 
-    Biases and norms do not decay: parameters of one dimension, and all of norm layers. Nor do those named in
-    `anchored`, which are drawn elsewhere. A group's rate is the schedule's times its `scale`.
+    Biases and norms do not decay: parameters of one dimension, those called a bias (T5's relative attention bias is a
+    table), and all of norm layers. Nor do those named in `anchored`, which are drawn elsewhere. A group's rate is the
+    schedule's times its `scale`.
 
     Raises ModelError where this machine lacks what the optimizer needs.
     """
     spared = {id(p) for module in model.modules() if isinstance(module, _NORMS) for p in module.parameters()}
     parameters = trainable(model)
-    spared |= {id(p) for name, p in parameters.items() if p.ndim < 2 or name in anchored}
+    spared |= {id(p) for name, p in parameters.items() if p.ndim < 2 or "bias" in name or name in anchored}
     scales = _scales(model, config.layerwise_decay)
     groups: list[dict[str, Any]] = [
         {

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune_api.contract import GenerationConfig
-from finetune_trainer.tasks.base import Metrics, Outcomes
+from finetune_trainer.tasks.base import Metrics, Outcomes, objects
 
 ROUGE = {"rouge-1": "rouge1", "rouge-2": "rouge2", "rouge-l": "rougeL"}
 GENERATED = frozenset({*ROUGE, "bleu", "chrf", "exact-match"})
@@ -73,36 +73,39 @@ def texts_of(values: Iterable[NDArray[Any]]) -> NDArray[Any]:
     return objects([row.tobytes().decode() for row in values])
 
 
-def objects(values: Sequence[Any]) -> NDArray[Any]:
-    """An array of objects; numpy alone would make fixed-width texts of texts."""
-    found = np.empty(len(values), dtype=object)
-    found[:] = values
-    return found
+# --- metrics: what they need of each row is found once, and then summed over whichever rows are asked for ---
 
 
-def generation_metrics(outcomes: Outcomes, *, wanted: Iterable[str], language: str | None = None) -> Metrics:
-    """The wanted ones of GENERATED for outcomes with `reference` and `hypothesis`; none without these.
+def scored(outcomes: Outcomes, *, wanted: Iterable[str], language: str | None = None) -> Outcomes:
+    """Outcomes with what the wanted ones of GENERATED need of each row; as they are where there is no hypothesis.
 
-    ROUGE (rouge-score, F-measure, no stemming) is a mean over rows between 0 and 1, BLEU and chrF (sacrebleu) are of
-    the whole corpus, between 0 and 100. `language` is that of the references.
+    `language` is that of the references.
     """
     if "hypothesis" not in outcomes:
-        return {}
+        return outcomes
     references, hypotheses = list(outcomes["reference"]), list(outcomes["hypothesis"])
     names = GENERATED & set(wanted)
-    found: Metrics = {}
-    if rouge := [name for name in ROUGE if name in names]:
-        found |= _rouge(references, hypotheses, rouge)
-    if "bleu" in names:
-        found["bleu"] = _bleu(references, hypotheses, language)
-    if "chrf" in names:
-        from sacrebleu import corpus_chrf
-
-        found["chrf"] = float(corpus_chrf(hypotheses, [references]).score)
+    found = {**outcomes, **_rouge(references, hypotheses, [name for name in ROUGE if name in names])}
+    for name in ("bleu", "chrf"):
+        if name in names:
+            counts = _corpus_metric(name, language)._extract_corpus_statistics(hypotheses, [references])
+            found[name] = np.array(counts, dtype=np.int64)
     if "exact-match" in names:
-        same = [a.strip() == b.strip() for a, b in zip(references, hypotheses, strict=True)]
-        found["exact-match"] = float(np.mean(same))
+        found["exact-match"] = np.array([a.strip() == b.strip() for a, b in zip(references, hypotheses, strict=True)])
     return found
+
+
+def generation_metrics(outcomes: Outcomes) -> Metrics:
+    """Those that `scored` outcomes hold.
+
+    ROUGE (rouge-score, F-measure, no stemming) and exact match are means over rows between 0 and 1, BLEU and chrF
+    (sacrebleu) are of the whole corpus, between 0 and 100.
+    """
+    means = {name: float(outcomes[name].mean()) for name in (*ROUGE, "exact-match") if name in outcomes}
+    sums = {name: outcomes[name].sum(0).tolist() for name in ("bleu", "chrf") if name in outcomes}
+    return means | {
+        name: float(_corpus_metric(name, None)._compute_score_from_stats(found).score) for name, found in sums.items()
+    }
 
 
 class _AnyScript:
@@ -113,16 +116,20 @@ class _AnyScript:
         return re.findall(r"[^\W_]+", text.lower())
 
 
-def _rouge(references: list[str], hypotheses: list[str], names: list[str]) -> Metrics:
+def _rouge(references: list[str], hypotheses: list[str], names: list[str]) -> Outcomes:
+    if not names:
+        return {}
     from rouge_score.rouge_scorer import RougeScorer
 
     scorer = RougeScorer([ROUGE[name] for name in names], tokenizer=_AnyScript())
     scores = [scorer.score(a, b) for a, b in zip(references, hypotheses, strict=True)]
-    return {name: float(np.mean([score[ROUGE[name]].fmeasure for score in scores])) for name in names}
+    return {name: np.array([score[ROUGE[name]].fmeasure for score in scores]) for name in names}
 
 
-def _bleu(references: list[str], hypotheses: list[str], language: str | None) -> float:
-    from sacrebleu import corpus_bleu
+def _corpus_metric(name: str, language: str | None) -> Any:
+    """Of sacrebleu, which sums counts of segments, as its own bootstrap does."""
+    from sacrebleu.metrics import BLEU, CHRF
 
-    tokenizer = _BLEU_TOKENIZERS.get((language or "")[:2].lower(), "13a")
-    return float(corpus_bleu(hypotheses, [references], tokenize=tokenizer).score)
+    if name == "chrf":
+        return CHRF()
+    return BLEU(tokenize=_BLEU_TOKENIZERS.get((language or "")[:2].lower(), "13a"), force=True)

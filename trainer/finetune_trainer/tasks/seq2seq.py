@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from finetune_api.tasks import TASKS
 from finetune_trainer.data.batch import Encoded
 from finetune_trainer.data.order import Rows
 from finetune_trainer.data.read import DataError
@@ -31,6 +32,7 @@ from finetune_trainer.tasks.base import (
     Tools,
     mask_of,
     mean_loss,
+    objects,
     padded,
     text_cell,
 )
@@ -39,7 +41,7 @@ from finetune_trainer.tasks.generated import (
     Words,
     encoded_text,
     generation_metrics,
-    objects,
+    scored,
     set_decoding,
     texts_of,
 )
@@ -339,11 +341,12 @@ class Writer(Learner):
     def _words(self) -> Words:
         return Words(self.facts.base)
 
-    def metrics(self, outcomes: Outcomes) -> Metrics:
-        from finetune_api.tasks import TASKS
-
+    def settle(self, outcomes: Outcomes) -> Outcomes:
         task = self.config.task
-        found = generation_metrics(outcomes, wanted=TASKS[task.type].metrics, language=task.target_language)
+        return scored(outcomes, wanted=TASKS[task.type].metrics, language=task.target_language)
+
+    def metrics(self, outcomes: Outcomes) -> Metrics:
+        found = generation_metrics(outcomes)
         if "correct" in outcomes:
             found["token-accuracy"] = float(outcomes["correct"].sum() / max(1, outcomes["count"].sum()))
         return {**found, **mean_loss(outcomes)}
