@@ -240,6 +240,10 @@ class RunConfig(Model):
     job_uid: str = Field(description="UID of the FineTuneJob, or of the local document")
     task: TaskConfig
     model: str = Field(description="URI of the base model")
+    model_license: str | None = None
+    """None: what the base model's card says."""
+    allowed_licenses: list[str] | None = None
+    """The profile's; None: any."""
     data: DataConfig
     method: MethodConfig
     training: TrainingConfig

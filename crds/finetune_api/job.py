@@ -35,6 +35,7 @@ SourceUri = Annotated[str, StringConstraints(pattern=r"^(s3|file|hf)://[^ \t\r\n
 S3OrFile = "an s3:// or file:// address (file:// only outside a cluster)"
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)]
 Column = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+License = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.+-]*$", max_length=64)]
 Label = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 Language = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][-A-Za-z0-9_]*$", max_length=32)]
 Prefix = Annotated[str, StringConstraints(max_length=256)]
@@ -142,6 +143,10 @@ class ModelSource(Model):
         f"Directory of the base model, with config.json, tokenizer.json and safetensors weights: {S3OrFile}, or "
         "hf://org/name@revision.",
         required=True,
+    )
+    license: License | None = spec_field(
+        "publish",
+        "License of the base model, by its name on the Hub, such as apache-2.0; goes into the model card. Where a profile allows only some, it must be one of them. Default: what the card of the base says.",
     )
 
 

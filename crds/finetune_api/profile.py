@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StringConstraints
 
 from finetune_api.base import Model, spec_field
-from finetune_api.job import PodTemplate, Resources, Storage
+from finetune_api.job import License, PodTemplate, Resources, Storage
 
 Image = Annotated[str, StringConstraints(pattern=r"^[^ \t\r\n]+$", max_length=512)]
 EndpointPattern = Annotated[str, StringConstraints(pattern=r"^https?://[^ \t\r\n]+$", max_length=512)]
@@ -31,6 +31,12 @@ class FineTuneProfileSpec(Model):
     allowed_endpoints: list[EndpointPattern] | None = spec_field(
         "attempt",
         "Endpoints a job may name, * standing for any characters but a slash. Default: only the profile's own endpoint.",
+        max_length=64,
+    )
+    allowed_licenses: list[License] | None = spec_field(
+        "attempt",
+        "Licenses that base models may have, by their names on the Hub; unknown ones are refused. Default: any, and none known.",
+        min_length=1,
         max_length=64,
     )
     resources: Resources | None = spec_field(None, "What the pods get when a job does not say it.")

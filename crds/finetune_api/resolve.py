@@ -122,6 +122,8 @@ def resolve(
         job_uid=job_uid,
         task=_task(spec),
         model=spec.model.uri.rstrip("/"),
+        model_license=spec.model.license,
+        allowed_licenses=profile.allowed_licenses,
         data=_data(spec),
         method=_method(spec),
         training=_training(spec),
@@ -442,7 +444,10 @@ def _measured(config: RunConfig) -> dict[str, Any]:
 
 def publication_id(evaluation: str, config: RunConfig) -> str:
     """Identity of a publication."""
-    return digest({"evaluation": evaluation, "merge": config.output.merge, "weights": config.output.weights})[:16]
+    asked: dict[str, Any] = {"merge": config.output.merge, "weights": config.output.weights}
+    if config.model_license is not None:
+        asked["license"] = config.model_license
+    return digest({"evaluation": evaluation, **asked})[:16]
 
 
 def restart_key(config: RunConfig) -> str:

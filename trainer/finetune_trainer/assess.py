@@ -153,7 +153,7 @@ def _tuned(
 def _samples(attempt: Attempt, outcomes: Outcomes, *, purpose: str = "intervals") -> Samples:
     seed = derive(attempt.config.training.seed, purpose)
     draws = Draws.of(attempt.learner, len(outcomes[PLACE]), seed=seed)
-    return draws.measured(attempt.learner, outcomes, beat=attempt.heart.beat_or_stop)
+    return draws.measured(attempt.learner, outcomes, needed=attempt.config.primary, beat=attempt.heart.beat_or_stop)
 
 
 def _same_rows(one: Outcomes, two: Outcomes) -> bool:
@@ -201,9 +201,11 @@ def _fit(attempt: Attempt, model: Any, outcomes: Outcomes) -> dict[str, Any]:
     if names:
         name = names[0]
         sign = 1.0 if attempt.learner.higher_is_better(name) else -1.0
-        one, two = (_samples(attempt, found, purpose=p)[name] for found, p in ((train, "train"), (held, "held")))
-        count = min(len(one), len(two))
-        ends = interval(sign * (one[:count] - two[:count]))
+        drawn = [_samples(attempt, found, purpose=p).get(name) for found, p in ((train, "train"), (held, "held"))]
+        ends = None
+        if drawn[0] is not None and drawn[1] is not None:
+            count = min(len(drawn[0]), len(drawn[1]))
+            ends = interval(sign * (drawn[0][:count] - drawn[1][:count]))
         value = sign * (metrics["train"][name] - metrics["validation"][name])
         gap = {"metric": name, "value": value, "interval": ends}
     return {"rows": len(train[PLACE]), **metrics, "gap": gap}

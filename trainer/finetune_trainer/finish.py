@@ -106,6 +106,7 @@ def _publish(
         config=attempt.config,
         evaluation=status,
         example=example,
+        license_name=attempt.record.license,
     )
     prefix = f"{attempt.claim.prefix}model/"
     objects = publish.upload_directory(directory, attempt.store, prefix, beat=attempt.heart.beat_or_stop)

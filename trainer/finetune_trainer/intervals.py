@@ -7,6 +7,7 @@ cancels out.
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,9 +41,16 @@ class Draws:
                 beat()
             yield np.random.default_rng((self.seed, number)).integers(0, self.rows, self.rows)
 
-    def measured(self, learner: Learner, outcomes: Outcomes, *, beat: Callable[[], None] = lambda: None) -> Samples:
-        """The metrics of each draw of `outcomes`, which must have `rows` rows."""
-        return learner.resampled(outcomes, self.each(beat))
+    def measured(
+        self, learner: Learner, outcomes: Outcomes, *, needed: str = "", beat: Callable[[], None] = lambda: None
+    ) -> Samples:
+        """The metrics of each draw of `outcomes`, which must have `rows` rows. The metric `needed` is among them where
+        outcomes have it, if only from a few draws, because the learner has no fast way."""
+        found = learner.resampled(outcomes, self.each(beat))
+        if needed and needed not in found and needed in learner.metrics(outcomes):
+            slow = Learner.resampled(learner, outcomes, islice(self.each(beat), _FEWEST))
+            found[needed] = slow[needed]
+        return found
 
 
 def interval(values: NDArray[np.float64]) -> tuple[float, float] | None:
@@ -65,4 +73,5 @@ def gains(
 ) -> Mapping[str, tuple[float, float]]:
     """Intervals of how much better `samples` are than `rivals`, drawn alike."""
     signs = {name: 1.0 if higher_is_better(name) else -1.0 for name in samples}
-    return intervals({name: signs[name] * (samples[name] - rivals[name]) for name in samples if name in rivals})
+    known = [name for name in samples if name in rivals and len(samples[name]) == len(rivals[name])]
+    return intervals({name: signs[name] * (samples[name] - rivals[name]) for name in known})

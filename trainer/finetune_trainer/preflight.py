@@ -36,6 +36,7 @@ from finetune_trainer.data.quality import Inspector, Quality
 from finetune_trainer.data.read import DataError, Located, Rows, locate
 from finetune_trainer.data.split import side
 from finetune_trainer.data.text import read_text
+from finetune_trainer.license import license_of
 from finetune_trainer.run import TEST, TRAIN, VALIDATION, EncodedRef, Input, RunRecord, encoded_key, run_key
 from finetune_trainer.storage import (
     AlreadyExists,
@@ -115,13 +116,16 @@ def preflight(config: RunConfig, *, credentials: Path | None, work: Path) -> Las
     base = read_base_model(open_store(config.model, settings), reads=task.reads)
     log.info("base model %s: %d files", base.uri, len(base.files))
     check_dropout(base, config.training.dropout)
+    license_name = license_of(open_store(config.model, settings), config)
     tools = tools_of(config, task, base)
     scratch = work / "preflight"
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     try:
         data = read_data(config, task=task, tools=tools, base=base, settings=settings, scratch=scratch)
-        return _commit(config, output=output, base=base, tools=tools, data=data, settings=settings)
+        return _commit(
+            config, output=output, base=base, tools=tools, data=data, settings=settings, license_name=license_name
+        )
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -339,7 +343,14 @@ def _raise_problems(problems: Problems) -> None:
 
 
 def _commit(
-    config: RunConfig, *, output: Store, base: BaseModel, tools: Tools, data: Data, settings: StorageSettings
+    config: RunConfig,
+    *,
+    output: Store,
+    base: BaseModel,
+    tools: Tools,
+    data: Data,
+    settings: StorageSettings,
+    license_name: str | None,
 ) -> LastMessage:
     """Everything is right: find the identity, write what train pods need, and say what is left to do."""
     manifest = _model_inputs(base, output=output, settings=settings) + data.inputs
@@ -360,6 +371,7 @@ def _commit(
         model_max_length=tools.text.max_length if tools.text else 0,
         pad_token_id=tools.text.pad_token_id if tools.text else 0,
         facts=data.facts,
+        license=license_name,
         slices=data.slices,
         encoded=EncodedRef(
             key=encoded_key(data.encoded.sha256[:32]), sha256=data.encoded.sha256, rows=data.encoded.rows
@@ -490,12 +502,13 @@ def pin(output: Store, record: RunRecord, encoded: Encoded) -> RunRecord:
         info = output.head(key)
         if info is not None:
             known = _stored_record(output, key, info.etag)
-            if (known.manifest, known.slices) == (record.manifest, record.slices) and output.head(
-                known.encoded.key
-            ) is not None:
-                return known
+            same = (known.manifest, known.slices) == (record.manifest, record.slices)
+            if same and output.head(known.encoded.key) is not None:
+                if known.license == record.license:
+                    return known
+                record = record.model_copy(update={"encoded": known.encoded})
         target = output.head(record.encoded.key)
-        if target is None or target.size != encoded.size:
+        if target is None or (record.encoded.sha256 == encoded.sha256 and target.size != encoded.size):
             output.upload(encoded.path, record.encoded.key)
         data = record.model_dump_json(by_alias=True, indent=1).encode()
         try:

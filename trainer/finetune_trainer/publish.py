@@ -3,16 +3,15 @@
 import hashlib
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from finetune_api.contract import RunConfig
 from finetune_api.job import EvaluationStatus
 from finetune_trainer.adapt import Method
 from finetune_trainer.adapt.base import Inputs, parameter_counts
+from finetune_trainer.card import model_card
 from finetune_trainer.layers import plain_of
 from finetune_trainer.storage import Store
 from finetune_trainer.storage.commit import object_entry
@@ -35,6 +34,7 @@ def write_directory(
     config: RunConfig,
     evaluation: EvaluationStatus,
     example: Inputs,
+    license_name: str | None,
 ) -> str:
     """Write the whole directory; returns its digest. Raises ModelError when a merge changes the model's answers."""
     shutil.rmtree(directory, ignore_errors=True)
@@ -49,7 +49,16 @@ def write_directory(
         if _READS_WITH.fullmatch(path.name):
             shutil.copyfile(path, directory / path.name)
     found = directory_digest(directory)
-    card = model_card(config, model=model, method=method, evaluation=evaluation, digest=found, counts=counts)
+    merge = config.output.merge
+    card = model_card(
+        config,
+        library=method.library(merge=merge),
+        load_hint=method.load_hint(model, merge=merge),
+        evaluation=evaluation,
+        digest=found,
+        counts=counts,
+        license_name=license_name,
+    )
     (directory / CARD).write_text(card)
     return found
 
@@ -80,66 +89,3 @@ def _sha256(path: Path) -> str:
         while block := file.read(_BLOCK):
             sha256.update(block)
     return sha256.hexdigest()
-
-
-def model_card(
-    config: RunConfig,
-    *,
-    model: Any,
-    method: Method,
-    evaluation: EvaluationStatus,
-    digest: str,
-    counts: tuple[int, int],
-) -> str:
-    """README.md with the Hub's metadata. `counts` are the numbers of parameters that trained, and of all."""
-    metadata = {
-        "base_model": config.model,
-        "library_name": method.library(merge=config.output.merge),
-        "pipeline_tag": config.task.type,
-        "metrics": sorted(evaluation.tuned or {}),
-        "tags": ["finetune-operator", config.method.type],
-    }
-    training = config.training
-    length = f"{training.max_steps} steps" if training.max_steps else f"{training.epochs:g} epochs"
-    return f"""---
-{yaml.safe_dump(metadata, sort_keys=True).strip()}
----
-
-# {config.job}
-
-Fine-tuned from `{config.model}` for {config.task.type} with method {config.method.type}: {length} of batches of
-{training.batch_size} rows, {training.optimizer}, learning rate {training.learning_rate:g}, schedule
-{training.schedule}, seed {training.seed}. {counts[0]:,} of {counts[1]:,} parameters trained
-({counts[0] / counts[1]:.2%}).
-
-## Evaluation
-
-On {evaluation.rows} {evaluation.on} rows, beside an answer that needs no model (trivial), and, where there are such,
-the untouched base model (base) and a linear model on its frozen features (probe):
-
-{_table(evaluation)}
-
-## Use
-
-```python
-{method.load_hint(model, merge=config.output.merge)}
-```
-
-Digest of this directory without this file: `{digest}`.
-"""
-
-
-def _table(evaluation: EvaluationStatus) -> str:
-    columns: dict[str, Mapping[str, float] | None] = {
-        "trivial": evaluation.trivial,
-        "base": evaluation.base,
-        "probe": evaluation.probe,
-        "tuned": evaluation.tuned,
-    }
-    names: list[str] = list(evaluation.tuned or {})
-    columns = {name: found for name, found in columns.items() if found}
-    rows = [f"| metric | {' | '.join(columns)} |", f"|---|{'---:|' * len(columns)}"]
-    for name in names:
-        cells = [f"{found[name]:.4f}" if found and name in found else "-" for found in columns.values()]
-        rows.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(rows)

@@ -52,6 +52,7 @@ class RunRecord(Model):
     model_max_length: int = Field(description="tokens: data.maxLength, or the model's limit if that is lower; or 0")
     pad_token_id: int
     facts: dict[str, Any] = Field(description="what the task has found out beside labels")
+    license: str | None = Field(None, description="of the base model, in lower case, where it is known")
     slices: dict[str, list[str]] = Field(
         default={}, description="values of the columns of evaluation.slices, in the order of their numbers in the store"
     )

@@ -55,7 +55,7 @@ def by_values(
         draws = [
             Draws.of(
                 learner, len(next(iter(parts[place].values()))), seed=derive(seed, column, values[place])
-            ).measured(learner, parts[place], beat=beat)[metric]
+            ).measured(learner, parts[place], needed=metric, beat=beat)[metric]
             for place in (best, worst)
         ]
         ends = interval(sign * (draws[0][: len(draws[1])] - draws[1][: len(draws[0])]))

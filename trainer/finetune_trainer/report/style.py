@@ -33,8 +33,8 @@ th{font-weight:600;color:var(--soft)}
 .confusion .miss{background:color-mix(in srgb,var(--bad) calc(var(--share)*90%),transparent)}
 .confusion .up{height:6rem;vertical-align:bottom}
 .up span{writing-mode:vertical-rl;transform:rotate(180deg)}
-figure{margin:.5rem 0}
-svg{width:100%;height:auto;display:block}
+figure{margin:.5rem 0;overflow-x:auto}
+svg{width:100%;min-width:26rem;height:auto;display:block}
 svg text{font:12px system-ui,sans-serif;fill:var(--soft)}
 svg .end{text-anchor:end}
 .grid{stroke:var(--line)}

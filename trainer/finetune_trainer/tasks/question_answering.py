@@ -312,6 +312,8 @@ def _known(store: Encoded) -> tuple[int, bool]:
     return max(LONGEST_ANSWER, int(widths.max())), not bool(store.values("answerable", rows).all())
 
 
+NONE = "(no answer)"
+"""Shown to people."""
 _OF_WINDOWS = frozenset({"context", "spans", "first", "last", "score", "null"})
 """What nobody asks of a row."""
 
@@ -416,6 +418,15 @@ class Answering(Learner):
             if not has.all():
                 found["no-answer-accuracy"] = float(1 - gives[~has].mean())
         return found
+
+    def shown(self, outcomes: Outcomes) -> tuple[list[str], list[str]]:
+        """Of several right answers the one that was given, where it was one of them."""
+        answers = [text or NONE for text in outcomes["predicted"]]
+        right = [
+            answer if met == 1.0 else " or ".join(dict.fromkeys(texts)) or NONE
+            for answer, met, texts in zip(answers, outcomes["exact-match"], outcomes["answers"], strict=True)
+        ]
+        return right, answers
 
     def trivial(self, store: Encoded, train: Rows, rows: Rows) -> Outcomes | None:
         """Of some answers that need no model, the one that scores best on training rows: see `guesses`."""

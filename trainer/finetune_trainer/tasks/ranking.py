@@ -1,14 +1,18 @@
-"""How well probabilities rank and how far they can be trusted: areas under curves, and calibration.
+"""Which labels are mixed up, how well probabilities rank and how far they can be trusted.
 
 Areas are macro averages over labels, one against the rest, of the labels that some of the rows have and some have not.
 For one set of rows scikit-learn finds them. Intervals want them of hundreds of selections of the same rows: scores are
 sorted once then, and a selection is a count a row (`Areas`).
 """
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 BINS = 15
+SHOWN_LABELS = 60
+"""Labels that a confusion matrix has at most."""
 MANY_LABELS = 1000
 """Beyond so many labels probabilities are not kept."""
 
@@ -89,3 +93,10 @@ def matthews(true: NDArray[np.integer], given: NDArray[np.integer], right: int) 
     real, guess = true.astype(np.float64), given.astype(np.float64)
     spread = (rows**2 - (guess**2).sum()) * (rows**2 - (real**2).sum())
     return float((right * rows - (real * guess).sum()) / np.sqrt(spread)) if spread > 0 else 0.0
+
+
+def confusion_matrix(labels: NDArray[Any], answers: NDArray[Any], count: int) -> NDArray[np.int64] | None:
+    """[labels, answers]; None where there are too many labels for a person to look at."""
+    if count > SHOWN_LABELS:
+        return None
+    return np.bincount(labels.astype(np.int64) * count + answers, minlength=count * count).reshape(count, count)

@@ -351,6 +351,11 @@ class Writer(Learner):
             found["token-accuracy"] = float(outcomes["correct"].sum() / max(1, outcomes["count"].sum()))
         return {**found, **mean_loss(outcomes)}
 
+    def shown(self, outcomes: Outcomes) -> tuple[list[str], list[str]] | None:
+        if "hypothesis" not in outcomes:
+            return None
+        return list(outcomes["reference"]), list(outcomes["hypothesis"])
+
     def generates(self, metric: str) -> bool:
         return metric in GENERATED
 

@@ -33,10 +33,16 @@ from finetune_trainer.tasks.base import (
     text_cell,
 )
 from finetune_trainer.tasks.losses import ClassLoss, balanced, balanced_presence
-from finetune_trainer.tasks.ranking import MANY_LABELS, Areas, areas, calibration_error, matthews, trust
+from finetune_trainer.tasks.ranking import (
+    MANY_LABELS,
+    Areas,
+    areas,
+    calibration_error,
+    confusion_matrix,
+    matthews,
+    trust,
+)
 
-SHOWN_LABELS = 60
-"""Labels that a confusion matrix has at most."""
 ONE, SEVERAL = "one label", "a list of labels"
 TYPES = "tokenTypes"
 """Name among a run's facts: whether the model tells two texts apart by token_type_ids."""
@@ -334,13 +340,6 @@ class TextClassifier(Learner):
             return None
         shares = probe.classify(features, known, answers, count=len(self.facts.labels), seed=seed)
         return self._outcomes(shares, self.labels(store, rows))
-
-
-def confusion_matrix(labels: NDArray[Any], answers: NDArray[Any], count: int) -> NDArray[np.int64] | None:
-    """[labels, answers]; None where there are too many labels for a person to look at."""
-    if count > SHOWN_LABELS:
-        return None
-    return np.bincount(labels.astype(np.int64) * count + answers, minlength=count * count).reshape(count, count)
 
 
 def _hot(labels: NDArray[Any], count: int) -> NDArray[np.bool_]:

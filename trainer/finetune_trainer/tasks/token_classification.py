@@ -45,6 +45,7 @@ from finetune_trainer.tasks.base import (
     text_cell,
 )
 from finetune_trainer.tasks.losses import ClassLoss, balanced
+from finetune_trainer.tasks.ranking import confusion_matrix
 
 WORDS, SPANS = "words with tags", "text with spans"
 OUTSIDE = "O"
@@ -364,6 +365,24 @@ class TokenClassifier(Learner):
             "recall": _share(right, wanted),
             "f1": 2 * _share(right, found + wanted),
         }
+
+    def confusion(self, outcomes: Outcomes) -> NDArray[np.int64] | None:
+        """Of words."""
+        labels, predictions = (np.concatenate(outcomes[name]).astype(np.int64) for name in ("label", "predicted"))
+        return confusion_matrix(labels, predictions, len(self.facts.labels))
+
+    def shown(self, outcomes: Outcomes) -> tuple[list[str], list[str]]:
+        """The words that are tagged wrong, counted from 1."""
+        pairs = list(zip(outcomes["label"], outcomes["predicted"], strict=True))
+        wrong = [[n for n, (a, b) in enumerate(zip(*pair, strict=True)) if a != b] for pair in pairs]
+
+        def named(side: int) -> list[str]:
+            return [
+                ", ".join(f"word {n + 1}: {self.facts.labels[pair[side][n]]}" for n in places)
+                for pair, places in zip(pairs, wrong, strict=True)
+            ]
+
+        return named(0), named(1)
 
     def _of_words(self, outcomes: Outcomes) -> Metrics:
         """Macro averages over tags."""
