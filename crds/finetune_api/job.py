@@ -74,9 +74,10 @@ class Columns(Model):
     summary: Column | None = spec_field("train", "Column that holds the summary of a text. Default: summary.")
     source: Column | None = spec_field("train", "Column that holds the text to translate. Default: source.")
     target: Column | None = spec_field("train", "Column that holds its translation. Default: target.")
+    value: Column | None = spec_field("train", "Column that holds the number of regression. Default: value.")
     pair: Column | None = spec_field(
         "train",
-        "Column that holds a second text, where the label is about two of them (inference, paraphrase). Default: none.",
+        "Column that holds a second text, where the label or number is about two of them (inference, paraphrase, similarity). Default: none.",
     )
     tokens: Column | None = spec_field(
         "train", "Column that holds the words of token-classification, a list. Default: tokens."

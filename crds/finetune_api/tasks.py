@@ -11,6 +11,7 @@ from typing import Literal
 TaskType = Literal[
     "text-classification",
     "token-classification",
+    "regression",
     "summarization",
     "translation",
     "causal-lm",
@@ -29,6 +30,12 @@ Metric = Literal[
     "pr-auc",
     "log-loss",
     "ece",
+    "mse",
+    "rmse",
+    "mae",
+    "r2",
+    "pearson",
+    "spearman",
     "loss",
     "perplexity",
     "token-accuracy",
@@ -94,6 +101,13 @@ TASKS: Mapping[TaskType, TaskKind] = {
         primary="f1",
         classifies=True,
     ),
+    "regression": TaskKind(
+        columns={"text": "text", "value": "value"},
+        optional=("pair",),
+        metrics=("mse", "rmse", "mae", "r2", "pearson", "spearman", "loss"),
+        primary="r2",
+        without={"task.labels": "whose answers are numbers"},
+    ),
     "summarization": TaskKind(
         columns={"text": "text", "summary": "summary"},
         metrics=("rouge-1", "rouge-2", "rouge-l", "token-accuracy", "loss"),
@@ -134,7 +148,9 @@ ROLES: tuple[str, ...] = tuple(
 )
 """All roles of columns, in camelCase as the API has them."""
 
-_LOWER_IS_BETTER: frozenset[str] = frozenset({"loss", "log-loss", "ece", "perplexity", "slice-gap"})
+_LOWER_IS_BETTER: frozenset[str] = frozenset(
+    {"loss", "log-loss", "ece", "mse", "rmse", "mae", "perplexity", "slice-gap"}
+)
 
 
 def lower_is_better(metric: str) -> bool:

@@ -82,9 +82,18 @@ def asked(draw: random.Random, count: int) -> Rows:
 
 _SMALL = {"training": {"batchSize": 2}}
 """Where rows are packed: few sequences are left."""
+
+
+def counted(draw: random.Random, count: int) -> Rows:
+    """A number that depends on one word."""
+    worth = {"red": 10.0, "green": 20.0, "blue": 40.0}
+    return [{"text": row["text"], "value": worth[row["label"]]} for row in coloured(draw, count)]
+
+
 KINDS: Mapping[TaskType, Kind] = {
     "text-classification": Kind(("bert", "roberta", "distilbert"), coloured, "trivial", 0.2, only={"prefix": "bert"}),
     "token-classification": Kind(("bert", "roberta", "distilbert"), tagged, "trivial", 0.2, only={"prefix": "bert"}),
+    "regression": Kind(("bert", "roberta", "distilbert"), counted, "trivial", 0.2, only={"prefix": "bert"}),
     "causal-lm": Kind(
         ("llama", "gpt2"),
         marching,

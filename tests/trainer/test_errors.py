@@ -69,3 +69,8 @@ def test_written_texts_are_shown_beside_their_references() -> None:
 def test_rows_that_have_no_answer_of_a_line_are_named_by_their_loss_alone() -> None:
     for kind in ("causal-lm", "summarization"):
         assert pairs(found(kind, {"correct": np.array([1, 2])})) == [(100, None, None), (101, None, None)]
+
+
+def test_numbers_are_shown_in_four_digits() -> None:
+    numbers = {"value": np.array([1.0, 2.5]), "predicted": np.array([1.00001, 31.41592])}
+    assert pairs(found("regression", numbers)) == [(101, "2.5", "31.42")]

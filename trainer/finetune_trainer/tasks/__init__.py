@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from finetune_api.contract import RunConfig
 from finetune_api.tasks import TaskType
-from finetune_trainer.tasks import text_classification
+from finetune_trainer.tasks import regression, text_classification
 from finetune_trainer.tasks.base import Facts, Learner, Metrics, Outcomes, Task
 from finetune_trainer.tasks.causal_lm import CausalLm
 from finetune_trainer.tasks.question_answering import QuestionAnswering
@@ -23,6 +23,7 @@ _TASKS: dict[TaskType, Callable[[RunConfig], Task]] = {
     "translation": Translation,
     "causal-lm": CausalLm,
     "token-classification": TokenClassification,
+    "regression": regression.of,
     "question-answering": QuestionAnswering,
 }
 

@@ -10,6 +10,8 @@ from finetune_trainer.data.order import derive, permute
 
 STRENGTHS = (0.01, 0.001, 0.1, 1.0)
 """Inverse regularisation, on standardised features; the first where too many labels make choosing slow."""
+RIDGES = tuple(10.0**power for power in range(-1, 6))
+"""Strengths of a ridge regression."""
 _MANY = 50
 FOLDS = 5
 LEAST_ROWS = 50
@@ -63,6 +65,24 @@ def label_quality(
     shares /= shares.sum(1, keepdims=True)
     scores = get_label_quality_scores(place, shares, method="self_confidence")
     return np.asarray(scores, dtype=np.float64), present[shares.argmax(1)]
+
+
+def regress(
+    features: NDArray[np.float32], values: NDArray[np.float64], answers: NDArray[np.float32]
+) -> NDArray[np.float64]:
+    """Numbers [answers] of a ridge regression on standardised features, fitted on `features` and `values`.
+
+    Its strength is chosen by leaving out each row in turn, which costs no more than one fit.
+    """
+    from sklearn.linear_model import RidgeCV
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    model = make_pipeline(StandardScaler(), RidgeCV(alphas=RIDGES))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a feature that is always the same
+        model.fit(features.astype(np.float64), values)
+    return np.asarray(model.predict(answers.astype(np.float64)), dtype=np.float64)
 
 
 def log_loss(shares: NDArray[np.float64], labels: NDArray[Any]) -> NDArray[np.float64]:

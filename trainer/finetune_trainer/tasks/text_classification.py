@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from finetune_api.contract import RunConfig
 from finetune_trainer.data.batch import Encoded
 from finetune_trainer.data.order import Rows
-from finetune_trainer.data.read import DataError
 from finetune_trainer.tasks import losses, probe
 from finetune_trainer.tasks.base import (
     Column,
@@ -27,10 +26,7 @@ from finetune_trainer.tasks.base import (
     Tools,
     cell,
     label_of,
-    mask_of,
     mean_loss,
-    padded,
-    text_cell,
 )
 from finetune_trainer.tasks.losses import ClassLoss, balanced, balanced_presence
 from finetune_trainer.tasks.ranking import (
@@ -42,36 +38,35 @@ from finetune_trainer.tasks.ranking import (
     matthews,
     trust,
 )
+from finetune_trainer.tasks.texts import ONE_TEXT, TWO_TEXTS, check_texts, collate_texts, pieces_of, texts_of
 
 ONE, SEVERAL = "one label", "a list of labels"
-TYPES = "tokenTypes"
-"""Name among a run's facts: whether the model tells two texts apart by token_type_ids."""
+LABELS = {"labels": Column("I32", ragged=True, labels=True)}
 
 
 class TextClassification(Task):
     """Rows with a text and a label, or a list of labels."""
 
     labelled = True
-    store: ClassVar[Mapping[str, Column]] = {
-        "input_ids": Column("I32", ragged=True),
-        "labels": Column("I32", ragged=True, labels=True),
-    }
+    store: ClassVar[Mapping[str, Column]] = {**ONE_TEXT, **LABELS}
 
     def read_row(self, row: Mapping[str, Any]) -> Sample:
-        text = text_cell(row, self.columns, "text")
+        texts = texts_of(row, self.columns)
         value, name = cell(row, self.columns, "label"), self.columns["label"]
         several = isinstance(value, list | tuple)
         labels = tuple(dict.fromkeys(label_of(item, name) for item in (value if several else [value])))
-        return Sample(text, "\n".join(sorted(labels)), labels, SEVERAL if several else ONE)
+        return Sample("\n".join(texts), "\n".join(sorted(labels)), labels, SEVERAL if several else ONE, texts)
 
     def encode(self, samples: Sequence[Sample], tools: Tools) -> Sequence[Sequence[Piece] | RowError]:
         assert tools.text is not None
-        pieces = []
-        for sample, (ids, tokens) in zip(samples, tools.text.cut([s.content for s in samples]), strict=True):
-            labels = [tools.number(label) for label in sample.labels]
-            columns = {"input_ids": ids, "labels": labels}
-            pieces.append([Piece(columns, tokens=tokens, length=len(ids), cut=tokens > len(ids))])
-        return pieces
+        pieces = zip(samples, pieces_of(samples, tools.text, self.columns), strict=True)
+        return [
+            [replace(piece, columns={**piece.columns, "labels": [tools.number(label) for label in sample.labels]})]
+            for sample, piece in pieces
+        ]
+
+    def facts(self, tools: Tools) -> dict[str, Any]:
+        return check_texts(tools, self.columns)
 
     def measure(self, store: Encoded, train: Rows, facts: Facts) -> dict[str, Any]:
         if self.config.training.class_weights is None:
@@ -87,39 +82,7 @@ class TextClassification(Task):
 class PairClassification(TextClassification):
     """Rows with two texts and a label about both."""
 
-    store: ClassVar[Mapping[str, Column]] = {
-        **TextClassification.store,
-        "token_type_ids": Column("U8", ragged=True),
-    }
-
-    def read_row(self, row: Mapping[str, Any]) -> Sample:
-        sample = super().read_row(row)
-        pair = (sample.content, text_cell(row, self.columns, "pair"))
-        return replace(sample, content="\n".join(pair), payload=pair)
-
-    def encode(self, samples: Sequence[Sample], tools: Tools) -> Sequence[Sequence[Piece] | RowError]:
-        assert tools.text is not None
-        pieces = []
-        for sample, (encoding, tokens) in zip(samples, tools.text.cut_pairs([s.payload for s in samples]), strict=True):
-            columns = {
-                "input_ids": encoding.ids,
-                "token_type_ids": encoding.type_ids,
-                "labels": [tools.number(label) for label in sample.labels],
-            }
-            pieces.append([Piece(columns, tokens=tokens, length=len(encoding), cut=tokens > len(encoding))])
-        return pieces
-
-    def facts(self, tools: Tools) -> dict[str, Any]:
-        """Raises DataError where the model could not tell where the first text ends."""
-        text = tools.text
-        assert text is not None
-        if not text.parts_pairs and not text.token_types:
-            raise DataError(
-                "ModelUnsuitable",
-                "spec.task.columns.pair: the base model's tokenizer puts nothing between two texts; choose an encoder "
-                "such as BERT, or write both texts into one column in words of your own.",
-            )
-        return {TYPES: text.token_types}
+    store: ClassVar[Mapping[str, Column]] = {**TWO_TEXTS, **LABELS}
 
 
 def of(config: RunConfig) -> TextClassification:
@@ -158,13 +121,8 @@ class TextClassifier(Learner):
         return hot
 
     def collate(self, store: Encoded, rows: Rows) -> dict[str, NDArray[Any]]:
-        texts = store.each("input_ids", rows)
-        return {
-            "input_ids": padded(texts, self.facts.pad_token_id),
-            "attention_mask": mask_of(texts),
-            "labels": self.labels(store, rows).astype(np.float32 if self.several else np.int64),
-            **({"token_type_ids": padded(store.each("token_type_ids", rows), 0)} if self.facts.more.get(TYPES) else {}),
-        }
+        labels = self.labels(store, rows).astype(np.float32 if self.several else np.int64)
+        return {**collate_texts(store, rows, self.facts), "labels": labels}
 
     def count(self, store: Encoded, rows: Rows) -> float:
         return float(self._counts(self.labels(store, rows)).sum())
