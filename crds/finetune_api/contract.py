@@ -74,6 +74,11 @@ class TaskConfig(Model):
     # What came later is None, and absent from a run's identity, in the tasks that have no such field.
     source_language: str | None = None
     target_language: str | None = None
+    chat_template: str | None = None
+    """None: the base's own, or a plain one where it has none."""
+    train_on: Literal["assistant", "all"] | None = None
+    beta: float | None = None
+    loss: Literal["sigmoid", "ipo", "hinge"] | None = None
     prefix: str | None = None
     """None: what the base's config.json says."""
     stride: int | None = None

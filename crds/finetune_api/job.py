@@ -38,6 +38,7 @@ Column = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 License = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.+-]*$", max_length=64)]
 Label = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 Language = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][-A-Za-z0-9_]*$", max_length=32)]
+Template = Annotated[str, StringConstraints(min_length=1, max_length=65536)]
 Prefix = Annotated[str, StringConstraints(max_length=256)]
 Quantity = Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$", max_length=32)]
 Duration = Annotated[str, StringConstraints(pattern=r"^([0-9]+h)?([0-9]+m)?([0-9]+s)?$", min_length=2, max_length=32)]
@@ -96,6 +97,26 @@ class Columns(Model):
         "train",
         "Column that holds the answers: {text: [...], answer_start: [...]}, a list of {text, start}, or text that is in the context once. Default: answers.",
     )
+    messages: Column | None = spec_field(
+        "train",
+        "Column that holds a chat: a list of messages with role (system, user, assistant, tool) and content. Default: messages.",
+    )
+    prompt: Column | None = spec_field(
+        "train",
+        "Column that holds what is asked, a text or messages; in instruction instead of messages. Default: prompt.",
+    )
+    completion: Column | None = spec_field(
+        "train", "Column that holds the answer to a prompt, a text or messages. Default: completion."
+    )
+    chosen: Column | None = spec_field(
+        "train", "Column that holds the better answer, a text or messages. Default: chosen."
+    )
+    rejected: Column | None = spec_field(
+        "train", "Column that holds the worse answer, a text or messages. Default: rejected."
+    )
+    tools: Column | None = spec_field(
+        "train", "Column that holds the tools of a chat as JSON schemas, where there are any. Default: tools."
+    )
 
 
 class Task(Model):
@@ -104,6 +125,9 @@ class Task(Model):
         only_with("type", values=("translation",), fields=("sourceLanguage", "targetLanguage")),
         only_with("type", values=("summarization", "translation"), fields=("prefix",)),
         only_with("type", values=("question-answering",), fields=("stride", "unanswerable")),
+        only_with("type", values=("instruction",), fields=("trainOn",)),
+        only_with("type", values=("instruction", "preference"), fields=("chatTemplate",)),
+        only_with("type", values=("preference",), fields=("beta", "loss")),
     )
 
     type: TaskType = spec_field("train", "What the model learns to do.", required=True)
@@ -120,6 +144,23 @@ class Task(Model):
     )
     target_language: Language | None = spec_field(
         "train", "Language of the target as the base names it. Required where the base knows several."
+    )
+    chat_template: Template | None = spec_field(
+        "train",
+        "How a chat becomes a text: a Jinja template, as transformers has them. Default: auto, the base's own, or a plain one made "
+        "of what tokens it has; a template that is not the base's is published with the model.",
+    )
+    beta: float | None = spec_field(
+        "train",
+        "How closely the model stays to the base: rewards are beta times the log-ratio of both. Default: 0.1.",
+        gt=0,
+        le=100,
+    )
+    loss: Literal["sigmoid", "ipo", "hinge"] | None = spec_field(
+        "train", "What preferences are learned by: DPO (sigmoid), IPO or a hinge. Default: sigmoid."
+    )
+    train_on: Literal["assistant", "all"] | None = spec_field(
+        "train", "Whose tokens are learned. Default: assistant, the end of each of its messages included."
     )
     prefix: Prefix | None = spec_field(
         "train",

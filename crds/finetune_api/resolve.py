@@ -169,6 +169,10 @@ def _task(spec: FineTuneJobSpec) -> TaskConfig:
         prefix=spec.task.prefix,
         stride=first(spec.task.stride, default=64) if spec.task.type == "question-answering" else None,
         unanswerable=spec.task.unanswerable,
+        chat_template=None if spec.task.chat_template == "auto" else spec.task.chat_template,
+        beta=first(spec.task.beta, default=0.1) if spec.task.type == "preference" else None,
+        loss=first(spec.task.loss, default="sigmoid") if spec.task.type == "preference" else None,
+        train_on=first(spec.task.train_on, default="assistant") if spec.task.type == "instruction" else None,
     )
 
 

@@ -16,6 +16,8 @@ TaskType = Literal[
     "translation",
     "causal-lm",
     "question-answering",
+    "instruction",
+    "preference",
 ]
 MethodType = Literal["full", "head", "lora", "qlora", "dora", "adapter", "ia3", "prompt", "prefix"]
 Metric = Literal[
@@ -48,6 +50,9 @@ Metric = Literal[
     "exact-match",
     "has-answer-accuracy",
     "no-answer-accuracy",
+    "exact-match",
+    "reward-accuracy",
+    "reward-margin",
 ]
 
 
@@ -139,6 +144,22 @@ TASKS: Mapping[TaskType, TaskKind] = {
         columns={"question": "question", "context": "context", "answers": "answers"},
         metrics=("exact-match", "f1", "has-answer-accuracy", "no-answer-accuracy", "loss"),
         primary="f1",
+        without={"task.labels": _NO_LABELS},
+    ),
+    "instruction": TaskKind(
+        columns={"messages": "messages", "prompt": "prompt", "completion": "completion", "tools": "tools"},
+        metrics=("loss", "token-accuracy", "exact-match", "rouge-l"),
+        primary="loss",
+        refused={"head": _LANGUAGE_HEAD},
+        without={"task.labels": _NO_LABELS},
+        generates=True,
+        packs=True,
+    ),
+    "preference": TaskKind(
+        columns={"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"},
+        metrics=("loss", "reward-accuracy", "reward-margin"),
+        primary="loss",
+        refused={"head": _LANGUAGE_HEAD},
         without={"task.labels": _NO_LABELS},
     ),
 }

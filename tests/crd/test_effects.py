@@ -56,6 +56,10 @@ TASK: dict[str, str] = {
     "spec.training.packing": "causal-lm",
     "spec.task.stride": "question-answering",
     "spec.task.unanswerable": "question-answering",
+    "spec.task.chatTemplate": "instruction",
+    "spec.task.trainOn": "instruction",
+    "spec.task.beta": "preference",
+    "spec.task.loss": "preference",
     **{f"spec.task.columns.{role}": tasks_with(role)[0] for role in ROLES},
 }
 """The task that a field, or one below it, goes with."""

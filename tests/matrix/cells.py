@@ -123,7 +123,8 @@ def run(cell: Cell, root: Path, base: Path, *, ranks: Ranks, port: int) -> Figur
 def figures(cell: Cell, found: Made) -> Figures:
     metric = TASKS[cell.task].primary
     evaluation = found.published()["outcome"]["evaluation"]
-    rivals = {name: evaluation[name][metric] for name in ("trivial", "base", "probe") if evaluation.get(name)}
+    known = {name: evaluation.get(name) or {} for name in ("trivial", "base", "probe")}
+    rivals = {name: metrics[metric] for name, metrics in known.items() if metric in metrics}
     tuned = evaluation["tuned"][metric]
     gain = tuned - rivals[KINDS[cell.task].over]
     return Figures(metric, rivals, tuned, -gain if lower_is_better(metric) else gain)

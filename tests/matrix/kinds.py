@@ -56,13 +56,33 @@ def coloured(draw: random.Random, count: int) -> Rows:
 def marching(draw: random.Random, count: int) -> Rows:
     """Walks in which each word is the fifth after the one before it, two a sentence, so that hardly any sentence comes
     twice; the base knows steps of other lengths, too."""
+    return [{"text": " ".join(_walk(draw, 5) + _walk(draw, 5))} for _ in range(count)]
+
+
+def continued(draw: random.Random, count: int) -> Rows:
+    """Told a walk in steps of 5 and the first word of another one, the assistant goes on with it."""
+    found = []
+    for _ in range(count):
+        told, (start, *rest) = _walk(draw, 5), _walk(draw, 5)
+        found.append({"prompt": " ".join([*told, start]), "completion": " ".join(rest)})
+    return found
+
+
+def preferred(draw: random.Random, count: int) -> Rows:
+    """To go on in steps of 5 is better than in those of another length, which the base knows, too."""
+    found = []
+    for _ in range(count):
+        told, (start, *right) = _walk(draw, 5), _walk(draw, 5)
+        _, *wrong = _walk(draw, draw.choice((1, 11)), start)
+        found.append({"prompt": " ".join([*told, start]), "chosen": " ".join(right), "rejected": " ".join(wrong)})
+    return found
+
+
+def _walk(draw: random.Random, step: int, start: str | None = None) -> list[str]:
+    """Words each of which is so many words after the one before it."""
     words = sorted({*WORDS, *COLOURS})
-
-    def walk() -> list[str]:
-        first = draw.randrange(len(words))
-        return [words[(first + 5 * place) % len(words)] for place in range(draw.randint(3, 6))]
-
-    return [{"text": " ".join(walk() + walk())} for _ in range(count)]
+    first = draw.randrange(len(words)) if start is None else words.index(start)
+    return [words[(first + step * place) % len(words)] for place in range(draw.randint(3, 6))]
 
 
 def tagged(draw: random.Random, count: int) -> Rows:
@@ -100,6 +120,22 @@ KINDS: Mapping[TaskType, Kind] = {
         "base",
         0.3,
         _SMALL,
+        only={"prefix": "llama", "qlora": "llama"},
+    ),
+    "instruction": Kind(
+        ("llama", "gpt2"),
+        continued,
+        "base",
+        0.3,
+        {"training": {"batchSize": 4}, "generation": {"maxNewTokens": 8}},
+        only={"prefix": "llama", "qlora": "llama"},
+    ),
+    "preference": Kind(
+        ("llama", "gpt2"),
+        preferred,
+        "base",
+        0.2,
+        {"task": {"beta": 0.5}},
         only={"prefix": "llama", "qlora": "llama"},
     ),
     "question-answering": Kind(

@@ -151,9 +151,11 @@ def test_pieces_of_a_text_are_settled_into_one_row_of_data() -> None:
             "loss": np.array([3.0, 1.0, 0.5]),
             "count": np.array([2, 2, 1]),
             "correct": np.array([0, 2, 1]),
+            "place": rows,
         }
     )
     assert found["row"].tolist() == [1, 2]
+    assert found["place"].tolist() == [0, 2]
     assert found["loss"].tolist() == [1.5, 3.0]
     metrics = learner.metrics(found)
     assert metrics == {

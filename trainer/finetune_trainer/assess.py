@@ -48,6 +48,8 @@ def assess(attempt: Attempt, tuned_model: TunedModel, evaluation: str) -> Evalua
     on, rows = evaluated_rows(attempt)
     if not len(rows):
         return EvaluationStatus(rows=0)
+    samples = [sample(attempt.encoded.rows(split)) for split in (TRAIN, VALIDATION)]
+    attempt.ask_base(np.concatenate([rows, *samples]), world=_alone(attempt))
     weights = attempt.config.output.weights
     about = {"evaluationId": evaluation, "on": on, "rows": len(rows)}
     rivals: dict[str, Outcomes] | None = None

@@ -9,12 +9,14 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from finetune_api.contract import RunConfig
 from finetune_trainer import numerics, tasks
 from finetune_trainer.adapt.base import Inputs
+from finetune_trainer.compared import OfBase
 from finetune_trainer.course import OutOfMemory, Plan
 from finetune_trainer.data.batch import Encoded
 from finetune_trainer.data.order import Mixture, Rows, evaluation_interval, parts_of, total_steps
@@ -59,6 +61,8 @@ class Attempt:
     """Rank 0 only."""
     packs: Packs | None = None
     """What batches are made of, where rows are packed; settled once the model is loaded (units.py)."""
+    of_base: OfBase | None = None
+    """What the untouched base has said of rows, where the loss compares with it."""
 
     @cached_property
     def learner(self) -> tasks.Learner:
@@ -108,7 +112,32 @@ class Attempt:
 
     def inputs_of(self, rows: Rows) -> Inputs:
         """One micro-batch on this rank's device."""
-        return self.tensors(self.learner.collate(self.encoded, rows))
+        arrays = self.learner.collate(self.encoded, rows)
+        if self.of_base is not None:
+            arrays["base"] = self.of_base.of(rows)
+        return self.tensors(arrays)
+
+    def ask_base(self, rows: Rows, *, world: World, model: Any = None) -> None:
+        """Where the loss compares with the untouched base: let it say what is not yet known about rows, the longest
+        first, each chunk on one rank of `world`. `model` is the base, loaded here where none is at hand."""
+        learner = self.learner
+        if not learner.compares:
+            return
+        if self.of_base is None:
+            self.of_base = OfBase(
+                self.work, rows=self.encoded.size, numbers=learner.compares, local_rank=self.world.local_rank
+            )
+        rows = self.evaluator(world).longest_first(self.of_base.unknown(np.unique(rows)))
+        if not len(rows):
+            return
+        base = (self.load().model if model is None else model).to(self.world.device).eval()
+
+        def answer(chunk: Rows) -> torch.Tensor:
+            with self.accelerator.autocast():
+                found: torch.Tensor = learner.of_base(base, self.tensors(learner.collate(self.encoded, chunk)))
+            return found
+
+        self.of_base.ask(rows, answer, world=world, beat=self.evaluator(world).beat)
 
     def tensors(self, arrays: Mapping[str, NDArray[Any]]) -> Inputs:
         """Arrays on this rank's device."""

@@ -18,6 +18,7 @@ _LISTED = 100_000
 _SMALL = 512 * _MIB
 _HEADER_LIMIT = 100 * _MIB
 _PREPROCESSOR = "preprocessor_config.json"
+_CHAT_TEMPLATE = "chat_template.jinja"
 INDEX = "model.safetensors.index.json"
 WEIGHTS = "model.safetensors"
 _TEXT_FILES = re.compile(
@@ -120,6 +121,8 @@ def read_base_model(store: Store, *, reads: Literal["text", "images"]) -> BaseMo
     for name in weights:
         _check_weights(store, found[name])
     tokenizer_config = _json(store, found["tokenizer_config.json"]) if "tokenizer_config.json" in found else {}
+    if _CHAT_TEMPLATE in found:  # it goes before what tokenizer_config.json has
+        tokenizer_config["chat_template"] = _text(store, found[_CHAT_TEMPLATE])
     return BaseModel(
         uri=store.uri,
         files=dict(sorted(chosen.items())),

@@ -96,7 +96,8 @@ def _publish(
     assert attempt.claim is not None
     method, model = tuned_model()
     trained_parameters, parameters = parameter_counts(model)
-    example = attempt.learner.model_inputs(attempt.inputs_of(attempt.encoded.rows(TRAIN)[:8]))
+    few = attempt.encoded.rows(TRAIN)[:8]
+    example = attempt.learner.model_inputs(attempt.tensors(attempt.learner.collate(attempt.encoded, few)))
     directory = attempt.work / "model"
     digest = publish.write_directory(
         directory,
@@ -106,6 +107,7 @@ def _publish(
         config=attempt.config,
         evaluation=status,
         example=example,
+        files=attempt.learner.files(),
         license_name=attempt.record.license,
     )
     prefix = f"{attempt.claim.prefix}model/"

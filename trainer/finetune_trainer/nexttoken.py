@@ -55,6 +55,20 @@ class NextToken:
         assert total is not None
         return total
 
+    def row_losses(self, model: Any, inputs: Inputs, labels: torch.Tensor) -> torch.Tensor:
+        """The sum over the labelled positions of each row: [rows]. Raises ModelError."""
+        states, targets, head = self._states(model, inputs, labels)
+        pieces = list(_chunks(states, targets, head))
+        found = []
+        for piece, wanted in pieces:
+            if len(pieces) > 1 and torch.is_grad_enabled():
+                found.append(checkpoint(_each, head, piece, wanted, use_reentrant=False, preserve_rng_state=False))
+            else:
+                found.append(_each(head, piece, wanted))
+        losses = torch.cat(found)
+        rows = (labels[:, 1:] != IGNORED).nonzero()[:, 0]
+        return torch.zeros(len(labels), dtype=losses.dtype, device=losses.device).index_add(0, rows, losses)
+
     @torch.no_grad()
     def scores(self, model: Any, inputs: Inputs, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Losses, and whether the likeliest token is the right one, float64 and bool [rows, positions - 1], 0 and false
@@ -92,6 +106,10 @@ def _chunks(states: torch.Tensor, targets: torch.Tensor, head: Any) -> Iterator[
 
 def _loss(head: Linear, states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.cross_entropy(_wide(head(states)), targets, reduction="sum")
+
+
+def _each(head: Linear, states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.cross_entropy(_wide(head(states)), targets, reduction="none")
 
 
 def _judged(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

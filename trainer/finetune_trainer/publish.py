@@ -3,7 +3,7 @@
 import hashlib
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +34,13 @@ def write_directory(
     config: RunConfig,
     evaluation: EvaluationStatus,
     example: Inputs,
+    files: Mapping[str, str],
     license_name: str | None,
 ) -> str:
-    """Write the whole directory; returns its digest. Raises ModelError when a merge changes the model's answers."""
+    """Write the whole directory, `files` in place of the base's; returns its digest.
+
+    Raises ModelError when a merge changes the model's answers.
+    """
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
     model.eval()
@@ -48,6 +52,8 @@ def write_directory(
     for path in sorted(base.iterdir()):
         if _READS_WITH.fullmatch(path.name):
             shutil.copyfile(path, directory / path.name)
+    for name, text in files.items():
+        (directory / name).write_text(text, encoding="utf-8")
     found = directory_digest(directory)
     merge = config.output.merge
     card = model_card(

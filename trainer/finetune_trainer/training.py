@@ -139,6 +139,8 @@ def prepare(attempt: Attempt) -> Trainee:
     config, encoded = attempt.config.training, attempt.encoded
     method = adapt.get(attempt.config.method)
     loaded = attempt.load(final=False)
+    seen = np.concatenate([encoded.rows(TRAIN), encoded.rows(VALIDATION)])
+    attempt.ask_base(seen, world=attempt.world, model=loaded.model)
     model = method.prepare(loaded, seed=config.seed)
     anchor = Anchor(model, alpha=config.l2sp_alpha, fresh=loaded.fresh) if config.l2sp_alpha is not None else None
     model.to(attempt.world.device)

@@ -1,6 +1,7 @@
 """What everybody's trainer computes on the batches that ours saw: the reference for every task."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,13 +87,110 @@ def losses_of_trainer(
 
     A batch is what the model takes, labels and all; its type is the model's own. `work` is a directory for its files.
     """
-    from accelerate.state import AcceleratorState
     from transformers import Trainer, TrainingArguments
+
+    return _losses(Trainer, TrainingArguments, model, batches, settings, work=work)
+
+
+def losses_of_sft(
+    model: Any,
+    batches: Sequence[dict[str, torch.Tensor]],
+    settings: TrainingConfig,
+    *,
+    work: Path,
+    tokenizer: Path,
+    loss: Any = None,
+) -> list[float]:
+    """The same by TRL's SFTTrainer; `tokenizer` is a directory of one, `loss` another one than TRL's own, which is in
+    fp32 always: (outputs, labels, num_items_in_batch) -> the mean."""
+    from datasets import Dataset
+    from transformers import AutoTokenizer
+    from trl import SFTConfig, SFTTrainer
+
+    more = {
+        "train_dataset": Dataset.from_list([{"input_ids": [0]}] * len(batches)),
+        "processing_class": AutoTokenizer.from_pretrained(tokenizer),
+        "compute_loss_func": loss,
+    }
+    config = {"dataset_kwargs": {"skip_prepare_dataset": True}, "gradient_checkpointing": False, "bf16": False}
+    return _losses(SFTTrainer, SFTConfig, model, batches, settings, work=work, more=more, **config)
+
+
+def losses_of_dpo(
+    model: Any,
+    batches: Sequence[dict[str, torch.Tensor]],
+    settings: TrainingConfig,
+    *,
+    work: Path,
+    tokenizer: Path,
+    loss: str,
+    beta: float,
+) -> list[float]:
+    """The same by TRL's DPOTrainer, with `base` of our batches as what its reference model says. Its log-probabilities
+    are in fp32 always; a model in float64 gets them from its own logits."""
+    from datasets import Dataset
+    from transformers import AutoTokenizer
+    from trl import DPOConfig, DPOTrainer
+
+    class Prepared(DPOTrainer):  # type: ignore[misc]
+        """Batches are ours, and the reference has spoken."""
+
+        def __init__(self, *given: Any, **more: Any) -> None:
+            super().__init__(*given, **more)
+            if self.model.dtype == torch.float64:
+                self.model.forward = partial(_wide, self.model.forward)
+
+        def _prepare_dataset(self, dataset: Any, *given: Any, **more: Any) -> Any:
+            return dataset
+
+        def _precompute_ref_logps(self, dataset: Any, *given: Any, **more: Any) -> Any:
+            return dataset
+
+    more = {
+        "train_dataset": Dataset.from_list([{"prompt": "", "chosen": "", "rejected": ""}] * len(batches)),
+        "processing_class": AutoTokenizer.from_pretrained(tokenizer),
+    }
+    given = [
+        {
+            "input_ids": batch["input_ids"],
+            "attention_mask": batch["attention_mask"],
+            "completion_mask": (batch["labels"] != -100).long(),
+            "ref_chosen_logps": batch["base"][:, 0].to(model.dtype),
+            "ref_rejected_logps": batch["base"][:, 1].to(model.dtype),
+        }
+        for batch in batches
+    ]
+    options = {"precompute_ref_log_probs": True, "loss_type": [loss], "beta": beta, "bf16": False}
+    options["gradient_checkpointing"] = False
+    return _losses(Prepared, DPOConfig, model, given, settings, work=work, more=more, **options)
+
+
+def _wide(forward: Any, **inputs: Any) -> Any:
+    """TRL's forward, with log-probabilities of labels in the precision of the logits."""
+    found, labels = forward(**inputs), inputs["labels"][:, 1:]
+    logits = forward(**{name: inputs[name] for name in ("input_ids", "attention_mask")}, use_cache=False).logits
+    chances = logits[:, :-1].log_softmax(-1).gather(-1, labels.clamp(min=0)[..., None])[..., 0]
+    found.log_probs = chances.masked_fill(labels == -100, 0.0)
+    return found
+
+
+def _losses(
+    trainer: Any,
+    arguments_of: Any,
+    model: Any,
+    batches: Sequence[dict[str, torch.Tensor]],
+    settings: TrainingConfig,
+    *,
+    work: Path,
+    more: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> list[float]:
+    from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state(True)
     found: list[float] = []
 
-    class InOrder(Trainer):  # type: ignore[misc]
+    class InOrder(trainer):  # type: ignore[misc]
         def get_train_dataloader(self) -> Any:
             return torch.utils.data.DataLoader(list(batches), batch_size=None, shuffle=False)
 
@@ -101,7 +199,7 @@ def losses_of_trainer(
             found.append(loss.item())
             return loss
 
-    arguments = TrainingArguments(
+    arguments = arguments_of(
         output_dir=str(work),
         max_steps=len(batches),
         learning_rate=settings.learning_rate,
@@ -121,8 +219,9 @@ def losses_of_trainer(
         logging_strategy="no",
         disable_tqdm=True,
         remove_unused_columns=False,
+        **options,
     )
-    InOrder(model=model, args=arguments, train_dataset=list(batches)).train()
+    InOrder(**{"model": model, "args": arguments, "train_dataset": list(batches), **(more or {})}).train()
     AcceleratorState._reset_state(True)
     return found
 

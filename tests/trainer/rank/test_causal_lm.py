@@ -19,7 +19,7 @@ from finetune_trainer.checkpoint import OPTIMIZER, STATE, WEIGHTS, State
 from finetune_trainer.course import Plan
 from finetune_trainer.data.batch import Encoded
 from finetune_trainer.data.order import Order
-from finetune_trainer.data.packing import Packs, pack
+from finetune_trainer.data.packing import pack
 from finetune_trainer.loop import Objective, Setup, train
 from finetune_trainer.model import ModelError
 from finetune_trainer.nexttoken import NextToken, packing_differs
@@ -47,21 +47,22 @@ def batch_of(store: Memory, rows: Any) -> dict[str, torch.Tensor]:
     return tensors(LEARNER.collate(store, np.asarray(rows)))
 
 
-def losses_of(
-    model: Any, store: Memory, settings: TrainingConfig, packs: Packs | None
+def fifty_steps(
+    learner: Any, model: Any, store: Memory, settings: TrainingConfig, *, packed: bool = False
 ) -> tuple[list[float], list[Any]]:
-    """Ours, and the batches of each step."""
+    """The losses of the loop, and the batch of each step."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state(True)
     accelerator = Accelerator(cpu=True)
-    objective, optimizer = accelerator.prepare(Objective(model, LEARNER), make_optimizer(model, settings))
+    objective, optimizer = accelerator.prepare(Objective(model, learner), make_optimizer(model, settings))
+    packs = pack(np.arange(90), store.lengths(np.arange(90)), limit=LIMIT) if packed else None
     rows = np.arange(90 if packs is None else len(packs))
     lengths = store.lengths(rows) if packs is None else packs.lengths(store.lengths(packs.rows))
 
     def inputs_of(units: Any) -> dict[str, torch.Tensor]:
-        arrays = LEARNER.collate(store, units) if packs is None else LEARNER.collate_packs(store, packs.of(units))
+        arrays = learner.collate(store, units) if packs is None else learner.collate_packs(store, packs.of(units))
         return tensors(arrays)
 
     setup = Setup(
@@ -74,7 +75,7 @@ def losses_of(
         plan=Plan(STEPS, None, "loss", False),
         order=Order(len(rows), settings.batch_size, 5, lengths),
         rows=rows,
-        count=lambda units: LEARNER.count(store, units if packs is None else np.concatenate(packs.of(units))),
+        count=lambda units: learner.count(store, units if packs is None else np.concatenate(packs.of(units))),
         inputs_of=inputs_of,
         train_mode=model.train,
         beat=lambda: None,
@@ -104,9 +105,7 @@ def test_fifty_steps_equal_those_of_the_trainer(
     store: Memory, tmp_path: Path, kind: str, packed: bool, dtype: torch.dtype, tolerance: float
 ) -> None:
     settings = config(max_steps=STEPS, learning_rate=1e-3, batch_size=4)
-    rows = np.arange(90)
-    packs = pack(rows, store.lengths(rows), limit=LIMIT) if packed else None
-    ours, batches = losses_of(make_lm(kind).to(dtype), store, settings, packs)
+    ours, batches = fifty_steps(LEARNER, make_lm(kind).to(dtype), store, settings, packed=packed)
     model = make_lm(kind).to(dtype)
     if dtype == torch.float64:
         model.loss_function = exact
@@ -117,9 +116,9 @@ def test_fifty_steps_equal_those_of_the_trainer(
 
 def test_chunks_of_logits_change_fifty_steps_by_less_than_2e_6(store: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = config(max_steps=STEPS, learning_rate=1e-3, batch_size=4)
-    whole, _ = losses_of(make_lm(), store, settings, None)
+    whole, _ = fifty_steps(LEARNER, make_lm(), store, settings)
     monkeypatch.setattr(nexttoken, "CELLS", 60 * 7)
-    assert losses_of(make_lm(), store, settings, None)[0] == pytest.approx(whole, rel=2e-6)
+    assert fifty_steps(LEARNER, make_lm(), store, settings)[0] == pytest.approx(whole, rel=2e-6)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "opt", "cohere", "gemma2"])

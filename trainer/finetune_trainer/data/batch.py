@@ -35,6 +35,11 @@ class Encoded:
         """Whether the store has a column."""
         return name in self._tensors
 
+    @property
+    def size(self) -> int:
+        """How many rows there are, of all splits."""
+        return len(self._tensors["split"])
+
     def rows(self, split: int) -> Rows:
         """Numbers of the rows of a split, in order."""
         return np.flatnonzero(self._tensors["split"] == split)

@@ -10,6 +10,8 @@ from finetune_api.tasks import TaskType
 from finetune_trainer.tasks import regression, text_classification
 from finetune_trainer.tasks.base import Facts, Learner, Metrics, Outcomes, Task
 from finetune_trainer.tasks.causal_lm import CausalLm
+from finetune_trainer.tasks.instruction import Instruction
+from finetune_trainer.tasks.preference import Preference
 from finetune_trainer.tasks.question_answering import QuestionAnswering
 from finetune_trainer.tasks.summarization import Summarization
 from finetune_trainer.tasks.token_classification import TokenClassification
@@ -22,6 +24,8 @@ _TASKS: dict[TaskType, Callable[[RunConfig], Task]] = {
     "summarization": Summarization,
     "translation": Translation,
     "causal-lm": CausalLm,
+    "instruction": Instruction,
+    "preference": Preference,
     "token-classification": TokenClassification,
     "regression": regression.of,
     "question-answering": QuestionAnswering,

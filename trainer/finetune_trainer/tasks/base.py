@@ -183,6 +183,8 @@ class Learner(ABC):
     """Whether a linear model on the trunk's features is a baseline: of a row's mean, or of each labelled position."""
     packs: ClassVar[bool] = False
     """Whether several rows may share one sequence: then there are `collate_packs` and `packing_differs`."""
+    compares: ClassVar[int] = 0
+    """How many numbers `of_base` tells of each row; micro-batches have them as `base`, float64 [rows, numbers]."""
     draws: ClassVar[int] = 200
     """How often rows are drawn for intervals: fewer where `metrics` takes long, more where `resampled` is fast."""
 
@@ -198,6 +200,10 @@ class Learner(ABC):
         """What a loaded model must know beside its config, such as how it writes text. `final` is a model that is
         measured or published, not one that is about to be trained."""
 
+    def files(self) -> Mapping[str, str]:
+        """Text files by name that are published beside the model and its tokenizer, such as a chat template."""
+        return {}
+
     @abstractmethod
     def collate(self, store: "Encoded", rows: "Rows") -> dict[str, NDArray[Any]]:
         """One micro-batch: what the model's forward takes, and the targets."""
@@ -209,6 +215,10 @@ class Learner(ABC):
     def packing_differs(self, model: Any, packed: Mapping[str, Any], alone: Sequence[Mapping[str, Any]]) -> str | None:
         """Why a model cannot be trained on packed rows, or None: `packed` is one sequence of the rows in `alone`."""
         raise NotImplementedError  # only asked where `packs` is set
+
+    def of_base(self, model: Any, inputs: Mapping[str, Any]) -> Any:
+        """What the loss needs to know of the untouched base: a tensor [rows, numbers], the same in every attempt."""
+        raise NotImplementedError
 
     @abstractmethod
     def count(self, store: "Encoded", rows: "Rows") -> float:

@@ -26,7 +26,7 @@ _OTHER_LIMITS = ("max_length", "max_time", "num_return_sequences")
 
 
 def set_decoding(
-    model: Any, decoding: GenerationConfig, *, final: bool, limit: int | None = None, **tokens: int | None
+    model: Any, decoding: GenerationConfig, *, final: bool, limit: int | None = None, **tokens: int | list[int] | None
 ) -> None:
     """Make the model's generation_config say what the document asks for, and leave the rest as the base has it.
 
