@@ -18,7 +18,10 @@ TaskType = Literal[
     "question-answering",
     "instruction",
     "preference",
+    "multi-task",
 ]
+PartType = Literal["text-classification", "token-classification"]
+"""What may be one of several tasks on one encoder."""
 MethodType = Literal["full", "head", "lora", "qlora", "dora", "adapter", "ia3", "prompt", "prefix"]
 Metric = Literal[
     "accuracy",
@@ -46,6 +49,7 @@ Metric = Literal[
     "rouge-l",
     "bleu",
     "chrf",
+    "mean",
     "slice-gap",
     "exact-match",
     "has-answer-accuracy",
@@ -162,6 +166,16 @@ TASKS: Mapping[TaskType, TaskKind] = {
         refused={"head": _LANGUAGE_HEAD},
         without={"task.labels": _NO_LABELS},
     ),
+    "multi-task": TaskKind(
+        columns={},
+        metrics=("mean", "loss"),  # and those of each task, as NAME.METRIC
+        primary="mean",
+        without={
+            "task.labels": "whose task.tasks have labels of their own",
+            "data.validation.uri": "whose rows come from data.validation.sources, which name their tasks",
+            "data.test.uri": "whose rows come from data.test.sources, which name their tasks",
+        },
+    ),
 }
 
 ROLES: tuple[str, ...] = tuple(
@@ -175,8 +189,8 @@ _LOWER_IS_BETTER: frozenset[str] = frozenset(
 
 
 def lower_is_better(metric: str) -> bool:
-    """The direction of a metric."""
-    return metric in _LOWER_IS_BETTER
+    """The direction of a metric, also of one of several tasks (NAME.METRIC)."""
+    return metric.rpartition(".")[2] in _LOWER_IS_BETTER
 
 
 def tasks_with(role: str) -> tuple[TaskType, ...]:

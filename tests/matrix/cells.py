@@ -51,8 +51,7 @@ class Cell:
             **spec,
             "task": {"type": self.task, **spec.get("task", {})},
             "data": {
-                "train": [{"uri": (root / "train.jsonl").as_uri()}],
-                "test": {"uri": (root / "test.jsonl").as_uri()},
+                **_files(root, [part["name"] for part in spec.get("task", {}).get("tasks", ())]),
                 "maxLength": 48,
                 **spec.get("data", {}),
             },
@@ -66,11 +65,23 @@ class Cell:
         }
 
 
+def _files(root: Path, parts: list[str]) -> dict[str, Any]:
+    """Where the rows are; several tasks read them from the same files."""
+    train, test = ({"uri": (root / f"{side}.jsonl").as_uri()} for side in ("train", "test"))
+    if not parts:
+        return {"train": [train], "test": test}
+    return {
+        "train": [{**train, "task": name} for name in parts],
+        "test": {"sources": [{**test, "task": name} for name in parts]},
+    }
+
+
 @dataclass(frozen=True)
 class Figures:
     """What a cell gave, on the rows of the test file."""
 
     metric: str
+    """Of several the one with the least gain."""
     rivals: Mapping[str, float]
     tuned: float
     gain: float
@@ -121,8 +132,12 @@ def run(cell: Cell, root: Path, base: Path, *, ranks: Ranks, port: int) -> Figur
 
 
 def figures(cell: Cell, found: Made) -> Figures:
-    metric = TASKS[cell.task].primary
     evaluation = found.published()["outcome"]["evaluation"]
+    metrics = KINDS[cell.task].metrics or (TASKS[cell.task].primary,)
+    return min((_figures(cell, metric, evaluation) for metric in metrics), key=lambda figures: figures.gain)
+
+
+def _figures(cell: Cell, metric: str, evaluation: Mapping[str, Any]) -> Figures:
     known = {name: evaluation.get(name) or {} for name in ("trivial", "base", "probe")}
     rivals = {name: metrics[metric] for name, metrics in known.items() if metric in metrics}
     tuned = evaluation["tuned"][metric]

@@ -37,6 +37,8 @@ class Kind:
     """The base of a method that some of the bases cannot take."""
     margins: Mapping[MethodType, float] = field(default_factory=dict)
     """Of methods that learn less in so few steps."""
+    metrics: tuple[str, ...] = ()
+    """What is measured in place of the primary metric: each has to beat the baseline."""
 
 
 # --- rows ---
@@ -100,6 +102,11 @@ def asked(draw: random.Random, count: int) -> Rows:
     ]
 
 
+def both(draw: random.Random, count: int) -> Rows:
+    """Rows of two tasks that read other columns: which of three words is in a text, and which words begin alike."""
+    return [{**one, **other} for one, other in zip(coloured(draw, count), tagged(draw, count), strict=True)]
+
+
 _SMALL = {"training": {"batchSize": 2}}
 """Where rows are packed: few sequences are left."""
 
@@ -140,6 +147,23 @@ KINDS: Mapping[TaskType, Kind] = {
     ),
     "question-answering": Kind(
         ("bert", "roberta", "distilbert"), asked, "trivial", 0.2, {"training": {"epochs": 8.0}}, only={"prefix": "bert"}
+    ),
+    "multi-task": Kind(
+        ("bert", "roberta", "distilbert"),
+        both,
+        "trivial",
+        0.2,
+        {
+            "task": {
+                "tasks": [
+                    {"name": "colour", "type": "text-classification"},
+                    {"name": "tags", "type": "token-classification"},
+                ]
+            },
+            "training": {"epochs": 6.0},
+        },
+        only={"prefix": "bert"},
+        metrics=("colour.f1", "tags.f1"),
     ),
 }
 

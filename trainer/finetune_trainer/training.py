@@ -137,7 +137,7 @@ def prepare(attempt: Attempt) -> Trainee:
     Raises ModelError, Damaged.
     """
     config, encoded = attempt.config.training, attempt.encoded
-    method = adapt.get(attempt.config.method)
+    method = attempt.method
     loaded = attempt.load(final=False)
     seen = np.concatenate([encoded.rows(TRAIN), encoded.rows(VALIDATION)])
     attempt.ask_base(seen, world=attempt.world, model=loaded.model)
@@ -183,7 +183,7 @@ def prepare(attempt: Attempt) -> Trainee:
         plan=attempt.plan,
         order=_order(attempt, units),
         rows=units.numbers,
-        count=units.count,
+        shares=units.shares,
         inputs_of=units.inputs_of,
         train_mode=_train_mode(method, model=model, module=module),
         beat=attempt.heart.beat,

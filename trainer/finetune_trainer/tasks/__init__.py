@@ -11,6 +11,7 @@ from finetune_trainer.tasks import regression, text_classification
 from finetune_trainer.tasks.base import Facts, Learner, Metrics, Outcomes, Task
 from finetune_trainer.tasks.causal_lm import CausalLm
 from finetune_trainer.tasks.instruction import Instruction
+from finetune_trainer.tasks.multi_task import MultiTask
 from finetune_trainer.tasks.preference import Preference
 from finetune_trainer.tasks.question_answering import QuestionAnswering
 from finetune_trainer.tasks.summarization import Summarization
@@ -34,4 +35,6 @@ _TASKS: dict[TaskType, Callable[[RunConfig], Task]] = {
 
 def get(config: RunConfig) -> Task:
     """The task of a run."""
+    if config.task.type == "multi-task":
+        return MultiTask(config, _TASKS)
     return _TASKS[config.task.type](config)
