@@ -26,7 +26,7 @@ from finetune_api.job import (
     ScheduleType,
     Strategy,
 )
-from finetune_api.tasks import MethodType, Metric, TaskType
+from finetune_api.tasks import MethodType, PartType, TaskType
 
 RECIPE_VERSION = 1
 """Raised only when the trainer's numerics change on purpose; part of a run's identity, unlike any package version."""
@@ -65,6 +65,16 @@ class ExitCode(IntEnum):
     """Out of memory: the next attempt halves the micro-batch."""
 
 
+class PartConfig(Model):
+    """One of several tasks that share an encoder."""
+
+    name: str
+    type: PartType
+    columns: dict[str, str]
+    labels: list[str] | None
+    loss_weight: float
+
+
 class TaskConfig(Model):
     type: TaskType
     columns: dict[str, str]
@@ -85,19 +95,20 @@ class TaskConfig(Model):
     """Question answering: tokens that neighbouring windows share."""
     unanswerable: bool | None = None
     """Question answering. None: as the training rows have it."""
-    image_size: int | None = None
-    """Image classification. None: as the base's preprocessor_config.json has it."""
-    augment_flip: bool | None = None
-    augment_crop: float | None = None
-    augment_color: float | None = None
-    augment_mixup: float | None = None
-    """Image classification, as the others of augment. None: not at all."""
+    tasks: list[PartConfig] | None = None
+
+
+class PartSource(Model):
+    """Rows of one of several tasks."""
+
+    task: str
+    uri: str
 
 
 class DataConfig(Model):
     train: list[str]
     validation_fraction: float | None
-    """None exactly when validation_uri is given."""
+    """None exactly when validation_uri or validation_sources are given."""
     validation_group_by: str | None
     validation_uri: str | None
     test_uri: str | None
@@ -111,6 +122,27 @@ class DataConfig(Model):
     """near includes exact."""
     leakage: Leakage = "Drop"
     audit: AuditMode = "Sample"
+    train_tasks: list[str] | None = None
+    """Of several tasks that of each of `train`; None, as the two below, where there is one task."""
+    validation_sources: list[PartSource] | None = None
+    test_sources: list[PartSource] | None = None
+
+    @property
+    def tested(self) -> bool:
+        """Whether there are rows for the final metrics."""
+        return self.test_uri is not None or self.test_sources is not None
+
+    @property
+    def addresses(self) -> dict[str, str]:
+        """Every URI of rows, by its path in the document."""
+        found = {f"spec.data.train[{number}].uri": uri for number, uri in enumerate(self.train)}
+        for side, uri, sources in (
+            ("validation", self.validation_uri, self.validation_sources),
+            ("test", self.test_uri, self.test_sources),
+        ):
+            found |= {f"spec.data.{side}.uri": uri} if uri is not None else {}
+            found |= {f"spec.data.{side}.sources[{n}].uri": source.uri for n, source in enumerate(sources or ())}
+        return found
 
 
 class GenerationConfig(Model):
@@ -202,7 +234,7 @@ class GateConfig(Model):
 class EvaluationConfig(Model):
     """Defaults are what held before there was the field."""
 
-    metrics: list[Metric] | None = None
+    metrics: list[str] | None = None
     """None: all of the task's are shown."""
     baseline: Literal["auto", "Base", "Probe", "Trivial", "None"] = "auto"
     slices: list[str] = Field([])
@@ -259,7 +291,8 @@ class RunConfig(Model):
     data: DataConfig
     method: MethodConfig
     training: TrainingConfig
-    primary: Metric
+    primary: str
+    """A metric, of several tasks NAME.METRIC or mean."""
     evaluation: EvaluationConfig = EvaluationConfig()
     decoding: GenerationConfig | None = None
     """spec.generation; None in tasks that write no text."""

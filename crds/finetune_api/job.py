@@ -1,8 +1,10 @@
 """FineTuneJob: what a user asks for, and what the operator says of it."""
 
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import AfterValidator, Field, StringConstraints
+from pydantic.alias_generators import to_snake
 
 from finetune_api.base import (
     Model,
@@ -24,7 +26,7 @@ from finetune_api.tasks import (
     TASKS,
     WITH_TARGETS,
     MethodType,
-    Metric,
+    PartType,
     TaskKind,
     TaskType,
     tasks_with,
@@ -37,6 +39,10 @@ Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])
 Column = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 License = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.+-]*$", max_length=64)]
 Label = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+PartName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=40)]
+MetricName = Annotated[
+    str, StringConstraints(pattern=r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?\.)?[a-z0-9][-a-z0-9]*$", max_length=64)
+]
 Language = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][-A-Za-z0-9_]*$", max_length=32)]
 Template = Annotated[str, StringConstraints(min_length=1, max_length=65536)]
 Prefix = Annotated[str, StringConstraints(max_length=256)]
@@ -67,15 +73,11 @@ def _role(role: str) -> Rule:
     )
 
 
-class Columns(Model):
+class PartColumns(Model):
     text: Column | None = spec_field("train", "Column that holds the text. Default: text.")
     label: Column | None = spec_field(
         "train", "Column that holds the label: one value, or a list of values for multi-label rows. Default: label."
     )
-    summary: Column | None = spec_field("train", "Column that holds the summary of a text. Default: summary.")
-    source: Column | None = spec_field("train", "Column that holds the text to translate. Default: source.")
-    target: Column | None = spec_field("train", "Column that holds its translation. Default: target.")
-    value: Column | None = spec_field("train", "Column that holds the number of regression. Default: value.")
     pair: Column | None = spec_field(
         "train",
         "Column that holds a second text, where the label or number is about two of them (inference, paraphrase, similarity). Default: none.",
@@ -89,9 +91,13 @@ class Columns(Model):
         "Column that holds the spans of the text, a list of objects with start, end (in characters) and label, where there "
         "are no tokens. Default: spans.",
     )
-    image: Column | None = spec_field(
-        "train", "Column that holds the image: bytes, or a path relative to the file of rows. Default: image."
-    )
+
+
+class Columns(PartColumns):
+    summary: Column | None = spec_field("train", "Column that holds the summary of a text. Default: summary.")
+    source: Column | None = spec_field("train", "Column that holds the text to translate. Default: source.")
+    target: Column | None = spec_field("train", "Column that holds its translation. Default: target.")
+    value: Column | None = spec_field("train", "Column that holds the number of regression. Default: value.")
     question: Column | None = spec_field(
         "train", "Column that holds the question of question-answering. Default: question."
     )
@@ -122,28 +128,33 @@ class Columns(Model):
     )
 
 
-class Augment(Model):
-    flip: bool | None = spec_field(
-        "train", "Mirror left and right in half of the cases; not for what means something else then. Default: false."
+def _items(value: Any) -> list[Any]:
+    """Of a list; the validator asks rules about documents whose types are still wrong."""
+    return value if isinstance(value, list) else []
+
+
+class Part(Model):
+    rules: ClassVar[tuple[Rule, ...]] = tuple(
+        _role(role)
+        for role in ROLES
+        if to_snake(role) in PartColumns.model_fields and len(tasks_with(role)) < len(TASKS)
     )
-    crop: float | None = spec_field(
+
+    name: PartName = spec_field(
         "train",
-        "Show a random part of the image: the smallest share of its area, such as 0.5. Default: all of it.",
-        gt=0,
-        le=1,
+        "Names the task in data.train[].task, in metrics (NAME.f1) and as the directory of its model.",
+        required=True,
     )
-    color: float | None = spec_field(
+    type: PartType = spec_field("train", "What the model learns to do.", required=True)
+    columns: PartColumns | None = spec_field(None, "Names of the columns in the task's files.")
+    labels: list[Label] | None = spec_field(
         "train",
-        "Change brightness, contrast and saturation by up to this share, such as 0.3. Default: 0.",
-        ge=0,
-        lt=1,
+        "The task's labels, in the order of its outputs. Default: found in the data by preflight and fixed from then on.",
+        min_length=2,
+        max_length=10000,
     )
-    mixup: float | None = spec_field(
-        "train",
-        "Blend images and labels in pairs; alpha of the Beta distribution the shares are drawn from, such as 0.2. "
-        "Default: not at all.",
-        gt=0,
-        le=100,
+    loss_weight: float | None = spec_field(
+        "train", "What the task's mean loss is multiplied by. Default: 1.", gt=0, le=1000
     )
 
 
@@ -152,11 +163,21 @@ class Task(Model):
         *(_role(role) for role in ROLES if len(tasks_with(role)) < len(TASKS)),
         only_with("type", values=("translation",), fields=("sourceLanguage", "targetLanguage")),
         only_with("type", values=("summarization", "translation"), fields=("prefix",)),
+        only_with("type", values=("multi-task",), fields=("tasks",)),
+        Rule(
+            "self.type != 'multi-task' || has(self.tasks)",
+            "type: multi-task needs tasks, those that share the encoder",
+            lambda task: task.type != "multi-task" or task.tasks is not None,
+        ),
+        Rule(
+            "!has(self.tasks) || self.tasks.all(one, self.tasks.exists_one(other, other.name == one.name))",
+            "give each of tasks a name of its own",
+            lambda task: len({str(at(part, "name")) for part in _items(task.tasks)}) == len(_items(task.tasks)),
+        ),
         only_with("type", values=("question-answering",), fields=("stride", "unanswerable")),
         only_with("type", values=("instruction",), fields=("trainOn",)),
         only_with("type", values=("instruction", "preference"), fields=("chatTemplate",)),
         only_with("type", values=("preference",), fields=("beta", "loss")),
-        only_with("type", values=("image-classification",), fields=("imageSize", "augment")),
     )
 
     type: TaskType = spec_field("train", "What the model learns to do.", required=True)
@@ -196,6 +217,9 @@ class Task(Model):
         "Words put before each text, such as `summarize: `. Default: those that task_specific_params of the base's config.json "
         "name for the task and its languages, else none.",
     )
+    tasks: list[Part] | None = spec_field(
+        None, "The tasks that share one encoder, each with a head of its own.", min_length=2, max_length=8
+    )
     stride: int | None = spec_field(
         "train",
         "Tokens that neighbouring windows of a long context share; at most half a window. Default: 64.",
@@ -205,15 +229,6 @@ class Task(Model):
     unanswerable: bool | None = spec_field(
         "train",
         "Whether a question may have no answer in its context: true lets the model say so, false refuses such rows. Default: as the training rows have it.",
-    )
-    image_size: int | None = spec_field(
-        "train",
-        "Pixels of both sides that images are resized to; a model with learned positions takes its own size alone. Default: as the base's preprocessor_config.json has it.",
-        ge=8,
-        le=4096,
-    )
-    augment: Augment | None = spec_field(
-        None, "How training images are changed at random, anew each time they are seen. Default: not at all."
     )
 
 
@@ -246,11 +261,19 @@ class DataSource(Model):
         gt=0,
         le=100,
     )
+    task: PartName | None = spec_field(
+        "train", "With multi-task, and there always: which of task.tasks the rows are of."
+    )
+
+
+class ValidationSource(Model):
+    task: PartName = spec_field("train", "Which of task.tasks the rows are of.", required=True)
+    uri: SourceUri = spec_field("train", "Validation rows, as in data.train.", required=True)
 
 
 class Validation(Model):
     rules: ClassVar[tuple[Rule, ...]] = (
-        exactly_one_of("fraction", "uri"),
+        exactly_one_of("fraction", "uri", "sources"),
         Rule(
             "!has(self.groupBy) || has(self.fraction)",
             "groupBy goes only with fraction",
@@ -265,11 +288,24 @@ class Validation(Model):
         "train", "Rows with the same value in this column stay on one side of the split."
     )
     uri: SourceUri | None = spec_field("train", "Validation rows, as in data.train.")
+    sources: list[ValidationSource] | None = spec_field(
+        None, "With multi-task, instead of uri: validation rows of every task.", min_length=1, max_length=64
+    )
+
+
+class PartTestSource(Model):
+    task: PartName = spec_field("evaluate", "Which of task.tasks the rows are of.", required=True)
+    uri: SourceUri = spec_field("evaluate", "Test rows, as in data.train.", required=True)
 
 
 class TestSource(Model):
     __test__ = False
-    uri: SourceUri = spec_field("evaluate", "Test rows, as in data.train.", required=True)
+    rules: ClassVar[tuple[Rule, ...]] = (exactly_one_of("uri", "sources"),)
+
+    uri: SourceUri | None = spec_field("evaluate", "Test rows, as in data.train.")
+    sources: list[PartTestSource] | None = spec_field(
+        None, "With multi-task, instead of uri: test rows of every task.", min_length=1, max_length=64
+    )
 
 
 class Deduplicate(Model):
@@ -634,7 +670,7 @@ class Gate(Model):
         ),
     )
 
-    metric: Metric = spec_field(
+    metric: MetricName = spec_field(
         "judge",
         "What is judged: one of the task's metrics, or slice-gap, the widest gap of evaluation.primary between two values of a "
         "column of evaluation.slices.",
@@ -667,11 +703,12 @@ class Evaluation(Model):
         ),
     )
 
-    primary: Metric | None = spec_field(
+    primary: MetricName | None = spec_field(
         "train",
-        "Metric that chooses the best checkpoint, one of the task's; f1, precision and recall are macro averages, for token-classification micro averages over entities. Default: by task, such as f1.",
+        "Metric that chooses the best checkpoint, one of the task's; f1, precision and recall are macro averages, for token-classification micro averages over entities. "
+        "With multi-task mean, the mean of the tasks' own defaults, or that of one task, such as intent.f1. Default: by task, such as f1.",
     )
-    metrics: list[Metric] | None = spec_field(
+    metrics: list[MetricName] | None = spec_field(
         "evaluate",
         "Metrics that the status and the model card show beside evaluation.primary. Default: all of the task's.",
         min_length=1,
@@ -818,15 +855,23 @@ class Retries(Model):
     )
 
 
+def _known(named: list[Any], metrics: Sequence[str]) -> bool:
+    """Whether metrics are among these; what is no text has another problem."""
+    return all(metric in metrics for metric in named if isinstance(metric, str))
+
+
+def _gated(spec: Any) -> list[Any]:
+    return [at(gate, "metric") for gate in _items(at(spec, "evaluation.gates"))]
+
+
 def _primary(name: str, kind: TaskKind) -> Rule:
     """The primary metric is one of the task's."""
     options = ", ".join(f"'{metric}'" for metric in kind.metrics)
-    others = [metric for metric in get_args(Metric) if metric not in kind.metrics]
     return Rule(
         f"self.task.type != '{name}' || !has(self.evaluation) || !has(self.evaluation.primary) || "
         f"self.evaluation.primary in [{options}]",
         f"evaluation.primary for {name} is one of {', '.join(kind.metrics)}",
-        lambda spec: at(spec, "task.type") != name or at(spec, "evaluation.primary") not in others,
+        lambda spec: at(spec, "task.type") != name or _known([at(spec, "evaluation.primary")], kind.metrics),
     )
 
 
@@ -837,7 +882,7 @@ def _metrics(name: str, kind: TaskKind) -> Rule:
         f"self.task.type != '{name}' || !has(self.evaluation) || !has(self.evaluation.metrics) || "
         f"self.evaluation.metrics.all(metric, metric in [{options}])",
         f"evaluation.metrics for {name} are among {', '.join(kind.metrics)}",
-        lambda spec: at(spec, "task.type") != name or set(at(spec, "evaluation.metrics") or ()) <= set(kind.metrics),
+        lambda spec: at(spec, "task.type") != name or _known(_items(at(spec, "evaluation.metrics")), kind.metrics),
     )
 
 
@@ -848,10 +893,7 @@ def _gates(name: str, kind: TaskKind) -> Rule:
         f"self.task.type != '{name}' || !has(self.evaluation) || !has(self.evaluation.gates) || "
         f"self.evaluation.gates.all(gate, gate.metric in [{options}, 'slice-gap'])",
         f"evaluation.gates for {name} judge {', '.join(kind.metrics)} or slice-gap",
-        lambda spec: (
-            at(spec, "task.type") != name
-            or all(at(gate, "metric") in (*kind.metrics, "slice-gap") for gate in at(spec, "evaluation.gates") or ())
-        ),
+        lambda spec: at(spec, "task.type") != name or _known(_gated(spec), (*kind.metrics, "slice-gap")),
     )
 
 
@@ -864,6 +906,95 @@ def _method(name: str, kind: TaskKind, method: MethodType) -> Rule:
     )
 
 
+def _named(metric: str) -> str:
+    """CEL that says whether a string is a metric of one of task.tasks, such as intent.f1."""
+    kinds = " || ".join(
+        f"(part.type == '{name}' && {list(TASKS[name].metrics)}.exists(name, {metric} == part.name + '.' + name))"
+        for name in get_args(PartType)
+    )
+    return f"self.task.tasks.exists(part, {kinds})"
+
+
+def _metrics_of_parts(spec: Any) -> list[str]:
+    parts = [(at(part, "name"), str(at(part, "type"))) for part in _items(at(spec, "task.tasks"))]
+    return [
+        f"{name}.{metric}"
+        for name, kind in parts
+        for other in TASKS
+        if other == kind
+        for metric in TASKS[other].metrics
+    ]
+
+
+def _sourced(path: str) -> Rule:
+    """Rows of several tasks come from files that name theirs, and every task has some."""
+    names = path.split(".")
+    there = " && ".join(f"has(self.{'.'.join(names[:end])})" for end in range(2, len(names) + 1))
+    return Rule(
+        f"self.task.type != 'multi-task' || !has(self.task.tasks) || !({there}) || "
+        f"(self.task.tasks.all(part, self.{path}.exists(source, has(source.task) && source.task == part.name)) && "
+        f"self.{path}.all(source, has(source.task) && self.task.tasks.exists(part, part.name == source.task)))",
+        f"with multi-task each source in {path} names one of task.tasks as its task, and each of these has a source",
+        lambda spec: (
+            at(spec, "task.type") != "multi-task"
+            or not _items(at(spec, "task.tasks"))
+            or not _items(at(spec, path))
+            or {str(at(source, "task")) for source in at(spec, path)}
+            == {str(at(part, "name")) for part in at(spec, "task.tasks")}
+        ),
+    )
+
+
+def _judged(field: str, cel: str, metric: str, named: Callable[[Any], list[Any]], more: tuple[str, ...] = ()) -> Rule:
+    """Metrics of several tasks are `mean`, `loss`, or those of one task; `cel` says it with a place for "is one"."""
+    own = (*TASKS["multi-task"].metrics, *more)
+    return Rule(
+        "self.task.type != 'multi-task' || !has(self.task.tasks) || !has(self.evaluation) || "
+        + cel.format(f"({metric} in {list(own)} || {_named(metric)})"),
+        f"evaluation.{field} for multi-task: {', '.join(own)}, or NAME.METRIC with the name of one of task.tasks and a metric "
+        "of its type",
+        lambda spec: (
+            at(spec, "task.type") != "multi-task"
+            or not _items(at(spec, "task.tasks"))
+            or _known(named(spec), [*own, *_metrics_of_parts(spec)])
+        ),
+    )
+
+
+_OF_PARTS: tuple[Rule, ...] = (
+    *(_sourced(path) for path in ("data.train", "data.validation.sources", "data.test.sources")),
+    Rule(
+        "self.task.type == 'multi-task' || self.data.train.all(source, !has(source.task))",
+        "data.train[].task goes only with task.type: multi-task",
+        lambda spec: (
+            at(spec, "task.type") == "multi-task"
+            or all(at(source, "task") is None for source in _items(at(spec, "data.train")))
+        ),
+    ),
+    *(
+        only_beside(path, "task.type", values=("multi-task",), default="")
+        for path in ("data.validation.sources", "data.test.sources")
+    ),
+    _judged(
+        "primary",
+        "!has(self.evaluation.primary) || {0}",
+        "self.evaluation.primary",
+        lambda spec: [at(spec, "evaluation.primary")],
+    ),
+    _judged(
+        "metrics",
+        "!has(self.evaluation.metrics) || self.evaluation.metrics.all(metric, {0})",
+        "metric",
+        lambda spec: _items(at(spec, "evaluation.metrics")),
+    ),
+    _judged(
+        "gates",
+        "!has(self.evaluation.gates) || self.evaluation.gates.all(gate, {0})",
+        "gate.metric",
+        _gated,
+        more=("slice-gap",),
+    ),
+)
 _UNMERGED = ("adapter", "prompt", "prefix")
 """Methods without weights that could be folded into the base."""
 
@@ -873,9 +1004,10 @@ class FineTuneJobSpec(Model):
         *(
             rule(name, kind)
             for name, kind in TASKS.items()
-            if set(kind.metrics) < set(get_args(Metric))
+            if name != "multi-task"
             for rule in (_primary, _metrics, _gates)
         ),
+        *_OF_PARTS,
         *(_method(name, kind, method) for name, kind in TASKS.items() for method in kind.refused),
         *(
             never_beside(field, "task.type", values=(name,), reason=reason)
@@ -1026,7 +1158,7 @@ class PreflightStatus(Model):
     rows: RowCounts | None = Field(None, description="Rows found.")
     labels: int | None = Field(None, description="Number of labels.")
     form: str | None = Field(
-        None, description="How the rows are written, such as one label or a list of labels.", max_length=64
+        None, description="How the rows are written, such as one label or a list of labels.", max_length=640
     )
     tokens: TokenLengths | None = Field(None, description="Lengths of the rows, before any cut.")
     truncated_percent: Figure | None = Field(None, description="Share of rows longer than data.maxLength.")

@@ -6,7 +6,7 @@ The defaults of the API live here and nowhere else.
 import fnmatch
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -20,6 +20,8 @@ from finetune_api.contract import (
     GenerationConfig,
     MethodConfig,
     OutputConfig,
+    PartConfig,
+    PartSource,
     PodsConfig,
     RunConfig,
     StorageConfig,
@@ -27,7 +29,6 @@ from finetune_api.contract import (
     TrainingConfig,
 )
 from finetune_api.job import (
-    Augment,
     Checkpoint,
     CheckpointEvery,
     Deduplicate,
@@ -38,6 +39,8 @@ from finetune_api.job import (
     Loss,
     Method,
     Optimizer,
+    Part,
+    PartTestSource,
     PerNode,
     PodMetadata,
     PodSpec,
@@ -46,8 +49,10 @@ from finetune_api.job import (
     Retries,
     Schedule,
     Storage,
+    Task,
     Training,
     Validation,
+    ValidationSource,
     Warmup,
 )
 from finetune_api.profile import FineTuneProfileSpec, Gpu, Images
@@ -115,8 +120,9 @@ def resolve(
 
     Raises ResolveError when the profile forbids what the document names.
     """
+    data = _data(spec)
     if defaults.in_cluster:
-        _refuse_files(spec)
+        _refuse_files({"spec.model.uri": spec.model.uri, "spec.output.uri": spec.output.uri, **data.addresses})
     return RunConfig(
         generation=generation,
         job=job,
@@ -125,7 +131,7 @@ def resolve(
         model=spec.model.uri.rstrip("/"),
         model_license=spec.model.license,
         allowed_licenses=profile.allowed_licenses,
-        data=_data(spec),
+        data=data,
         method=_method(spec),
         training=_training(spec),
         primary=first((spec.evaluation or Evaluation()).primary, default=TASKS[spec.task.type].primary),
@@ -143,56 +149,62 @@ def resolve(
     )
 
 
-def _refuse_files(spec: FineTuneJobSpec) -> None:
-    validation = spec.data.validation
-    uris = {
-        "spec.model.uri": spec.model.uri,
-        "spec.output.uri": spec.output.uri,
-        "spec.data.validation.uri": (validation.uri if validation else None) or "",
-        "spec.data.test.uri": spec.data.test.uri if spec.data.test else "",
-        **{f"spec.data.train[{i}].uri": source.uri for i, source in enumerate(spec.data.train)},
-    }
+def _refuse_files(uris: Mapping[str, str]) -> None:
     for path, uri in uris.items():
         if uri.startswith("file:"):
             raise ResolveError("FileUriInCluster", f"{path}: {uri} names a file of one machine; in a cluster use s3://")
 
 
 def _task(spec: FineTuneJobSpec) -> TaskConfig:
-    named = spec.task.columns.document() if spec.task.columns else {}
-    augment = spec.task.augment or Augment()
-    kind = TASKS[spec.task.type]
+    task = spec.task
     return TaskConfig(
-        type=spec.task.type,
-        columns={role: named.get(role, name) for role, name in kind.columns.items()}
-        | {role: named[role] for role in kind.optional if role in named},
-        labels=spec.task.labels,
-        source_language=spec.task.source_language,
-        target_language=spec.task.target_language,
-        prefix=spec.task.prefix,
-        stride=first(spec.task.stride, default=64) if spec.task.type == "question-answering" else None,
-        unanswerable=spec.task.unanswerable,
-        chat_template=None if spec.task.chat_template == "auto" else spec.task.chat_template,
-        beta=first(spec.task.beta, default=0.1) if spec.task.type == "preference" else None,
-        loss=first(spec.task.loss, default="sigmoid") if spec.task.type == "preference" else None,
-        train_on=first(spec.task.train_on, default="assistant") if spec.task.type == "instruction" else None,
-        image_size=spec.task.image_size,
-        augment_flip=augment.flip or None,
-        augment_crop=augment.crop,
-        augment_color=augment.color,
-        augment_mixup=augment.mixup,
+        type=task.type,
+        columns=_columns(task),
+        labels=task.labels,
+        source_language=task.source_language,
+        target_language=task.target_language,
+        prefix=task.prefix,
+        stride=first(task.stride, default=64) if task.type == "question-answering" else None,
+        unanswerable=task.unanswerable,
+        chat_template=None if task.chat_template == "auto" else task.chat_template,
+        beta=first(task.beta, default=0.1) if task.type == "preference" else None,
+        loss=first(task.loss, default="sigmoid") if task.type == "preference" else None,
+        train_on=first(task.train_on, default="assistant") if task.type == "instruction" else None,
+        tasks=None
+        if task.tasks is None
+        else [
+            PartConfig(
+                name=part.name,
+                type=part.type,
+                columns=_columns(part),
+                labels=part.labels,
+                loss_weight=first(part.loss_weight, default=1.0),
+            )
+            for part in task.tasks
+        ],
     )
+
+
+def _columns(task: Task | Part) -> dict[str, str]:
+    """Names of the columns by role."""
+    named = task.columns.document() if task.columns else {}
+    kind = TASKS[task.type]
+    optional = {role: named[role] for role in kind.optional if role in named}
+    return {role: named.get(role, name) for role, name in kind.columns.items()} | optional
 
 
 def _data(spec: FineTuneJobSpec) -> DataConfig:
     validation = spec.data.validation or Validation(fraction=0.1)
     repeated = spec.data.deduplicate or Deduplicate()
     weights = [first(source.weight, default=1.0) for source in spec.data.train]
+    tasks = [source.task for source in spec.data.train if source.task is not None]
+    test = spec.data.test
     return DataConfig(
         train=[source.uri for source in spec.data.train],
         validation_fraction=validation.fraction,
         validation_group_by=validation.group_by,
         validation_uri=validation.uri,
-        test_uri=spec.data.test.uri if spec.data.test else None,
+        test_uri=test.uri if test else None,
         max_length=first(spec.data.max_length, default=256),
         overlong=first(spec.data.overlong, default="Split" if TASKS[spec.task.type].splits else "Truncate"),
         max_target_length=_target_length(spec),
@@ -200,7 +212,14 @@ def _data(spec: FineTuneJobSpec) -> DataConfig:
         deduplicate="near" if repeated.near else "exact" if repeated.exact else None,
         leakage=first(spec.data.leakage, default="Drop"),
         audit=first(spec.data.audit, default="Sample"),
+        train_tasks=tasks or None,
+        validation_sources=_sources(validation.sources),
+        test_sources=_sources(test.sources) if test else None,
     )
+
+
+def _sources(asked: Sequence[ValidationSource] | Sequence[PartTestSource] | None) -> list[PartSource] | None:
+    return None if asked is None else [PartSource(task=source.task, uri=source.uri) for source in asked]
 
 
 def _target_length(spec: FineTuneJobSpec) -> int | None:
@@ -400,7 +419,7 @@ def digest(value: Any) -> str:
     return hashlib.sha256(rfc8785.dumps(value)).hexdigest()
 
 
-_LATER = {"train_weights", "deduplicate", "leakage", "max_target_length"}
+_LATER = {"train_weights", "deduplicate", "leakage", "max_target_length", "train_tasks"}
 
 
 def train_identity(config: RunConfig, *, labels: list[str], inputs: Mapping[str, str]) -> dict[str, Any]:
@@ -411,6 +430,7 @@ def train_identity(config: RunConfig, *, labels: list[str], inputs: Mapping[str,
     each attempt. Fields that came later than the recipe have a default in the contract and count only where they
     differ from it.
     """
+    held = config.data.validation_sources
     training = config.training.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_defaults=True)
     for name in ("microBatch", "gradientCheckpointing"):
         training.pop(name, None)
@@ -423,6 +443,7 @@ def train_identity(config: RunConfig, *, labels: list[str], inputs: Mapping[str,
             "validationFraction": config.data.validation_fraction,
             "groupBy": config.data.validation_group_by,
             **config.data.model_dump(mode="json", by_alias=True, exclude_defaults=True, include=_LATER),
+            **({} if held is None else {"validationTasks": [source.task for source in held]}),
         },
         "inputs": dict(inputs),
         "method": config.method.document(),
@@ -442,7 +463,9 @@ def evaluation_id(run: str, config: RunConfig, *, test: str | None) -> str:
     Gates are not part of it: they are judged again from what was measured. What is at its default counts nothing.
     """
     decoding = {} if config.decoding is None else {"decoding": config.decoding.document()}
-    return digest({"run": run, "test": test, **decoding, **_measured(config)})[:16]
+    sources = config.data.test_sources
+    tasks = {} if sources is None else {"testTasks": [source.task for source in sources]}
+    return digest({"run": run, "test": test, **decoding, **tasks, **_measured(config)})[:16]
 
 
 def _measured(config: RunConfig) -> dict[str, Any]:

@@ -18,8 +18,10 @@ TaskType = Literal[
     "question-answering",
     "instruction",
     "preference",
-    "image-classification",
+    "multi-task",
 ]
+PartType = Literal["text-classification", "token-classification"]
+"""What may be one of several tasks on one encoder."""
 MethodType = Literal["full", "head", "lora", "qlora", "dora", "adapter", "ia3", "prompt", "prefix"]
 Metric = Literal[
     "accuracy",
@@ -47,6 +49,7 @@ Metric = Literal[
     "rouge-l",
     "bleu",
     "chrf",
+    "mean",
     "slice-gap",
     "exact-match",
     "has-answer-accuracy",
@@ -88,20 +91,16 @@ class TaskKind:
 _REUSED_OUTPUT = "the decoder writes with the output layer of the base, no new layer could learn alone; use lora"
 _LANGUAGE_HEAD = "a language model has no new output layer, and its own one is mostly its input embedding; use lora"
 _NO_LABELS = "whose answers are texts"
-_IMAGES = "learned tokens go before text, and an image has none"
-_NO_TOKENS = "whose rows are images, not tokens"
-_NO_TEXT = "whose rows have no text to compare or to search"
-_OF_CLASSES: tuple[Metric, ...] = (
-    *("accuracy", "precision", "recall", "f1", "f1-micro", "f1-weighted", "mcc", "roc-auc", "pr-auc"),
-    *("log-loss", "ece", "loss"),
-)
 
 
 TASKS: Mapping[TaskType, TaskKind] = {
     "text-classification": TaskKind(
         columns={"text": "text", "label": "label"},
         optional=("pair",),
-        metrics=_OF_CLASSES,
+        metrics=(
+            *("accuracy", "precision", "recall", "f1", "f1-micro", "f1-weighted", "mcc", "roc-auc", "pr-auc"),
+            *("log-loss", "ece", "loss"),
+        ),
         primary="f1",
         classifies=True,
     ),
@@ -145,20 +144,6 @@ TASKS: Mapping[TaskType, TaskKind] = {
         packs=True,
         splits=True,
     ),
-    "image-classification": TaskKind(
-        columns={"image": "image", "label": "label"},
-        metrics=_OF_CLASSES,
-        primary="f1",
-        classifies=True,
-        refused={"prompt": _IMAGES, "prefix": _IMAGES},
-        without={
-            "training.neftune": "whose images have no token embeddings for noise",
-            "data.maxLength": _NO_TOKENS,
-            "data.overlong": _NO_TOKENS,
-            "data.deduplicate.near": _NO_TEXT,
-            "data.audit": _NO_TEXT,
-        },
-    ),
     "question-answering": TaskKind(
         columns={"question": "question", "context": "context", "answers": "answers"},
         metrics=("exact-match", "f1", "has-answer-accuracy", "no-answer-accuracy", "loss"),
@@ -181,6 +166,16 @@ TASKS: Mapping[TaskType, TaskKind] = {
         refused={"head": _LANGUAGE_HEAD},
         without={"task.labels": _NO_LABELS},
     ),
+    "multi-task": TaskKind(
+        columns={},
+        metrics=("mean", "loss"),  # and those of each task, as NAME.METRIC
+        primary="mean",
+        without={
+            "task.labels": "whose task.tasks have labels of their own",
+            "data.validation.uri": "whose rows come from data.validation.sources, which name their tasks",
+            "data.test.uri": "whose rows come from data.test.sources, which name their tasks",
+        },
+    ),
 }
 
 ROLES: tuple[str, ...] = tuple(
@@ -194,8 +189,8 @@ _LOWER_IS_BETTER: frozenset[str] = frozenset(
 
 
 def lower_is_better(metric: str) -> bool:
-    """The direction of a metric."""
-    return metric in _LOWER_IS_BETTER
+    """The direction of a metric, also of one of several tasks (NAME.METRIC)."""
+    return metric.rpartition(".")[2] in _LOWER_IS_BETTER
 
 
 def tasks_with(role: str) -> tuple[TaskType, ...]:

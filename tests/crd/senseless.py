@@ -17,10 +17,9 @@ VALUES: dict[str, Any] = {
     "training.loss": {"type": "focal"},
     "training.classWeights": "balanced",
     "data.overlong": "Drop",
-    "data.maxLength": 64,
-    "data.deduplicate.near": True,
-    "data.audit": "Full",
     "generation": {"maxNewTokens": 8},
+    "data.validation.uri": "s3://data/validation.jsonl",
+    "data.test.uri": "s3://data/test.jsonl",
 }
 """Something valid for each field that some task goes without."""
 
@@ -55,7 +54,11 @@ def _of(name: str, kind: TaskKind) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def document(kind: str, **spec: Any) -> dict[str, Any]:
     """A small good document for a task, with parts of its spec replaced."""
-    data = {"train": [{"uri": "s3://data/train.jsonl"}], **spec.pop("data", {})}
+    task: dict[str, Any] = {"type": kind}
+    train = [{"uri": "s3://data/train.jsonl"}]
+    if kind == "multi-task":
+        task["tasks"] = [{"name": name, "type": "text-classification"} for name in ("one", "two")]
+        train = [{"uri": f"s3://data/{name}.jsonl", "task": name} for name in ("one", "two")]
     return {
         "apiVersion": "finetune.dev/v1alpha1",
         "kind": "FineTuneJob",
@@ -64,7 +67,7 @@ def document(kind: str, **spec: Any) -> dict[str, Any]:
             "model": {"uri": "s3://models/base"},
             "output": {"uri": "s3://models/out"},
             **spec,
-            "task": {"type": kind, **spec.get("task", {})},
-            "data": data,
+            "task": {**task, **spec.get("task", {})},
+            "data": {"train": train, **spec.get("data", {})},
         },
     }

@@ -221,7 +221,7 @@ def test_only_the_observed_generation_has_a_default() -> None:
 
 def test_every_rule_of_the_models_is_in_the_definition() -> None:
     messages = [rule["message"] for part in every(SPEC) for rule in part.get("x-kubernetes-validations", ())]
-    assert "give exactly one of fraction and uri" in messages
+    assert "give exactly one of fraction, uri and sources" in messages
     assert "freeze and unfreeze go only with type: full" in messages
     assert len(messages) >= 10
 

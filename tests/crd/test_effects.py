@@ -37,6 +37,9 @@ BESIDE: dict[str, dict[str, Any]] = {
     "spec.training.optimizer.momentum": {"type": "sgd"},
     "spec.training.schedule.minimum": {"type": "cosine"},
     "spec.training.schedule.power": {"type": "polynomial"},
+    "spec.evaluation.gates[].atLeast": {"metric": "f1"},
+    "spec.evaluation.gates[].atMost": {"metric": "f1"},
+    "spec.evaluation.gates[].improvesBaselineBy": {"metric": "f1"},
     "spec.generation.beams": {"strategy": "beam"},
     "spec.generation.lengthPenalty": {"strategy": "beam"},
 }
@@ -54,8 +57,6 @@ TASK: dict[str, str] = {
     "spec.data.maxTargetLength": "translation",
     "spec.generation": "translation",
     "spec.training.packing": "causal-lm",
-    "spec.task.imageSize": "image-classification",
-    "spec.task.augment": "image-classification",
     "spec.task.stride": "question-answering",
     "spec.task.unanswerable": "question-answering",
     "spec.task.chatTemplate": "instruction",
@@ -65,7 +66,14 @@ TASK: dict[str, str] = {
     **{f"spec.task.columns.{role}": tasks_with(role)[0] for role in ROLES},
 }
 """The task that a field, or one below it, goes with."""
-BY_CONTENT = {"spec.model.uri", "spec.data.train[].uri", "spec.data.validation.uri", "spec.data.test.uri"}
+BY_CONTENT = {
+    "spec.model.uri",
+    "spec.data.train[].uri",
+    "spec.data.validation.uri",
+    "spec.data.validation.sources[].uri",
+    "spec.data.test.uri",
+    "spec.data.test.sources[].uri",
+}
 """Inputs: their SHA-256 decides, not their name."""
 ELSEWHERE = {"spec.profile", "spec.output.uri"}
 """The profile's content decides, not its name; a run is looked for under output.uri, so another one has none."""
@@ -106,6 +114,32 @@ def completed(schema: dict[str, Any], given: Any) -> Any:
     return filled
 
 
+def of_parts(path: str, value: Any) -> dict[str, Any]:
+    """A document of two tasks, a and b, with `value` at a path below the first task or the first source of rows."""
+    names = ["a", "b"] if value not in ("a", "b") else [value, "ab".replace(value, "")]
+    parts: list[dict[str, Any]] = [{"name": name, "type": "text-classification"} for name in names]
+    sources = [[{"task": name, "uri": f"file:///{side}/{name}"} for name in "ab"] for side in range(3)]
+    for number, side in enumerate(("data.train", "data.validation", "data.test")):
+        if side in path and value in ("a", "b"):
+            sources[number] = [{**source, "task": name} for source, name in zip(sources[number], names, strict=True)]
+    if path.endswith("sources[].uri"):
+        sources[1 if "validation" in path else 2][0]["uri"] = value
+    if ".tasks[]." in path:
+        *outer, name = path.partition(".tasks[].")[2].split(".")
+        for key in outer:
+            parts[0]["type"] = tasks_with(name)[0]  # a column
+            value = {name: value}
+            name = key
+        parts[0][name] = value
+    else:
+        parts = [{"name": name, "type": "text-classification"} for name in "ab"]
+    train, validation, test = sources
+    return {
+        "task": {"type": "multi-task", "tasks": parts},
+        "data": {"train": train, "validation": {"sources": validation}, "test": {"sources": test}},
+    }
+
+
 def resolved(path: str, value: Any) -> RunConfig:
     document: Any = value
     parts = path.removeprefix("spec.").split(".")
@@ -115,6 +149,8 @@ def resolved(path: str, value: Any) -> RunConfig:
     for start, task in TASK.items():
         if path == start or path.startswith(f"{start}."):
             document = {**document, "task": {"type": task, **document.get("task", {})}}
+    if ".tasks[]." in path or path.endswith("[].task") or ".sources[]" in path or value == "multi-task":
+        document = of_parts(path, value)
     spec = FineTuneJobSpec.model_validate(completed(SPEC, document))
     defaults = Defaults(trainer_image="t", preflight_image="p", in_cluster=False)
     return resolve(spec, PROFILE, job="default/a", job_uid="u", generation=1, defaults=defaults)

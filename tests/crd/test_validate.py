@@ -64,7 +64,7 @@ spec:
         "job.yaml:6:16: spec.model.uri: must be an address such as s3://bucket/folder, hf://org/name@revision or "
         "file:///folder, without spaces, not /models/minilm",
         "job.yaml:7:3: spec.learningRate: is no field: did you mean spec.training.learningRate?",
-        "job.yaml:10:5: spec.data.validation: give exactly one of fraction and uri",
+        "job.yaml:10:5: spec.data.validation: give exactly one of fraction, uri and sources",
         "job.yaml:10:28: spec.data.validation.fraction: must be less than 1, not 1.5",
         "job.yaml:11:3: spec.training: give epochs and maxSteps not together: at most one of them",
         "job.yaml:13:15: spec.training.maxSteps: must be a whole number, not 3.5",

@@ -17,6 +17,8 @@ from tests.matrix.cells import Cell, Figures, cells, refusal, run
 from tests.matrix.kinds import KINDS, ROWS, make_base
 from tests.trainer.rank.conftest import Ranks
 
+from finetune_api.tasks import TASKS
+
 TARGET = Path(__file__).resolve().parents[2] / "docs" / "matrix.md"
 SECONDS = 8.0
 """A cell may take so long on two quiet cores."""
@@ -108,7 +110,8 @@ with the reason given.
 def _section(task: str, lines: list[Line]) -> str:
     kind = KINDS[lines[0].cell.task]
     found = [line for line in lines if line.figures is not None or line.error is not None]
-    metric = next(line.figures.metric for line in found if line.figures is not None)
+    metrics = kind.metrics or (TASKS[lines[0].cell.task].primary,)
+    metric = " or ".join(metrics)
     names = ("trivial", "base", "probe")
     heads = [f"**{name}**" if name == kind.over else name for name in names]
     rows = [
@@ -123,9 +126,8 @@ def _section(task: str, lines: list[Line]) -> str:
             rows.append(f"| {cell.method} | {cell.base} | {cell.processes} | | | | failed | {cell.margin:g} |")
             continue
         rivals = " | ".join(f"{figures.rivals[name]:.3f}" if name in figures.rivals else "" for name in names)
-        rows.append(
-            f"| {cell.method} | {cell.base} | {cell.processes} | {rivals} | {figures.tuned:.3f} | {cell.margin:g} |"
-        )
+        tuned = f"{figures.tuned:.3f}" + (f" ({figures.metric})" if len(metrics) > 1 else "")
+        rows.append(f"| {cell.method} | {cell.base} | {cell.processes} | {rivals} | {tuned} | {cell.margin:g} |")
     refused = {line.cell.method: line.refused for line in lines if line.refused is not None}
     if refused:
         rows += ["", "Refused:", ""] + [f"- {method}: {reason}" for method, reason in refused.items()]

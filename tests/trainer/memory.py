@@ -55,6 +55,16 @@ def config_of(kind: str = "text-classification", **spec: Any) -> RunConfig:
     )
 
 
+def spec_of(kind: str) -> dict[str, Any]:
+    """What a document for a kind of task cannot go without."""
+    if kind != "multi-task":
+        return {}
+    return {
+        "task": {"tasks": [{"name": name, "type": "text-classification"} for name in "ab"]},
+        "data": {"train": [{"uri": f"file:///{name}.jsonl", "task": name} for name in "ab"]},
+    }
+
+
 def learner_of(kind: str = "text-classification", spec: dict[str, Any] | None = None, **facts: Any) -> Learner:
     """A learner with these facts, pad token 0."""
     return tasks.get(config_of(kind, **(spec or {}))).learner(Facts(**facts))

@@ -89,13 +89,15 @@ def test_long_and_short_batches_are_mixed_within_an_epoch() -> None:
     assert abs(np.corrcoef(means, np.arange(200))[0, 1]) < 0.2
 
 
-@given(st.integers(1, 100), st.integers(1, 40), st.integers(1, 9))
-def test_micro_batches_of_all_ranks_are_the_batch(rows: int, size: int, ranks: int) -> None:
-    batch = np.arange(rows)
-    pieces = [piece for rank in range(ranks) for piece in micro_batches(batch, size=size, rank=rank, ranks=ranks)]
-    assert [number for number, _ in sorted(pieces, key=lambda piece: piece[0])] == list(range(-(-rows // size)))
-    assert sorted(row for _, piece in pieces for row in piece) == batch.tolist()
-    assert all(len(piece) <= size for _, piece in pieces)
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=4), st.integers(1, 40), st.integers(1, 9))
+def test_micro_batches_of_all_ranks_are_the_batch(counts: list[int], size: int, ranks: int) -> None:
+    groups = np.split(np.arange(sum(counts)), np.cumsum(counts)[:-1])
+    shares = [(group, float(number)) for number, group in enumerate(groups)]
+    pieces = [piece for rank in range(ranks) for piece in micro_batches(shares, size=size, rank=rank, ranks=ranks)]
+    assert sorted(number for number, _, _ in pieces) == list(range(sum(-(-count // size) for count in counts)))
+    assert sorted(row for _, piece, _ in pieces for row in piece) == list(range(sum(counts)))
+    assert all(len(piece) <= size for _, piece, _ in pieces)
+    assert all(set(piece) <= set(groups[int(share)]) for _, piece, share in pieces)
 
 
 @pytest.mark.parametrize(

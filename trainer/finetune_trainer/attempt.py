@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from finetune_api.contract import RunConfig
-from finetune_trainer import numerics, tasks
+from finetune_trainer import adapt, numerics, tasks
 from finetune_trainer.adapt.base import Inputs
 from finetune_trainer.compared import OfBase
 from finetune_trainer.course import OutOfMemory, Plan
@@ -139,13 +139,15 @@ class Attempt:
 
         self.of_base.ask(rows, answer, world=world, beat=self.evaluator(world).beat)
 
-    def training_inputs_of(self, rows: Rows) -> Inputs:
-        """One micro-batch to train on, augmented where the task does that."""
-        return self.tensors(self.learner.collate_for_training(self.encoded, rows))
-
     def tensors(self, arrays: Mapping[str, NDArray[Any]]) -> Inputs:
         """Arrays on this rank's device."""
         return {name: torch.from_numpy(array).to(self.world.device) for name, array in arrays.items()}
+
+    @property
+    def method(self) -> adapt.Method:
+        """How the weights are tuned."""
+        classes = {name: part.auto_class for name, part in self.learner.parts.items()}
+        return adapt.get(self.config.method, classes=classes)
 
     def load(self, *, final: bool = True) -> Loaded:
         """The base model, freshly loaded, to be measured or published or, not `final`, to be trained."""

@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from finetune_trainer.adapt.base import Inputs, InputsOf
+from finetune_trainer.adapt.base import InputsOf
 from finetune_trainer.course import is_out_of_memory
 from finetune_trainer.data.batch import Encoded
 from finetune_trainer.data.order import Rows, derive, permute
 from finetune_trainer.layers import plain_of
+from finetune_trainer.shared import parts_of
 from finetune_trainer.tasks import Learner, Metrics, Outcomes
 from finetune_trainer.tasks.base import IGNORED, objects
 from finetune_trainer.world import World
@@ -79,14 +80,17 @@ class Evaluator:
         model.eval()
         rows = self.longest_first(rows)
         found: dict[int, Outcomes] = {}
-        hook = plain_of(model).register_forward_pre_hook(lambda _module, _inputs: self.alive())
+        hooks = [
+            plain_of(part).register_forward_pre_hook(lambda _module, _inputs: self.alive()) for part in parts_of(model)
+        ]
         try:
-            for number, start in enumerate(range(0, len(rows), CHUNK)):
+            for number, chunk in enumerate(self._chunks(rows)):
                 if number % self.world.size == self.world.rank:
                     self.beat()
-                    found[number] = self._predictions(model, rows[start : start + CHUNK], inputs_of, generate)
+                    found[number] = self._predictions(model, chunk, inputs_of, generate)
         finally:
-            hook.remove()
+            for hook in hooks:
+                hook.remove()
         found = self._gathered(found)
         return self._settled(joined([found[number] for number in sorted(found)]), rows)
 
@@ -94,8 +98,17 @@ class Evaluator:
         return self.learner.settle({**self.learner.gold(self.encoded, rows), **predictions, PLACE: rows})
 
     def longest_first(self, rows: Rows) -> Rows:
-        """Little padding, and too little memory is noticed at once."""
-        return rows[np.argsort(-self.encoded.lengths(rows), kind="stable")]
+        """Little padding, and too little memory is noticed at once; group by group."""
+        return np.concatenate(self._groups(rows)) if len(rows) else rows
+
+    def _groups(self, rows: Rows) -> list[Rows]:
+        found = [rows for rows in self.learner.groups(self.encoded, rows) if len(rows)]
+        found = [group[np.argsort(-self.encoded.lengths(group), kind="stable")] for group in found]
+        return sorted(found, key=lambda group: -int(self.encoded.lengths(group[:1])[0]))
+
+    def _chunks(self, rows: Rows) -> list[Rows]:
+        """What is worked on together, of rows in the order of `longest_first`: never rows of two groups."""
+        return [group[start : start + CHUNK] for group in self._groups(rows) for start in range(0, len(group), CHUNK)]
 
     def _predictions(self, model: Any, rows: Rows, inputs_of: InputsOf, generate: bool) -> Outcomes:
         """Predictions for some rows, in halves where they do not fit into memory."""
@@ -168,19 +181,19 @@ class Evaluator:
     def _features(self, trunk: Any, rows: Rows, inputs_of: InputsOf) -> NDArray[np.float32]:
         """[rows, width], or [labelled positions, width]."""
         found = []
-        for start in range(0, len(rows), CHUNK):
+        for chunk in self._chunks(rows):
             self.beat()
-            inputs = inputs_of(rows[start : start + CHUNK])
+            learner, inputs = self.learner.part_of(inputs_of(chunk))
             with torch.no_grad(), self.autocast():
-                states = trunk(**self.learner.model_inputs(inputs))[0].float()
-            if self.learner.probe == "positions":
+                states = trunk(**learner.model_inputs(inputs))[0].float()
+            if learner.probe == "positions":
                 found.append(states[inputs["labels"] != IGNORED].cpu().numpy())
             else:
                 found.append(_pooled(states, inputs).cpu().numpy())
         return np.concatenate(found)
 
 
-def _pooled(states: torch.Tensor, inputs: Inputs) -> torch.Tensor:
+def _pooled(states: torch.Tensor, inputs: Mapping[str, Any]) -> torch.Tensor:
     """The mean over a row's tokens, patches or pixels: [rows, tokens, width] or [rows, width, ...] -> [rows, width]."""
     if states.ndim == 2:
         return states
@@ -188,7 +201,7 @@ def _pooled(states: torch.Tensor, inputs: Inputs) -> torch.Tensor:
         return states.mean((2, 3))
     if "attention_mask" not in inputs:
         return states.mean(1)
-    mask = inputs["attention_mask"][:, : states.shape[1], None].to(states.dtype)
+    mask: torch.Tensor = inputs["attention_mask"][:, : states.shape[1], None].to(states.dtype)
     return (states * mask).sum(1) / mask.sum(1).clamp(min=1)
 
 

@@ -8,6 +8,7 @@ import json
 from functools import cache, partial
 from typing import Any
 
+import numpy as np
 from pydantic import ValidationError
 
 from finetune_api.contract import TrainOutcome
@@ -19,7 +20,7 @@ from finetune_trainer.assess import TunedModel, assess
 from finetune_trainer.attempt import Attempt, fetch_inputs
 from finetune_trainer.report import page
 from finetune_trainer.report.gather import gather
-from finetune_trainer.run import TRAIN
+from finetune_trainer.run import TRAIN, tested
 from finetune_trainer.storage import Damaged, Store
 from finetune_trainer.storage.commit import Record, RecordKind, find, object_entry
 
@@ -32,8 +33,7 @@ def finish(attempt: Attempt) -> tuple[TrainOutcome, str | None]:
     trained = attempt.trained
     assert trained is not None
     steps = {"step": trained.body["step"], "total_steps": trained.body["totalSteps"]}
-    test = next((entry.sha256 for entry in attempt.record.manifest if entry.role == "test"), None)
-    evaluation = evaluation_id(attempt.record.run_id, attempt.config, test=test)
+    evaluation = evaluation_id(attempt.record.run_id, attempt.config, test=tested(attempt.record.manifest))
     publication = publication_id(evaluation, attempt.config)
     outcome = _published(attempt, publication)
     if outcome is None:
@@ -77,7 +77,7 @@ def _tuned_model(attempt: Attempt, trained: Record) -> tuple[adapt.Method, Any]:
         )
     directory = checkpoint.directory_of(attempt.work, record.sha256)
     checkpoint.fetch(record.body, attempt.store, directory, beat=attempt.heart.beat_or_stop)
-    method = adapt.get(attempt.config.method)
+    method = attempt.method
     model = method.prepare(attempt.load(), seed=attempt.config.training.seed)
     checkpoint.restore_weights(model, checkpoint.open_fetched(directory).result)
     return method, model.to(attempt.world.device)
@@ -96,7 +96,8 @@ def _publish(
     assert attempt.claim is not None
     method, model = tuned_model()
     trained_parameters, parameters = parameter_counts(model)
-    few = attempt.encoded.rows(TRAIN)[:8]
+    groups = attempt.learner.groups(attempt.encoded, attempt.encoded.rows(TRAIN))
+    few = np.concatenate([rows[:8] for rows in groups])
     example = attempt.learner.model_inputs(attempt.tensors(attempt.learner.collate(attempt.encoded, few)))
     directory = attempt.work / "model"
     digest = publish.write_directory(

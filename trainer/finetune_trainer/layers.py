@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from finetune_trainer.shared import parts_of
+
 
 def layer_numbers(model: Any) -> dict[str, int]:
     """The layer of each parameter: 0 embeddings, 1..N the blocks of the trunk, N + 1 what comes after them.
@@ -19,14 +21,16 @@ def layer_numbers(model: Any) -> dict[str, int]:
     deeper than the decoder's last. Layers that share weights (ALBERT) count once. A tied output embedding is an
     embedding.
     """
-    numbers = _numbers_by_identity(plain_of(model))
+    numbers: dict[int, int] = {}
+    for part in parts_of(model):
+        numbers |= _numbers_by_identity(plain_of(part))
     last = last_layer(model)
     return {name: numbers.get(id(parameter), last) for name, parameter in model.named_parameters()}
 
 
 def last_layer(model: Any) -> int:
     """The number of what comes after the blocks: N + 1."""
-    found = stacks(trunk_or_model(plain_of(model)))
+    found = stacks(trunk_or_model(plain_of(parts_of(model)[0])))
     return max((len(stack) for _, stack in found), default=0) + 1
 
 

@@ -117,10 +117,7 @@ def _uid(file: Path, job: FineTuneJob) -> str:
 
 def _relative(config: RunConfig) -> str | None:
     """What is wrong with a file:// URI that is not absolute."""
-    named = {"spec.model.uri": config.model, "spec.output.uri": config.output.uri}
-    named |= {f"spec.data.train[{number}].uri": uri for number, uri in enumerate(config.data.train)}
-    named |= {"spec.data.validation.uri": config.data.validation_uri or ""}
-    named |= {"spec.data.test.uri": config.data.test_uri or ""}
+    named = {"spec.model.uri": config.model, "spec.output.uri": config.output.uri, **config.data.addresses}
     for path, uri in named.items():
         if uri.startswith("file://") and not uri.startswith(("file:///", "file://localhost/")):
             meant = (Path.cwd() / uri.removeprefix("file://")).as_uri()

@@ -56,9 +56,10 @@ class Setup:
     plan: Plan
     order: Order
     rows: Rows
-    """What batches are made of, by numbers that `count` and `inputs_of` take: rows of the encoded store, or packs of
+    """What batches are made of, by numbers that `shares` and `inputs_of` take: rows of the encoded store, or packs of
     them. The order counts them from 0."""
-    count: Callable[[Rows], float]
+    shares: Callable[[Rows], list[tuple[Rows, float]]]
+    """The groups of a step's rows that share no micro-batch, each with what the sum of its loss is divided by."""
     inputs_of: InputsOf
     train_mode: Callable[[], None]
     beat: Callable[[], None]
@@ -174,10 +175,10 @@ def step(setup: Setup, state: State) -> tuple[torch.Tensor, torch.Tensor]:
 def _gradients(setup: Setup, state: State) -> torch.Tensor:
     world, accelerator = setup.world, setup.accelerator
     batch = setup.rows[setup.order.batch(state.step)]
-    count = setup.count(batch)
-    pieces = micro_batches(batch, size=state.micro_batch, rank=world.rank, ranks=world.size)
+    shares = setup.shares(batch)
+    pieces = micro_batches(shares, size=state.micro_batch, rank=world.rank, ranks=world.size)
     # A rank left without a piece joins the reduction with a row that counts nothing.
-    work = [(number, rows, world.size / count) for number, rows in pieces] or [(-1, batch[:1], 0.0)]
+    work = [(number, rows, world.size / count) for number, rows, count in pieces] or [(-1, batch[:1], 0.0)]
     total = torch.zeros((), device=world.device)
     setup.optimizer.zero_grad(set_to_none=True)
     for place, (number, rows, weight) in enumerate(work):

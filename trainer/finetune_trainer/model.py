@@ -1,7 +1,7 @@
 """Loading the base model: safetensors only, no code from elsewhere, a new head that depends on the seed alone."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import torch
 from finetune_trainer.base_model import DROPOUTS
 from finetune_trainer.data.order import derive
 from finetune_trainer.layers import plain_of
+from finetune_trainer.shared import SharedTrunk, parts_of, tie
 from finetune_trainer.tasks import Learner
 
 
@@ -26,15 +27,41 @@ class Loaded:
     fresh: frozenset[str]
     again: "Callable[[], Loaded] | None" = None
     """Loads the same once more."""
+    parts: "Mapping[str, Loaded]" = field(default_factory=dict)
+    """By name the models of a SharedTrunk."""
 
 
 def load(directory: Path, *, learner: Learner, seed: int, dropout: float | None = None) -> Loaded:
     """The base model with the head that its task needs, and with that dropout everywhere unless it is None.
 
-    Raises ModelError.
+    A learner of several parts gets a SharedTrunk of as many models. Raises ModelError.
 
     The base's own head is kept when its labels are `labels`; otherwise a new one is drawn from (seed, "head").
     """
+    parts = {name: _load(directory, part, seed, dropout) for name, part in learner.parts.items()}
+    if "" in parts:
+        return parts[""]
+    model = together({name: part.model for name, part in parts.items()})
+    fresh = {id(loaded.model.get_parameter(name)) for loaded in parts.values() for name in loaded.fresh}
+    names = {name for name, parameter in model.named_parameters() if id(parameter) in fresh}
+    return Loaded(model, frozenset(names), parts=parts)
+
+
+def together(parts: Mapping[str, Any]) -> SharedTrunk:
+    """Models of one base, perhaps with additions, on one trunk; the trunk is what the first has. Raises ModelError."""
+    heads = set()
+    for part in parts.values():
+        plain = plain_of(part)
+        inside = {id(module) for module in trunk_of(plain).modules()}
+        heads |= {name for name, child in plain.named_children() if id(child) not in inside}
+    try:
+        tie(parts.values(), heads=heads)
+    except ValueError as error:
+        raise ModelError(f"The tasks cannot share one trunk, because theirs differ: {error}.") from error
+    return SharedTrunk(parts)
+
+
+def _load(directory: Path, learner: Learner, seed: int, dropout: float | None) -> Loaded:
     import transformers
 
     transformers.logging.set_verbosity_error()
@@ -70,7 +97,7 @@ def load(directory: Path, *, learner: Learner, seed: int, dropout: float | None 
     parameters = dict(model.named_parameters())
     fresh &= parameters.keys()
     _initialise({name: parameters[name] for name in sorted(fresh)}, model.config, seed)
-    again = partial(load, directory, learner=learner, seed=seed, dropout=dropout)
+    again = partial(_load, directory, learner, seed, dropout)
     return Loaded(model, frozenset(fresh), again)
 
 
@@ -79,7 +106,11 @@ def recompute_activations(model: Any) -> None:
 
     Each restores the state of the random generators first, so that dropout is the same. Raises ModelError.
     """
-    plain = plain_of(model)
+    for part in parts_of(model):
+        _recompute_activations(plain_of(part))
+
+
+def _recompute_activations(plain: Any) -> None:
     if not plain.supports_gradient_checkpointing:
         raise ModelError(
             f"training.gradientCheckpointing: {type(plain).__name__} cannot do it: leave it out and choose a smaller "

@@ -30,14 +30,14 @@ from finetune_trainer import gates, lastmessage, tasks
 from finetune_trainer.base_model import BaseModel, check_dropout, hash_object, model_digest, read_base_model
 from finetune_trainer.config import read_config, storage_settings
 from finetune_trainer.data.batch import Encoded as EncodedRows
-from finetune_trainer.data.check import Checker, Problems, Survey, check_splits
+from finetune_trainer.data.check import Checker, Problems, Survey, check_splits, field_of
 from finetune_trainer.data.encode import Encoded, Encoder
 from finetune_trainer.data.quality import Inspector, Quality
 from finetune_trainer.data.read import DataError, Located, Rows, locate
 from finetune_trainer.data.split import side
 from finetune_trainer.data.text import read_text
 from finetune_trainer.license import license_of
-from finetune_trainer.run import TEST, TRAIN, VALIDATION, EncodedRef, Input, RunRecord, encoded_key, run_key
+from finetune_trainer.run import TEST, TRAIN, VALIDATION, EncodedRef, Input, RunRecord, encoded_key, run_key, tested
 from finetune_trainer.storage import (
     AlreadyExists,
     Damaged,
@@ -50,7 +50,7 @@ from finetune_trainer.storage import (
 )
 from finetune_trainer.storage.commit import Record, RecordKind, RunLog, find, latest_checkpoint
 from finetune_trainer.tasks import Task
-from finetune_trainer.tasks.base import Facts, Tools, listed
+from finetune_trainer.tasks.base import Facts, Tools, joined_forms, label_in, labels_of, listed
 
 log = logging.getLogger("finetune.preflight")
 
@@ -180,21 +180,31 @@ class _Source:
     role: str
     place: Located
     split: int | None
+    part: str = ""
+    """Of which of several tasks the rows are."""
 
 
 def _sources(config: RunConfig, settings: StorageSettings) -> list[_Source]:
     """All files, those a pattern matches in the order of their names. Raises DataError, StorageError."""
     data = config.data
-    split = None if data.validation_uri is None else TRAIN
-    asked = [(f"train/{number}", uri, split) for number, uri in enumerate(data.train)]
-    asked += [("validation", data.validation_uri, VALIDATION)] if data.validation_uri is not None else []
-    asked += [("test", data.test_uri, TEST)] if data.test_uri is not None else []
+    split = None if data.validation_fraction is not None else TRAIN
+    parts = data.train_tasks or [""] * len(data.train)
+    asked: list[tuple[str, str, int | None, str]] = [
+        (f"train/{n}", uri, split, part) for n, (uri, part) in enumerate(zip(data.train, parts, strict=True))
+    ]
+    for role, uri, sources, held in (
+        ("validation", data.validation_uri, data.validation_sources, VALIDATION),
+        ("test", data.test_uri, data.test_sources, TEST),
+    ):
+        asked += [(role, uri, held, "")] if uri is not None else []
+        asked += [(f"{role}/{n}/{one.task}", one.uri, held, one.task) for n, one in enumerate(sources or ())]
     found = []
-    for role, uri, side_of in asked:
+    for role, uri, side_of, part in asked:
         places = locate(uri, settings)
         several = len(places) > 1 or places[0].uri != uri
         found += [
-            _Source(f"{role}/{number}" if several else role, place, side_of) for number, place in enumerate(places)
+            _Source(f"{role}/{number}" if several else role, place, side_of, part)
+            for number, place in enumerate(places)
         ]
     return found
 
@@ -217,7 +227,7 @@ class _Reading:
         """Check, split and encode the rows of one file, whose place in the manifest is `position`."""
         started = time.monotonic()
         place, data = source.place, self.config.data
-        wanted = list(self.task.columns.values())
+        wanted = list(self.task.parts[source.part].columns.values())
         grouped = source.split is None and data.validation_group_by is not None
         if grouped:
             wanted.append(str(data.validation_group_by))
@@ -229,7 +239,7 @@ class _Reading:
             self.problems.add(error)
             return
         count = 0
-        for example in self.checker.each(rows, group=grouped):
+        for example in self.checker.each(rows, part=source.part, group=grouped):
             count += 1
             split = source.split
             if split is None:
@@ -255,7 +265,7 @@ class _Reading:
 
     def _measured(self, source: _Source) -> bool:
         """Whether the model is evaluated on rows of this file in the end."""
-        return source.split == TEST if self.config.data.test_uri is not None else source.split != TRAIN
+        return source.split == TEST if self.config.data.tested else source.split != TRAIN
 
 
 def read_data(
@@ -265,8 +275,11 @@ def read_data(
     facts = task.facts(tools)
     problems, survey = Problems(), Survey(scratch)
     checker = Checker(task, group_by=config.data.validation_group_by, problems=problems)
-    checker.labels = config.task.labels
-    _check_wanted(config.task.labels)
+    for name, part in task.parts.items():
+        wanted = part.config.task.labels
+        if wanted is not None:
+            _check_wanted(wanted, field=f"{field_of(name)}.labels")
+            checker.labels[name] = [label_in(name, label) for label in wanted]
     sources = _sources(config, settings)
     models = [f"{base.uri}/{name}" for name in base.files]
     names = models + [source.place.uri for source in sources]
@@ -283,7 +296,7 @@ def read_data(
     reading = _Reading(config, task, checker, survey, inspector, encoder, problems, scratch)
     labels: list[str] | None = None
     for position, source in enumerate(sources, start=len(models)):
-        if source.split == TEST:
+        if source.split == TEST and labels is None:
             labels = _fix_labels(reading, base=base)
         reading.read(source, position)
     if labels is None:
@@ -291,20 +304,20 @@ def read_data(
     _raise_problems(problems)
     found = inspector.decide(survey.contents, sources=names)
     encoded = encoder.finish(labels, path=scratch / "encoded.safetensors", marks=found.marks)
-    _check_encoded(encoded, config, problems)
+    _check_encoded(encoded, config, task, problems)
     _raise_problems(problems)
     limit = tools.text.max_length if tools.text else 0
     quality = found.report(encoded, survey, labels=labels, max_length=limit)
-    form = checker.form or ""
+    form = joined_forms(checker.forms)
     store = EncodedRows(encoded.path)
     facts |= task.measure(store, store.rows(TRAIN), Facts(labels=labels, form=form, max_length=limit, more=facts))
     return Data(reading.inputs, labels, form, facts, encoded, survey, quality, encoder.slices)
 
 
-def _check_wanted(labels: Sequence[str] | None) -> None:
-    twice = sorted({label for label in labels or () if (labels or []).count(label) > 1})
+def _check_wanted(labels: Sequence[str], *, field: str) -> None:
+    twice = sorted({label for label in labels if list(labels).count(label) > 1})
     if twice:
-        raise DataError("InvalidLabels", f"spec.task.labels names {twice[0][:64]!r} twice; name each label once.")
+        raise DataError("InvalidLabels", f"{field} names {twice[0][:64]!r} twice; name each label once.")
 
 
 def _fix_labels(reading: _Reading, *, base: BaseModel) -> list[str]:
@@ -312,25 +325,32 @@ def _fix_labels(reading: _Reading, *, base: BaseModel) -> list[str]:
     task, config = reading.task, reading.config
     if not reading.problems.count:
         fraction = config.data.validation_fraction
-        check_splits(reading.survey, labelled=task.labelled, problems=reading.problems, fraction=fraction)
-    if not task.labelled:
-        return []
-    labels = task.order_labels(reading.survey.found(), wanted=config.task.labels, base=base.labels)
-    if reading.checker.labels is None:
-        reading.checker.labels = labels
-        reading.checker.named = "the labels of the training and validation rows"
+        check_splits(reading.survey, task=task, problems=reading.problems, fraction=fraction)
+    checker, labels, every = reading.checker, list[str](), reading.survey.found()
+    for name, part in task.parts.items():
+        if not part.labelled:
+            continue
+        found = labels_of(name, every)
+        own = part.order_labels(found, wanted=part.config.task.labels, base=base.labels)
+        own = [label_in(name, label) for label in own]
+        if name not in checker.labels:
+            checker.labels[name] = own
+            checker.found.add(name)
+        labels += own
     return labels
 
 
-def _check_encoded(encoded: Encoded, config: RunConfig, problems: Problems) -> None:
+def _check_encoded(encoded: Encoded, config: RunConfig, task: Task, problems: Problems) -> None:
     """Leaving rows out may have emptied a side."""
-    needed = {TRAIN: "training", VALIDATION: "validation"} | ({TEST: "test"} if config.data.test_uri else {})
+    store = EncodedRows(encoded.path)
+    needed = {TRAIN: "training", VALIDATION: "validation"} | ({TEST: "test"} if config.data.tested else {})
     for split, name in needed.items():
-        if not encoded.rows_by_split.get(split) and not problems.count:
-            why = "were dropped as longer than data.maxLength allows; raise it or choose Truncate."
-            if not encoded.dropped:
-                why = "are left out, as repeated or held out (data.deduplicate, data.leakage); give other rows."
-            problems.add(DataError("EmptySplit", f"All {name} rows {why}"))
+        for part, count in task.count_parts(store, store.rows(split)).items():
+            if not count and not problems.count:
+                why = "were dropped as longer than data.maxLength allows; raise it or choose Truncate."
+                if not encoded.dropped:
+                    why = "are left out, as repeated or held out (data.deduplicate, data.leakage); give other rows."
+                problems.add(DataError("EmptySplit", f"All {name} rows{f' of task {part}' if part else ''} {why}"))
 
 
 def _raise_problems(problems: Problems) -> None:
@@ -355,8 +375,8 @@ def _commit(
     """Everything is right: find the identity, write what train pods need, and say what is left to do."""
     manifest = _model_inputs(base, output=output, settings=settings) + data.inputs
     digests = {entry.role: entry.sha256 for entry in data.inputs}
-    tests = {role: digests.pop(role) for role in list(digests) if role.partition("/")[0] == "test"}
-    test = tests["test"] if list(tests) == ["test"] else digest(tests) if tests else None
+    digests = {role: sha256 for role, sha256 in digests.items() if role.partition("/")[0] != "test"}
+    test = tested(manifest)
     if data.quality.leaked:
         digests["leaked"] = digest([f"{content:016x}" for content in data.quality.leaked])
     model = model_digest([entry for entry in manifest if entry.role.startswith("model/")])
@@ -447,7 +467,7 @@ def _summary(config: RunConfig, *, data: Data, trouble: list[str], report: str) 
         rows=RowCounts(
             train=rows.get(TRAIN, 0),
             validation=rows.get(VALIDATION, 0),
-            test=rows.get(TEST, 0) if config.data.test_uri else None,
+            test=rows.get(TEST, 0) if config.data.tested else None,
         ),
         labels=len(data.labels) or None,
         form=data.form or None,

@@ -51,9 +51,11 @@ def write_directory(
         plain.generation_config.save_pretrained(directory)  # methods that save additions alone leave it out
     for path in sorted(base.iterdir()):
         if _READS_WITH.fullmatch(path.name):
-            shutil.copyfile(path, directory / path.name)
+            for place in method.places(directory):
+                shutil.copyfile(path, place / path.name)
     for name, text in files.items():
-        (directory / name).write_text(text, encoding="utf-8")
+        for place in method.places(directory):
+            (place / name).write_text(text, encoding="utf-8")
     found = directory_digest(directory)
     merge = config.output.merge
     card = model_card(

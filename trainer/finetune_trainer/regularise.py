@@ -7,6 +7,7 @@ import torch
 
 from finetune_trainer.checkpoint import trainable
 from finetune_trainer.layers import plain_of
+from finetune_trainer.shared import parts_of
 
 
 class Anchor:
@@ -49,6 +50,11 @@ def add_noise(model: Any, *, alpha: float) -> None:
     nor is disturbed; rows that share a sequence count by themselves. It is drawn from the generator that is seeded for
     each micro-batch. An encoder-decoder embeds twice a pass; only its encoder's input is disturbed.
     """
+    for part in parts_of(model):
+        _add_noise(part, alpha=alpha)
+
+
+def _add_noise(model: Any, *, alpha: float) -> None:
     plain = plain_of(model)
     reader = plain.get_encoder() if plain.config.is_encoder_decoder else plain
     inputs: list[dict[str, Any]] = []

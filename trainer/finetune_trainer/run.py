@@ -4,11 +4,13 @@ Layout under output.uri (api.md): `runs/<run id>/run.json`, created once and nev
 `encoded/<key>.safetensors`, addressed by what it was made of.
 """
 
+from collections.abc import Iterable
 from typing import Any, Literal
 
 from pydantic import Field
 
 from finetune_api.base import Model
+from finetune_api.resolve import digest
 
 TRAIN, VALIDATION, TEST, LEFT_OUT = 0, 1, 2, 3
 """Values of the encoded store's tensor `split`."""
@@ -32,6 +34,12 @@ class Input(Model):
     size: int
     etag: str
     sha256: str
+
+
+def tested(inputs: Iterable[Input]) -> str | None:
+    """Digest of what a model is tested on; None where there are no test rows."""
+    tests = {entry.role: entry.sha256 for entry in inputs if entry.role.partition("/")[0] == "test"}
+    return tests["test"] if list(tests) == ["test"] else digest(tests) if tests else None
 
 
 class EncodedRef(Model):

@@ -137,7 +137,7 @@ def prepare(attempt: Attempt) -> Trainee:
     Raises ModelError, Damaged.
     """
     config, encoded = attempt.config.training, attempt.encoded
-    method = adapt.get(attempt.config.method)
+    method = attempt.method
     loaded = attempt.load(final=False)
     seen = np.concatenate([encoded.rows(TRAIN), encoded.rows(VALIDATION)])
     attempt.ask_base(seen, world=attempt.world, model=loaded.model)
@@ -152,16 +152,14 @@ def prepare(attempt: Attempt) -> Trainee:
     state = restored.state if restored else State()
     state.micro_batch = attempt.numerics["microBatch"]
     rows = encoded.rows(TRAIN)
-    shortcut = None
-    if not attempt.learner.augments:  # a shortcut keeps what is known of rows that stay as they are
-        shortcut = method.shortcut(
-            model,
-            rows=attempt.evaluator(attempt.world).longest_first(np.concatenate([rows, encoded.rows(VALIDATION)])),
-            inputs_of=attempt.inputs_of,
-            work=attempt.work,
-            world=attempt.world,
-            beat=attempt.heart.beat_or_stop if attempt.world.size == 1 else attempt.heart.beat,
-        )
+    shortcut = method.shortcut(
+        model,
+        rows=attempt.evaluator(attempt.world).longest_first(np.concatenate([rows, encoded.rows(VALIDATION)])),
+        inputs_of=attempt.inputs_of,
+        work=attempt.work,
+        world=attempt.world,
+        beat=attempt.heart.beat_or_stop if attempt.world.size == 1 else attempt.heart.beat,
+    )
     module, inputs_of = shortcut or (model, attempt.inputs_of)
     if config.neftune_alpha is not None:
         add_noise(model, alpha=config.neftune_alpha)
@@ -173,7 +171,7 @@ def prepare(attempt: Attempt) -> Trainee:
     optimizer = make_optimizer(model, config, anchored=anchor.names if anchor else ())
     if restored is not None:
         checkpoint.restore_optimizer(model, optimizer, restored.optimizer)
-    units = units_of(attempt, inputs_of=inputs_of if shortcut else attempt.training_inputs_of)
+    units = units_of(attempt, inputs_of=inputs_of)
     objective, prepared = attempt.accelerator.prepare(Objective(module, attempt.learner), optimizer)
     setup = Setup(
         world=attempt.world,
@@ -185,7 +183,7 @@ def prepare(attempt: Attempt) -> Trainee:
         plan=attempt.plan,
         order=_order(attempt, units),
         rows=units.numbers,
-        count=units.count,
+        shares=units.shares,
         inputs_of=units.inputs_of,
         train_mode=_train_mode(method, model=model, module=module),
         beat=attempt.heart.beat,

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,11 +21,13 @@ _log = logging.getLogger("finetune.train")
 
 @dataclass(frozen=True)
 class Units:
-    """The order puts these into batches. `count` and `inputs_of` take some of `numbers`."""
+    """The order puts these into batches. `shares` and `inputs_of` take some of `numbers`."""
 
     numbers: Rows
     lengths: NDArray[np.int64]
-    count: Callable[[Rows], float]
+    """What the order sorts by, so that like comes to like."""
+    shares: Callable[[Rows], list[tuple[Rows, float]]]
+    """Of a step, see Learner.shares."""
     inputs_of: InputsOf
 
 
@@ -78,10 +81,10 @@ def units_of(attempt: Attempt, *, inputs_of: InputsOf) -> Units:
     encoded, learner, packs = attempt.encoded, attempt.learner, attempt.packs
     if packs is None:
         rows = encoded.rows(TRAIN)
-        return Units(rows, encoded.lengths(rows), lambda chosen: learner.count(encoded, chosen), inputs_of)
+        return Units(rows, learner.costs(encoded, rows), partial(learner.shares, encoded), inputs_of)
     return Units(
         np.arange(len(packs)),
         packs.lengths(encoded.lengths(packs.rows)),
-        lambda chosen: learner.count(encoded, np.concatenate(packs.of(chosen))),
+        lambda chosen: [(chosen, learner.count(encoded, np.concatenate(packs.of(chosen))))],
         lambda chosen: attempt.tensors(learner.collate_packs(encoded, packs.of(chosen))),
     )

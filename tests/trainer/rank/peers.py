@@ -70,7 +70,7 @@ def losses_of_ours(
         plan=Plan(steps, None, "loss", False),
         order=Order(len(rows), settings.batch_size, settings.seed, store.lengths(rows)),
         rows=rows,
-        count=lambda chosen: learner.count(store, chosen),
+        shares=lambda chosen: learner.shares(store, chosen),
         inputs_of=inputs_of,
         train_mode=model.train,
         beat=lambda: None,

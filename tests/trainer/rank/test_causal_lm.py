@@ -75,7 +75,9 @@ def fifty_steps(
         plan=Plan(STEPS, None, "loss", False),
         order=Order(len(rows), settings.batch_size, 5, lengths),
         rows=rows,
-        count=lambda units: learner.count(store, units if packs is None else np.concatenate(packs.of(units))),
+        shares=lambda units: [
+            (units, learner.count(store, units if packs is None else np.concatenate(packs.of(units))))
+        ],
         inputs_of=inputs_of,
         train_mode=model.train,
         beat=lambda: None,

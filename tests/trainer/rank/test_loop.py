@@ -126,7 +126,7 @@ def setup_of(
         plan=plan or Plan(settings.max_steps or 1, None, "f1", True),
         order=data.order,
         rows=np.arange(ROWS),
-        count=lambda rows: learner.count(data.store, rows),
+        shares=lambda rows: learner.shares(data.store, rows),
         inputs_of=data.inputs_of,
         train_mode=model.train,
         beat=lambda: None,

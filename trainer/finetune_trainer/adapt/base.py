@@ -51,6 +51,10 @@ class Method:
         """
         model.save_pretrained(directory)
 
+    def places(self, directory: Path) -> list[Path]:
+        """Of the directory that `save` has filled those that hold a model each."""
+        return [directory]
+
     def library(self, *, merge: bool) -> str:
         """The library that loads what was saved, as model cards name it."""
         return "transformers"

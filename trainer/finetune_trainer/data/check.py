@@ -16,7 +16,7 @@ from finetune_trainer.data.read import DataError, Row, Rows
 from finetune_trainer.data.read.base import weight
 from finetune_trainer.data.split import content_hash, content_hashes
 from finetune_trainer.run import TEST, TRAIN, VALIDATION
-from finetune_trainer.tasks.base import MissingColumn, RowError, Sample, Task
+from finetune_trainer.tasks.base import MissingColumn, RowError, Sample, Task, labels_of
 
 SHOWN = 10
 MAX_LABELS = 10_000
@@ -68,19 +68,21 @@ class Checker:
         self.task = task
         self.problems = problems
         self.group_by = group_by
-        self.form: str | None = None
-        self.labels: Sequence[str] | None = None
-        """Once set, a label that is not among them is a problem."""
-        self.named = "spec.task.labels"
-        """Where `labels` come from, for messages."""
+        self.forms: dict[str, str] = {}
+        """Of the rows of each part of the task, known from the first one on."""
+        self.labels: dict[str, Sequence[str]] = {}
+        """Of each part, as label_in names them; once there, a label that is not among them is a problem."""
+        self.found: set[str] = set()
+        """Parts whose `labels` come from the rows and not from the document."""
 
-    def each(self, rows: Rows, *, group: bool) -> Iterator[Example]:
-        """The examples of an object, in order. `group`: whether the column of groupBy is needed there."""
+    def each(self, rows: Rows, *, part: str = "", group: bool) -> Iterator[Example]:
+        """The examples of an object, in order, of which `part` of the task they all are. `group`: whether the column of
+        groupBy is needed there."""
         seen = False
         try:
             for item in rows:
                 seen = True
-                example = item if isinstance(item, DataError) else self._checked(item, rows, group)
+                example = item if isinstance(item, DataError) else self._checked(item, rows, part, group)
                 if isinstance(example, DataError):
                     self.problems.add(example)
                 else:
@@ -90,31 +92,33 @@ class Checker:
         except DataError as error:
             self.problems.add(error)
 
-    def _checked(self, row: Row, rows: Rows, group: bool) -> Example | DataError:
+    def _checked(self, row: Row, rows: Rows, part: str, group: bool) -> Example | DataError:
         where = rows.where(row)
         try:
             values = self._with_image(row, rows)
-            sample = self.task.read_row(values)
+            sample = self.task.parts[part].read_row(values).within(part)
         except DataError as error:
             return error
         except MissingColumn as error:
-            return self._missing(error.name, f"spec.task.columns.{error.role}", row, rows)
+            return self._missing(error.name, f"{field_of(part)}.columns.{error.role}", row, rows)
         except RowError as error:
             return DataError("InvalidRow", f"{where}: {error}; mend or remove the row.")
-        if self.form is None:
-            self.form = sample.form
-        if sample.form != self.form:
-            said = f"the row has {sample.form} where the first row has {self.form}"
+        form = self.forms.setdefault(part, sample.form)
+        if sample.form != form:
+            said = f"the row has {sample.form} where the first row has {form}"
             return DataError("InvalidRow", f"{where}: {said}; write all rows in one way.")
-        unknown = self._unknown(sample.labels)
+        known = self.labels.get(part)
+        unknown = None if known is None else next((label for label in sample.labels if label not in known), None)
         if unknown is not None:
             return DataError(
                 "UnknownLabel",
-                f"{where}: the label {unknown[:64]!r} is not in {self.named} ({_some(self.labels or ())}); "
+                f"{where}: the label {unknown[:64]!r} is not in {self._named(part)} ({_some(known or ())}); "
                 "mend the row or add the label.",
             )
         hashed, check = content_hashes(sample.content)
         key = hashed
+        if part:  # another task's row of the same content is another row, but on the same side
+            hashed, check = content_hashes(f"{part}\0{sample.content}")
         if group and self.group_by is not None:
             if self.group_by not in row.values:
                 return self._missing(self.group_by, "spec.data.validation.groupBy", row, rows)
@@ -131,6 +135,11 @@ class Checker:
         name = self.task.columns["image"]
         return {**row.values, name: rows.image(row, name)[0]} if name in row.values else row.values
 
+    def _named(self, part: str) -> str:
+        if part in self.found:
+            return "the labels of the training and validation rows"
+        return f"{field_of(part)}.labels"
+
     def _missing(self, name: str, field: str, row: Row, rows: Rows) -> DataError:
         """A column that the whole file lacks is reported once; raises then. Else the row's problem."""
         where = rows.where(row)
@@ -142,11 +151,6 @@ class Checker:
             )
         return DataError("InvalidRow", f"{where}: the row has no {name!r}, which other rows have; mend the row.")
 
-    def _unknown(self, labels: Sequence[str]) -> str | None:
-        if self.labels is None:
-            return None
-        return next((label for label in labels if label not in self.labels), None)
-
 
 class Survey:
     """Counts over all examples, from which warnings are made. Takes 37 bytes a row on disk and an entry a label."""
@@ -154,6 +158,7 @@ class Survey:
     def __init__(self, scratch: Path) -> None:
         """`scratch`: a directory for temporary files."""
         self.rows: Counter[int] = Counter()
+        self.parts: dict[int, Counter[str]] = {TRAIN: Counter(), VALIDATION: Counter(), TEST: Counter()}
         self.labels: dict[int, Counter[str]] = {TRAIN: Counter(), VALIDATION: Counter(), TEST: Counter()}
         self.contents = Contents(scratch)
 
@@ -162,6 +167,7 @@ class Survey:
         model could have outputs."""
         sample = example.sample
         self.rows[split] += 1
+        self.parts[split][sample.part] += 1
         counts = self.labels[split]
         counts.update(sample.labels)
         if len(counts) > MAX_LABELS:
@@ -181,26 +187,32 @@ class Survey:
         return set(self.labels[TRAIN]) | set(self.labels[VALIDATION])
 
 
-def check_splits(survey: Survey, *, labelled: bool, problems: Problems, fraction: float | None) -> None:
-    """Add what makes training or evaluation impossible: an empty side, one class only."""
-    if not survey.rows[TRAIN] or not survey.rows[VALIDATION]:
-        side = SPLIT_NAMES[VALIDATION if survey.rows[TRAIN] else TRAIN]
-        total = survey.rows[TRAIN] + survey.rows[VALIDATION]
-        how = f" with validation.fraction {fraction}" if fraction is not None else ""
-        problems.add(
-            DataError("EmptySplit", f"Of {total} rows none is left for {side}{how}; give more rows or another split.")
-        )
-        return
-    trained = survey.labels[TRAIN]
-    if labelled and len(trained) < 2:
-        only = f"the label {next(iter(trained))[:64]!r} alone" if trained else "no label at all"
-        problems.add(
-            DataError(
-                "OneClassOnly",
-                f"The {survey.rows[TRAIN]} training rows have {only}, so there is nothing to learn; "
-                "add rows with other labels or name another label column.",
+def field_of(part: str) -> str:
+    """Where in the document a task, or one of several, is described."""
+    return f"spec.task.tasks[{part}]" if part else "spec.task"
+
+
+def check_splits(survey: Survey, *, task: Task, problems: Problems, fraction: float | None) -> None:
+    """Add what makes training or evaluation impossible: an empty side, one class only; of each part of the task."""
+    for part, one in task.parts.items():
+        of = f" of task {part}" if part else ""
+        rows = {side: survey.parts[side][part] for side in (TRAIN, VALIDATION)}
+        if not all(rows.values()):
+            side = SPLIT_NAMES[VALIDATION if rows[TRAIN] else TRAIN]
+            how = f" with validation.fraction {fraction}" if fraction is not None else ""
+            said = f"Of {sum(rows.values())} rows{of} none is left for {side}{how}; give more rows or another split."
+            problems.add(DataError("EmptySplit", said))
+            continue
+        trained = labels_of(part, survey.labels[TRAIN])
+        if one.labelled and len(trained) < 2:
+            only = f"the label {trained[0][:64]!r} alone" if trained else "no label at all"
+            problems.add(
+                DataError(
+                    "OneClassOnly",
+                    f"The {rows[TRAIN]} training rows{of} have {only}, so there is nothing to learn; "
+                    "add rows with other labels or name another label column.",
+                )
             )
-        )
 
 
 def warnings(

@@ -266,10 +266,7 @@ class _Growing:
 
     def extend(self, values: Sequence[Any]) -> None:
         self.length += len(values)
-        if isinstance(values, bytes):
-            self._buffer.frombytes(values)
-        else:
-            self._buffer.extend(values)
+        self._buffer.extend(values)
         if len(self._buffer) * self._buffer.itemsize >= _BLOCK:
             self._spill()
 

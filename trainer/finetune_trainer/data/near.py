@@ -49,10 +49,12 @@ class NearDuplicates:
         self._empty: MinHash | None = None
         self.count = 0
 
-    def add(self, text: str) -> None:
+    def add(self, text: str, *, apart: str = "") -> None:
+        """Texts that are `apart` from each other, such as those of different tasks, are never alike."""
         signature = self._signer()
         signature.update_batch(shingles(text))
-        self._file.write(signature.hashvalues.astype("<u4").tobytes())
+        values = signature.hashvalues.astype("<u4") ^ np.uint32(zlib.crc32(apart.encode()))
+        self._file.write(values.tobytes())
         self.count += 1
 
     def find(self) -> NDArray[np.int64]:

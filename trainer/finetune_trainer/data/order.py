@@ -171,10 +171,13 @@ def _window(order: Order, epoch: int, window: int) -> list[Rows]:
     return [batches[place] for place in places]
 
 
-def micro_batches(rows: Rows, *, size: int, rank: int = 0, ranks: int = 1) -> list[tuple[int, Rows]]:
-    """The pieces of a batch that a rank works on, each with its number among all pieces; none for a rank left over."""
-    pieces = [(number, rows[start : start + size]) for number, start in enumerate(range(0, len(rows), size))]
-    return pieces[rank::ranks]
+def micro_batches(
+    groups: Sequence[tuple[Rows, float]], *, size: int, rank: int = 0, ranks: int = 1
+) -> list[tuple[int, Rows, float]]:
+    """The pieces of a batch that a rank works on, each with its number among all pieces and what goes with its group;
+    none for a rank left over. No piece holds rows of two groups."""
+    pieces = [(rows[start : start + size], more) for rows, more in groups for start in range(0, len(rows), size)]
+    return [(number, *piece) for number, piece in enumerate(pieces)][rank::ranks]
 
 
 def total_steps(*, rows: int, batch_size: int, epochs: float | None, max_steps: int | None) -> int:

@@ -76,7 +76,7 @@ class Inspector:
         content = example.sample.content if self._text else ""
         self._audit.add((source, example.row), text=content, values=example.values)
         if self._near is not None and split == TRAIN:
-            self._near.add(content)
+            self._near.add(content, apart=example.sample.part)
             self._numbers.append(self._count)
         self._count += 1
 

@@ -10,8 +10,8 @@ from finetune_api.tasks import TaskType
 from finetune_trainer.tasks import regression, text_classification
 from finetune_trainer.tasks.base import Facts, Learner, Metrics, Outcomes, Task
 from finetune_trainer.tasks.causal_lm import CausalLm
-from finetune_trainer.tasks.image_classification import ImageClassification
 from finetune_trainer.tasks.instruction import Instruction
+from finetune_trainer.tasks.multi_task import MultiTask
 from finetune_trainer.tasks.preference import Preference
 from finetune_trainer.tasks.question_answering import QuestionAnswering
 from finetune_trainer.tasks.summarization import Summarization
@@ -30,10 +30,11 @@ _TASKS: dict[TaskType, Callable[[RunConfig], Task]] = {
     "token-classification": TokenClassification,
     "regression": regression.of,
     "question-answering": QuestionAnswering,
-    "image-classification": ImageClassification,
 }
 
 
 def get(config: RunConfig) -> Task:
     """The task of a run."""
+    if config.task.type == "multi-task":
+        return MultiTask(config, _TASKS)
     return _TASKS[config.task.type](config)

@@ -8,7 +8,7 @@ out. It is written with tensor methods, so that this package needs no torch to b
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
@@ -61,6 +61,14 @@ class Sample:
     """In which of several ways the row is written, such as "a list of labels": all rows must be of one form."""
     payload: Any = None
     """Whatever `encode` needs."""
+    part: str = ""
+    """Of which of several tasks the row is."""
+
+    def within(self, part: str) -> "Sample":
+        """The sample beside those of other tasks: its labels are named by `label_in`, its payload is the sample."""
+        if not part:
+            return self
+        return replace(self, labels=tuple(label_in(part, label) for label in self.labels), payload=self, part=part)
 
 
 class Column(NamedTuple):
@@ -101,9 +109,12 @@ class Tools:
     numbers: dict[str, int] = field(default_factory=dict)
     """Provisional numbers of labels: their order is known when all rows are read."""
 
+    part: str = ""
+    """Which of several tasks encodes."""
+
     def number(self, label: str) -> int:
         """A label's provisional number."""
-        return self.numbers.setdefault(label, len(self.numbers))
+        return self.numbers.setdefault(label_in(self.part, label), len(self.numbers))
 
 
 @dataclass(frozen=True)
@@ -136,6 +147,11 @@ class Task(ABC):
         self.columns: Mapping[str, str] = config.task.columns
         """Names of the columns in the data, by role."""
 
+    @property
+    def parts(self) -> "Mapping[str, Task]":
+        """By name the tasks that rows can be of: this one, unless it is made of several."""
+        return {"": self}
+
     @abstractmethod
     def read_row(self, row: Mapping[str, Any]) -> Sample:
         """Raises RowError, MissingColumn."""
@@ -167,6 +183,10 @@ class Task(ABC):
         encoded."""
         return {}
 
+    def count_parts(self, store: "Encoded", rows: "Rows") -> dict[str, int]:
+        """How many of the rows are of each of `parts`."""
+        return {"": len(rows)}
+
     @abstractmethod
     def learner(self, facts: Facts) -> "Learner":
         """The other half."""
@@ -192,6 +212,11 @@ class Learner(ABC):
         self.config = config
         self.facts = facts
 
+    @property
+    def parts(self) -> "Mapping[str, Learner]":
+        """By name the learners whose models share a trunk: this one, unless it is made of several."""
+        return {"": self}
+
     def model_settings(self) -> dict[str, Any]:
         """What the model's config must say, such as id2label."""
         return {}
@@ -207,15 +232,6 @@ class Learner(ABC):
     @abstractmethod
     def collate(self, store: "Encoded", rows: "Rows") -> dict[str, NDArray[Any]]:
         """One micro-batch: what the model's forward takes, and the targets."""
-
-    @property
-    def augments(self) -> bool:
-        """Whether rows look different each time they are trained on, see `collate_for_training`."""
-        return False
-
-    def collate_for_training(self, store: "Encoded", rows: "Rows") -> dict[str, NDArray[Any]]:
-        """`collate`, perhaps changed at random by Python's and numpy's generators, which are seeded before each."""
-        return self.collate(store, rows)
 
     def collate_packs(self, store: "Encoded", packs: "Sequence[Rows]") -> dict[str, NDArray[Any]]:
         """One micro-batch of sequences, each of several rows that do not see one another."""
@@ -233,6 +249,22 @@ class Learner(ABC):
     def count(self, store: "Encoded", rows: "Rows") -> float:
         """How many labelled positions rows have, or what these weigh: what a mean loss divides by. More than 0 for any
         row."""
+
+    def groups(self, store: "Encoded", rows: "Rows") -> list["Rows"]:
+        """The rows, apart from each other where they must not be in one micro-batch."""
+        return [rows]
+
+    def shares(self, store: "Encoded", batch: "Rows") -> list[tuple["Rows", float]]:
+        """The groups of an optimizer step's rows, each with what the sum of its loss is divided by."""
+        return [(batch, self.count(store, batch))]
+
+    def costs(self, store: "Encoded", rows: "Rows") -> NDArray[np.int64]:
+        """What rows are sorted by within some batches, so that equal ones come together: their length."""
+        return store.lengths(rows)
+
+    def part_of(self, inputs: Mapping[str, Any]) -> "tuple[Learner, Mapping[str, Any]]":
+        """The one of `parts` whose micro-batch this is, and the micro-batch as that one knows it."""
+        return self, inputs
 
     @abstractmethod
     def loss(self, model: Any, inputs: Mapping[str, Any]) -> Any:
@@ -278,10 +310,6 @@ class Learner(ABC):
 
     def shown(self, outcomes: Outcomes) -> tuple[list[str], list[str]] | None:
         """For people, of each row the truth and the answer; None where a task has none that fit into a line."""
-        return None
-
-    def picture(self, store: "Encoded", row: int) -> tuple[str, bytes] | None:
-        """For people, the name of a row's file, or nothing, and a small PNG; None where a row is text."""
         return None
 
     def label_quality(
@@ -335,6 +363,28 @@ def cell(row: Mapping[str, Any], columns: Mapping[str, str], role: str) -> Any:
         raise MissingColumn(role, name, row)
     value = row[name]
     return value.tolist() if hasattr(value, "tolist") else value
+
+
+def label_in(part: str, label: str) -> str:
+    """How a label of one of several tasks is called beside those of the others; that of a lone task is itself."""
+    return f"{part}/{label}" if part else label
+
+
+def labels_of(part: str, labels: Iterable[str]) -> list[str]:
+    """Of labels of several tasks those of one, as that one calls them."""
+    return [label.removeprefix(f"{part}/") for label in labels if not part or label.startswith(f"{part}/")]
+
+
+def joined_forms(forms: Mapping[str, str]) -> str:
+    """The forms of the rows of several tasks, by name, in one line; that of a lone task is itself."""
+    return "; ".join(f"{part}: {form}" if part else form for part, form in forms.items() if form)
+
+
+def form_of(part: str, form: str) -> str:
+    """Of such a line what is about one task."""
+    if not part:
+        return form
+    return next((one.removeprefix(f"{part}: ") for one in form.split("; ") if one.startswith(f"{part}: ")), "")
 
 
 def text_cell(row: Mapping[str, Any], columns: Mapping[str, str], role: str, *, empty: bool = False) -> str:
