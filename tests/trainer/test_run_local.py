@@ -306,6 +306,7 @@ def test_without_arguments_the_help_is_shown() -> None:
         ("from finetune_trainer.__main__ import main; main(['validate', '/dev/null'])", {"numpy", "torch", "botocore"}),
         ("import finetune_trainer.supervisor", {"torch", "transformers", "botocore"}),
         ("import finetune_trainer.preflight, finetune_trainer.local", {"torch", "transformers", "sklearn"}),
+        ("import finetune_trainer.where", {"torch", "transformers", "sklearn", "botocore"}),
     ],
 )
 def test_a_command_imports_only_what_it_needs(command: str, forbidden: set[str]) -> None:

@@ -52,13 +52,23 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("file", type=Path, metavar="FILE", help="YAML file with one FineTuneJob")
     run.add_argument("--profile", type=Path, metavar="FILE", help="YAML file with a FineTuneProfile (default: none)")
     run.add_argument("--work", type=Path, metavar="DIR", help="scratch directory (default: one below ~/.cache)")
-    run.add_argument(
-        "--credentials",
-        type=Path,
-        metavar="DIR",
-        help="directory with files AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (default: the environment's)",
-    )
+    _credentials(run)
     run.set_defaults(action=_run)
+    data = commands.add_parser("data", help="what is in the batches of a run")
+    questions = data.add_subparsers(dest="question", metavar="QUESTION", required=True)
+    where = questions.add_parser(
+        "where",
+        help="name file and line of each row of a step",
+        description="Print file and line of each row that a step of a run trains on, shortest first: of a step whose "
+        "loss jumped, say. Works as soon as preflight is done, while the run goes on and afterwards. Rows that share a "
+        "sequence follow each other behind its number.",
+    )
+    where.add_argument("file", type=Path, metavar="FILE", help="YAML file with the FineTuneJob")
+    where.add_argument("--step", type=int, required=True, metavar="N", help="step, counted from 1 as progress does")
+    where.add_argument("--run", metavar="ID", help="status.run.id (default: the document's run, the newest of several)")
+    where.add_argument("--profile", type=Path, metavar="FILE", help="YAML file with a FineTuneProfile (default: none)")
+    _credentials(where)
+    where.set_defaults(action=_where)
     preflight = commands.add_parser("preflight", help="check a resolved run on a CPU (what a preflight pod does)")
     _pod_options(preflight)
     preflight.set_defaults(action=_preflight)
@@ -70,6 +80,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.set_defaults(action=_train)
     return parser
+
+
+def _credentials(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--credentials",
+        type=Path,
+        metavar="DIR",
+        help="directory with files AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (default: the environment's)",
+    )
 
 
 def _pod_options(parser: argparse.ArgumentParser) -> None:
@@ -89,6 +108,18 @@ def _run(options: argparse.Namespace) -> int:
     from finetune_trainer import local
 
     return local.main(options.file, profile=options.profile, work=options.work, credentials=options.credentials)
+
+
+def _where(options: argparse.Namespace) -> int:
+    from finetune_trainer import where
+
+    return where.main(
+        options.file,
+        step=options.step,
+        run=options.run,
+        profile=options.profile,
+        credentials=options.credentials,
+    )
 
 
 def _preflight(options: argparse.Namespace) -> int:

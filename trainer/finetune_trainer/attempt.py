@@ -16,14 +16,15 @@ from numpy.typing import NDArray
 from finetune_api.contract import RunConfig
 from finetune_trainer import adapt, numerics, tasks
 from finetune_trainer.adapt.base import Inputs
+from finetune_trainer.batches import leading, mixture_of
 from finetune_trainer.compared import OfBase
 from finetune_trainer.course import OutOfMemory, Plan
 from finetune_trainer.data.batch import Encoded
-from finetune_trainer.data.order import Mixture, Rows, evaluation_interval, parts_of, total_steps
+from finetune_trainer.data.order import Mixture, Rows, evaluation_interval, total_steps
 from finetune_trainer.data.packing import Packs
 from finetune_trainer.evaluate import Evaluator
 from finetune_trainer.model import Loaded, load
-from finetune_trainer.run import TRAIN, VALIDATION, Input, RunRecord
+from finetune_trainer.run import VALIDATION, Input, RunRecord
 from finetune_trainer.signs import Heart, Reporter, Signals, wait_for
 from finetune_trainer.storage import (
     Damaged,
@@ -159,26 +160,15 @@ class Attempt:
 
     @cached_property
     def mixture(self) -> Mixture | None:
-        """How often training rows, or packs of them, are seen, by data.train[].weight; None where each is seen once an
-        epoch. When `packs` are settled."""
-        weights = self.config.data.train_weights
-        if weights is None:
-            return None
-        roles = {position: entry.role.split("/") for position, entry in enumerate(self.record.manifest)}
-        weight_of = {position: weights[int(role[1])] for position, role in roles.items() if role[0] == "train"}
-        sources = self.encoded.values("source", self.leading)
-        return Mixture(parts_of(sources, weight_of), seed=self.config.training.seed)
-
-    @property
-    def leading(self) -> Rows:
-        """The first row of each unit that batches are made of: of each pack, or each training row itself."""
-        return self.encoded.rows(TRAIN) if self.packs is None else self.packs.rows[self.packs.offsets[:-1]]
+        """How often training rows, or packs of them, are seen; None where each is seen once an epoch. When `packs` are
+        settled."""
+        return mixture_of(self.config, self.record, encoded=self.encoded, packs=self.packs)
 
     @cached_property
     def plan(self) -> Plan:
         """When `packs` are settled."""
         training = self.config.training
-        rows = self.mixture.rows if self.mixture else len(self.leading)
+        rows = self.mixture.rows if self.mixture else len(leading(self.encoded, self.packs))
         every = evaluation_interval(
             steps_per_epoch=-(-rows // training.batch_size),
             steps=training.evaluate_steps,

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as done
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,8 @@ class State:
     stale: int = 0
     """Evaluations without an improvement."""
     stopped_early: bool = False
+    packed: bool | None = None
+    """Whether batches are made of packs of rows; settled when training begins."""
 
     @property
     def evaluated(self) -> bool:
@@ -73,6 +75,7 @@ class State:
             "best": self.best.document() if self.best else None,
             "stale": self.stale,
             "stoppedEarly": self.stopped_early,
+            "packed": self.packed,
         }
 
 
@@ -89,6 +92,7 @@ def state_from(document: Mapping[str, Any], losses: list[float]) -> State:
         best=Best(int(best["step"]), str(best["metric"]), float(best["value"])) if best else None,
         stale=int(document["stale"]),
         stopped_early=bool(document["stoppedEarly"]),
+        packed=document.get("packed"),  # not there in checkpoints of earlier versions
     )
 
 
@@ -197,9 +201,7 @@ class Checkpoints:
         document = json.dumps(state.document(), sort_keys=True).encode()
         means = {f"{_MEAN}{name}": tensor for name, tensor in (mean or {}).items()}
         optimizer = {**optimizer, **means, "losses": torch.tensor(state.losses, dtype=torch.float64)}
-        self._pending = self._thread.submit(
-            self._commit, state.step, state.best, state.micro_batch, document, weights, optimizer
-        )
+        self._pending = self._thread.submit(self._commit, replace(state), document, weights, optimizer)
 
     def poll(self) -> None:
         """Raise what a finished commit raised (Fenced, StorageError), without waiting."""
@@ -219,13 +221,12 @@ class Checkpoints:
 
     def _commit(
         self,
-        step: int,
-        best: Best | None,
-        micro_batch: int,
+        state: State,
         document: bytes,
         weights: Tensors,
         optimizer: Tensors,
     ) -> None:
+        step, best = state.step, state.best
         shutil.rmtree(self._work, ignore_errors=True)
         self._work.mkdir(parents=True)
         self._used[step] = again = self._used.get(step, 0) + 1  # a step is done again after a divergence; keys never
@@ -244,7 +245,8 @@ class Checkpoints:
             "metric": {"name": best.metric, "value": best.value} if best and at_best else None,
             "best": at_best,
             "bestSoFar": best.document() if best else None,
-            "microBatch": micro_batch,
+            "microBatch": state.micro_batch,
+            "packed": state.packed,
             "committedAt": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         record = self._claim.append(RecordKind.CHECKPOINT, body, live=self._kept(best))

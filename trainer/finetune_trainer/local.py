@@ -48,22 +48,22 @@ _FINAL = (ExitCode.INVALID, ExitCode.FENCED, ExitCode.STOPPED, ExitCode.DIVERGED
 _INTERRUPTED = 130
 
 
-class _InvalidError(Exception):
+class InvalidDocumentError(Exception):
     """The document cannot be run; the message says all of it."""
 
 
 def main(file: Path, *, profile: Path | None, work: Path | None, credentials: Path | None) -> int:
     """Run one document and return the exit code."""
     try:
-        config = _load(file, profile)
-    except _InvalidError as error:
+        config = load(file, profile)
+    except InvalidDocumentError as error:
         print(error, file=sys.stderr)
         return ExitCode.INVALID
     directory = work or _default_work(config.job_uid)
     try:
         with _alone(directory):
             return _Run(config, directory.resolve(), credentials.resolve() if credentials else None).main()
-    except _InvalidError as error:
+    except InvalidDocumentError as error:
         print(error, file=sys.stderr)
         return 1
     except OSError as error:
@@ -74,8 +74,8 @@ def main(file: Path, *, profile: Path | None, work: Path | None, credentials: Pa
 # --- the document ---
 
 
-def _load(file: Path, profile: Path | None) -> RunConfig:
-    """Parse, validate and resolve. Raises _InvalidError with every problem, a line each."""
+def load(file: Path, profile: Path | None) -> RunConfig:
+    """Parse, validate and resolve. Raises InvalidDocumentError with every problem, a line each."""
     job, problems = load_job(_bytes(file), name=str(file))
     spec = FineTuneProfileSpec()
     if profile is not None:
@@ -83,7 +83,7 @@ def _load(file: Path, profile: Path | None) -> RunConfig:
         problems = [*problems, *more]
         spec = found.spec if found is not None else spec
     if problems or job is None:
-        raise _InvalidError("\n".join(str(problem) for problem in problems))
+        raise InvalidDocumentError("\n".join(str(problem) for problem in problems))
     if job.spec.storage is not None and job.spec.storage.endpoint is not None:
         # Whoever runs this here may reach that endpoint anyway: the fence is for those who share a cluster.
         spec = spec.model_copy(update={"allowed_endpoints": [job.spec.storage.endpoint]})
@@ -97,9 +97,9 @@ def _load(file: Path, profile: Path | None) -> RunConfig:
             defaults=Defaults(trainer_image="local", preflight_image="local", in_cluster=False),
         )
     except ResolveError as error:
-        raise _InvalidError(f"{file}: {error.message}") from error
+        raise InvalidDocumentError(f"{file}: {error.message}") from error
     if relative := _relative(config):
-        raise _InvalidError(f"{file}: {relative}")
+        raise InvalidDocumentError(f"{file}: {relative}")
     return config
 
 
@@ -107,7 +107,7 @@ def _bytes(file: Path) -> bytes:
     try:
         return file.read_bytes()
     except OSError as error:
-        raise _InvalidError(f"{file}: cannot be read: {error.strerror}: give the path of a YAML file") from error
+        raise InvalidDocumentError(f"{file}: cannot be read: {error.strerror}: give the path of a YAML file") from error
 
 
 def _uid(file: Path, job: FineTuneJob) -> str:
@@ -132,7 +132,7 @@ def _default_work(uid: str) -> Path:
 
 @contextmanager
 def _alone(directory: Path) -> Iterator[None]:
-    """Hold the work directory. Raises _InvalidError when another process does."""
+    """Hold the work directory. Raises InvalidDocumentError when another process does."""
     directory.mkdir(parents=True, exist_ok=True)
     with open(directory / "lock", "a+") as lock:
         try:
@@ -140,7 +140,7 @@ def _alone(directory: Path) -> Iterator[None]:
         except BlockingIOError:
             lock.seek(0)
             holder = lock.read().strip() or "unknown"
-            raise _InvalidError(
+            raise InvalidDocumentError(
                 f"Process {holder} runs this document already in {directory}: wait for it, stop it, or choose --work."
             ) from None
         lock.truncate(0)

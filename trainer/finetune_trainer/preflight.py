@@ -37,10 +37,20 @@ from finetune_trainer.data.read import DataError, Located, Rows, locate
 from finetune_trainer.data.split import side
 from finetune_trainer.data.text import read_text
 from finetune_trainer.license import license_of
-from finetune_trainer.run import TEST, TRAIN, VALIDATION, EncodedRef, Input, RunRecord, encoded_key, run_key, tested
+from finetune_trainer.run import (
+    TEST,
+    TRAIN,
+    VALIDATION,
+    EncodedRef,
+    Input,
+    RunRecord,
+    encoded_key,
+    read_record,
+    run_key,
+    tested,
+)
 from finetune_trainer.storage import (
     AlreadyExists,
-    Damaged,
     PreconditionFailed,
     StorageError,
     StorageSettings,
@@ -521,7 +531,7 @@ def pin(output: Store, record: RunRecord, encoded: Encoded) -> RunRecord:
     for _ in range(_TRIES):
         info = output.head(key)
         if info is not None:
-            known = _stored_record(output, key, info.etag)
+            known = read_record(output, key, info.etag)
             same = (known.manifest, known.slices) == (record.manifest, record.slices)
             if same and output.head(known.encoded.key) is not None:
                 if known.license == record.license:
@@ -540,17 +550,6 @@ def pin(output: Store, record: RunRecord, encoded: Encoded) -> RunRecord:
             continue  # another preflight of the same run was faster
         return record
     raise StorageError("StoreUnavailable", f"{output.uri}/{key} changes faster than it can be read; try again.")
-
-
-def _stored_record(output: Store, key: str, etag: str) -> RunRecord:
-    data = output.read(key, if_match=etag)
-    try:
-        return RunRecord.model_validate_json(data)
-    except ValidationError as error:
-        raise Damaged(
-            "RunRecordDamaged",
-            f"{output.uri}/{key} is not what a preflight writes; restore it, or delete it so that it is made anew.",
-        ) from error
 
 
 # --- what is done already ---

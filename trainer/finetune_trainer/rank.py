@@ -19,9 +19,9 @@ from pydantic import ValidationError
 from finetune_api.contract import ExitCode, LastMessage, RunConfig, TrainOutcome
 from finetune_trainer import lastmessage
 from finetune_trainer.config import storage_settings
-from finetune_trainer.run import RunRecord, run_key
+from finetune_trainer.run import read_record, run_key
 from finetune_trainer.signs import Heart, Reporter, Signals, Stopped, wait_for
-from finetune_trainer.storage import Damaged, StorageError, Store, open_store
+from finetune_trainer.storage import StorageError, open_store
 from finetune_trainer.storage.commit import Fenced, latest_checkpoint
 
 _log = logging.getLogger("finetune.train")
@@ -112,7 +112,7 @@ class Rank:
         config = _config(self._options.config)
         settings = storage_settings(config, self._options.credentials)
         store = open_store(config.output.uri, settings)
-        record = _record(store, run_id)
+        record = read_record(store, run_key(run_id))
         world = worlds.join()
         if config.pods.gpus and world.device.type == "cpu":
             _log.warning("resources ask for %d GPUs but none is visible: training on the CPU", config.pods.gpus)
@@ -206,19 +206,6 @@ def _config(path: Path) -> RunConfig:
             "InvalidConfig",
             f"The run's config {path} cannot be read ({type(error).__name__}): operator and trainer must match.",
             environment=False,
-        ) from error
-
-
-def _record(store: Store, run_id: str) -> RunRecord:
-    """run.json as preflight left it. Raises StorageError."""
-    key = run_key(run_id)
-    data = store.read(key)
-    try:
-        return RunRecord.model_validate_json(data)
-    except ValidationError as error:
-        raise Damaged(
-            "RunRecordDamaged",
-            f"{store.uri}/{key} is not what a preflight writes; restore it, or delete it so that it is made anew.",
         ) from error
 
 

@@ -7,10 +7,11 @@ Layout under output.uri (api.md): `runs/<run id>/run.json`, created once and nev
 from collections.abc import Iterable
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from finetune_api.base import Model
 from finetune_api.resolve import digest
+from finetune_trainer.storage import Damaged, Store
 
 TRAIN, VALIDATION, TEST, LEFT_OUT = 0, 1, 2, 3
 """Values of the encoded store's tensor `split`."""
@@ -65,6 +66,18 @@ class RunRecord(Model):
         default={}, description="values of the columns of evaluation.slices, in the order of their numbers in the store"
     )
     encoded: EncodedRef
+
+
+def read_record(output: Store, key: str, etag: str | None = None) -> RunRecord:
+    """A run's record. Raises StorageError; Damaged where it is none."""
+    data = output.read(key, if_match=etag)
+    try:
+        return RunRecord.model_validate_json(data)
+    except ValidationError as error:
+        raise Damaged(
+            "RunRecordDamaged",
+            f"{output.uri}/{key} is not what a preflight writes; restore it, or delete it so that it is made anew.",
+        ) from error
 
 
 # The encoded store is one safetensors file (later: shards). Every row has

@@ -15,9 +15,10 @@ from finetune_api.job import BestCheckpoint
 from finetune_trainer import adapt, checkpoint
 from finetune_trainer.adapt.base import InputsOf
 from finetune_trainer.attempt import Attempt
+from finetune_trainer.batches import order_of
 from finetune_trainer.checkpoint import Checkpoints, Restored, State
 from finetune_trainer.course import Diverged
-from finetune_trainer.data.order import Order, Rows
+from finetune_trainer.data.order import Rows
 from finetune_trainer.ema import Ema
 from finetune_trainer.loop import Objective, Setup, train
 from finetune_trainer.model import recompute_activations
@@ -27,7 +28,7 @@ from finetune_trainer.run import TRAIN, VALIDATION
 from finetune_trainer.signs import Pace, checkpointed, wait_for
 from finetune_trainer.storage.commit import Record, RecordKind, live_checkpoints
 from finetune_trainer.tasks import Metrics
-from finetune_trainer.units import Units, packs_of, units_of
+from finetune_trainer.units import packs_of, units_of
 
 _RECENT = 20
 """Steps whose losses are averaged for people."""
@@ -144,13 +145,14 @@ def prepare(attempt: Attempt) -> Trainee:
     model = method.prepare(loaded, seed=config.seed)
     anchor = Anchor(model, alpha=config.l2sp_alpha, fresh=loaded.fresh) if config.l2sp_alpha is not None else None
     model.to(attempt.world.device)
-    attempt.packs = packs_of(attempt, model)
     restored = _newest(attempt)
+    attempt.packs = packs_of(attempt, model, before=restored.state.packed if restored else None)
     if restored is not None:
         checkpoint.restore_weights(model, restored.weights)
         _log.info("going on from the checkpoint of step %d", restored.state.step)
     state = restored.state if restored else State()
     state.micro_batch = attempt.numerics["microBatch"]
+    state.packed = attempt.packs is not None
     rows = encoded.rows(TRAIN)
     shortcut = method.shortcut(
         model,
@@ -181,7 +183,13 @@ def prepare(attempt: Attempt) -> Trainee:
         parameters=list(checkpoint.trainable(model).values()),
         config=config,
         plan=attempt.plan,
-        order=_order(attempt, units),
+        order=order_of(
+            attempt.config,
+            learner=attempt.learner,
+            encoded=encoded,
+            packs=attempt.packs,
+            mixture=attempt.mixture,
+        ),
         rows=units.numbers,
         shares=units.shares,
         inputs_of=units.inputs_of,
@@ -191,12 +199,6 @@ def prepare(attempt: Attempt) -> Trainee:
         after_step=_after_step(optimizer, anchor=anchor, mean=mean),
     )
     return Trainee(model, module, inputs_of, setup, state, mean)
-
-
-def _order(attempt: Attempt, units: Units) -> Order:
-    config, mixture = attempt.config.training, attempt.mixture
-    size = mixture.rows if mixture else len(units.numbers)
-    return Order(size, config.batch_size, config.seed, units.lengths, mixture)
 
 
 def _after_step(optimizer: torch.optim.Optimizer, *, anchor: Anchor | None, mean: Ema | None) -> Callable[[int], None]:
