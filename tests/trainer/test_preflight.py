@@ -104,6 +104,20 @@ def bench(tmp_path: Path, minilm_dir: Path) -> Bench:
 # --- what passes ---
 
 
+@pytest.mark.parametrize(("tokens", "left"), [(20, 400), (300, 212), (505, None)])
+def test_learned_tokens_take_positions_from_rows(bench: Bench, tokens: int, left: int | None) -> None:
+    """MiniLM has 512 positions."""
+    bench.spec["method"] = {"type": "prompt", "virtualTokens": tokens}
+    bench.spec["data"]["maxLength"] = 400
+    last = bench.run()
+    if left is None:
+        assert (last.code, last.reason) == (ExitCode.INVALID, "ModelUnsuitable")
+        assert "505 learned tokens leave no room for rows in the 512 positions" in last.message
+        assert "set it to 256 or less" in last.message
+    else:
+        assert bench.record(last).model_max_length == left
+
+
 def test_a_good_document_leaves_what_a_train_pod_needs(bench: Bench) -> None:
     bench.put("test.jsonl", jsonl(fresh(10)))
     bench.spec["data"]["test"] = {"uri": bench.uri("test.jsonl")}

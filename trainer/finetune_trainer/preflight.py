@@ -144,8 +144,14 @@ def tools_of(config: RunConfig, task: Task, base: BaseModel) -> Tools:
     """What the task encodes with. Raises DataError ModelIncomplete."""
     text = None
     if task.reads == "text":
-        asked, uri = config.data.max_length, base.uri
-        text = read_text(base.config, base.tokenizer_json, base.tokenizer_config, asked=asked, uri=uri)
+        text = read_text(
+            base.config,
+            base.tokenizer_json,
+            base.tokenizer_config,
+            asked=config.data.max_length,
+            uri=base.uri,
+            taken=config.method.virtual_tokens or 0,
+        )
     return Tools(text, config.data.overlong, base.config, base.images)
 
 

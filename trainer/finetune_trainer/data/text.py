@@ -168,10 +168,21 @@ class Text:
         return max(1024 * 1024, 64 * self.max_length)
 
 
+_FEWEST = 8
+"""Tokens that a row must at least be able to have."""
+
+
 def read_text(
-    config: Mapping[str, Any], tokenizer_json: str, tokenizer_config: Mapping[str, Any], *, asked: int, uri: str
+    config: Mapping[str, Any],
+    tokenizer_json: str,
+    tokenizer_config: Mapping[str, Any],
+    *,
+    asked: int,
+    uri: str,
+    taken: int = 0,
 ) -> Text:
-    """Read config.json, tokenizer.json and tokenizer_config.json. Raises DataError ModelIncomplete."""
+    """Read config.json, tokenizer.json and tokenizer_config.json. So many positions are `taken` by learned tokens.
+    Raises DataError ModelIncomplete, ModelUnsuitable."""
     tokenizer = _tokenizer(tokenizer_json, uri)
     pad = _pad_token_id(config, tokenizer, tokenizer_config)
     if pad is None:
@@ -181,21 +192,30 @@ def read_text(
             "add pad_token_id to config.json.",
         )
     vocabulary = config.get("vocab_size")
-    own = min(_limits(config, tokenizer_config, pad), default=None)
+    positions = _positions(config, pad)
+    if taken and positions is not None and positions - taken < _FEWEST:
+        raise DataError(
+            "ModelUnsuitable",
+            f"method.virtualTokens: {taken} learned tokens leave no room for rows in the {positions} positions of "
+            f"{uri}; set it to {max(1, positions // 2)} or less.",
+        )
+    limits = [positions - taken if positions is not None else None, _tokenizer_limit(tokenizer_config)]
+    own = min((limit for limit in limits if limit is not None), default=None)
     known = vocabulary if _whole(vocabulary) else None
     return Text(tokenizer_json, asked, pad, known, config, tokenizer_config, own).limited(asked)
 
 
-def _limits(config: Mapping[str, Any], tokenizer_config: Mapping[str, Any], pad: int) -> list[int]:
-    found = []
-    for name in ("max_position_embeddings", "n_positions"):
-        if _whole(config.get(name)):
-            offset = pad + 1 if config.get("model_type") in _OFFSET_POSITIONS else 0
-            found.append(int(config[name]) - offset)
+def _positions(config: Mapping[str, Any], pad: int) -> int | None:
+    """How many tokens the model can tell apart by their places."""
+    offset = pad + 1 if config.get("model_type") in _OFFSET_POSITIONS else 0
+    named = (config.get(name) for name in ("max_position_embeddings", "n_positions"))
+    found = [int(value) - offset for value in named if _whole(value)]
+    return min((limit for limit in found if limit > 0), default=None)
+
+
+def _tokenizer_limit(tokenizer_config: Mapping[str, Any]) -> int | None:
     limit = tokenizer_config.get("model_max_length")
-    if isinstance(limit, int | float) and 0 < limit < _UNLIMITED:
-        found.append(int(limit))
-    return [limit for limit in found if limit > 0]
+    return int(limit) if isinstance(limit, int | float) and 0 < limit < _UNLIMITED and int(limit) > 0 else None
 
 
 def _pad_token_id(
