@@ -86,7 +86,7 @@ def test_the_store_holds_what_the_tokenizer_says(minilm_dir: Path, tmp_path: Pat
     assert store["row"].tolist() == [5, 6, 7, 8, 9, 10]
     assert store["source"].tolist() == [1] * 6
     assert encoded.rows == 6
-    assert encoded.rows_by_split == {TRAIN: 2, VALIDATION: 2, TEST: 2}
+    assert encoded.examples_by_split == {TRAIN: 2, VALIDATION: 2, TEST: 2}
     assert encoded.size == encoded.path.stat().st_size
     with safe_open(encoded.path, "np") as file:
         assert file.metadata() == {"format": "finetune-encoded-2"}

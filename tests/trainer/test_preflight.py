@@ -118,6 +118,25 @@ def test_learned_tokens_take_positions_from_rows(bench: Bench, tokens: int, left
         assert bench.record(last).model_max_length == left
 
 
+def test_rows_of_the_data_are_counted_where_one_becomes_several(bench: Bench) -> None:
+    def question(number: int) -> dict[str, Any]:
+        context = " ".join(f"word{number} and{place}" for place in range(60)) + " the end"
+        return {"question": f"what {number}?", "context": context, "answers": "the end"}
+
+    bench.put("train.jsonl", jsonl([question(number) for number in range(20)]))
+    bench.put("test.jsonl", jsonl([question(number) for number in range(17, 23)]))  # three are training rows, too
+    bench.spec["task"] = {"type": "question-answering", "stride": 8}
+    bench.put("held.jsonl", jsonl([question(number) for number in range(30, 35)]))
+    held = {name: {"uri": bench.uri(f"{file}.jsonl")} for name, file in (("validation", "held"), ("test", "test"))}
+    bench.spec["data"] |= {**held, "maxLength": 48}
+    last = bench.run()
+    assert last.preflight is not None, last.message
+    found = last.preflight.summary.rows
+    assert found is not None
+    assert (found.train, found.validation, found.test) == (17, 5, 6)
+    assert bench.record(last).encoded.rows > 60
+
+
 def test_a_good_document_leaves_what_a_train_pod_needs(bench: Bench) -> None:
     bench.put("test.jsonl", jsonl(fresh(10)))
     bench.spec["data"]["test"] = {"uri": bench.uri("test.jsonl")}

@@ -478,7 +478,7 @@ _LOCAL_UID = uuid.uuid4().hex
 
 
 def _summary(config: RunConfig, *, data: Data, trouble: list[str], report: str) -> PreflightStatus:
-    encoded, rows = data.encoded, data.encoded.rows_by_split
+    encoded, rows = data.encoded, data.encoded.examples_by_split
     return PreflightStatus(
         rows=RowCounts(
             train=rows.get(TRAIN, 0),

@@ -46,7 +46,8 @@ class Encoded:
     sha256: str
     size: int
     rows: int
-    rows_by_split: Mapping[int, int]
+    examples_by_split: Mapping[int, int]
+    """Rows of the data; some tasks make several rows of the store of one."""
     truncated: int
     dropped: int
     lengths: TokenLengths
@@ -86,7 +87,7 @@ class Encoder:
         self._size = 0
         self._lengths: Counter[int] = Counter()
         self._truncated = self._dropped = self._rows = 0
-        self._rows_by_split: Counter[int] = Counter()
+        self._examples_by_split: Counter[int] = Counter()
         kept = {f"slice.{number}": Column("I32") for number in range(len(slices))}
         self._spec = {**task.store, **OURS, **kept}
         self._columns = {name: _Growing(scratch / f"{name}.bin", column.kind) for name, column in self._spec.items()}
@@ -129,7 +130,7 @@ class Encoder:
             sha256=sha256,
             size=size,
             rows=self._rows,
-            rows_by_split=self._rows_by_split,
+            examples_by_split=self._examples_by_split,
             truncated=self._truncated,
             dropped=self._dropped,
             lengths=self._quantiles(),
@@ -140,11 +141,14 @@ class Encoder:
     def _leave_out(self, column: "_Growing", marks: NDArray[np.uint8]) -> None:
         """Marked rows stay where they are, so that nothing else moves, but belong to no split."""
         path = column.path.with_suffix(".final")
-        self._rows_by_split = Counter()
+        self._examples_by_split = Counter()
+        before = -1
         with open(path, "wb") as target:
             for block, ordinals in zip(column.blocks(_BLOCK), self._ordinals.blocks(_BLOCK), strict=True):
                 split = np.where(marks[ordinals] == 0, block, LEFT_OUT).astype(block.dtype)
-                self._rows_by_split.update(dict(enumerate(np.bincount(split).tolist())))
+                first = np.diff(ordinals, prepend=before) != 0
+                before = int(ordinals[-1])
+                self._examples_by_split.update(dict(enumerate(np.bincount(split[first]).tolist())))
                 target.write(split.tobytes())
         path.replace(column.path)
 
@@ -168,6 +172,7 @@ class Encoder:
                     self._dropped += 1
                     continue
                 self._truncated += 1
+            self._examples_by_split[split] += 1
             for piece in pieces:
                 self._check_tokens(piece, where)
                 self._append(example, split, source, piece)
@@ -192,7 +197,6 @@ class Encoder:
 
     def _append(self, example: Example, split: int, source: int, piece: Piece) -> None:
         self._rows += 1
-        self._rows_by_split[split] += 1
         self._ordinals.extend([self._taken - 1])
         ours = {"length": piece.length, "split": split, "source": source, "row": example.row}
         for number, (name, values) in enumerate(self.slices.items()):
