@@ -95,6 +95,13 @@ class TaskConfig(Model):
     """Question answering: tokens that neighbouring windows share."""
     unanswerable: bool | None = None
     """Question answering. None: as the training rows have it."""
+    image_size: int | None = None
+    """Image classification. None: as the base's preprocessor_config.json has it."""
+    augment_flip: bool | None = None
+    augment_crop: float | None = None
+    augment_color: float | None = None
+    augment_mixup: float | None = None
+    """Image classification, as the others of augment. None: not at all."""
     tasks: list[PartConfig] | None = None
 
 

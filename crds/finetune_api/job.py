@@ -98,6 +98,9 @@ class Columns(PartColumns):
     source: Column | None = spec_field("train", "Column that holds the text to translate. Default: source.")
     target: Column | None = spec_field("train", "Column that holds its translation. Default: target.")
     value: Column | None = spec_field("train", "Column that holds the number of regression. Default: value.")
+    image: Column | None = spec_field(
+        "train", "Column that holds the image: bytes, or a path relative to the file of rows. Default: image."
+    )
     question: Column | None = spec_field(
         "train", "Column that holds the question of question-answering. Default: question."
     )
@@ -125,6 +128,31 @@ class Columns(PartColumns):
     )
     tools: Column | None = spec_field(
         "train", "Column that holds the tools of a chat as JSON schemas, where there are any. Default: tools."
+    )
+
+
+class Augment(Model):
+    flip: bool | None = spec_field(
+        "train", "Mirror left and right in half of the cases; not for what means something else then. Default: false."
+    )
+    crop: float | None = spec_field(
+        "train",
+        "Show a random part of the image: the smallest share of its area, such as 0.5. Default: all of it.",
+        gt=0,
+        le=1,
+    )
+    color: float | None = spec_field(
+        "train",
+        "Change brightness, contrast and saturation by up to this share, such as 0.3. Default: 0.",
+        ge=0,
+        lt=1,
+    )
+    mixup: float | None = spec_field(
+        "train",
+        "Blend images and labels in pairs; alpha of the Beta distribution the shares are drawn from, such as 0.2. "
+        "Default: not at all.",
+        gt=0,
+        le=100,
     )
 
 
@@ -178,6 +206,7 @@ class Task(Model):
         only_with("type", values=("instruction",), fields=("trainOn",)),
         only_with("type", values=("instruction", "preference"), fields=("chatTemplate",)),
         only_with("type", values=("preference",), fields=("beta", "loss")),
+        only_with("type", values=("image-classification",), fields=("imageSize", "augment")),
     )
 
     type: TaskType = spec_field("train", "What the model learns to do.", required=True)
@@ -229,6 +258,15 @@ class Task(Model):
     unanswerable: bool | None = spec_field(
         "train",
         "Whether a question may have no answer in its context: true lets the model say so, false refuses such rows. Default: as the training rows have it.",
+    )
+    image_size: int | None = spec_field(
+        "train",
+        "Pixels of both sides that images are resized to; a model with learned positions takes its own size alone. Default: as the base's preprocessor_config.json has it.",
+        ge=8,
+        le=4096,
+    )
+    augment: Augment | None = spec_field(
+        None, "How training images are changed at random, anew each time they are seen. Default: not at all."
     )
 
 

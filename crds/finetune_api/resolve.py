@@ -29,6 +29,7 @@ from finetune_api.contract import (
     TrainingConfig,
 )
 from finetune_api.job import (
+    Augment,
     Checkpoint,
     CheckpointEvery,
     Deduplicate,
@@ -156,7 +157,7 @@ def _refuse_files(uris: Mapping[str, str]) -> None:
 
 
 def _task(spec: FineTuneJobSpec) -> TaskConfig:
-    task = spec.task
+    task, augment = spec.task, spec.task.augment or Augment()
     return TaskConfig(
         type=task.type,
         columns=_columns(task),
@@ -170,6 +171,11 @@ def _task(spec: FineTuneJobSpec) -> TaskConfig:
         beta=first(task.beta, default=0.1) if task.type == "preference" else None,
         loss=first(task.loss, default="sigmoid") if task.type == "preference" else None,
         train_on=first(task.train_on, default="assistant") if task.type == "instruction" else None,
+        image_size=task.image_size,
+        augment_flip=augment.flip or None,
+        augment_crop=augment.crop,
+        augment_color=augment.color,
+        augment_mixup=augment.mixup,
         tasks=None
         if task.tasks is None
         else [

@@ -18,6 +18,7 @@ TaskType = Literal[
     "question-answering",
     "instruction",
     "preference",
+    "image-classification",
     "multi-task",
 ]
 PartType = Literal["text-classification", "token-classification"]
@@ -91,16 +92,20 @@ class TaskKind:
 _REUSED_OUTPUT = "the decoder writes with the output layer of the base, no new layer could learn alone; use lora"
 _LANGUAGE_HEAD = "a language model has no new output layer, and its own one is mostly its input embedding; use lora"
 _NO_LABELS = "whose answers are texts"
+_IMAGES = "learned tokens go before text, and an image has none"
+_NO_TOKENS = "whose rows are images, not tokens"
+_NO_TEXT = "whose rows have no text to compare or to search"
+_OF_CLASSES: tuple[Metric, ...] = (
+    *("accuracy", "precision", "recall", "f1", "f1-micro", "f1-weighted", "mcc", "roc-auc", "pr-auc"),
+    *("log-loss", "ece", "loss"),
+)
 
 
 TASKS: Mapping[TaskType, TaskKind] = {
     "text-classification": TaskKind(
         columns={"text": "text", "label": "label"},
         optional=("pair",),
-        metrics=(
-            *("accuracy", "precision", "recall", "f1", "f1-micro", "f1-weighted", "mcc", "roc-auc", "pr-auc"),
-            *("log-loss", "ece", "loss"),
-        ),
+        metrics=_OF_CLASSES,
         primary="f1",
         classifies=True,
     ),
@@ -143,6 +148,20 @@ TASKS: Mapping[TaskType, TaskKind] = {
         without={"task.labels": "which learns from the text itself"},
         packs=True,
         splits=True,
+    ),
+    "image-classification": TaskKind(
+        columns={"image": "image", "label": "label"},
+        metrics=_OF_CLASSES,
+        primary="f1",
+        classifies=True,
+        refused={"prompt": _IMAGES, "prefix": _IMAGES},
+        without={
+            "training.neftune": "whose images have no token embeddings for noise",
+            "data.maxLength": _NO_TOKENS,
+            "data.overlong": _NO_TOKENS,
+            "data.deduplicate.near": _NO_TEXT,
+            "data.audit": _NO_TEXT,
+        },
     ),
     "question-answering": TaskKind(
         columns={"question": "question", "context": "context", "answers": "answers"},

@@ -57,6 +57,8 @@ TASK: dict[str, str] = {
     "spec.data.maxTargetLength": "translation",
     "spec.generation": "translation",
     "spec.training.packing": "causal-lm",
+    "spec.task.imageSize": "image-classification",
+    "spec.task.augment": "image-classification",
     "spec.task.stride": "question-answering",
     "spec.task.unanswerable": "question-answering",
     "spec.task.chatTemplate": "instruction",

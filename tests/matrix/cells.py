@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import ValidationError
-from tests.matrix.kinds import KINDS, ROWS, TEST_ROWS
+from tests.matrix.kinds import KINDS, ROWS, TEST_ROWS, Rows
 from tests.trainer.rank.conftest import Made, Ranks, made, write
 
 from finetune_api.job import FineTuneJobSpec
@@ -52,7 +52,7 @@ class Cell:
             "task": {"type": self.task, **spec.get("task", {})},
             "data": {
                 **_files(root, [part["name"] for part in spec.get("task", {}).get("tasks", ())]),
-                "maxLength": 48,
+                **({} if "data.maxLength" in TASKS[self.task].without else {"maxLength": 48}),
                 **spec.get("data", {}),
             },
             "training": {
@@ -118,8 +118,8 @@ def run(cell: Cell, root: Path, base: Path, *, ranks: Ranks, port: int) -> Figur
     kind = KINDS[cell.task]
     root.mkdir(parents=True)
     draw = random.Random(17)
-    write(root / "train.jsonl", kind.rows(draw, ROWS))
-    write(root / "test.jsonl", kind.rows(draw, TEST_ROWS))
+    for name, count in (("train", ROWS), ("test", TEST_ROWS)):
+        write(root / f"{name}.jsonl", with_files(kind.rows(draw, count), root / name))
     found = made(root, cell.document(root, base), ranks)
     group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_WORLD_SIZE": "1"}
     environments = (
@@ -129,6 +129,20 @@ def run(cell: Cell, root: Path, base: Path, *, ranks: Ranks, port: int) -> Figur
     codes = [process.wait() for process in started]
     assert codes == [0] * cell.processes, started[0].log[-3000:]
     return figures(cell, found)
+
+
+def with_files(rows: Rows, directory: Path) -> Rows:
+    """The rows with bytes in files of `directory`, which they name relative to the one above it."""
+    found = []
+    for number, row in enumerate(rows):
+        values = dict(row)
+        for name, value in row.items():
+            if isinstance(value, bytes):
+                directory.mkdir(exist_ok=True)
+                (directory / f"{number}.png").write_bytes(value)
+                values[name] = f"{directory.name}/{number}.png"
+        found.append(values)
+    return found
 
 
 def figures(cell: Cell, found: Made) -> Figures:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow
 import pyarrow.feather
 import pyarrow.parquet
@@ -51,6 +52,13 @@ def raw(value: str) -> bytes:
 def png(width: int = 4, height: int = 3, kind: str = "PNG") -> bytes:
     out = io.BytesIO()
     Image.new("RGB", (width, height), (9, 99, 199)).save(out, kind)
+    return out.getvalue()
+
+
+def deep(kind: type, name: str = "PNG") -> bytes:
+    """Grey values of more than 8 bits."""
+    out = io.BytesIO()
+    Image.fromarray(np.linspace(0, 60_000, 16).reshape(4, 4).astype(kind)).save(out, name)
     return out.getvalue()
 
 
@@ -300,6 +308,9 @@ CASES: list[Case] = [
     ("pixel-bomb.tar", lambda: tar(("1.png", png_header(60000, 60000))), 1, "more than 64 million pixels; make it"),
     ("short-pixels.tar", lambda: tar(("1.png", png_header(640, 480))), 1, "the image cannot be decoded"),
     ("flipped-image.tar", lambda: tar(("1.png", flipped(png(64, 64), 45))), 1, "the image cannot be decoded"),
+    ("deep-image.tar", lambda: tar(("1.png", deep(np.uint16))), 1, "more than 8 bits a channel (mode I;16)"),
+    ("float-image.tar", lambda: tar(("1.tiff", deep(np.float32, "TIFF"))), 1, "(mode F), of which models would see"),
+    ("cut-header.tar", lambda: tar(("1.png", png()[:20])), 1, "the image cannot be decoded (OSError); replace it"),
     ("empty-image.tar", lambda: tar(("1.png", b"")), 1, "found nothing; mend the row"),
     ("missing-image.jsonl", lambda: jsonl({"image": "nowhere.png"}), 1, "no image 'nowhere.png' beside the file"),
     ("climbing-path.jsonl", lambda: jsonl({"image": "a/../../x.png"}), 1, "leads out of the directory of the file"),
@@ -407,6 +418,7 @@ FOLDERS: dict[str, tuple[dict[str, bytes], str, str]] = {
     "notes-between": ({"cat/1.png": png(), "cat/notes.txt": b"x"}, "cat/notes.txt", "rename or remove the file"),
     "torn-image": ({"cat/1.png": png(64, 64)[:80]}, "cat/1.png", "cannot be decoded (OSError); replace it"),
     "web-page": ({"cat/1.png": b"<html>"}, "cat/1.png", "not an image of a known format"),
+    "zero-bytes": ({"cat/1.png": png(), "cat/2.png": b""}, "cat/2.png", "the file is empty; replace or remove it"),
     "nothing": ({}, "", "the folder holds no files; correct the address or upload images there"),
     "only-hidden": ({".DS_Store": b"x", "cat/.thumb.png": b"x"}, "", "the folder holds no files"),
 }

@@ -1,6 +1,7 @@
 """The report: nothing of the data becomes markup, nothing is loaded from elsewhere, and it stays small."""
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
 
@@ -125,6 +126,12 @@ def test_nothing_of_the_data_becomes_markup(word: str) -> None:
     assert not {name for name in found.attributes if name.startswith("on") or name in ("src", "href")}
     assert found.open == []
     assert "script" not in found.tags
+
+
+def test_a_picture_is_part_of_the_page() -> None:
+    report = replace(full(), mistakes=[Mistake("s3://data/1.png", "1.png", "cat", "dog", 2.0, b"\x89PNG")])
+    assert '<img alt="" src="data:image/png;base64,iVBORw==">' in page(report)
+    assert "<img" not in page(full())
 
 
 def test_what_was_measured_is_there_in_words() -> None:

@@ -113,7 +113,13 @@ class Attempt:
 
     def inputs_of(self, rows: Rows) -> Inputs:
         """One micro-batch on this rank's device."""
-        arrays = self.learner.collate(self.encoded, rows)
+        return self._with_base(self.learner.collate(self.encoded, rows), rows)
+
+    def training_inputs_of(self, rows: Rows) -> Inputs:
+        """One micro-batch to train on, augmented where the task does that."""
+        return self._with_base(self.learner.collate_for_training(self.encoded, rows), rows)
+
+    def _with_base(self, arrays: dict[str, NDArray[Any]], rows: Rows) -> Inputs:
         if self.of_base is not None:
             arrays["base"] = self.of_base.of(rows)
         return self.tensors(arrays)

@@ -154,14 +154,16 @@ def prepare(attempt: Attempt) -> Trainee:
     state.micro_batch = attempt.numerics["microBatch"]
     state.packed = attempt.packs is not None
     rows = encoded.rows(TRAIN)
-    shortcut = method.shortcut(
-        model,
-        rows=attempt.evaluator(attempt.world).longest_first(np.concatenate([rows, encoded.rows(VALIDATION)])),
-        inputs_of=attempt.inputs_of,
-        work=attempt.work,
-        world=attempt.world,
-        beat=attempt.heart.beat_or_stop if attempt.world.size == 1 else attempt.heart.beat,
-    )
+    shortcut = None
+    if not attempt.learner.augments:  # a shortcut keeps what is known of rows that stay as they are
+        shortcut = method.shortcut(
+            model,
+            rows=attempt.evaluator(attempt.world).longest_first(np.concatenate([rows, encoded.rows(VALIDATION)])),
+            inputs_of=attempt.inputs_of,
+            work=attempt.work,
+            world=attempt.world,
+            beat=attempt.heart.beat_or_stop if attempt.world.size == 1 else attempt.heart.beat,
+        )
     module, inputs_of = shortcut or (model, attempt.inputs_of)
     if config.neftune_alpha is not None:
         add_noise(model, alpha=config.neftune_alpha)
@@ -173,7 +175,7 @@ def prepare(attempt: Attempt) -> Trainee:
     optimizer = make_optimizer(model, config, anchored=anchor.names if anchor else ())
     if restored is not None:
         checkpoint.restore_optimizer(model, optimizer, restored.optimizer)
-    units = units_of(attempt, inputs_of=inputs_of)
+    units = units_of(attempt, inputs_of=inputs_of if shortcut else attempt.training_inputs_of)
     objective, prepared = attempt.accelerator.prepare(Objective(module, attempt.learner), optimizer)
     setup = Setup(
         world=attempt.world,

@@ -278,7 +278,7 @@ def make_run(tmp_path: Path, tiny_base: Path, ranks: Ranks) -> MakeRun:
         **spec: Any,
     ) -> Made:
         root = tmp_path / name
-        root.mkdir()
+        root.mkdir(exist_ok=True)
         found = dictionaries(rows)
         write(root / "train.jsonl", [row for number, row in enumerate(found) if number % 10 != 9])
         write(root / "validation.jsonl", found[9::10])

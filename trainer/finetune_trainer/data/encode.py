@@ -270,7 +270,10 @@ class _Growing:
 
     def extend(self, values: Sequence[Any]) -> None:
         self.length += len(values)
-        self._buffer.extend(values)
+        if isinstance(values, bytes):
+            self._buffer.frombytes(values)
+        else:
+            self._buffer.extend(values)
         if len(self._buffer) * self._buffer.itemsize >= _BLOCK:
             self._spill()
 

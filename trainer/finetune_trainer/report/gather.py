@@ -25,11 +25,11 @@ def gather(attempt: Attempt, outcome: TrainOutcome, *, evaluation: str, load_hin
     curve = attempt.trained.body.get("curve", {}) if attempt.trained else {}
     errors = tuned.get("errors", {})
     wrong = [
-        Mistake(*_shown(attempt, found["place"]), found["truth"] or "", found["answer"] or "", found["loss"])
+        _mistake(attempt, found["place"], found["truth"] or "", found["answer"] or "", found["loss"])
         for found in errors.get("mistakes", [])
     ]
     odd = [
-        Mistake(*_shown(attempt, found["place"]), _label(attempt, found["place"]), found["likelier"], found["quality"])
+        _mistake(attempt, found["place"], _label(attempt, found["place"]), found["likelier"], found["quality"])
         for found in baseline.get("suspects", [])
     ]
     return Report(
@@ -64,16 +64,20 @@ def _body(attempt: Attempt, kind: RecordKind, evaluation: str) -> Mapping[str, A
     return {}
 
 
-def _shown(attempt: Attempt, place: int) -> tuple[str, str]:
-    """Where a row of the store is in the data, and its text as far as its tokens tell."""
+def _mistake(attempt: Attempt, place: int, truth: str, answer: str, score: float) -> Mistake:
+    """A row of the store: where it is in the data, and its picture, or its text as far as its tokens tell."""
     rows = np.array([place])
     number = int(attempt.encoded.values("source", rows)[0])
     line = int(attempt.encoded.values("row", rows)[0])
     where = f"{attempt.record.manifest[number].uri}:{line}"
+    picture = attempt.learner.picture(attempt.encoded, place)
+    if picture is not None:
+        name, png = picture
+        return Mistake(where, name or where.rpartition("/")[2], truth, answer, score, png)
     if not attempt.encoded.has("input_ids"):
-        return where, where.rpartition("/")[2]
+        return Mistake(where, where.rpartition("/")[2], truth, answer, score)
     tokens = attempt.encoded.each("input_ids", rows)[0][:_SHOWN_TOKENS].tolist()
-    return where, attempt.tokenizer.decode(tokens, skip_special_tokens=True)
+    return Mistake(where, attempt.tokenizer.decode(tokens, skip_special_tokens=True), truth, answer, score)
 
 
 def _label(attempt: Attempt, place: int) -> str:
@@ -85,8 +89,12 @@ def _label(attempt: Attempt, place: int) -> str:
 
 
 def _lengths(attempt: Attempt) -> tuple[list[int], list[float]]:
+    """Tokens of rows; nothing where rows have none, which then count as one."""
     rows = np.concatenate([attempt.encoded.rows(split) for split in (TRAIN, VALIDATION, TEST)])
-    counts, edges = np.histogram(attempt.encoded.lengths(rows), bins=_BINS)
+    lengths = attempt.encoded.lengths(rows)
+    if lengths.max(initial=1) == 1:
+        return [], []
+    counts, edges = np.histogram(lengths, bins=_BINS)
     return counts.tolist(), edges.tolist()
 
 

@@ -1,5 +1,6 @@
 """The page. Pure: everything that is shown is in `Report`. Whatever comes from data or documents is escaped."""
 
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -24,6 +25,8 @@ class Mistake:
     truth: str
     answer: str
     score: float
+    picture: bytes = b""
+    """A small PNG, where the row is an image."""
 
 
 @dataclass(frozen=True)
@@ -208,11 +211,15 @@ def _mistakes(rows: Sequence[Mistake], names: tuple[str, str, str]) -> str:
     for row in rows:
         text = row.text if len(row.text) <= _TEXT else row.text[: _TEXT - 1] + "…"
         shown.append(
-            f"<article><p>{escape(text)}</p><small>"
+            f"<article>{_picture(row.picture)}<p>{escape(text)}</p><small>"
             f"{escape(names[0])}: <b>{escape(row.truth)}</b> · {escape(names[1])}: <b>{escape(row.answer)}</b> · "
             f"{escape(names[2])} {short(row.score)} · {escape(row.where)}</small></article>"
         )
     return "".join(shown)
+
+
+def _picture(png: bytes) -> str:
+    return f'<img alt="" src="data:image/png;base64,{b64encode(png).decode()}">' if png else ""
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

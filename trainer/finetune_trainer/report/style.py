@@ -58,6 +58,8 @@ vertical-align:middle}
 .key.c2::before{background:var(--c)}
 .key.c3::before{background:var(--d)}
 article{background:var(--card);border-radius:.5rem;padding:.5rem .8rem;margin:.5rem 0}
+article img{float:left;margin-right:.8rem;max-height:4rem}
+article::after{content:"";display:block;clear:both}
 article p{margin:0;overflow-wrap:anywhere;white-space:pre-wrap}
 small{color:var(--soft);overflow-wrap:anywhere}
 pre{background:var(--card);border-radius:.5rem;padding:.8rem;overflow-x:auto;font-size:.85rem}

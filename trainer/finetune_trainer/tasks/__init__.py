@@ -10,6 +10,7 @@ from finetune_api.tasks import TaskType
 from finetune_trainer.tasks import regression, text_classification
 from finetune_trainer.tasks.base import Facts, Learner, Metrics, Outcomes, Task
 from finetune_trainer.tasks.causal_lm import CausalLm
+from finetune_trainer.tasks.image_classification import ImageClassification
 from finetune_trainer.tasks.instruction import Instruction
 from finetune_trainer.tasks.multi_task import MultiTask
 from finetune_trainer.tasks.preference import Preference
@@ -30,6 +31,7 @@ _TASKS: dict[TaskType, Callable[[RunConfig], Task]] = {
     "token-classification": TokenClassification,
     "regression": regression.of,
     "question-answering": QuestionAnswering,
+    "image-classification": ImageClassification,
 }
 
 

@@ -233,6 +233,15 @@ class Learner(ABC):
     def collate(self, store: "Encoded", rows: "Rows") -> dict[str, NDArray[Any]]:
         """One micro-batch: what the model's forward takes, and the targets."""
 
+    @property
+    def augments(self) -> bool:
+        """Whether rows look different each time they are trained on, see `collate_for_training`."""
+        return False
+
+    def collate_for_training(self, store: "Encoded", rows: "Rows") -> dict[str, NDArray[Any]]:
+        """`collate`, perhaps changed at random by Python's and numpy's generators, which are seeded before each."""
+        return self.collate(store, rows)
+
     def collate_packs(self, store: "Encoded", packs: "Sequence[Rows]") -> dict[str, NDArray[Any]]:
         """One micro-batch of sequences, each of several rows that do not see one another."""
         raise NotImplementedError  # only asked where `packs` is set
@@ -310,6 +319,10 @@ class Learner(ABC):
 
     def shown(self, outcomes: Outcomes) -> tuple[list[str], list[str]] | None:
         """For people, of each row the truth and the answer; None where a task has none that fit into a line."""
+        return None
+
+    def picture(self, store: "Encoded", row: int) -> tuple[str, bytes] | None:
+        """For people, the name of a row's file, or nothing, and a small PNG; None where a row is text."""
         return None
 
     def label_quality(

@@ -26,7 +26,8 @@ def listing(store: Store, prefix: str, file: File) -> tuple[list[ObjectInfo], Ob
     found = [
         info
         for info in store.list(prefix)
-        if info.size and not any(part.startswith(".") for part in info.key[len(prefix) :].split("/"))
+        if (info.size or _is_image(info.key))  # stores mark directories by empty objects
+        and not any(part.startswith(".") for part in info.key[len(prefix) :].split("/"))
     ]
     if not found:
         raise DataError(
@@ -53,6 +54,8 @@ def rows(
                 file, path, "the file lies in no directory of a class; move it to folder/class/file"
                 + ("." if _is_image(path) else ", or name files of rows by a pattern such as folder/*.jsonl.")
             )  # fmt: skip
+        elif not data:
+            yield _problem(file, path, "the file is empty; replace or remove it.")
         elif not _is_image(path):
             yield _problem(file, path, f"not an image by its name (.{', .'.join(ENDINGS)}); rename or remove the file.")
         else:

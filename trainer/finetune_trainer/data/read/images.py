@@ -17,6 +17,7 @@ ENDINGS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 """What is decoded, by Pillow's names; everything else Pillow knows stays unused, and so do its errors."""
 PIXEL_LIMIT = 64 * 1000 * 1000
+_DEEP = ("I", "F")
 _TOO_LARGE = f"the image has more than {PIXEL_LIMIT // 10**6} million pixels; make it smaller."
 
 
@@ -58,6 +59,13 @@ def relative_key(key: str, path: str) -> str:
     return posixpath.join(directory, normal)
 
 
+def upright(image: Any) -> Any:
+    """An image as models see it: in RGB, turned as its camera says. Raises whatever its decoder raises."""
+    from PIL import ImageOps
+
+    return ImageOps.exif_transpose(image).convert("RGB")
+
+
 def inspect(data: bytes) -> ImageInfo:
     """Decode an image fully. Raises ImageError where that cannot be done in bounded memory."""
     from PIL import Image, UnidentifiedImageError
@@ -73,7 +81,10 @@ def inspect(data: bytes) -> ImageInfo:
                     raise ImageError(_TOO_LARGE)
                 if width * height == 0:
                     raise ImageError("the image has no pixels; replace it.")
-                image.load()
+                if image.mode in _DEEP or image.mode.startswith("I;"):
+                    deep = f"the image has more than 8 bits a channel (mode {image.mode}), of which models would see"
+                    raise ImageError(f"{deep} all above 255 as white; convert it to 8 bits.")
+                upright(image)
                 return ImageInfo(str(image.format), width, height, image.mode)
     except ImageError:
         raise
