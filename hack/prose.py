@@ -195,7 +195,7 @@ def preferences(*, tests: bool, rows: int) -> list[dict[str, Any]]:
 KINDS: dict[str, tuple[Callable[..., list[dict[str, Any]]], int, int]] = {
     "text": (text, 400, 100),
     "instructions": (instructions, 2000, 220),
-    "preferences": (preferences, 800, 200),
+    "preferences": (preferences, 1600, 200),
 }
 """What makes the rows, and how many there are for training and for tests."""
 

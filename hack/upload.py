@@ -1,6 +1,8 @@
-"""Puts the base model and a data set into the S3 server of hack/cluster, where the examples expect them.
+"""Puts base models and data sets into the S3 server of hack/cluster, where the examples expect them.
 
-python hack/upload.py DIRECTORY   (of hack/dataset.py: train.jsonl, test.jsonl)
+Models are MiniLM and the small ones of tests/assets; each directory of rows gets its own name.
+
+python hack/upload.py DIRECTORY...   (of hack/dataset.py or hack/prose.py: train.jsonl, test.jsonl)
 """
 
 import os
@@ -12,6 +14,7 @@ import boto3
 from botocore.config import Config
 from demo import base_model
 
+ASSETS = Path(__file__).resolve().parent.parent / "tests/assets"
 STATE = Path(os.environ.get("STATE", Path.home() / ".local/state/finetune-operator/cluster"))
 
 
@@ -36,12 +39,17 @@ def main() -> int:
     existing = {bucket["Name"] for bucket in s3.list_buckets()["Buckets"]}
     for bucket in {"models", "data"} - existing:
         s3.create_bucket(Bucket=bucket)
-    for path in sorted(base_model().iterdir()):
-        if path.suffix in (".json", ".safetensors", ".txt"):
-            s3.upload_file(str(path), "models", f"minilm/{path.name}")
-    for name in ("train.jsonl", "test.jsonl"):
-        s3.upload_file(str(Path(sys.argv[1]) / name), "data", f"docstrings/{name}")
-    print("uploaded: s3://models/minilm, s3://data/docstrings")
+    models = {"minilm": base_model(), **{path.name: path for path in sorted(ASSETS.iterdir()) if path.is_dir()}}
+    for name, directory in models.items():
+        for path in sorted(directory.iterdir()):
+            if path.suffix in (".json", ".safetensors", ".txt"):
+                s3.upload_file(str(path), "models", f"{name}/{path.name}")
+    rows = [Path(argument) for argument in sys.argv[1:]]
+    for directory in rows:
+        for name in ("train.jsonl", "test.jsonl"):
+            s3.upload_file(str(directory / name), "data", f"{directory.name}/{name}")
+    found = [*(f"s3://models/{name}" for name in models), *(f"s3://data/{directory.name}" for directory in rows)]
+    print(f"uploaded: {', '.join(found)}")
     return 0
 
 

@@ -250,6 +250,15 @@ def test_a_chat_whose_answer_is_cut_off_is_refused_or_dropped(base: Path) -> Non
     assert piece_of(row, tools_of(base, template=CHATML, limit=20, overlong="Drop")).cut
 
 
+@pytest.mark.parametrize("train_on", ["assistant", "all"])
+def test_a_chat_that_is_cut_between_its_answers_is_measured_by_the_last_that_is_left(base: Path, train_on: str) -> None:
+    chat = [USER, ANSWER, {"role": "user", "content": "x" * 50}, ANSWER]
+    piece = piece_of({"messages": chat}, tools_of(base, template=CHATML, limit=40), trainOn=train_on)
+    short = piece_of({"messages": chat[:2]}, tools_of(base, template=CHATML))
+    assert piece.columns["turn"] == short.columns["turn"]
+    assert piece.cut
+
+
 @pytest.mark.parametrize(
     ("row", "said"),
     [

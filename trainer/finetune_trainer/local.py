@@ -199,9 +199,9 @@ class _Run:
         rows = summary.rows
         if rows is not None:
             test = f", {rows.test} test" if rows.test is not None else ""
+            labels = f", {summary.labels} labels" if summary.labels is not None else ""
             self.line.print(
-                f"Preflight  run {last.run_id}: {rows.train} training rows, {rows.validation} validation{test}, "
-                f"{summary.labels} labels"
+                f"Preflight  run {last.run_id}: {rows.train} training rows, {rows.validation} validation{test}{labels}"
             )
         for warning in summary.warnings or []:
             self.line.print(f"           {warning}")

@@ -69,14 +69,15 @@ class Instruction(Task):
         assert tools.text is not None
         learned = mine.copy() if self.config.task.train_on == "assistant" else np.ones_like(mine)
         learned[0] = False
-        turn, limit, tokens = last_turn(mine), tools.text.max_length, len(ids)
-        ids, learned = ids[:limit], learned[:limit]
+        limit, tokens = tools.text.max_length, len(ids)
+        ids, kept, learned = ids[:limit], mine[:limit], learned[:limit]
         cut = tokens > limit
-        if not learned.any() and not (cut and tools.overlong != "Truncate"):
+        if not kept.any() and not (cut and tools.overlong != "Truncate"):
             return RowError(
                 f"none of the {limit} tokens that data.maxLength allows is the assistant's, whose last answer begins "
-                f"at token {turn}; raise it, or choose Drop"
+                f"at token {last_turn(mine)}; raise it, or choose Drop"
             )
+        turn = last_turn(kept) if kept.any() else 0
         columns = {"input_ids": ids, "learned": learned.astype(np.uint8), "turn": turn}
         return [Piece(columns, tokens=tokens, length=len(ids), cut=cut)]
 
