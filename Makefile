@@ -8,7 +8,7 @@ export PYTHON
 WORKERS ?= 2
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help demo test test-trainer-all e2e lint verify cluster-up cluster-down image bench lock clean .venv
+.PHONY: help demo example test test-trainer-all e2e lint verify cluster-up cluster-down image bench lock clean .venv
 
 help: ## What the targets do
 	@sed -nE 's/^([a-z0-9-]+):.*## (.*)$$/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -18,6 +18,9 @@ help: ## What the targets do
 
 demo: .venv ## Fine-tune a real model on this machine, without a cluster
 	@$(BIN)/python hack/demo.py
+
+example: .venv ## One of examples/*.yaml on this machine, without a cluster: make example NAME=question-answering
+	@$(BIN)/python hack/example.py $(NAME)
 
 test: .venv ## All tests that need no cluster
 	@$(BIN)/pytest tests --ignore=tests/e2e --ignore=tests/chart -n $(WORKERS) --dist worksteal --durations=10

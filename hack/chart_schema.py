@@ -41,6 +41,7 @@ def schema() -> dict[str, Any]:
     crd = yaml.safe_load((ROOT / "crds/finetuneprofiles.yaml").read_text(encoding="utf-8"))
     version = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
     spec = from_crd(version["properties"]["spec"])["properties"]
+    del spec["allowedLicenses"]["minItems"]  # values.yaml has all fields; empty ones are left out
     image = {"type": "string", "pattern": IMAGE}
     strings = {"type": "object", "additionalProperties": {"type": "string"}}
     quantities = {"type": "object", "additionalProperties": {"type": ["string", "number"]}}

@@ -81,8 +81,8 @@ def _share(total: int, position: int) -> int:
 def _rows(label: str, wanted: tuple[int, int], seen: set[str]) -> tuple[list[Row], list[Row]]:
     """The first training and test rows of a topic, its modules taken in an order that looks random and is not."""
     found: tuple[list[Row], list[Row]] = ([], [])
-    modules = sorted((hashlib.sha256(name.encode()).digest(), name, path) for name, path in _modules(TOPICS[label]))
-    for digest, name, path in modules:
+    found_in = sorted((hashlib.sha256(name.encode()).digest(), name, path) for name, path in modules(TOPICS[label]))
+    for digest, name, path in found_in:
         side = int(digest[-1] % TEST_SHARE == 0)
         if len(found[side]) < wanted[side]:
             rows = _of_module(path, label=label, module=name, seen=seen)
@@ -92,7 +92,7 @@ def _rows(label: str, wanted: tuple[int, int], seen: set[str]) -> tuple[list[Row
     return found
 
 
-def _modules(packages: tuple[str, ...]) -> Iterator[tuple[str, Path]]:
+def modules(packages: tuple[str, ...]) -> Iterator[tuple[str, Path]]:
     for package in packages:
         spec = find_spec(package)
         if spec is None or spec.origin is None:

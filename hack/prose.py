@@ -206,14 +206,20 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
+def make(kind: str, directory: Path) -> tuple[Path, Path]:
+    """Writes `train.jsonl` and `test.jsonl` of one of KINDS and returns their paths."""
+    rows_of, rows, test_rows = KINDS[kind]
+    train = write(directory / "train.jsonl", rows_of(tests=False, rows=rows))
+    return train, write(directory / "test.jsonl", rows_of(tests=True, rows=test_rows))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="Make rows for language models without a download")
     parser.add_argument("kind", choices=tuple(KINDS))
     parser.add_argument("directory", type=Path)
     arguments = parser.parse_args()
-    make, rows, test_rows = KINDS[arguments.kind]
-    for name, found in (("train", make(tests=False, rows=rows)), ("test", make(tests=True, rows=test_rows))):
-        print(f"{write(arguments.directory / f'{name}.jsonl', found)}: {len(found)} rows")
+    for path in make(arguments.kind, arguments.directory):
+        print(f"{path}: {len(path.read_text(encoding='utf-8').splitlines())} rows")
     return 0
 
 

@@ -16,12 +16,12 @@ import random
 import re
 import sys
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dataset import modules
+
 PACKAGES = ("scipy", "sklearn")
-SKIPPED = re.compile(r"(^|/)(tests?|testing|externals|_vendor|benchmarks|__pycache__)(/|$)|conftest|test_")
 TEST_SHARE = 5
 """One module in so many goes to the test rows."""
 QUESTIONS_PER_MODULE = 12
@@ -48,8 +48,8 @@ def make(directory: Path, *, rows: int = 1600, test_rows: int = 400) -> tuple[Pa
     """
     found: dict[str, list[dict[str, Any]]] = {"train": [], "test": []}
     wanted = {"train": rows, "test": test_rows}
-    modules = sorted((hashlib.sha256(name.encode()).digest(), name, path) for name, path in _modules())
-    for digest, name, path in modules:
+    found_in = sorted((hashlib.sha256(name.encode()).digest(), name, path) for name, path in modules(PACKAGES))
+    for digest, name, path in found_in:
         side = "test" if digest[-1] % TEST_SHARE == 0 else "train"
         if len(found[side]) < wanted[side]:
             found[side] += list(_questions(path, module=name))[: wanted[side] - len(found[side])]
@@ -63,18 +63,6 @@ def make(directory: Path, *, rows: int = 1600, test_rows: int = 400) -> tuple[Pa
         lines = "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items)
         (directory / f"{side}.jsonl").write_text(lines, encoding="utf-8")
     return directory / "train.jsonl", directory / "test.jsonl"
-
-
-def _modules() -> Iterator[tuple[str, Path]]:
-    for package in PACKAGES:
-        spec = find_spec(package)
-        if spec is None or spec.origin is None:
-            continue
-        root = Path(spec.origin).parent
-        for path in root.rglob("*.py"):
-            inside = path.relative_to(root)
-            if not SKIPPED.search(inside.as_posix()):
-                yield ".".join((package, *inside.with_suffix("").parts)), path
 
 
 def _questions(path: Path, *, module: str) -> Iterator[dict[str, Any]]:

@@ -1,8 +1,8 @@
-"""Puts base models and data sets into the S3 server of hack/cluster, where the examples expect them.
+"""Puts the base models and data sets into the S3 server of hack/cluster, where the examples expect them.
 
-Models are MiniLM and the small ones of tests/assets; each directory of rows gets its own name.
+Models are MiniLM and the small ones of tests/assets; the files of a directory go to s3://data/<its name>/.
 
-python hack/upload.py DIRECTORY...   (of hack/dataset.py or hack/prose.py: train.jsonl, test.jsonl)
+python hack/upload.py DIRECTORY...
 """
 
 import os
@@ -12,9 +12,8 @@ from typing import Any
 
 import boto3
 from botocore.config import Config
-from demo import base_model
+from example import bases
 
-ASSETS = Path(__file__).resolve().parent.parent / "tests/assets"
 STATE = Path(os.environ.get("STATE", Path.home() / ".local/state/finetune-operator/cluster"))
 
 
@@ -39,16 +38,15 @@ def main() -> int:
     existing = {bucket["Name"] for bucket in s3.list_buckets()["Buckets"]}
     for bucket in {"models", "data"} - existing:
         s3.create_bucket(Bucket=bucket)
-    models = {"minilm": base_model(), **{path.name: path for path in sorted(ASSETS.iterdir()) if path.is_dir()}}
-    for name, directory in models.items():
-        for path in sorted(directory.iterdir()):
+    for name, base in bases().items():
+        for path in sorted(base.iterdir()):
             if path.suffix in (".json", ".safetensors", ".txt"):
                 s3.upload_file(str(path), "models", f"{name}/{path.name}")
-    rows = [Path(argument) for argument in sys.argv[1:]]
-    for directory in rows:
-        for name in ("train.jsonl", "test.jsonl"):
-            s3.upload_file(str(directory / name), "data", f"{directory.name}/{name}")
-    found = [*(f"s3://models/{name}" for name in models), *(f"s3://data/{directory.name}" for directory in rows)]
+    directories = [Path(argument).resolve() for argument in sys.argv[1:]]
+    for directory in directories:
+        for path in sorted(path for path in directory.rglob("*") if path.is_file()):
+            s3.upload_file(str(path), "data", f"{directory.name}/{path.relative_to(directory).as_posix()}")
+    found = [*(f"s3://models/{name}" for name in bases()), *(f"s3://data/{place.name}" for place in directories)]
     print(f"uploaded: {', '.join(found)}")
     return 0
 

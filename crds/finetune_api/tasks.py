@@ -55,7 +55,6 @@ Metric = Literal[
     "exact-match",
     "has-answer-accuracy",
     "no-answer-accuracy",
-    "exact-match",
     "reward-accuracy",
     "reward-margin",
 ]

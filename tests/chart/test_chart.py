@@ -63,6 +63,7 @@ PROFILE = {
     "images": {"pullPolicy": "Never"},
     "storage": {"endpoint": "http://seaweedfs.storage:8333", "region": "eu-west-1", "credentialsSecret": "s3"},
     "allowedEndpoints": ["https://*.example.com"],
+    "allowedLicenses": ["apache-2.0", "mit"],
     "resources": {"nodes": 1, "perNode": {"gpus": 0, "cpu": "500m", "memory": "2Gi"}},
     "gpu": {"resourceName": "example.com/gpu"},
     "podTemplate": {

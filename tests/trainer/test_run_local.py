@@ -17,8 +17,8 @@ import pytest
 import yaml
 
 from finetune_api.contract import ExitCode, Progress
-from finetune_api.job import FineTuneJobStatus
-from finetune_trainer.local import describe
+from finetune_api.job import FineTuneJobStatus, PreflightStatus, RowCounts
+from finetune_trainer.local import describe, describe_rows
 from finetune_trainer.telemetry import read_progress
 
 FINETUNE = [sys.executable, "-m", "finetune_trainer"]
@@ -291,6 +291,13 @@ def test_progress_is_told_in_a_line() -> None:
     assert wide.count("█") + wide.count("░") == 30
     assert describe(progress, width=0, stopping=True).startswith("Stopping   step 410 of 1200")
     assert describe(progress.model_copy(update={"stage": "Evaluating"}), width=80) == "Evaluating step 410 of 1200"
+
+
+def test_rows_are_told_with_what_there_is_of_them() -> None:
+    counts = RowCounts(train=90, validation=10)
+    assert describe_rows(PreflightStatus(rows=counts)) == "90 training rows, 10 validation"
+    more = PreflightStatus(rows=counts.model_copy(update={"test": 5}), labels=3)
+    assert describe_rows(more) == "90 training rows, 10 validation, 5 test, 3 labels"
 
 
 def test_without_arguments_the_help_is_shown() -> None:

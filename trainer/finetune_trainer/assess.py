@@ -62,7 +62,7 @@ def assess(attempt: Attempt, tuned_model: TunedModel, evaluation: str) -> Evalua
     if tuned is None:
         rivals = _stored(attempt, baseline) if rivals is None else rivals
         outcomes, found = _tuned(attempt, tuned_model()[1], rows, baseline=baseline, rivals=rivals)
-        about = {**about, "weights": weights}
+        about = {**about, "weights": weights, "rows": len(outcomes[PLACE])}  # of one row of data may be several there
         tuned = _append(attempt, RecordKind.EVALUATED, {**about, **found}, {"tuned": outcomes})
     return status_of(attempt, baseline, tuned)
 

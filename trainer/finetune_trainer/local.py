@@ -30,6 +30,7 @@ from finetune_api.job import (
     FineTuneJob,
     FineTuneJobStatus,
     Phase,
+    PreflightStatus,
     RunStatus,
     Usage,
 )
@@ -196,13 +197,8 @@ class _Run:
         """What preflight has found, for people."""
         assert last.preflight is not None
         summary = last.preflight.summary
-        rows = summary.rows
-        if rows is not None:
-            test = f", {rows.test} test" if rows.test is not None else ""
-            labels = f", {summary.labels} labels" if summary.labels is not None else ""
-            self.line.print(
-                f"Preflight  run {last.run_id}: {rows.train} training rows, {rows.validation} validation{test}{labels}"
-            )
+        if summary.rows is not None:
+            self.line.print(f"Preflight  run {last.run_id}: {describe_rows(summary)}")
         for warning in summary.warnings or []:
             self.line.print(f"           {warning}")
         if last.preflight.state == "Resume":
@@ -378,6 +374,16 @@ class _Line:
 
     def _width(self) -> int:
         return shutil.get_terminal_size((100, 24)).columns
+
+
+def describe_rows(summary: PreflightStatus) -> str:
+    """`1354 training rows, 146 validation, 500 test, 7 labels`; test and labels where there are such."""
+    rows = summary.rows
+    assert rows is not None
+    parts = [f"{rows.train} training rows", f"{rows.validation} validation"]
+    parts += [f"{rows.test} test"] if rows.test is not None else []
+    parts += [f"{summary.labels} labels"] if summary.labels is not None else []
+    return ", ".join(parts)
 
 
 def describe(progress: Progress, *, width: int, stopping: bool = False) -> str:

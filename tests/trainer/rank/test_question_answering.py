@@ -113,6 +113,7 @@ def test_a_stop_changes_nothing_in_the_weights(make_run: Any, tmp_path: Path) ->
     assert calm.last(WEIGHTS).read_bytes() == stopped.last(WEIGHTS).read_bytes()
     evaluation = calm.published()["outcome"]["evaluation"]
     assert set(evaluation["tuned"]) >= {"exact-match", "f1", "loss", "has-answer-accuracy", "no-answer-accuracy"}
+    assert evaluation["rows"] == 12  # questions, not windows
     assert evaluation["trivial"]["f1"] > 0
     assert evaluation == stopped.published()["outcome"]["evaluation"]
     model = transformers.AutoModelForQuestionAnswering.from_pretrained(calm.model())

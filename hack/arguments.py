@@ -1,0 +1,88 @@
+"""Real numbers about real texts out of what a bare machine has: how many arguments a function takes, and its docstring.
+
+The text is a docstring that describes its parameters, without the signature; the number is counted in the code.
+Sources are parsed, never imported; nothing is downloaded. The same package versions give the same bytes.
+
+    python hack/arguments.py DIRECTORY [--rows N] [--test-rows N]
+"""
+
+import argparse
+import ast
+import hashlib
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from dataset import modules
+
+PACKAGES = ("networkx", "numpy", "scipy", "sklearn", "sympy")
+TEST_SHARE = 5
+"""One module in so many goes to the test rows."""
+ROWS_PER_MODULE = 10
+"""So that no long module outweighs the others."""
+WORDS = range(12, 100)
+MOST = 12
+"""Arguments: functions with more are few and far between."""
+_RULE = re.compile(r"^\s*-{3,}$", re.MULTILINE)
+"""Below a section's name."""
+
+
+def make(directory: Path, *, rows: int = 1200, test_rows: int = 300) -> tuple[Path, Path]:
+    """Writes `train.jsonl` and `test.jsonl` (columns text, value, module) and returns their paths.
+
+    No module has rows in both. Raises RuntimeError when the installed packages have too few functions.
+    """
+    found: dict[str, list[dict[str, Any]]] = {"train": [], "test": []}
+    wanted = {"train": rows, "test": test_rows}
+    for digest, name, path in sorted((hashlib.sha256(n.encode()).digest(), n, p) for n, p in modules(PACKAGES)):
+        side = "test" if digest[-1] % TEST_SHARE == 0 else "train"
+        if len(found[side]) < wanted[side]:
+            found[side] += list(_functions(path, module=name))[: wanted[side] - len(found[side])]
+    for side, count in wanted.items():
+        if len(found[side]) < count:
+            raise RuntimeError(
+                f"only {len(found[side])} of {count} {side} rows in {', '.join(PACKAGES)}; ask for fewer"
+            )
+    directory.mkdir(parents=True, exist_ok=True)
+    for side, items in found.items():
+        lines = "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items)
+        (directory / f"{side}.jsonl").write_text(lines, encoding="utf-8")
+    return directory / "train.jsonl", directory / "test.jsonl"
+
+
+def _functions(path: Path, *, module: str) -> Iterator[dict[str, Any]]:
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError):
+        return
+    count = 0
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.FunctionDef) or count == ROWS_PER_MODULE:
+            continue
+        text = " ".join(_RULE.sub("", ast.get_docstring(node) or "").split())
+        names = [argument.arg for argument in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+        number = len([name for name in names if name not in ("self", "cls")])
+        if "Parameters" in text and len(text.split()) in WORDS and number <= MOST and f"{node.name}(" not in text:
+            count += 1
+            yield {"text": text, "value": number, "module": module}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--rows", type=int, default=1200)
+    parser.add_argument("--test-rows", type=int, default=300)
+    options = parser.parse_args()
+    try:
+        make(options.directory, rows=options.rows, test_rows=options.test_rows)
+    except RuntimeError as error:
+        print(f"arguments: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
