@@ -5,8 +5,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
+from safetensors.numpy import save_file
 
 from finetune_api.contract import ExitCode
 from finetune_trainer.__main__ import main
@@ -106,6 +109,37 @@ def test_of_several_runs_of_a_document_the_newest_is_meant(
     assert f"run {after.name}, step 1 of 12" in capsys.readouterr().err
     assert main([*question, "--run", before.name]) == 0
     assert f"run {before.name}, step 1 of 12" in capsys.readouterr().err
+
+
+def test_images_of_a_folder_are_named_by_their_files(
+    tmp_path: Path, document: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "config.json").write_text(json.dumps({"model_type": "vit", "image_size": 8, "patch_size": 4}))
+    normal = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    processor = {"image_processor_type": "ViTImageProcessor", "size": {"height": 8, "width": 8}, **normal}
+    (base / "preprocessor_config.json").write_text(json.dumps(processor))
+    save_file({"weight": np.arange(12, dtype=np.float32)}, base / "model.safetensors")
+    for side, shades in (("train", range(24)), ("held", range(100, 106))):
+        for shade in shades:
+            path = tmp_path / side / "ab"[shade % 2] / f"{shade}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8), (shade, 2 * shade, 7)).save(path)
+    document["spec"] |= {
+        "task": {"type": "image-classification"},
+        "model": {"uri": base.as_uri()},
+        "data": {
+            "train": [{"uri": f"{(tmp_path / 'train').as_uri()}/"}],
+            "validation": {"uri": f"{(tmp_path / 'held').as_uri()}/"},
+        },
+    }
+    path = prepared(tmp_path, document)
+    named = []
+    for step in (1, 2, 3):
+        assert main(["data", "where", str(path), "--step", str(step)]) == 0
+        named += capsys.readouterr().out.splitlines()
+    assert sorted(named) == sorted(file.as_uri() for file in (tmp_path / "train").rglob("*.png"))
 
 
 def test_a_bad_document_is_told_with_its_line(

@@ -40,7 +40,7 @@ class Step:
     """Of an epoch."""
     packed: bool
     sequences: list[list[str]]
-    """For each sequence of the batch its rows, as `<uri>:<line>`."""
+    """For each sequence of the batch its rows, as `<uri>:<line>`; those of a folder as the address of the file."""
 
 
 def main(file: Path, *, step: int, run: str | None, profile: Path | None, credentials: Path | None) -> int:
@@ -157,4 +157,11 @@ def _step(config: RunConfig, record: RunRecord, encoded: Encoded, *, step: int, 
 
 def _named(record: RunRecord, encoded: Encoded, rows: Rows) -> list[str]:
     places = np.stack([encoded.values(name, rows) for name in ("source", "row")], axis=1).tolist()
-    return [f"{record.manifest[source].uri}:{row}" for source, row in places]
+    paths = (
+        [path.tobytes().decode() for path in encoded.each("path", rows)] if encoded.has("path") else [""] * len(rows)
+    )
+    uris = [record.manifest[source].uri for source, _ in places]
+    return [
+        f"{uri}{path}" if path and uri.endswith("/") else f"{uri}:{row}"
+        for uri, path, (_, row) in zip(uris, paths, places, strict=True)
+    ]
