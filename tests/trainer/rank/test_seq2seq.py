@@ -124,7 +124,7 @@ def test_fifty_steps_equal_those_of_the_trainer(
 
     ours, state = model(), State(micro_batch=micro)
     setup = setup_of(ours, data, settings, objective=Objective(ours, learner))
-    train(replace(setup, count=lambda rows: learner.count(data.store, rows)), state, Quiet())
+    train(replace(setup, shares=lambda rows: [(rows, learner.count(data.store, rows))]), state, Quiet())
     batches = [data.inputs_of(data.order.batch(step)) for step in range(50)]
     theirs = losses_of_trainer(model(), batches, settings, work=tmp_path)
     assert state.losses == pytest.approx(theirs, rel=tolerance)
