@@ -34,6 +34,7 @@ DATA: dict[str, Callable[[Path], object]] = {
     "names": names.make,
     "preferences": partial(prose.make, "preferences"),
     "questions": questions.make,
+    "text": partial(prose.make, "text"),
 }
 """Directory in the bucket `data` -> what makes it."""
 
