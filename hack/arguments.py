@@ -8,19 +8,15 @@ Sources are parsed, never imported; nothing is downloaded. The same package vers
 
 import argparse
 import ast
-import hashlib
-import json
 import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dataset import modules
+from dataset import gather
 
 PACKAGES = ("networkx", "numpy", "scipy", "sklearn", "sympy")
-TEST_SHARE = 5
-"""One module in so many goes to the test rows."""
 ROWS_PER_MODULE = 10
 """So that no long module outweighs the others."""
 WORDS = range(12, 100)
@@ -35,25 +31,10 @@ def make(directory: Path, *, rows: int = 1200, test_rows: int = 300) -> tuple[Pa
 
     No module has rows in both. Raises RuntimeError when the installed packages have too few functions.
     """
-    found: dict[str, list[dict[str, Any]]] = {"train": [], "test": []}
-    wanted = {"train": rows, "test": test_rows}
-    for digest, name, path in sorted((hashlib.sha256(n.encode()).digest(), n, p) for n, p in modules(PACKAGES)):
-        side = "test" if digest[-1] % TEST_SHARE == 0 else "train"
-        if len(found[side]) < wanted[side]:
-            found[side] += list(_functions(path, module=name))[: wanted[side] - len(found[side])]
-    for side, count in wanted.items():
-        if len(found[side]) < count:
-            raise RuntimeError(
-                f"only {len(found[side])} of {count} {side} rows in {', '.join(PACKAGES)}; ask for fewer"
-            )
-    directory.mkdir(parents=True, exist_ok=True)
-    for side, items in found.items():
-        lines = "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items)
-        (directory / f"{side}.jsonl").write_text(lines, encoding="utf-8")
-    return directory / "train.jsonl", directory / "test.jsonl"
+    return gather(PACKAGES, _functions, directory, rows=rows, tests=test_rows)
 
 
-def _functions(path: Path, *, module: str) -> Iterator[dict[str, Any]]:
+def _functions(path: Path, module: str) -> Iterator[dict[str, Any]]:
     try:
         tree = ast.parse(path.read_bytes())
     except (SyntaxError, ValueError):

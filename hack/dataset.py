@@ -14,7 +14,7 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -105,6 +105,36 @@ def modules(packages: tuple[str, ...]) -> Iterator[tuple[str, Path]]:
             inside = path.relative_to(root)
             if not SKIPPED.search(inside.as_posix()):
                 yield ".".join((package, *inside.with_suffix("").parts)).removesuffix(".__init__"), path
+
+
+def gather(
+    packages: tuple[str, ...],
+    rows_of: Callable[[Path, str], Iterable[object]],
+    directory: Path,
+    *,
+    rows: int,
+    tests: int,
+) -> tuple[Path, Path]:
+    """Writes `train.jsonl` and `test.jsonl` and returns their paths: what `rows_of` finds in each module (its file, its
+    name) of the packages. No module has rows in both.
+
+    Raises RuntimeError when the installed packages say too little.
+    """
+    found: dict[str, list[object]] = {"train": [], "test": []}
+    wanted = {"train": rows, "test": tests}
+    for digest, name, path in sorted((hashlib.sha256(n.encode()).digest(), n, p) for n, p in modules(packages)):
+        side = "test" if digest[-1] % TEST_SHARE == 0 else "train"
+        if len(found[side]) < wanted[side]:
+            found[side] += list(rows_of(path, name))[: wanted[side] - len(found[side])]
+    directory.mkdir(parents=True, exist_ok=True)
+    for side, count in wanted.items():
+        if len(found[side]) < count:
+            raise RuntimeError(
+                f"only {len(found[side])} of {count} {side} rows in {', '.join(packages)}; ask for fewer rows"
+            )
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found[side])
+        (directory / f"{side}.jsonl").write_text(lines, encoding="utf-8")
+    return directory / "train.jsonl", directory / "test.jsonl"
 
 
 def _of_module(path: Path, *, label: str, module: str, seen: set[str]) -> list[Row]:

@@ -9,7 +9,6 @@ Sources are parsed, never imported; nothing is downloaded. The same package vers
 
 import argparse
 import ast
-import hashlib
 import inspect
 import json
 import random
@@ -19,11 +18,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dataset import modules
+from dataset import gather
 
 PACKAGES = ("scipy", "sklearn")
-TEST_SHARE = 5
-"""One module in so many goes to the test rows."""
 QUESTIONS_PER_MODULE = 12
 WORDS = 60
 """A context has about so many at most."""
@@ -46,26 +43,10 @@ def make(directory: Path, *, rows: int = 1600, test_rows: int = 400) -> tuple[Pa
 
     No module has rows in both. Raises RuntimeError when the installed packages say too little.
     """
-    found: dict[str, list[dict[str, Any]]] = {"train": [], "test": []}
-    wanted = {"train": rows, "test": test_rows}
-    found_in = sorted((hashlib.sha256(name.encode()).digest(), name, path) for name, path in modules(PACKAGES))
-    for digest, name, path in found_in:
-        side = "test" if digest[-1] % TEST_SHARE == 0 else "train"
-        if len(found[side]) < wanted[side]:
-            found[side] += list(_questions(path, module=name))[: wanted[side] - len(found[side])]
-    for side, count in wanted.items():
-        if len(found[side]) < count:
-            raise RuntimeError(
-                f"only {len(found[side])} of {count} {side} rows in {', '.join(PACKAGES)}; ask for fewer"
-            )
-    directory.mkdir(parents=True, exist_ok=True)
-    for side, items in found.items():
-        lines = "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items)
-        (directory / f"{side}.jsonl").write_text(lines, encoding="utf-8")
-    return directory / "train.jsonl", directory / "test.jsonl"
+    return gather(PACKAGES, _questions, directory, rows=rows, tests=test_rows)
 
 
-def _questions(path: Path, *, module: str) -> Iterator[dict[str, Any]]:
+def _questions(path: Path, module: str) -> Iterator[dict[str, Any]]:
     try:
         tree = ast.parse(path.read_bytes())
     except (SyntaxError, ValueError):

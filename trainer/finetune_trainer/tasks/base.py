@@ -252,7 +252,7 @@ class Learner(ABC):
 
     def of_base(self, model: Any, inputs: Mapping[str, Any]) -> Any:
         """What the loss needs to know of the untouched base: a tensor [rows, numbers], the same in every attempt."""
-        raise NotImplementedError
+        raise NotImplementedError  # only asked where `compares` is set
 
     @abstractmethod
     def count(self, store: "Encoded", rows: "Rows") -> float:
