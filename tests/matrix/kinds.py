@@ -165,7 +165,14 @@ def counted(draw: random.Random, count: int) -> Rows:
 
 KINDS: Mapping[TaskType, Kind] = {
     "text-classification": Kind(("bert", "roberta", "distilbert"), coloured, "trivial", 0.2, only={"prefix": "bert"}),
-    "token-classification": Kind(("bert", "roberta", "distilbert"), tagged, "trivial", 0.2, only={"prefix": "bert"}),
+    "token-classification": Kind(
+        ("bert", "roberta", "distilbert"),
+        tagged,
+        "trivial",
+        0.2,
+        {"training": {"epochs": 6.0}},
+        only={"prefix": "bert"},
+    ),
     "regression": Kind(("bert", "roberta", "distilbert"), counted, "trivial", 0.2, only={"prefix": "bert"}),
     "causal-lm": Kind(
         ("llama", "gpt2"),
