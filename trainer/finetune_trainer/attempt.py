@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from finetune_api.contract import RunConfig
 from finetune_trainer import adapt, numerics, tasks
 from finetune_trainer.adapt.base import Inputs
-from finetune_trainer.batches import leading, mixture_of
+from finetune_trainer.batches import leading, learner_of, mixture_of
 from finetune_trainer.compared import OfBase
 from finetune_trainer.course import OutOfMemory, Plan
 from finetune_trainer.data.batch import Encoded
@@ -67,16 +67,7 @@ class Attempt:
 
     @cached_property
     def learner(self) -> tasks.Learner:
-        record = self.record
-        facts = tasks.Facts(
-            labels=record.labels,
-            form=record.form,
-            pad_token_id=record.pad_token_id,
-            max_length=record.model_max_length,
-            more=record.facts,
-            base=self.base,
-        )
-        return tasks.get(self.config).learner(facts)
+        return learner_of(self.config, self.record, base=self.base)
 
     @cached_property
     def tokenizer(self) -> Any:

@@ -3,14 +3,30 @@
 Training asks them, and so does whoever wants to know which rows a step has seen; neither needs a model for it.
 """
 
+from pathlib import Path
+
 import numpy as np
 
 from finetune_api.contract import RunConfig
+from finetune_trainer import tasks
 from finetune_trainer.data.batch import Encoded
 from finetune_trainer.data.order import Mixture, Order, Rows, parts_of
 from finetune_trainer.data.packing import Packs, joined, pack
 from finetune_trainer.run import TRAIN, RunRecord
-from finetune_trainer.tasks import Learner
+from finetune_trainer.tasks import Facts, Learner
+
+
+def learner_of(config: RunConfig, record: RunRecord, *, base: Path = Path()) -> Learner:
+    """What preflight has fixed, in the hands of the task; `base` is where the base model's files are, or will be."""
+    facts = Facts(
+        labels=record.labels,
+        form=record.form,
+        pad_token_id=record.pad_token_id,
+        max_length=record.model_max_length,
+        more=record.facts,
+        base=base,
+    )
+    return tasks.get(config).learner(facts)
 
 
 def possible_packs(config: RunConfig, record: RunRecord, *, learner: Learner, encoded: Encoded) -> Packs | None:

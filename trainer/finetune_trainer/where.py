@@ -13,8 +13,8 @@ import numpy as np
 
 from finetune_api.contract import ExitCode, RunConfig
 from finetune_api.resolve import train_identity
-from finetune_trainer import lastmessage, tasks
-from finetune_trainer.batches import leading, mixture_of, order_of, possible_packs
+from finetune_trainer import lastmessage
+from finetune_trainer.batches import leading, learner_of, mixture_of, order_of, possible_packs
 from finetune_trainer.config import storage_settings
 from finetune_trainer.data.batch import Encoded, EncodedError
 from finetune_trainer.data.order import Rows, total_steps
@@ -104,20 +104,9 @@ def _is_of(config: RunConfig, record: RunRecord) -> bool:
     return train_identity(config, labels=record.labels, inputs=record.identity["inputs"]) == record.identity
 
 
-def _learner(config: RunConfig, record: RunRecord) -> tasks.Learner:
-    facts = tasks.Facts(
-        labels=record.labels,
-        form=record.form,
-        pad_token_id=record.pad_token_id,
-        max_length=record.model_max_length,
-        more=record.facts,
-    )
-    return tasks.get(config).learner(facts)
-
-
 def _packs(config: RunConfig, record: RunRecord, encoded: Encoded, output: Store) -> Packs | None:
     """What batches are made of. Only training finds out whether the model keeps rows apart; its checkpoints say so."""
-    packs = possible_packs(config, record, learner=_learner(config, record), encoded=encoded)
+    packs = possible_packs(config, record, learner=learner_of(config, record), encoded=encoded)
     if packs is None or config.training.packing:
         return packs
     checkpoints = find(RunLog(output, record.run_id).read(), RecordKind.CHECKPOINT)
@@ -132,7 +121,7 @@ def _packs(config: RunConfig, record: RunRecord, encoded: Encoded, output: Store
 
 def _step(config: RunConfig, record: RunRecord, encoded: Encoded, *, step: int, packs: Packs | None) -> Step:
     mixture = mixture_of(config, record, encoded=encoded, packs=packs)
-    learner, training = _learner(config, record), config.training
+    learner, training = learner_of(config, record), config.training
     order = order_of(config, learner=learner, encoded=encoded, packs=packs, mixture=mixture)
     total = total_steps(
         rows=order.rows, batch_size=training.batch_size, epochs=training.epochs, max_steps=training.max_steps
