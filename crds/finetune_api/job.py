@@ -1207,6 +1207,12 @@ class PreflightStatus(Model):
     warnings: list[Text] | None = Field(
         None, description="What looks wrong but stops nothing; the first ten.", max_length=10
     )
+    steps: int | None = Field(None, description="Optimizer steps of the whole run, unless it is stopped early.")
+    predicted_memory: Quantity | None = Field(
+        None,
+        description="What training is predicted to take at most of a GPU's memory, or without GPUs of a pod's; absent where "
+        "the architecture of the base is not known.",
+    )
     report_uri: str | None = Field(None, description="The full report.", max_length=2048)
 
 
