@@ -1171,7 +1171,9 @@ class TokenLengths(Model):
     p50: int = Field(description="Half of the rows have at most so many tokens.")
     p95: int | None = Field(None, description="95 of 100 rows have at most so many tokens.")
     p99: int = Field(description="99 of 100 rows have at most so many tokens.")
-    max: int = Field(description="Tokens of the longest row.")
+    max: int = Field(
+        description="Tokens of the longest row; of one far longer than data.maxLength about how many, by its beginning."
+    )
 
 
 class DroppedRows(Model):
