@@ -69,9 +69,9 @@ def only_beside(field: str, other: str, *, values: tuple[str, ...], default: str
     `default` is what an `other` that is left out amounts to.
     """
     options = ", ".join(f"'{value}'" for value in values)
-    allowed = f"{_has(other)} ? self.{other} in [{options}] : {str(default in values).lower()}"
+    allowed = f"{has_path(other)} ? self.{other} in [{options}] : {str(default in values).lower()}"
     return Rule(
-        f"!({_has(field)}) || ({allowed})",
+        f"!({has_path(field)}) || ({allowed})",
         f"{field} goes only with {other}: {_names(values, 'or')}",
         lambda model: at(model, field) is None or (at(model, other) or default) in values,
     )
@@ -81,13 +81,13 @@ def never_beside(field: str, other: str, *, values: tuple[str, ...], reason: str
     """`field` may not be set when `other` has one of `values`, none of which is its default."""
     options = ", ".join(f"'{value}'" for value in values)
     return Rule(
-        f"!({_has(field)} && {_has(other)} && self.{other} in [{options}])",
+        f"!({has_path(field)} && {has_path(other)} && self.{other} in [{options}])",
         f"{field} does not go with {other}: {_names(values, 'or')}, {reason}",
         lambda model: at(model, field) is None or at(model, other) not in values,
     )
 
 
-def _has(path: str) -> str:
+def has_path(path: str) -> str:
     """CEL that says whether a path is set, whatever is missing on the way to it."""
     parts = path.split(".")
     return " && ".join(f"has(self.{'.'.join(parts[: index + 1])})" for index in range(len(parts)))

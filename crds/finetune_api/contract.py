@@ -66,13 +66,17 @@ class ExitCode(IntEnum):
 
 
 class PartConfig(Model):
-    """One of several tasks that share an encoder."""
+    """One of several tasks that share an encoder, or a whole encoder-decoder."""
 
     name: str
     type: PartType
     columns: dict[str, str]
     labels: list[str] | None
     loss_weight: float
+    # As in TaskConfig.
+    source_language: str | None = None
+    target_language: str | None = None
+    prefix: str | None = None
 
 
 class TaskConfig(Model):

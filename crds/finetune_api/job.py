@@ -12,6 +12,7 @@ from finetune_api.base import (
     at,
     at_most_one_of,
     exactly_one_of,
+    has_path,
     never_beside,
     only_beside,
     only_with,
@@ -20,11 +21,13 @@ from finetune_api.base import (
 from finetune_api.tasks import (
     CLASSIFYING,
     GENERATING,
+    LABELLED_PARTS,
     PACKING,
     ROLES,
     SPLITTING,
     TASKS,
     WITH_TARGETS,
+    WRITING_PARTS,
     MethodType,
     PartType,
     TaskKind,
@@ -91,12 +94,12 @@ class PartColumns(Model):
         "Column that holds the spans of the text, a list of objects with start, end (in characters) and label, where there "
         "are no tokens. Default: spans.",
     )
-
-
-class Columns(PartColumns):
     summary: Column | None = spec_field("train", "Column that holds the summary of a text. Default: summary.")
     source: Column | None = spec_field("train", "Column that holds the text to translate. Default: source.")
     target: Column | None = spec_field("train", "Column that holds its translation. Default: target.")
+
+
+class Columns(PartColumns):
     value: Column | None = spec_field("train", "Column that holds the number of regression. Default: value.")
     image: Column | None = spec_field(
         "train", "Column that holds the image: bytes, or a path relative to the file of rows. Default: image."
@@ -162,15 +165,20 @@ def _items(value: Any) -> list[Any]:
 
 
 class Part(Model):
-    rules: ClassVar[tuple[Rule, ...]] = tuple(
-        _role(role)
-        for role in ROLES
-        if to_snake(role) in PartColumns.model_fields and len(tasks_with(role)) < len(TASKS)
+    rules: ClassVar[tuple[Rule, ...]] = (
+        *(
+            _role(role)
+            for role in ROLES
+            if to_snake(role) in PartColumns.model_fields and len(tasks_with(role)) < len(TASKS)
+        ),
+        only_with("type", values=LABELLED_PARTS, fields=("labels",)),
+        only_with("type", values=("translation",), fields=("sourceLanguage", "targetLanguage")),
+        only_with("type", values=WRITING_PARTS, fields=("prefix",)),
     )
 
     name: PartName = spec_field(
         "train",
-        "Names the task in data.train[].task, in metrics (NAME.f1) and as the directory of its model.",
+        "Names the task in data.train[].task, in metrics (NAME.f1) and, where it has a head, as the directory of its model.",
         required=True,
     )
     type: PartType = spec_field("train", "What the model learns to do.", required=True)
@@ -184,6 +192,18 @@ class Part(Model):
     loss_weight: float | None = spec_field(
         "train", "What the task's mean loss is multiplied by. Default: 1.", gt=0, le=1000
     )
+    source_language: Language | None = spec_field(
+        "train",
+        "Language of the source as the base names it, such as en_XX (mBART) or en. Default: what its tokenizer is set to.",
+    )
+    target_language: Language | None = spec_field(
+        "train", "Language of the target as the base names it. Required where the base knows several."
+    )
+    prefix: Prefix | None = spec_field(
+        "train",
+        "Words put before each text, such as `summarize: `. Default: those that task_specific_params of the base's config.json "
+        "name for the task and its languages, else none. No two of the tasks may look the same.",
+    )
 
 
 class Task(Model):
@@ -194,13 +214,20 @@ class Task(Model):
         only_with("type", values=("multi-task",), fields=("tasks",)),
         Rule(
             "self.type != 'multi-task' || has(self.tasks)",
-            "type: multi-task needs tasks, those that share the encoder",
+            "type: multi-task needs tasks, those that share the model",
             lambda task: task.type != "multi-task" or task.tasks is not None,
         ),
         Rule(
             "!has(self.tasks) || self.tasks.all(one, self.tasks.exists_one(other, other.name == one.name))",
             "give each of tasks a name of its own",
             lambda task: len({str(at(part, "name")) for part in _items(task.tasks)}) == len(_items(task.tasks)),
+        ),
+        Rule(
+            f"!has(self.tasks) || self.tasks.all(one, one.type in {list(WRITING_PARTS)}) || "
+            f"!self.tasks.exists(one, one.type in {list(WRITING_PARTS)})",
+            "all of tasks have heads on one encoder (text-classification, token-classification), or all write texts "
+            "with one encoder-decoder (summarization, translation): no model is both",
+            lambda task: len({at(part, "type") in WRITING_PARTS for part in _items(task.tasks)}) < 2,
         ),
         only_with("type", values=("question-answering",), fields=("stride", "unanswerable")),
         only_with("type", values=("instruction",), fields=("trainOn",)),
@@ -247,7 +274,10 @@ class Task(Model):
         "name for the task and its languages, else none.",
     )
     tasks: list[Part] | None = spec_field(
-        None, "The tasks that share one encoder, each with a head of its own.", min_length=2, max_length=8
+        None,
+        "The tasks that share one encoder, each with a head of its own, or that share all of one encoder-decoder.",
+        min_length=2,
+        max_length=8,
     )
     stride: int | None = spec_field(
         "train",
@@ -1033,6 +1063,37 @@ _OF_PARTS: tuple[Rule, ...] = (
         more=("slice-gap",),
     ),
 )
+_WRITE_TEXTS = f"part.type in {list(WRITING_PARTS)}"
+
+
+def _write_texts(spec: Any) -> list[bool]:
+    """Which of several tasks do; all of them or none, or another rule is broken."""
+    return [at(part, "type") in WRITING_PARTS for part in _items(at(spec, "task.tasks"))]
+
+
+def _of_texts(field: str, *, values: tuple[str, ...]) -> Rule:
+    """What says how texts are written goes with tasks that write some, and with several of them."""
+    return Rule(
+        f"!({has_path(field)}) || self.task.type in {list(values)} || (self.task.type == 'multi-task' && "
+        f"(!has(self.task.tasks) || self.task.tasks.exists(part, {_WRITE_TEXTS})))",
+        f"{field} goes only with task.type: {', '.join(values[:-1])} or {values[-1]}, or multi-task of tasks that "
+        "write texts",
+        lambda spec: (
+            at(spec, field) is None
+            or at(spec, "task.type") in values
+            or (at(spec, "task.type") == "multi-task" and any(_write_texts(spec) or [True]))
+        ),
+    )
+
+
+_HEADLESS = Rule(
+    "self.task.type != 'multi-task' || !has(self.task.tasks) || !has(self.method) || self.method.type != 'head' || "
+    f"!self.task.tasks.exists(part, {_WRITE_TEXTS})",
+    f"method head does not go with tasks that write texts: {TASKS['summarization'].refused['head']}",
+    lambda spec: (
+        at(spec, "task.type") != "multi-task" or at(spec, "method.type") != "head" or not any(_write_texts(spec))
+    ),
+)
 _UNMERGED = ("adapter", "prompt", "prefix")
 """Methods without weights that could be folded into the base."""
 
@@ -1047,6 +1108,7 @@ class FineTuneJobSpec(Model):
         ),
         *_OF_PARTS,
         *(_method(name, kind, method) for name, kind in TASKS.items() for method in kind.refused),
+        _HEADLESS,
         *(
             never_beside(field, "task.type", values=(name,), reason=reason)
             for name, kind in TASKS.items()
@@ -1057,8 +1119,8 @@ class FineTuneJobSpec(Model):
             "output.merge makes no sense with method adapter, prompt or prefix: what they learn cannot be folded into weights",
             lambda spec: at(spec, "output.merge") is not True or at(spec, "method.type") not in _UNMERGED,
         ),
-        only_beside("generation", "task.type", values=GENERATING, default="text-classification"),
-        only_beside("data.maxTargetLength", "task.type", values=WITH_TARGETS, default="text-classification"),
+        _of_texts("generation", values=GENERATING),
+        _of_texts("data.maxTargetLength", values=WITH_TARGETS),
         Rule(
             f"!has(self.data.overlong) || self.data.overlong != 'Split' || self.task.type in {list(SPLITTING)}",
             f"data.overlong Split goes only with task.type: {' or '.join(SPLITTING)}",

@@ -57,7 +57,7 @@ from finetune_api.job import (
     Warmup,
 )
 from finetune_api.profile import FineTuneProfileSpec, Gpu, Images
-from finetune_api.tasks import TASKS
+from finetune_api.tasks import TASKS, TaskKind
 
 T = TypeVar("T")
 
@@ -185,6 +185,9 @@ def _task(spec: FineTuneJobSpec) -> TaskConfig:
                 columns=_columns(part),
                 labels=part.labels,
                 loss_weight=first(part.loss_weight, default=1.0),
+                source_language=part.source_language,
+                target_language=part.target_language,
+                prefix=part.prefix,
             )
             for part in task.tasks
         ],
@@ -228,12 +231,18 @@ def _sources(asked: Sequence[ValidationSource] | Sequence[PartTestSource] | None
     return None if asked is None else [PartSource(task=source.task, uri=source.uri) for source in asked]
 
 
+def _kinds(task: Task) -> list[TaskKind]:
+    """What is known of the task, or of each of several."""
+    return [TASKS[one.type] for one in task.tasks or [task]]
+
+
 def _target_length(spec: FineTuneJobSpec) -> int | None:
-    return first(spec.data.max_target_length, default=128) if TASKS[spec.task.type].targets else None
+    limited = any(kind.targets for kind in _kinds(spec.task))
+    return first(spec.data.max_target_length, default=128) if limited else None
 
 
 def _decoding(spec: FineTuneJobSpec) -> GenerationConfig | None:
-    if not TASKS[spec.task.type].generates:
+    if not any(kind.generates for kind in _kinds(spec.task)):
         return None
     asked = spec.generation or Generation()
     beam = asked.strategy == "beam"

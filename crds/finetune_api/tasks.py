@@ -6,7 +6,7 @@ finetune_trainer/tasks.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 TaskType = Literal[
     "text-classification",
@@ -21,8 +21,8 @@ TaskType = Literal[
     "image-classification",
     "multi-task",
 ]
-PartType = Literal["text-classification", "token-classification"]
-"""What may be one of several tasks on one encoder."""
+PartType = Literal["text-classification", "token-classification", "summarization", "translation"]
+"""What may be one of several tasks on one model: all of them have heads, or all of them write texts."""
 MethodType = Literal["full", "head", "lora", "qlora", "dora", "adapter", "ia3", "prompt", "prefix"]
 Metric = Literal[
     "accuracy",
@@ -206,6 +206,10 @@ _LOWER_IS_BETTER: frozenset[str] = frozenset(
 )
 
 
+PERCENT: frozenset[str] = frozenset({"bleu", "chrf"})
+"""Metrics between 0 and 100; a mean over tasks takes them as shares of 1, as the others are."""
+
+
 def lower_is_better(metric: str) -> bool:
     """The direction of a metric, also of one of several tasks (NAME.METRIC)."""
     return metric.rpartition(".")[2] in _LOWER_IS_BETTER
@@ -220,6 +224,10 @@ GENERATING: tuple[TaskType, ...] = tuple(name for name, kind in TASKS.items() if
 """Tasks whose models write text."""
 WITH_TARGETS: tuple[TaskType, ...] = tuple(name for name, kind in TASKS.items() if kind.targets)
 """Tasks that limit what is to be written on its own."""
+WRITING_PARTS: tuple[TaskType, ...] = tuple(name for name in GENERATING if name in get_args(PartType))
+"""What may be one of several tasks that write texts: they share the output layer, and have no head of their own."""
+LABELLED_PARTS: tuple[TaskType, ...] = tuple(name for name in get_args(PartType) if name not in WRITING_PARTS)
+"""What may be one of several tasks that have a head each."""
 PACKING: tuple[TaskType, ...] = tuple(name for name, kind in TASKS.items() if kind.packs)
 """Tasks whose rows may share a sequence."""
 SPLITTING: tuple[TaskType, ...] = tuple(name for name, kind in TASKS.items() if kind.splits)

@@ -10,7 +10,7 @@ from finetune_api.job import FineTuneJob, FineTuneJobSpec
 from finetune_api.profile import FineTuneProfileSpec
 from finetune_api.resolve import Defaults, evaluation_id, publication_id, resolve, restart_key, train_identity
 from finetune_api.table import fields
-from finetune_api.tasks import ROLES, tasks_with
+from finetune_api.tasks import ROLES, WRITING_PARTS, tasks_with
 
 SPEC = open_api_schema(FineTuneJob)["properties"]["spec"]
 PROFILE = FineTuneProfileSpec.model_validate({"allowedEndpoints": ["http://*"]})
@@ -48,6 +48,7 @@ VALUES: dict[str, tuple[Any, Any]] = {
     "spec.evaluation.primary": ("f1", "loss"),
     "spec.evaluation.metrics": (["f1"], ["loss"]),
     "spec.evaluation.gates[].metric": ("f1", "loss"),
+    "spec.task.tasks[].type": ("text-classification", "token-classification"),
 }
 """Two values, where the first and the last of a list would not do."""
 TASK: dict[str, str] = {
@@ -128,8 +129,12 @@ def of_parts(path: str, value: Any) -> dict[str, Any]:
         sources[1 if "validation" in path else 2][0]["uri"] = value
     if ".tasks[]." in path:
         *outer, name = path.partition(".tasks[].")[2].split(".")
+        kind = TASK.get(f"spec.task.{path.partition('.tasks[].')[2]}")
+        if kind in WRITING_PARTS:
+            for number, part in enumerate(parts):
+                part |= {"type": kind, "prefix": str(number)}
         for key in outer:
-            parts[0]["type"] = tasks_with(name)[0]  # a column
+            parts[0]["type"] = kind  # a column
             value = {name: value}
             name = key
         parts[0][name] = value
