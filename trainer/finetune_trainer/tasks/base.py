@@ -228,6 +228,10 @@ class Learner(ABC):
         """What a loaded model must know beside its config, such as how it writes text. `final` is a model that is
         measured or published, not one that is about to be trained."""
 
+    def usage(self) -> str:
+        """For the model card, as Markdown: what the tokenizer and the published files do not do by themselves."""
+        return ""
+
     def files(self) -> Mapping[str, str]:
         """Text files by name that are published beside the model and its tokenizer, such as a chat template."""
         return {}
@@ -323,6 +327,10 @@ class Learner(ABC):
     def shown(self, outcomes: Outcomes) -> tuple[list[str], list[str]] | None:
         """For people, of each row the truth and the answer; None where a task has none that fit into a line."""
         return None
+
+    def part_names(self, outcomes: Outcomes) -> list[str]:
+        """For people, of each row the name of its task where there are several; empty where there is one."""
+        return [""] * len(next(iter(outcomes.values())))
 
     def picture(self, store: "Encoded", row: int) -> tuple[str, bytes] | None:
         """For people, the name of a row's file, or nothing, and a small PNG; None where a row is text."""

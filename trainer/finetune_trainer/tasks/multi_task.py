@@ -1,4 +1,5 @@
-"""Several tasks on one encoder, with a head each. What each task is, its own file says; here they are put together.
+"""Several tasks on one model, by default an encoder with a head for each. What each task is, its own file says; here they
+are put together. Those that write texts share the head, too: multi_text.py.
 
 A row of the store is of one task, and so is a micro-batch. A step's rows are a mixture: each task has about the share
 of them that it has of all rows. The loss of a step is the sum of the tasks' mean losses over their labelled positions,
@@ -10,14 +11,14 @@ Outcomes of different tasks stand beside each other as one object a row, which h
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from finetune_api.contract import PartConfig, RunConfig, TaskConfig
-from finetune_api.tasks import TASKS, TaskType
+from finetune_api.tasks import PERCENT, TASKS, TaskType
 from finetune_trainer.data.batch import Encoded
 from finetune_trainer.data.order import Rows
 from finetune_trainer.tasks.base import (
@@ -89,7 +90,7 @@ class MultiTask(Task):
         return {name: task.facts(tools) for name, task in self._tasks.items()}
 
     def measure(self, store: Encoded, train: Rows, facts: Facts) -> dict[str, Any]:
-        learners, numbers = self.learner(facts).parts, store.values(TASK, train)
+        learners, numbers = self.learner(facts).learners, store.values(TASK, train)
         found = {}
         for number, (name, task) in enumerate(self._tasks.items()):
             view, own = self._view(store, number, facts), learners[name].facts
@@ -107,7 +108,7 @@ class MultiTask(Task):
         columns = self._tasks[names[number]].store
         return View(store, self._names[number], {name: first for name, column in columns.items() if column.labels})
 
-    def learner(self, facts: Facts) -> Learner:
+    def learner(self, facts: Facts) -> "MultiTaskLearner":
         parts = {
             name: task.learner(
                 replace(
@@ -120,12 +121,24 @@ class MultiTask(Task):
             for name, task in self._tasks.items()
         }
         views = [partial(self._view, number=number, facts=facts) for number in range(len(parts))]
+        return self._other_half(facts, parts, views)
+
+    def _other_half(
+        self, facts: Facts, parts: Mapping[str, Learner], views: Sequence[Callable[[Encoded], Encoded]]
+    ) -> "MultiTaskLearner":
         return MultiTaskLearner(self.config, facts, parts, views)
 
 
 def _config(config: RunConfig, part: PartConfig) -> RunConfig:
     """The run as if one of its tasks were the only one."""
-    task = TaskConfig(type=part.type, columns=part.columns, labels=part.labels)
+    task = TaskConfig(
+        type=part.type,
+        columns=part.columns,
+        labels=part.labels,
+        source_language=part.source_language,
+        target_language=part.target_language,
+        prefix=part.prefix,
+    )
     return config.model_copy(update={"task": task, "primary": TASKS[part.type].primary})
 
 
@@ -193,12 +206,21 @@ class MultiTaskLearner(Learner):
             self.probe = "rows"  # type: ignore[misc]
 
     @property
+    def learners(self) -> Mapping[str, Learner]:
+        """Of the tasks, by name."""
+        return self._parts
+
+    @property
     def parts(self) -> Mapping[str, Learner]:
         return self._parts
 
+    def _model_of(self, model: Any, name: str) -> Any:
+        """What a task's own learner knows as its model."""
+        return model.parts[name]
+
     def set_up(self, model: Any, *, final: bool) -> None:
         for name, part in self._parts.items():
-            part.set_up(model.parts[name], final=final)
+            part.set_up(self._model_of(model, name), final=final)
 
     def _view(self, store: Encoded, name: str) -> Encoded:
         return self._views[self._numbers[name]](store)
@@ -263,7 +285,7 @@ class MultiTaskLearner(Learner):
 
     def loss(self, model: Any, inputs: Mapping[str, Any]) -> Any:
         name, own = self._own(inputs)
-        return self._parts[name].loss(model.parts[name], own)
+        return self._parts[name].loss(self._model_of(model, name), own)
 
     # --- outcomes ---
 
@@ -278,7 +300,7 @@ class MultiTaskLearner(Learner):
 
     def predict(self, model: Any, inputs: Mapping[str, Any], *, generate: bool) -> Outcomes:
         name, own = self._own(inputs)
-        return _with_cells(self._parts[name].predict(model.parts[name], own, generate=generate))
+        return _with_cells(self._parts[name].predict(self._model_of(model, name), own, generate=generate))
 
     def settle(self, outcomes: Outcomes) -> Outcomes:
         settled = []
@@ -290,11 +312,12 @@ class MultiTaskLearner(Learner):
             own = {**others, **columns_of(outcomes["gold"][mine]), **columns_of(outcomes["predicted"][mine])}
             found = self._parts[name].settle(own)
             kept = {key: values for key, values in found.items() if key in others}
-            settled.append({**kept, TASK: np.full(len(found["loss"]), number), CELL: cells_of(found)})
+            count = len(next(iter(found.values())))
+            settled.append({**kept, TASK: np.full(count, number), CELL: cells_of(found)})
         return {key: np.concatenate([part[key] for part in settled]) for key in settled[0]}
 
     def metrics(self, outcomes: Outcomes) -> Metrics:
-        """Those of each task as NAME.METRIC, `mean` of their primary ones, and `loss` as in training."""
+        """Those of each task as NAME.METRIC, `mean` of their primary ones as shares of 1, and `loss` as in training."""
         found: dict[str, Metrics] = {}
         loss = 0.0
         for name, number in self._numbers.items():
@@ -323,7 +346,7 @@ class MultiTaskLearner(Learner):
         primary = [found[name].get(self._primary(name)) for name in self._parts]
         losses = [own.get("loss") for own in found.values()]
         if not any(values is None for values in primary):
-            every[MEAN] = np.mean(np.array(primary), axis=0)
+            every[MEAN] = np.mean(np.array(primary) / self._scales[:, None], axis=0)
         if not any(values is None for values in losses):
             shares = np.array(counts) / np.array([[len(draw)] for draw in drawn]) * np.array(self._weights)
             every["loss"] = (shares * np.array(losses).T).sum(1)
@@ -336,7 +359,7 @@ class MultiTaskLearner(Learner):
             every = {"loss": loss}
             primary = [found[name].get(self._primary(name)) for name in self._parts]
             if None not in primary:
-                every = {MEAN: float(np.mean([value for value in primary if value is not None])), **every}
+                every = {MEAN: float(np.mean(np.array(primary, dtype=np.float64) / self._scales)), **every}
         ordered = {name: sorted(own, key=lambda key: key != self._primary(name)) for name, own in found.items()}
         for place in range(max(map(len, ordered.values()), default=0)):
             for name, keys in ordered.items():
@@ -347,6 +370,26 @@ class MultiTaskLearner(Learner):
 
     def _primary(self, name: str) -> str:
         return self._parts[name].config.primary
+
+    @cached_property
+    def _scales(self) -> NDArray[np.float64]:
+        """What the best value of each task's primary metric is."""
+        return np.array([100.0 if self._primary(name) in PERCENT else 1.0 for name in self._parts])
+
+    def shown(self, outcomes: Outcomes) -> tuple[list[str], list[str]] | None:
+        """None in place of a text where a row's task has none."""
+        texts: tuple[list[Any], list[Any]] = ([None] * len(outcomes[TASK]), [None] * len(outcomes[TASK]))
+        for name, number in self._numbers.items():
+            mine = np.flatnonzero(outcomes[TASK] == number)
+            found = self._parts[name].shown(columns_of(outcomes[CELL][mine])) if len(mine) else None
+            for side, own in zip(texts, found or ([], []), strict=True):
+                for row, text in zip(mine.tolist(), own, strict=False):
+                    side[row] = text
+        return texts
+
+    def part_names(self, outcomes: Outcomes) -> list[str]:
+        names = list(self._parts)
+        return [names[number] for number in outcomes[TASK]]
 
     def generates(self, metric: str) -> bool:
         name, _, own = metric.rpartition(".")
@@ -406,19 +449,21 @@ class MultiTaskLearner(Learner):
         return {name: (np.concatenate(pair[0]), np.concatenate(pair[1])) for name, pair in found.items()}
 
     def _answers(self, store: Encoded, rows: Rows, answer: Any) -> Outcomes:
-        """Predictions task by task, in the order of rows; empty ones for a task without an answer."""
+        """Predictions task by task, in the order of rows; empty ones for a task without an answer. There is a loss if all
+        answers have one."""
         numbers = store.values(TASK, rows)
+        answers = {name: answer(name, own) for name, own in self._split(store, rows)}
+        given = {name: _with_cells(predictions) for name, predictions in answers.items() if predictions is not None}
         found: Outcomes = {
             "predicted": np.array([{} for _ in rows], dtype=object),
             "loss": np.zeros(len(rows)),
             "count": np.ones(len(rows), dtype=np.int64),
         }
-        for name, own in self._split(store, rows):
-            predictions = answer(name, own)
-            if predictions is not None:
-                mine = np.flatnonzero(numbers == self._numbers[name])
-                for key, values in _with_cells(predictions).items():
-                    found[key][mine] = values
+        found = {key: values for key, values in found.items() if all(key in predictions for predictions in given.values())}
+        for name, predictions in given.items():
+            mine = np.flatnonzero(numbers == self._numbers[name])
+            for key in found:
+                found[key][mine] = predictions[key]
         return found
 
 
@@ -426,7 +471,7 @@ class MultiTaskLearner(Learner):
 
 
 def _with_cells(outcomes: Outcomes) -> Outcomes:
-    return {"predicted": cells_of(outcomes), **{key: outcomes[key] for key in _KEPT}}
+    return {"predicted": cells_of(outcomes), **{key: outcomes[key] for key in _KEPT if key in outcomes}}
 
 
 def cells_of(outcomes: Outcomes) -> NDArray[Any]:

@@ -6,7 +6,7 @@ start token in front, and not by the model out of labels: so a forward pass need
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -122,8 +122,7 @@ class Seq2Seq(Task):
         return found
 
     def facts(self, tools: Tools) -> dict[str, Any]:
-        frame, text = self._frame(tools), self._reader(tools)
-        return {"start": frame.start, "end": frame.end, "forced": frame.forced, "limit": text.own_limit}
+        return {**asdict(self._frame(tools)), "limit": self._reader(tools).own_limit}
 
     def learner(self, facts: Facts) -> Learner:
         return Writer(self.config, facts)
@@ -334,9 +333,34 @@ class Writer(Learner):
             "correct": (logits.argmax(-1) == labels).sum(-1).cpu().numpy(),
         }
         if generate:
-            written = model.generate(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
+            read = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+            written = model.generate(**read, **self.begins)
             found["hypothesis"] = objects(self._words.texts(written.tolist()))
         return found
+
+    @property
+    def begins(self) -> dict[str, int]:
+        """What `generate` must know of this task: another one on the same model may begin its texts otherwise."""
+        tokens = {"decoder_start_token_id": self.facts.more["start"], "forced_bos_token_id": self.facts.more["forced"]}
+        return {name: token for name, token in tokens.items() if token is not None}
+
+    @property
+    def before(self) -> str:
+        """What a tokenizer does not put before a text by itself. Empty in runs of before it was recorded."""
+        named = self.facts.more.get("before") is not None  # a token says what to translate into
+        marker = f">>{self.config.task.target_language}<< " if named else ""
+        return marker + str(self.facts.more.get("prefix", ""))
+
+    @property
+    def languages(self) -> dict[str, str]:
+        """Those that the document names, where the tokenizer marks them."""
+        task = self.config.task
+        asked = {"sourceLanguage": task.source_language, "targetLanguage": task.target_language}
+        marked = self.facts.more.get("source") is not None
+        return {name: language for name, language in asked.items() if language is not None and marked}
+
+    def usage(self) -> str:
+        return f"Put `{self.before}` before each text.\n" if self.before else ""
 
     @cached_property
     def _words(self) -> Words:
