@@ -293,6 +293,8 @@ class PodsConfig(Model):
     cpu: str
     memory: str
     gpu_resource: str
+    gpu_memory: str | None = None
+    """Of one GPU; None: unknown."""
     trainer_image: str
     preflight_image: str
     pull_policy: Literal["Always", "IfNotPresent", "Never"]

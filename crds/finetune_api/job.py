@@ -1280,7 +1280,9 @@ class TokenLengths(Model):
     p50: int = Field(description="Half of the rows have at most so many tokens.")
     p95: int | None = Field(None, description="95 of 100 rows have at most so many tokens.")
     p99: int = Field(description="99 of 100 rows have at most so many tokens.")
-    max: int = Field(description="Tokens of the longest row.")
+    max: int = Field(
+        description="Tokens of the longest row; of one far longer than data.maxLength about how many, by its beginning."
+    )
 
 
 class DroppedRows(Model):
@@ -1315,6 +1317,12 @@ class PreflightStatus(Model):
     )
     warnings: list[Text] | None = Field(
         None, description="What looks wrong but stops nothing; the first ten.", max_length=10
+    )
+    steps: int | None = Field(None, description="Optimizer steps of the whole run, unless it is stopped early.")
+    predicted_memory: Quantity | None = Field(
+        None,
+        description="What training is predicted to take at most of a GPU's memory, or without GPUs of a pod's; absent where "
+        "the architecture of the base is not known.",
     )
     report_uri: str | None = Field(None, description="The full report.", max_length=2048)
 

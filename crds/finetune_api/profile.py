@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StringConstraints
 
 from finetune_api.base import Model, spec_field
-from finetune_api.job import License, PodTemplate, Resources, Storage
+from finetune_api.job import License, PodTemplate, Quantity, Resources, Storage
 
 Image = Annotated[str, StringConstraints(pattern=r"^[^ \t\r\n]+$", max_length=512)]
 EndpointPattern = Annotated[str, StringConstraints(pattern=r"^https?://[^ \t\r\n]+$", max_length=512)]
@@ -22,6 +22,9 @@ class Images(Model):
 class Gpu(Model):
     resource_name: Annotated[str, StringConstraints(max_length=317)] | None = spec_field(
         "attempt", "Resource that stands for one GPU. Default: nvidia.com/gpu."
+    )
+    memory: Quantity | None = spec_field(
+        "attempt", "Memory of one GPU, such as 80Gi: preflight warns of runs that will not fit. Default: unknown."
     )
 
 

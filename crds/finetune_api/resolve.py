@@ -405,6 +405,7 @@ def _pods(spec: FineTuneJobSpec, profile: FineTuneProfileSpec, defaults: Default
         cpu=first(ours.cpu, low.cpu, default="2"),
         memory=first(ours.memory, low.memory, default="8Gi"),
         gpu_resource=first(gpu.resource_name, default="nvidia.com/gpu"),
+        gpu_memory=gpu.memory,
         trainer_image=first(images.trainer, default=defaults.trainer_image),
         preflight_image=first(images.preflight, default=defaults.preflight_image),
         pull_policy=first(images.pull_policy, default="IfNotPresent"),

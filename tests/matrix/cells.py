@@ -43,10 +43,11 @@ class Cell:
 
     def document(self, root: Path, base: Path) -> dict[str, Any]:
         """The spec, over files below `root`."""
-        spec = KINDS[self.task].spec
+        kind = KINDS[self.task]
+        spec = kind.spec
         return {
             "model": {"uri": base.as_uri()},
-            "method": {"type": self.method},
+            "method": {"type": self.method, **kind.knobs.get(self.method, {})},
             "resources": {"perNode": {"gpus": 0}},
             **spec,
             "task": {"type": self.task, **spec.get("task", {})},

@@ -17,6 +17,7 @@ from finetune_api.tasks import MethodType, TaskType
 
 ROWS, TEST_ROWS = 300, 100
 PRETRAIN_STEPS = 400
+PRETRAIN_WRITER_STEPS = 1200
 PRETRAIN_IMAGES = 3000
 WORDS = tuple(f"{first}{last}" for first in ("al", "be", "ga", "de", "ep", "ze") for last in ("pha", "ta", "mma"))
 COLOURS = ("red", "green", "blue")
@@ -37,7 +38,9 @@ class Kind:
     """In the direction of the primary metric."""
     spec: Mapping[str, Any] = field(default_factory=dict)
     only: Mapping[MethodType, str] = field(default_factory=dict)
-    """The base of a method that some of the bases cannot take."""
+    """The base of a method that some of the bases cannot take, or take to slowly."""
+    knobs: Mapping[MethodType, Mapping[str, Any]] = field(default_factory=dict)
+    """Fields of spec.method."""
     margins: Mapping[MethodType, float] = field(default_factory=dict)
     """Of methods that learn less in so few steps."""
     metrics: tuple[str, ...] = ()
@@ -81,6 +84,25 @@ def preferred(draw: random.Random, count: int) -> Rows:
         _, *wrong = _walk(draw, draw.choice((1, 11)), start)
         found.append({"prompt": " ".join([*told, start]), "chosen": " ".join(right), "rejected": " ".join(wrong)})
     return found
+
+
+def rewritten(source: str, target: str) -> Callable[[random.Random, int], Rows]:
+    """Four words go on from a walk in steps of 5; the base goes on in steps of any length."""
+
+    def rows(draw: random.Random, count: int) -> Rows:
+        found = []
+        for _ in range(count):
+            told = _walk(draw, draw.choice((1, 5, 11)))
+            found.append({source: " ".join(told), target: " ".join(_stepped(told[-1], 5, 4))})
+        return found
+
+    return rows
+
+
+def _stepped(last: str, step: int, count: int) -> list[str]:
+    """So many words after the last one."""
+    words = sorted({*WORDS, *COLOURS})
+    return [words[(words.index(last) + step * place) % len(words)] for place in range(1, count + 1)]
 
 
 def _walk(draw: random.Random, step: int, start: str | None = None) -> list[str]:
@@ -157,6 +179,12 @@ _SMALL = {"training": {"batchSize": 2}}
 """Where rows are packed: few sequences are left."""
 
 
+_BY_BART: Mapping[MethodType, str] = {"adapter": "bart", "ia3": "bart", "prompt": "bart", "prefix": "bart"}
+_SHORT_PROMPT: Mapping[MethodType, Mapping[str, Any]] = {"prompt": {"virtualTokens": 2}}
+"""Rows have five words in the mean: twenty learned tokens would drown them."""
+_WRITTEN = {"generation": {"maxNewTokens": 8}, "training": {"epochs": 6.0}}
+
+
 def counted(draw: random.Random, count: int) -> Rows:
     """A number that depends on one word."""
     worth = {"red": 10.0, "green": 20.0, "blue": 40.0}
@@ -174,6 +202,12 @@ KINDS: Mapping[TaskType, Kind] = {
         only={"prefix": "bert"},
     ),
     "regression": Kind(("bert", "roberta", "distilbert"), counted, "trivial", 0.2, only={"prefix": "bert"}),
+    "summarization": Kind(
+        ("bart", "t5"), rewritten("text", "summary"), "base", 0.3, _WRITTEN, only=_BY_BART, knobs=_SHORT_PROMPT
+    ),
+    "translation": Kind(
+        ("t5", "bart"), rewritten("source", "target"), "base", 30.0, _WRITTEN, only=_BY_BART, knobs=_SHORT_PROMPT
+    ),
     "causal-lm": Kind(
         ("llama", "gpt2"),
         marching,
@@ -279,6 +313,41 @@ BASES: Mapping[str, tuple[str, str, Mapping[str, Any]]] = {
             "eos_token_id": 3,
         },
     ),
+    "t5": (
+        "T5ForConditionalGeneration",
+        "T5Config",
+        {
+            "d_model": 32,
+            "d_kv": 16,
+            "d_ff": 64,
+            "num_layers": 2,
+            "num_heads": 2,
+            "n_positions": 66,
+            "pad_token_id": 0,
+            "eos_token_id": 3,
+            "decoder_start_token_id": 0,
+        },
+    ),
+    "bart": (
+        "BartForConditionalGeneration",
+        "BartConfig",
+        {
+            "d_model": 32,
+            "encoder_layers": 2,
+            "decoder_layers": 2,
+            "encoder_attention_heads": 2,
+            "decoder_attention_heads": 2,
+            "encoder_ffn_dim": 64,
+            "decoder_ffn_dim": 64,
+            "max_position_embeddings": 66,
+            "init_std": 0.1,
+            "pad_token_id": 0,
+            "bos_token_id": 2,
+            "eos_token_id": 3,
+            "forced_eos_token_id": None,
+            "decoder_start_token_id": 2,
+        },
+    ),
     "distilbert": (
         "DistilBertModel",
         "DistilBertConfig",
@@ -324,7 +393,12 @@ def make_base(name: str, directory: Path) -> Path:
         return directory
     size = words_tokenizer(directory)
     model = getattr(transformers, kind)(getattr(transformers, config)(vocab_size=size, **sizes))
-    (pretrain_decoder if kind.endswith(("CausalLM", "LMHeadModel")) else pretrain_encoder)(model, size)
+    pretrain = pretrain_encoder
+    if kind.endswith(("CausalLM", "LMHeadModel")):
+        pretrain = pretrain_decoder
+    elif kind.endswith("ConditionalGeneration"):
+        pretrain = pretrain_writer
+    pretrain(model, size)
     model.save_pretrained(directory)
     return directory
 
@@ -367,6 +441,34 @@ def pretrain_decoder(model: Any, size: int) -> None:
         ids = torch.cat([torch.full((32, 1), 2), words, torch.full((32, 1), 3)], dim=1)
         optimizer.zero_grad()
         model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids).loss.backward()
+        optimizer.step()
+    model.eval()
+
+
+def pretrain_writer(model: Any, size: int) -> None:
+    """Some seconds of pretraining: the encoder reads a sentence, and the decoder goes on from its last word in steps of
+    1, 5 or 11 words, as a colour in front says; every other sentence has none, and any step is right."""
+    import torch
+
+    draw = torch.Generator().manual_seed(1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    known, written = size - len(SPECIAL), 4
+    steps, colours = torch.tensor([1, 5, 11]), torch.tensor([sorted({*WORDS, *COLOURS}).index(c) for c in COLOURS])
+    start, end = torch.full((32, 1), model.config.decoder_start_token_id), torch.full((32, 1), 3)
+    model.train()
+    for number in range(PRETRAIN_WRITER_STEPS):
+        length = int(torch.randint(3, 7, (), generator=draw))
+        last = torch.randint(known, (32, 1), generator=draw)
+        told, step = (torch.randint(3, (32, 1), generator=draw) for _ in range(2))
+        read = (last - steps[told] * torch.arange(length).flip(0)) % known
+        if number % 2:
+            read = torch.cat([colours[step], read], dim=1)
+        ids = torch.cat([torch.full((32, 1), 2), len(SPECIAL) + read, end], dim=1)
+        labels = torch.cat([len(SPECIAL) + (last + steps[step] * torch.arange(1, written + 1)) % known, end], dim=1)
+        inputs = torch.cat([start, labels[:, :-1]], dim=1)
+        found = model(input_ids=ids, attention_mask=torch.ones_like(ids), decoder_input_ids=inputs, use_cache=False)
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(found.logits.mT, labels).backward()
         optimizer.step()
     model.eval()
 

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+import re
 import shutil
 import socket
 from collections.abc import Callable
@@ -117,6 +118,45 @@ def test_learned_tokens_take_positions_from_rows(bench: Bench, tokens: int, left
         assert "set it to 256 or less" in last.message
     else:
         assert bench.record(last).model_max_length == left
+
+
+@pytest.fixture
+def whole(bench: Bench, minilm_dir: Path) -> Bench:
+    """With the base's real weights."""
+    shutil.copy(minilm_dir / "model.safetensors", bench.root / "model/model.safetensors")
+    return bench
+
+
+def test_the_memory_of_a_base_of_unknown_structure_is_not_guessed(bench: Bench) -> None:
+    last = bench.run()
+    assert last.preflight is not None
+    summary = last.preflight.summary
+    assert (summary.steps, summary.predicted_memory) == (6, None)
+    report = json.loads((bench.root / "output" / str(summary.report_uri).partition("/output/")[2]).read_bytes())
+    assert report["memory"] == {"unknown": "no blocks are found among its weights"}
+
+
+def test_steps_and_memory_are_foretold(whole: Bench) -> None:
+    bench = whole
+    last = bench.run()
+    assert last.preflight is not None
+    summary = last.preflight.summary
+    assert summary.rows is not None
+    assert summary.predicted_memory is not None
+    assert re.fullmatch(r"[0-9.]+[MG]i", summary.predicted_memory)
+    report = json.loads((bench.root / "output" / str(summary.report_uri).partition("/output/")[2]).read_bytes())
+    memory = report["memory"]
+    weights = 22_717_836 - 12 * 385 + 385 * int(summary.labels or 0)
+    assert (memory["parameters"], memory["weights"]) == (weights, 4 * weights)
+
+
+def test_what_will_not_fit_is_a_warning_and_stops_nothing(whole: Bench) -> None:
+    bench = whole
+    bench.spec["resources"] = {"perNode": {"gpus": 0, "memory": "256Mi"}}
+    last = bench.run()
+    assert last.code == ExitCode.DONE
+    assert last.preflight is not None
+    assert "resources.perNode.memory gives 256Mi" in (last.preflight.summary.warnings or [""])[0]
 
 
 def test_rows_of_the_data_are_counted_where_one_becomes_several(bench: Bench) -> None:
@@ -660,7 +700,7 @@ def test_a_file_that_is_not_what_its_name_says_is_refused(bench: Bench) -> None:
 def test_overlong_rows_fail_when_the_document_says_so(bench: Bench) -> None:
     bench.put("train.jsonl", jsonl([*rows(), {"text": "word " * 100, "label": "a"}]))
     bench.spec["data"] |= {"maxLength": 32, "overlong": "Fail"}
-    bench.refused(ExitCode.INVALID, "RowTooLong", "train.jsonl:61: the row has 102 tokens, 32 are allowed")
+    bench.refused(ExitCode.INVALID, "RowTooLong", "train.jsonl:61: the row has about 102 tokens, 32 are allowed")
 
 
 def test_dropping_all_rows_is_refused(bench: Bench) -> None:

@@ -163,6 +163,14 @@ def test_a_run_that_is_killed_and_stopped_still_ends_in_a_published_model(
     model = Path(status.model.uri.removeprefix("file://"))
     assert (model / "model.safetensors").is_file()
 
+    assert status.preflight is not None
+    assert status.progress is not None
+    assert status.preflight.steps == status.progress.total_steps
+    assert status.preflight.predicted_memory is not None
+    assert status.model.report_uri is not None
+    report = Path(status.model.report_uri.removeprefix("file://")).read_text()
+    assert f"<dt>memory predicted</dt><dd>{status.preflight.predicted_memory} of a pod</dd>" in report
+
     assert not list(run.work.glob("scratch-*")), "downloads are gone, the log stays"
     assert (run.work / "logs/train-1.log").is_file()
 
@@ -298,6 +306,8 @@ def test_rows_are_told_with_what_there_is_of_them() -> None:
     assert describe_rows(PreflightStatus(rows=counts)) == "90 training rows, 10 validation"
     more = PreflightStatus(rows=counts.model_copy(update={"test": 5}), labels=3)
     assert describe_rows(more) == "90 training rows, 10 validation, 5 test, 3 labels"
+    told = PreflightStatus(rows=counts, steps=9, predicted_memory="1.2Gi")
+    assert describe_rows(told) == "90 training rows, 10 validation, 9 steps, about 1.2Gi of memory"
 
 
 def test_without_arguments_the_help_is_shown() -> None:

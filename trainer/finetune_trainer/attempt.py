@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from finetune_api.contract import RunConfig
 from finetune_trainer import adapt, numerics, tasks
 from finetune_trainer.adapt.base import Inputs
-from finetune_trainer.batches import leading, learner_of, mixture_of
+from finetune_trainer.batches import leading, learner_of, mixture_of, steps_of
 from finetune_trainer.compared import OfBase
 from finetune_trainer.course import OutOfMemory, Plan
 from finetune_trainer.data.batch import Encoded
-from finetune_trainer.data.order import Mixture, Rows, evaluation_interval, total_steps
+from finetune_trainer.data.order import Mixture, Rows, evaluation_interval
 from finetune_trainer.data.packing import Packs
 from finetune_trainer.evaluate import Evaluator
 from finetune_trainer.model import Loaded, load
@@ -177,9 +177,7 @@ class Attempt:
             epochs=training.evaluate_epochs,
         )
         return Plan(
-            total=total_steps(
-                rows=rows, batch_size=training.batch_size, epochs=training.epochs, max_steps=training.max_steps
-            ),
+            total=steps_of(self.config, units=rows),
             evaluate_every=every if len(self.encoded.rows(VALIDATION)) else None,
             metric=self.config.primary,
             higher_is_better=self.learner.higher_is_better(self.config.primary),

@@ -75,6 +75,8 @@ class BaseModel:
     tokenizer_config: Mapping[str, Any]
     images: Mapping[str, Any]
     """preprocessor_config.json; empty for a model that reads text."""
+    shapes: Mapping[str, tuple[int, ...]]
+    """Of all tensors of floating point in the weights, by name."""
 
     @property
     def labels(self) -> list[str] | None:
@@ -118,8 +120,7 @@ def read_base_model(store: Store, *, reads: Literal["text", "images"]) -> BaseMo
     chosen = {name: info for name, info in found.items() if name in weights or _TEXT_FILES.fullmatch(name)}
     if INDEX in found:
         chosen[INDEX] = found[INDEX]
-    for name in weights:
-        _check_weights(store, found[name])
+    shapes = {name: shape for file in weights for name, shape in _check_weights(store, found[file]).items()}
     tokenizer_config = _json(store, found["tokenizer_config.json"]) if "tokenizer_config.json" in found else {}
     if _CHAT_TEMPLATE in found:  # it goes before what tokenizer_config.json has
         tokenizer_config["chat_template"] = _text(store, found[_CHAT_TEMPLATE])
@@ -130,6 +131,7 @@ def read_base_model(store: Store, *, reads: Literal["text", "images"]) -> BaseMo
         tokenizer_json=_text(store, found["tokenizer.json"]) if reads == "text" else "",
         tokenizer_config=tokenizer_config,
         images=_json(store, found[_PREPROCESSOR]) if reads == "images" else {},
+        shapes=shapes,
     )
 
 
@@ -179,20 +181,23 @@ def _weights(store: Store, found: Mapping[str, ObjectInfo]) -> list[str]:
     raise _incomplete(store, f"{WEIGHTS} is missing")
 
 
-def _check_weights(store: Store, info: ObjectInfo) -> None:
-    """Compare the file's size with what its header says: an upload that was cut short is found here."""
+def _check_weights(store: Store, info: ObjectInfo) -> dict[str, tuple[int, ...]]:
+    """The shapes of a file's floating tensors, by its header. What that says of the file's size is compared with its
+    size: an upload that was cut short is found here."""
     start = store.read(info.key, if_match=info.etag, limit=8)
     length = int.from_bytes(start, "little")
     if len(start) < 8 or length > min(_HEADER_LIMIT, info.size):
         raise _incomplete(store, f"{info.key} is not a safetensors file or cut short")
     try:
         header = json.loads(store.read(info.key, if_match=info.etag, limit=8 + length)[8:])
-        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-        wanted = 8 + length + max(ends)
+        tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        shapes = {name: tuple(map(int, entry["shape"])) for name, entry in tensors.items() if "F" in entry["dtype"]}
+        wanted = 8 + length + max(entry["data_offsets"][1] for entry in tensors.values())
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
         raise _incomplete(store, f"{info.key} is not a safetensors file") from None
     if wanted != info.size:
         raise _incomplete(store, f"{info.key} has {info.size} bytes where its header says {wanted}")
+    return shapes
 
 
 def _json(store: Store, info: ObjectInfo) -> dict[str, Any]:

@@ -10,10 +10,14 @@ import numpy as np
 from finetune_api.contract import RunConfig
 from finetune_trainer import tasks
 from finetune_trainer.data.batch import Encoded
-from finetune_trainer.data.order import Mixture, Order, Rows, parts_of
+from finetune_trainer.data.order import Mixture, Order, Rows, parts_of, total_steps
 from finetune_trainer.data.packing import Packs, joined, pack
 from finetune_trainer.run import TRAIN, RunRecord
 from finetune_trainer.tasks import Facts, Learner
+
+_ROWS = {False: 16, True: 64}
+"""Rows at once on a CPU and on a GPU, of up to _TOKENS tokens."""
+_TOKENS = 512
 
 
 def learner_of(config: RunConfig, record: RunRecord, *, base: Path = Path()) -> Learner:
@@ -69,3 +73,20 @@ def order_of(
         lengths = packs.lengths(encoded.lengths(packs.rows))
     size = mixture.rows if mixture else len(lengths)
     return Order(size, config.training.batch_size, config.training.seed, lengths, mixture)
+
+
+def micro_batch(config: RunConfig, *, gpu: bool, ranks: int) -> int:
+    """Rows at once where the document does not say: a function of the document, the kind of device and the ranks.
+
+    Not of the memory that happens to be there, so that equal machines in number give equal results; where it is too
+    little, the loop halves.
+    """
+    rows = _ROWS[gpu]
+    share = -(-config.training.batch_size // ranks)
+    return max(1, min(rows, rows * _TOKENS // config.data.max_length, share))
+
+
+def steps_of(config: RunConfig, *, units: int) -> int:
+    """Optimizer steps of a whole run, in which so many units are seen an epoch."""
+    training = config.training
+    return total_steps(rows=units, batch_size=training.batch_size, epochs=training.epochs, max_steps=training.max_steps)

@@ -376,12 +376,14 @@ class _Line:
 
 
 def describe_rows(summary: PreflightStatus) -> str:
-    """`1354 training rows, 146 validation, 500 test, 7 labels`; test and labels where there are such."""
+    """`1354 training rows, 146 validation, 500 test, 7 labels, 86 steps, about 1.2Gi of memory`, as far as known."""
     rows = summary.rows
     assert rows is not None
     parts = [f"{rows.train} training rows", f"{rows.validation} validation"]
     parts += [f"{rows.test} test"] if rows.test is not None else []
     parts += [f"{summary.labels} labels"] if summary.labels is not None else []
+    parts += [f"{summary.steps} steps"] if summary.steps is not None else []
+    parts += [f"about {summary.predicted_memory} of memory"] if summary.predicted_memory is not None else []
     return ", ".join(parts)
 
 

@@ -10,15 +10,13 @@ from typing import Any
 import torch
 
 from finetune_api.contract import RunConfig
+from finetune_trainer.batches import micro_batch
 from finetune_trainer.world import World
 
 ATTENTION = "sdpa, or eager where the model has no other"
 _TURNS = 7
 _PAYS = 1.25
 """How much faster more threads must be."""
-_ROWS = (16, 64)
-"""Rows at once on a CPU and on a GPU, of up to _TOKENS tokens."""
-_TOKENS = 512
 _LIBRARIES = ("torch", "transformers", "accelerate", "peft", "numpy", "safetensors", "scikit-learn")
 
 
@@ -33,7 +31,7 @@ def resolve(config: RunConfig, *, world: World, before: Mapping[str, Any] | None
     micro = kept.get("microBatch") if kept.get("microBatchAsked", 0) == asked else None
     return {
         "precision": _precision(config.training.precision, world=world, before=kept.get("precision")),
-        "microBatch": int(micro or asked or micro_batch(config, world)),
+        "microBatch": int(micro or asked or micro_batch(config, gpu=world.device.type == "cuda", ranks=world.size)),
         "microBatchAsked": asked,
         "worldSize": world.size,
         "threads": _threads(world, before=kept.get("threads")),
@@ -41,17 +39,6 @@ def resolve(config: RunConfig, *, world: World, before: Mapping[str, Any] | None
         "attention": ATTENTION,
         "libraries": {name: version(name).partition("+")[0] for name in _LIBRARIES},
     }
-
-
-def micro_batch(config: RunConfig, world: World) -> int:
-    """Rows at once where the document does not say: a function of the document, the kind of device and the ranks.
-
-    Not of the memory that happens to be there, so that equal machines in number give equal results; where it is too
-    little, the loop halves.
-    """
-    rows = _ROWS[world.device.type == "cuda"]
-    share = -(-config.training.batch_size // world.size)
-    return max(1, min(rows, rows * _TOKENS // config.data.max_length, share))
 
 
 def changes(before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> list[str]:

@@ -15,7 +15,7 @@ import traceback
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -36,6 +36,7 @@ from finetune_trainer.data.quality import Inspector, Quality
 from finetune_trainer.data.read import DataError, Located, Rows, locate
 from finetune_trainer.data.split import side
 from finetune_trainer.data.text import read_text
+from finetune_trainer.foresight import Foresight, foresee, memory_warning, quantity
 from finetune_trainer.license import license_of
 from finetune_trainer.retained import Prepared, config_of, prepare
 from finetune_trainer.run import (
@@ -449,8 +450,15 @@ def _commit(
         result, unmet = gates.rejudged(result, records, config, evaluation=evaluation)
         if unmet is None:
             gates.release(output, run, publication, result)
-    summary = _summary(config, data=data, trouble=trouble, report=f"{output.uri}/{_report_key(run)}")
-    output.write(_report_key(run), _report(record, data=data, summary=summary, publication=publication))
+    foresight = foresee(config, record, model=base.config, shapes=base.shapes, encoded=EncodedRows(data.encoded.path))
+    unlikely = memory_warning(foresight, config.pods)
+    warnings = [*trouble, *([unlikely] if unlikely else []), *data.quality.warnings]
+    where = f"{output.uri}/{_report_key(run)}"
+    summary = _summary(config, data=data, foresight=foresight, warnings=warnings, report=where)
+    log.info("%d steps; predicted memory: %s", foresight.steps, summary.predicted_memory or foresight.why)
+    memory = asdict(foresight.memory) if foresight.memory else {"unknown": foresight.why}
+    more = {"summary": summary.document(), "warnings": warnings, "memory": memory, "publicationId": publication}
+    output.write(_report_key(run), _report(record, data=data, more=more))
     return _passed(run, result=result, step=step, summary=summary, unmet=unmet)
 
 
@@ -476,14 +484,12 @@ def _passed(
     )
 
 
-def _report(record: RunRecord, *, data: Data, summary: PreflightStatus, publication: str) -> bytes:
+def _report(record: RunRecord, *, data: Data, more: Mapping[str, Any]) -> bytes:
     """The full report, for people."""
     names = ((TRAIN, "train"), (VALIDATION, "validation"), (TEST, "test"))
     report = {
         "checkedAt": datetime.now(UTC).isoformat(timespec="seconds"),
-        "publicationId": publication,
-        "summary": summary.document(),
-        "warnings": list(data.quality.warnings),
+        **more,
         "labels": {name: dict(sorted(data.survey.labels[split].items())) for split, name in names},
         "repeated": data.quality.repeated.document(),
         "audit": data.quality.audit,
@@ -503,7 +509,9 @@ def _report_key(run: str) -> str:
 _LOCAL_UID = uuid.uuid4().hex
 
 
-def _summary(config: RunConfig, *, data: Data, trouble: list[str], report: str) -> PreflightStatus:
+def _summary(
+    config: RunConfig, *, data: Data, foresight: Foresight, warnings: Sequence[str], report: str
+) -> PreflightStatus:
     encoded, rows = data.encoded, data.encoded.examples_by_split
     return PreflightStatus(
         rows=RowCounts(
@@ -517,7 +525,9 @@ def _summary(config: RunConfig, *, data: Data, trouble: list[str], report: str) 
         truncated_percent=round(100 * encoded.truncated / max(1, encoded.rows), 2),
         dropped=data.quality.dropped if any(data.quality.dropped.document().values()) else None,
         audit=list(data.quality.figures) or None,
-        warnings=[sentence[:1024] for sentence in (*trouble, *data.quality.warnings)][:10] or None,
+        warnings=[sentence[:1024] for sentence in warnings][:10] or None,
+        steps=foresight.steps,
+        predicted_memory=quantity(foresight.memory.total) if foresight.memory else None,
         report_uri=report,
     )
 

@@ -14,10 +14,10 @@ import numpy as np
 from finetune_api.contract import ExitCode, RunConfig
 from finetune_api.resolve import train_identity
 from finetune_trainer import lastmessage
-from finetune_trainer.batches import leading, learner_of, mixture_of, order_of, possible_packs
+from finetune_trainer.batches import leading, learner_of, mixture_of, order_of, possible_packs, steps_of
 from finetune_trainer.config import storage_settings
 from finetune_trainer.data.batch import Encoded, EncodedError
-from finetune_trainer.data.order import Rows, total_steps
+from finetune_trainer.data.order import Rows
 from finetune_trainer.data.packing import Packs
 from finetune_trainer.data.read import DataError
 from finetune_trainer.local import InvalidDocumentError, load
@@ -121,11 +121,9 @@ def _packs(config: RunConfig, record: RunRecord, encoded: Encoded, output: Store
 
 def _step(config: RunConfig, record: RunRecord, encoded: Encoded, *, step: int, packs: Packs | None) -> Step:
     mixture = mixture_of(config, record, encoded=encoded, packs=packs)
-    learner, training = learner_of(config, record), config.training
+    learner = learner_of(config, record)
     order = order_of(config, learner=learner, encoded=encoded, packs=packs, mixture=mixture)
-    total = total_steps(
-        rows=order.rows, batch_size=training.batch_size, epochs=training.epochs, max_steps=training.max_steps
-    )
+    total = steps_of(config, units=order.rows)
     if not 1 <= step <= total:
         raise DataError("StepUnknown", f"Run {record.run_id} has steps 1 to {total}, not {step}.")
     epoch, batch = divmod(step - 1, order.steps_per_epoch)

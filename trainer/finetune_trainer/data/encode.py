@@ -51,7 +51,7 @@ class Encoded:
     truncated: int
     dropped: int
     lengths: TokenLengths
-    """Tokens a row, before anything is cut."""
+    """Tokens a row, before anything is cut; of rows far beyond the limit estimated from their beginning (Text.cut)."""
     tokens: int
     """Tokens of all rows, after any cut."""
     unknown: int
@@ -213,8 +213,8 @@ class Encoder:
         limit = self._tools.text.max_length if self._tools.text else 0
         return DataError(
             "RowTooLong",
-            f"{where}: the row has {length} tokens, {limit} are allowed and overlong is Fail; raise data.maxLength, "
-            "shorten the row or choose Truncate.",
+            f"{where}: the row has about {length} tokens, {limit} are allowed and overlong is Fail; raise "
+            "data.maxLength, shorten the row or choose Truncate.",
         )
 
     def _renumber(self, column: "_Growing", labels: Sequence[str]) -> None:

@@ -1,6 +1,6 @@
 """The base model's tokenizer, and what the model says about its input. Torch-free."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, TypeGuard
@@ -10,6 +10,9 @@ import tokenizers
 from finetune_trainer.data.read import DataError
 
 _UNLIMITED = 1_000_000_000
+_BEGINNING, _CHARACTERS, _UNSURE = 256, 8, 16
+"""A text of more characters than 256, and than 8 a token of the limit, is first tokenised up to there, and taken for
+overlong if that gives 16 tokens more than the limit."""
 # Positions start behind the padding token's id there.
 _OFFSET_POSITIONS = {
     "camembert",
@@ -82,15 +85,14 @@ class Text:
         return found if _whole(found) else None
 
     def cut(self, texts: Sequence[str]) -> list[tuple[list[int], int]]:
-        """Token ids with special tokens, at most max_length of them, and how many the whole text has. Of a text far
-        beyond the limit only the beginning is looked at, if that is overlong already."""
-        found = self.tokenizer.encode_batch_fast([text[: self._enough] for text in texts], add_special_tokens=False)
-        return [(encoding.ids, tokens) for encoding, tokens in self._cut(texts, found)]
+        """Token ids with special tokens, at most max_length of them, and how many the whole text has (of a text far
+        beyond the limit, about how many: only its beginning is tokenised)."""
+        found = self._read(texts, self.tokenizer.encode_batch_fast)
+        return [(encoding.ids, tokens) for encoding, tokens in self._cut(found)]
 
     def cut_with_offsets(self, texts: Sequence[str]) -> list[tuple[Any, int]]:
         """As `cut`, but whole encodings of the tokenizers library, which know the characters of each token."""
-        found = self.tokenizer.encode_batch([text[: self._enough] for text in texts], add_special_tokens=False)
-        return self._cut(texts, found)
+        return self._cut(self._read(texts, self.tokenizer.encode_batch))
 
     def cut_words(self, rows: Sequence[Sequence[str]]) -> list[tuple[Any, int]]:
         """Encodings of rows of words, which know the word of each token, and how many tokens the whole row has.
@@ -106,22 +108,16 @@ class Text:
             )
         given = [[prefix + word for word in row] for row in rows]
         found = self.tokenizer.encode_batch(given, is_pretokenized=True, add_special_tokens=False)
-        return self._cut([""] * len(rows), found)
+        return self._cut([(encoding, len(encoding)) for encoding in found])
 
     def cut_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[Any, int]]:
         """Encodings of two texts together, the longer one cut first, and how many tokens they have uncut."""
         special = self.tokenizer.num_special_tokens_to_add(True)
-        encode = self.tokenizer.encode_batch
-        sides = [
-            encode([text[: self._enough] for text in side], add_special_tokens=False)
-            for side in zip(*pairs, strict=True)
+        sides = [self._read(side, self.tokenizer.encode_batch) for side in zip(*pairs, strict=True)]
+        return [
+            (self._cutting.post_process(one, other), tokens + others + special)
+            for (one, tokens), (other, others) in zip(*sides, strict=True)
         ]
-        found = []
-        for pair, one, other in zip(pairs, *sides, strict=True):
-            if max(map(len, pair)) > self._enough and len(one) + len(other) + special <= self.max_length:
-                one, other = encode(list(pair), add_special_tokens=False)
-            found.append((self._cutting.post_process(one, other), len(one) + len(other) + special))
-        return found
 
     @property
     def parts_pairs(self) -> bool:
@@ -135,18 +131,30 @@ class Text:
         kinds = self.config.get("type_vocab_size")
         return _whole(kinds) and kinds > 1
 
-    def _cut(self, texts: Sequence[str], found: Sequence[Any]) -> list[tuple[Any, int]]:
-        """Encodings cut to max_length with special tokens, and how many tokens they had before. A text of which only
-        the beginning is `found`, and which fits, is encoded whole."""
+    def _read(self, texts: Sequence[str], encode: Callable[..., list[Any]]) -> list[tuple[Any, int]]:
+        """Encodings without special tokens, and how many tokens the whole texts have.
+
+        Of a long text only the beginning is encoded, if that alone is beyond the limit; the number is estimated then.
+        """
+        begun = max(_BEGINNING, _CHARACTERS * self.max_length)
+        found = encode([text[:begun] for text in texts], add_special_tokens=False)
+        long = [number for number, text in enumerate(texts) if len(text) > begun]
+        # The last tokens of a beginning may be others than in the whole text.
+        wanted = [number for number in long if len(found[number]) <= self.max_length + _UNSURE]
+        for number, encoding in zip(
+            wanted, encode([texts[number] for number in wanted], add_special_tokens=False), strict=True
+        ):
+            found[number] = encoding
+        counts = [len(encoding) for encoding in found]
+        for number in set(long) - set(wanted):
+            counts[number] = round(counts[number] * len(texts[number]) / begun)
+        return list(zip(found, counts, strict=True))
+
+    def _cut(self, found: Sequence[tuple[Any, int]]) -> list[tuple[Any, int]]:
+        """Encodings cut to max_length with special tokens, and how many tokens they had before."""
         special = self.tokenizer.num_special_tokens_to_add(False)
-        whole = [
-            self.tokenizer.encode(text, add_special_tokens=False)
-            if len(text) > self._enough and len(encoding) + special <= self.max_length
-            else encoding
-            for text, encoding in zip(texts, found, strict=True)
-        ]
         # Truncation and special tokens come after the text is tokenised: no need to do that twice.
-        return [(self._cutting.post_process(encoding), len(encoding) + special) for encoding in whole]
+        return [(self._cutting.post_process(encoding), tokens + special) for encoding, tokens in found]
 
     @cached_property
     def word_prefix(self) -> str | None:
@@ -161,11 +169,6 @@ class Text:
                 if tokens and start + tokens == text:
                     return prefix
         return None
-
-    @property
-    def _enough(self) -> int:
-        """More characters than that can hardly fit: enough to tell that a row is overlong."""
-        return max(1024 * 1024, 64 * self.max_length)
 
 
 _FEWEST = 8

@@ -7,10 +7,15 @@ import numpy as np
 import yaml
 
 from finetune_api.contract import TrainOutcome
+from finetune_trainer import tasks
 from finetune_trainer.attempt import Attempt
+from finetune_trainer.base_model import read_base_model
+from finetune_trainer.foresight import foresee, quantity
 from finetune_trainer.gates import BASELINES
+from finetune_trainer.predicted import Prediction
 from finetune_trainer.report.page import Mistake, Report
 from finetune_trainer.run import TEST, TRAIN, VALIDATION
+from finetune_trainer.storage import open_store
 from finetune_trainer.storage.commit import RecordKind, find
 
 _BINS = 24
@@ -118,6 +123,18 @@ def _facts(attempt: Attempt, outcome: TrainOutcome) -> list[tuple[str, str]]:
     if model.trainable_parameters is not None and model.parameters:
         share = model.trainable_parameters / model.parameters
         found.append(("parameters trained", f"{model.trainable_parameters:,} of {model.parameters:,} ({share:.2%})"))
+    predicted = _predicted(attempt)
+    if predicted is not None:
+        found.append(
+            ("memory predicted", f"{quantity(predicted.total)} of a {'GPU' if attempt.config.pods.gpus else 'pod'}")
+        )
     if outcome.best is not None:
         found.append(("best step", f"{outcome.best.step} ({outcome.best.metric} {outcome.best.value:.4g})"))
     return found
+
+
+def _predicted(attempt: Attempt) -> Prediction | None:
+    """What preflight has foretold, told again from the same files."""
+    base = read_base_model(open_store(attempt.base.as_uri(), attempt.settings), reads=tasks.get(attempt.config).reads)
+    config, record, encoded = attempt.config, attempt.record, attempt.encoded
+    return foresee(config, record, model=base.config, shapes=base.shapes, encoded=encoded).memory

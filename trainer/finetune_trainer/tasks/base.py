@@ -205,6 +205,9 @@ class Learner(ABC):
     """Whether several rows may share one sequence: then there are `collate_packs` and `packing_differs`."""
     compares: ClassVar[int] = 0
     """How many numbers `of_base` tells of each row; micro-batches have them as `base`, float64 [rows, numbers]."""
+    logits: ClassVar[Literal["few", "chunked", "all"]] = "few"
+    """How many a micro-batch has: one for each label, or the vocabulary at each labelled position, some at a time or
+    all together."""
     draws: ClassVar[int] = 200
     """How often rows are drawn for intervals: fewer where `metrics` takes long, more where `resampled` is fast."""
 

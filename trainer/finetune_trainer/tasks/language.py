@@ -26,6 +26,7 @@ class LanguageLearner(Learner):
     auto_class = "AutoModelForCausalLM"
     targets: ClassVar[frozenset[str]] = frozenset({"labels"})
     packs = True
+    logits = "chunked"
 
     @cached_property
     def _next(self) -> "NextToken":

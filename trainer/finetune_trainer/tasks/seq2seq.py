@@ -281,6 +281,7 @@ class Writer(Learner):
     """Cross entropy of each token of the target, given the source and the tokens before it."""
 
     auto_class = "AutoModelForSeq2SeqLM"
+    logits = "all"
 
     def set_up(self, model: Any, *, final: bool) -> None:
         assert self.config.decoding is not None
