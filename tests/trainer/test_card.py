@@ -40,6 +40,7 @@ def card(kind: TaskType = "text-classification", *, license_name: str | None = "
         config,
         library="transformers",
         load_hint="model = load()",
+        usage="",
         evaluation=evaluation,
         digest="sha256:0",
         counts=(10, 100),

@@ -24,7 +24,8 @@ from finetune_trainer.data.read import DataError
 from finetune_trainer.data.text import read_text
 from finetune_trainer.tasks.base import Piece, RowError, Tools
 
-FACTS = {"start": PAD, "end": END, "forced": None, "limit": None}
+FACTS = {"prefix": "", "start": PAD, "end": END, "forced": None, "limit": None}
+FACTS |= dict.fromkeys(("source", "target", "before"))
 A, B, C = ALPHA, ALPHA + 1, ALPHA + 2
 
 
@@ -132,7 +133,8 @@ def test_several_languages_are_marked_where_the_model_wants_it() -> None:
     assert ids(encoded(tools("mbart"), **spec)) == ([A, B, END, GERMAN], [C, END, ENGLISH])
     assert ids(encoded(tools("mbart50"), **spec)) == ([GERMAN, A, B, END], [ENGLISH, C, END])
     for kind, facts in (("mbart", {"start": ENGLISH}), ("mbart50", {"start": END, "forced": ENGLISH})):
-        assert tasks.get(config_of("translation", **spec)).facts(tools(kind)) == {**FACTS, **facts}
+        languages = {"source": GERMAN, "target": ENGLISH}
+        assert tasks.get(config_of("translation", **spec)).facts(tools(kind)) == {**FACTS, **languages, **facts}
 
 
 def test_a_summary_is_in_the_language_of_the_tokenizer() -> None:

@@ -7,7 +7,7 @@ import yaml
 
 from finetune_api.contract import RunConfig
 from finetune_api.job import EvaluationStatus
-from finetune_trainer.hub import LICENSES, METRICS, PIPELINE_TAGS, hub_id
+from finetune_trainer.hub import LICENSES, METRICS, hub_id, pipeline_tag
 
 
 def model_card(
@@ -15,13 +15,14 @@ def model_card(
     *,
     library: str,
     load_hint: str,
+    usage: str,
     evaluation: EvaluationStatus,
     digest: str,
     counts: tuple[int, int],
     license_name: str | None,
 ) -> str:
-    """The file. `counts` are the numbers of parameters that trained, and of all; `license_name` is that of the base
-    model, as far as it is known."""
+    """The file. `usage` is what Learner.usage says, `counts` are the numbers of parameters that trained, and of all;
+    `license_name` is that of the base model, as far as it is known."""
     training = config.training
     length = f"{training.max_steps} steps" if training.max_steps else f"{training.epochs:g} epochs"
     front = yaml.safe_dump(
@@ -34,6 +35,7 @@ def model_card(
         if license_name
         else "The license of the base model is not known."
     )
+    told = f"{usage}\n" if usage else ""
     return f"""---
 {front.strip()}
 ---
@@ -51,14 +53,14 @@ On {evaluation.rows} {evaluation.on} rows, beside an answer that needs no model 
 the untouched base model (base) and a linear model on its frozen features (probe):
 
 {_table(evaluation)}
-{_notes(evaluation)}
+{_notes(evaluation)}{_retention(evaluation)}
 ## Use
 
 ```python
 {load_hint}
 ```
 
-Digest of this directory without this file: `{digest}`.
+{told}Digest of this directory without this file: `{digest}`.
 """
 
 
@@ -78,7 +80,7 @@ def metadata(
     datasets = sorted({name for uri in config.data.train if (name := hub_id(uri)) is not None})
     if datasets:
         found["datasets"] = datasets
-    tag = PIPELINE_TAGS.get(config.task.type)
+    tag = pipeline_tag(config.task)
     if tag is not None:
         found["pipeline_tag"] = tag
     found["library_name"] = library
@@ -102,6 +104,20 @@ def _notes(evaluation: EvaluationStatus) -> str:
     ]
     said += evaluation.warnings or []
     return "\n" + "\n".join(f"- {sentence}" for sentence in said) + "\n" if said else ""
+
+
+def _retention(evaluation: EvaluationStatus) -> str:
+    """What the model has kept of what the base knew."""
+    if not evaluation.retention:
+        return ""
+    rows = ["| set | rows | metric | base | tuned | difference (95 % interval) |", "|---|---:|---|---:|---:|---:|"]
+    for one in evaluation.retention:
+        base, tuned, difference = ("-" if v is None else f"{v:.4g}" for v in (one.base, one.tuned, one.difference))
+        if one.low is not None and one.high is not None:
+            difference += f" ({one.low:.4g} to {one.high:.4g})"
+        rows.append(f"| {one.name} | {one.rows} | {one.metric} | {base} | {tuned} | {difference} |")
+    said = "What the model has kept of what its base knew, measured on sets of rows beside those of the task:"
+    return "\n" + said + "\n\n" + "\n".join(rows) + "\n"
 
 
 def _table(evaluation: EvaluationStatus) -> str:

@@ -1,5 +1,6 @@
 """Where a model errs: which answers are mixed up, and which rows it was surest about and still got wrong."""
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ from finetune_trainer.evaluate import PLACE
 from finetune_trainer.tasks import Learner, Outcomes
 
 MISTAKES = 30
-"""Rows that are named at most."""
+"""Rows that are named at most; as many of each task where there are several."""
 _LINE = 300
 
 
@@ -28,19 +29,25 @@ def _mistakes(learner: Learner, outcomes: Outcomes) -> list[dict[str, Any]]:
     if "loss" not in outcomes:
         return []
     losses = np.nan_to_num(outcomes["loss"] / np.maximum(1, outcomes["count"]), posinf=1e9)
-    found = []
+    names = learner.part_names(outcomes)
+    tasks = set(names) or {""}
+    each = MISTAKES // len(tasks)
+    found: list[dict[str, Any]] = []
+    of: Counter[str] = Counter()
     for row in np.argsort(-losses, kind="stable"):
         truth, answer = (None, None) if shown is None else (shown[0][row], shown[1][row])
-        if truth is not None and truth == answer:
+        if (truth is not None and truth == answer) or of[names[row]] == each:
             continue
+        of[names[row]] += 1
         found.append(
             {
                 "place": int(outcomes[PLACE][row]),
                 "loss": float(losses[row]),
                 "truth": truth[:_LINE] if truth is not None else None,
                 "answer": answer[:_LINE] if answer is not None else None,
+                "part": names[row],
             }
         )
-        if len(found) == MISTAKES:
+        if len(found) == each * len(tasks):
             break
     return found

@@ -9,6 +9,9 @@ from collections.abc import Mapping
 
 import yaml
 
+from finetune_api.contract import TaskConfig
+from finetune_api.tasks import WRITING_PARTS
+
 _LICENSES = (
     "afl-3.0 agpl-3.0 apache-2.0 apple-amlr apple-ascl artistic-2.0 bigcode-openrail-m "
     "bigscience-bloom-rail-1.0 bigscience-openrail-m bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear "
@@ -59,6 +62,15 @@ METRICS: Mapping[str, str] = {
 LIBRARIES = frozenset({"transformers", "peft"})
 _FRONT = re.compile(r"\A(?:\ufeff)?---[ \t]*\r?\n(.*?)^---[ \t]*\r?$", re.DOTALL | re.MULTILINE)
 _HUB = re.compile(r"hf://(?:datasets/)?([^/@]+/[^/@]+)")
+
+
+def pipeline_tag(task: TaskConfig) -> str:
+    """What the Hub calls a task; for several tasks what they have in common, as far as it has a name for it."""
+    types = [part.type for part in task.tasks or ()]
+    tags = {PIPELINE_TAGS[name] for name in types}
+    if len(tags) == 1:
+        return tags.pop()
+    return "text-generation" if tags and set(types) <= set(WRITING_PARTS) else PIPELINE_TAGS[task.type]
 
 
 def hub_id(uri: str) -> str | None:

@@ -35,6 +35,7 @@ def write_directory(
     evaluation: EvaluationStatus,
     example: Inputs,
     files: Mapping[str, str],
+    usage: str,
     license_name: str | None,
 ) -> str:
     """Write the whole directory, `files` in place of the base's; returns its digest.
@@ -62,6 +63,7 @@ def write_directory(
         config,
         library=method.library(merge=merge),
         load_hint=method.load_hint(model, merge=merge),
+        usage=usage,
         evaluation=evaluation,
         digest=found,
         counts=counts,

@@ -30,7 +30,14 @@ def gather(attempt: Attempt, outcome: TrainOutcome, *, evaluation: str, load_hin
     curve = attempt.trained.body.get("curve", {}) if attempt.trained else {}
     errors = tuned.get("errors", {})
     wrong = [
-        _mistake(attempt, found["place"], found["truth"] or "", found["answer"] or "", found["loss"])
+        _mistake(
+            attempt,
+            found["place"],
+            found["truth"] or "",
+            found["answer"] or "",
+            found["loss"],
+            part=found.get("part", ""),
+        )
         for found in errors.get("mistakes", [])
     ]
     odd = [
@@ -69,12 +76,13 @@ def _body(attempt: Attempt, kind: RecordKind, evaluation: str) -> Mapping[str, A
     return {}
 
 
-def _mistake(attempt: Attempt, place: int, truth: str, answer: str, score: float) -> Mistake:
-    """A row of the store: where it is in the data, and its picture, or its text as far as its tokens tell."""
+def _mistake(attempt: Attempt, place: int, truth: str, answer: str, score: float, *, part: str = "") -> Mistake:
+    """A row of the store, of one of several tasks if it is of a `part`: where it is in the data, and its picture, or
+    its text as far as its tokens tell."""
     rows = np.array([place])
     number = int(attempt.encoded.values("source", rows)[0])
     line = int(attempt.encoded.values("row", rows)[0])
-    where = f"{attempt.record.manifest[number].uri}:{line}"
+    where = f"{part}: " * bool(part) + f"{attempt.record.manifest[number].uri}:{line}"
     picture = attempt.learner.picture(attempt.encoded, place)
     if picture is not None:
         name, png = picture

@@ -1,5 +1,5 @@
-"""Several tasks on one model, by default an encoder with a head for each. What each task is, its own file says; here they
-are put together. Those that write texts share the head, too: multi_text.py.
+"""Several tasks on one model: here an encoder with a head for each. What each task is, its own file says; here they are
+put together. Tasks that write texts have no heads of their own: multi_text.py.
 
 A row of the store is of one task, and so is a micro-batch. A step's rows are a mixture: each task has about the share
 of them that it has of all rows. The loss of a step is the sum of the tasks' mean losses over their labelled positions,
@@ -449,8 +449,8 @@ class MultiTaskLearner(Learner):
         return {name: (np.concatenate(pair[0]), np.concatenate(pair[1])) for name, pair in found.items()}
 
     def _answers(self, store: Encoded, rows: Rows, answer: Any) -> Outcomes:
-        """Predictions task by task, in the order of rows; empty ones for a task without an answer. There is a loss if all
-        answers have one."""
+        """Predictions task by task, in the order of rows; empty ones for a task without an answer. They have a
+        loss where all answers have one."""
         numbers = store.values(TASK, rows)
         answers = {name: answer(name, own) for name, own in self._split(store, rows)}
         given = {name: _with_cells(predictions) for name, predictions in answers.items() if predictions is not None}
@@ -459,7 +459,9 @@ class MultiTaskLearner(Learner):
             "loss": np.zeros(len(rows)),
             "count": np.ones(len(rows), dtype=np.int64),
         }
-        found = {key: values for key, values in found.items() if all(key in predictions for predictions in given.values())}
+        found = {
+            key: values for key, values in found.items() if all(key in predictions for predictions in given.values())
+        }
         for name, predictions in given.items():
             mine = np.flatnonzero(numbers == self._numbers[name])
             for key in found:

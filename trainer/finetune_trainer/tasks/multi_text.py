@@ -37,8 +37,8 @@ class MultiText(MultiTask):
                 what = f"has {json.dumps(before, ensure_ascii=False)} before it" if before else "has nothing before it"
                 raise DataError(
                     "TasksAlike",
-                    f"spec.task.tasks: the model cannot tell {' and '.join(names)} apart: to its tokenizer a text of each "
-                    f"{what}, and they name the same languages. Give each a prefix of its own, in words that the "
+                    f"spec.task.tasks: the model cannot tell {' and '.join(names)} apart: for its tokenizer a text of "
+                    f"each {what}, and they name the same languages. Give each a prefix of its own, in words that the "
                     f"tokenizer knows, such as '{names[0]}: '.",
                 )
         return found
