@@ -238,6 +238,17 @@ class GateConfig(Model):
     improves_baseline_by: float | None = None
 
 
+class RetentionConfig(Model):
+    """At most one of the bounds is set."""
+
+    name: str
+    task: TaskConfig
+    uri: str
+    metric: str
+    max_drop: float | None = None
+    max_rise_percent: float | None = None
+
+
 class EvaluationConfig(Model):
     """Defaults are what held before there was the field."""
 
@@ -246,6 +257,13 @@ class EvaluationConfig(Model):
     baseline: Literal["auto", "Base", "Probe", "Trivial", "None"] = "auto"
     slices: list[str] = Field([])
     gates: list[GateConfig] = Field([])
+    retention: list[RetentionConfig] = Field([])
+
+    @property
+    def judged(self) -> tuple[list[GateConfig], dict[str, tuple[float | None, float | None]]]:
+        """What is asked of the figures: gates, and bounds of retention sets by their names."""
+        bounds = {one.name: (one.max_drop, one.max_rise_percent) for one in self.retention}
+        return self.gates, {name: found for name, found in bounds.items() if found != (None, None)}
 
 
 class CheckpointConfig(Model):
@@ -310,6 +328,17 @@ class RunConfig(Model):
     storage: StorageConfig
     pods: PodsConfig
     max_retries: int
+
+    @property
+    def addresses(self) -> dict[str, str]:
+        """Every URI that the document names, by its path there."""
+        kept = enumerate(self.evaluation.retention)
+        return {
+            "spec.model.uri": self.model,
+            "spec.output.uri": self.output.uri,
+            **self.data.addresses,
+            **{f"spec.evaluation.retention[{number}].data.uri": one.uri for number, one in kept},
+        }
 
 
 class Checkpointed(Model):

@@ -27,8 +27,10 @@ from finetune_api.tasks import (
     WITH_TARGETS,
     MethodType,
     PartType,
+    RetentionType,
     TaskKind,
     TaskType,
+    retention_types,
     tasks_with,
 )
 
@@ -722,6 +724,85 @@ class Gate(Model):
     )
 
 
+def _retained_role(role: str) -> Rule:
+    """A column may be named only for a retention set that reads it."""
+    allowed = tuple(name for name in get_args(RetentionType) if name in tasks_with(role))
+    return Rule(
+        f"self.type in {list(allowed)} || !has(self.columns) || !has(self.columns.{role})",
+        f"columns.{role} of a retention set goes only with type: {' or '.join(allowed)}",
+        lambda task: task.type in allowed or at(task, f"columns.{role}") is None,
+    )
+
+
+class RetentionColumns(Model):
+    text: Column | None = spec_field("evaluate", "Column that holds the text. Default: text.")
+    label: Column | None = spec_field("evaluate", "Column that holds the label. Default: label.")
+    pair: Column | None = spec_field("evaluate", "Column that holds a second text. Default: none.")
+    summary: Column | None = spec_field("evaluate", "Column that holds the summary of a text. Default: summary.")
+    source: Column | None = spec_field("evaluate", "Column that holds the text to translate. Default: source.")
+    target: Column | None = spec_field("evaluate", "Column that holds its translation. Default: target.")
+    image: Column | None = spec_field("evaluate", "Column that holds the image. Default: image.")
+
+
+class RetentionTask(Model):
+    rules: ClassVar[tuple[Rule, ...]] = (
+        *(_retained_role(role) for role in RetentionColumns.model_fields),
+        only_with("type", values=("translation",), fields=("sourceLanguage", "targetLanguage")),
+        only_with("type", values=("summarization", "translation"), fields=("prefix",)),
+    )
+
+    type: RetentionType = spec_field("evaluate", "What the rows are of.", required=True)
+    columns: RetentionColumns | None = spec_field(None, "Names of the columns in the set's files.")
+    source_language: Language | None = spec_field("evaluate", "As task.sourceLanguage.")
+    target_language: Language | None = spec_field("evaluate", "As task.targetLanguage.")
+    prefix: Prefix | None = spec_field("evaluate", "As task.prefix.")
+
+
+class RetentionData(Model):
+    uri: SourceUri = spec_field("evaluate", "The set's rows, as in data.train.", required=True)
+
+
+def _kept(name: str, kind: TaskKind) -> Rule:
+    """The metric of a retention set is one of its task's."""
+    return Rule(
+        f"self.task.type != '{name}' || !has(self.metric) || self.metric in {list(kind.kept)}",
+        f"the metric of a retention set of {name} is {' or '.join(kind.kept)}",
+        lambda model: at(model, "task.type") != name or model.metric is None or model.metric in kind.kept,
+    )
+
+
+def _bounded(field: str, *, falling: bool) -> Rule:
+    """Which bound makes sense is a matter of the direction of the metric."""
+    types, how = retention_types(falling=falling), "falls" if falling else "rises"
+    return Rule(
+        f"!has(self.{field}) || self.task.type in {list(types)}",
+        f"{field} goes with task.type: {' or '.join(types)}, whose metric {how} when a model forgets",
+        lambda model: at(model, field) is None or at(model, "task.type") in types,
+    )
+
+
+class Retention(Model):
+    rules: ClassVar[tuple[Rule, ...]] = (
+        at_most_one_of("maxDrop", "maxRisePercent"),
+        *(_kept(name, TASKS[name]) for name in get_args(RetentionType)),
+        _bounded("maxDrop", falling=True),
+        _bounded("maxRisePercent", falling=False),
+    )
+
+    name: PartName = spec_field("evaluate", "Names the set in status, report and model card.", required=True)
+    task: RetentionTask = spec_field(None, "What the rows are of.", required=True)
+    data: RetentionData = spec_field(None, "The rows, which should not be among the training rows.", required=True)
+    metric: MetricName | None = spec_field(
+        "evaluate",
+        "What is measured: perplexity or loss of causal-lm, loss of summarization and translation, probe-accuracy of "
+        "classification: the accuracy of a linear probe on frozen features of the trunk. Default: the first of these.",
+    )
+    max_drop: float | None = spec_field("judge", "The metric must not fall by more than this.", ge=0, le=1)
+    max_rise_percent: float | None = spec_field(
+        "judge", "The metric must not rise by more than this share of the base's.", ge=0, le=1e6
+    )
+
+
 class Evaluation(Model):
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
@@ -737,6 +818,13 @@ class Evaluation(Model):
             "a gate on slice-gap needs slices",
             lambda model: (
                 model.slices is not None or all(at(gate, "metric") != "slice-gap" for gate in model.gates or ())
+            ),
+        ),
+        Rule(
+            "!has(self.retention) || self.retention.all(one, self.retention.exists_one(other, other.name == one.name))",
+            "give each of retention a name of its own",
+            lambda model: (
+                len({str(at(one, "name")) for one in _items(model.retention)}) == len(_items(model.retention))
             ),
         ),
     )
@@ -770,6 +858,13 @@ class Evaluation(Model):
         "stays as it is. Default: no gates.",
         min_length=1,
         max_length=16,
+    )
+    retention: list[Retention] | None = spec_field(
+        None,
+        "Sets of rows that the model must not forget: measured on the untouched base and on the published weights. Where a set "
+        "has a bound that is broken, the job fails as with a gate. Default: none.",
+        min_length=1,
+        max_length=8,
     )
 
 
@@ -935,6 +1030,19 @@ def _gates(name: str, kind: TaskKind) -> Rule:
     )
 
 
+def _retention(name: str, kind: TaskKind) -> Rule:
+    """What a model has kept is measured on rows that its like can be asked about."""
+    return Rule(
+        f"self.task.type != '{name}' || !has(self.evaluation) || !has(self.evaluation.retention) || "
+        f"self.evaluation.retention.all(one, one.task.type in {list(kind.retains)})",
+        f"evaluation.retention for {name} goes only with sets of {' or '.join(kind.retains)}: what counts there is {kind.retains_by}",
+        lambda spec: (
+            at(spec, "task.type") != name
+            or _known([at(one, "task.type") for one in _items(at(spec, "evaluation.retention"))], kind.retains)
+        ),
+    )
+
+
 def _method(name: str, kind: TaskKind, method: MethodType) -> Rule:
     """Some methods make no sense with a task."""
     return Rule(
@@ -1046,6 +1154,7 @@ class FineTuneJobSpec(Model):
             for rule in (_primary, _metrics, _gates)
         ),
         *_OF_PARTS,
+        *(_retention(name, kind) for name, kind in TASKS.items()),
         *(_method(name, kind, method) for name, kind in TASKS.items() for method in kind.refused),
         *(
             never_beside(field, "task.type", values=(name,), reason=reason)
@@ -1250,6 +1359,21 @@ class SliceStatus(Model):
     )
 
 
+class RetentionStatus(Model):
+    name: str = Field(description="The set of evaluation.retention.", max_length=40)
+    metric: str = Field(description="What was measured on it.", max_length=64)
+    rows: int = Field(description="Rows it was measured on.")
+    base: Figure | None = Field(None, description="The metric of the untouched base.")
+    tuned: Figure | None = Field(None, description="The metric of the published model.")
+    difference: Figure | None = Field(None, description="By how much tuned is above base.")
+    low: Figure | None = Field(None, description="Lower end of its 95 % interval.")
+    high: Figure | None = Field(None, description="Upper end of its 95 % interval.")
+    wanted: str | None = Field(
+        None, description="The bound, such as a rise of at most 5 %; absent where there is none.", max_length=64
+    )
+    passed: bool | None = Field(None, description="Whether the bound is kept.")
+
+
 class EvaluationStatus(Model):
     rows: int | None = Field(None, description="Rows the metrics were measured on.")
     on: Literal["test", "validation"] | None = Field(None, description="Which rows they were.")
@@ -1271,6 +1395,9 @@ class EvaluationStatus(Model):
     )
     slices: list[SliceStatus] | None = Field(None, description="What depends on the values of columns.", max_length=8)
     gates: list[GateStatus] | None = Field(None, description="Each gate, and whether it is met.", max_length=16)
+    retention: list[RetentionStatus] | None = Field(
+        None, description="What the model has kept of what the base knew, set by set.", max_length=8
+    )
     warnings: list[Text] | None = Field(
         None, description="What should be known before the figures are trusted; the first ten.", max_length=10
     )

@@ -23,6 +23,7 @@ from finetune_api.contract import (
     PartConfig,
     PartSource,
     PodsConfig,
+    RetentionConfig,
     RunConfig,
     StorageConfig,
     TaskConfig,
@@ -47,6 +48,8 @@ from finetune_api.job import (
     PodSpec,
     PodTemplate,
     Resources,
+    Retention,
+    RetentionTask,
     Retries,
     Schedule,
     Storage,
@@ -121,10 +124,7 @@ def resolve(
 
     Raises ResolveError when the profile forbids what the document names.
     """
-    data = _data(spec)
-    if defaults.in_cluster:
-        _refuse_files({"spec.model.uri": spec.model.uri, "spec.output.uri": spec.output.uri, **data.addresses})
-    return RunConfig(
+    config = RunConfig(
         generation=generation,
         job=job,
         job_uid=job_uid,
@@ -132,7 +132,7 @@ def resolve(
         model=spec.model.uri.rstrip("/"),
         model_license=spec.model.license,
         allowed_licenses=profile.allowed_licenses,
-        data=data,
+        data=_data(spec),
         method=_method(spec),
         training=_training(spec),
         primary=first((spec.evaluation or Evaluation()).primary, default=TASKS[spec.task.type].primary),
@@ -148,6 +148,9 @@ def resolve(
         pods=_pods(spec, profile, defaults),
         max_retries=first((spec.retries or Retries()).max, default=3),
     )
+    if defaults.in_cluster:
+        _refuse_files(config.addresses)
+    return config
 
 
 def _refuse_files(uris: Mapping[str, str]) -> None:
@@ -191,7 +194,7 @@ def _task(spec: FineTuneJobSpec) -> TaskConfig:
     )
 
 
-def _columns(task: Task | Part) -> dict[str, str]:
+def _columns(task: Task | Part | RetentionTask) -> dict[str, str]:
     """Names of the columns by role."""
     named = task.columns.document() if task.columns else {}
     kind = TASKS[task.type]
@@ -333,6 +336,25 @@ def _evaluation(evaluation: Evaluation) -> EvaluationConfig:
         baseline=first(evaluation.baseline, default="auto"),
         slices=evaluation.slices or [],
         gates=[GateConfig(**gate.model_dump()) for gate in evaluation.gates or []],
+        retention=[_retention(one) for one in evaluation.retention or []],
+    )
+
+
+def _retention(one: Retention) -> RetentionConfig:
+    return RetentionConfig(
+        name=one.name,
+        task=TaskConfig(
+            type=one.task.type,
+            columns=_columns(one.task),
+            labels=None,
+            source_language=one.task.source_language,
+            target_language=one.task.target_language,
+            prefix=one.task.prefix,
+        ),
+        uri=one.data.uri,
+        metric=first(one.metric, default=TASKS[one.task.type].kept[0]),
+        max_drop=one.max_drop,
+        max_rise_percent=one.max_rise_percent,
     )
 
 
@@ -464,21 +486,28 @@ def run_id(identity: Mapping[str, Any]) -> str:
     return digest(identity)[:16]
 
 
-def evaluation_id(run: str, config: RunConfig, *, test: str | None) -> str:
-    """Identity of an evaluation; `test` is the SHA-256 of the test rows, None for the validation rows.
+def evaluation_id(run: str, config: RunConfig, *, test: str | None, retention: Mapping[str, str] | None = None) -> str:
+    """Identity of an evaluation; `test` is the SHA-256 of the test rows, None for the validation rows, and `retention`
+    that of the rows of each retention set, by its name.
 
-    Gates are not part of it: they are judged again from what was measured. What is at its default counts nothing.
+    Gates and bounds are not part of it: they are judged again from what was measured. What is at its default counts
+    nothing.
     """
     decoding = {} if config.decoding is None else {"decoding": config.decoding.document()}
     sources = config.data.test_sources
     tasks = {} if sources is None else {"testTasks": [source.task for source in sources]}
-    return digest({"run": run, "test": test, **decoding, **tasks, **_measured(config)})[:16]
+    kept = {"retention": dict(retention)} if retention else {}
+    return digest({"run": run, "test": test, **decoding, **tasks, **kept, **_measured(config, "uri")})[:16]
 
 
-def _measured(config: RunConfig) -> dict[str, Any]:
-    """What decides the measurements, where it is not the default."""
+def _measured(config: RunConfig, *without: str) -> dict[str, Any]:
+    """What decides the measurements, where it is not the default; of retention sets all but bounds and `without`."""
     asked = config.evaluation.model_dump(
-        mode="json", by_alias=True, exclude={"gates"}, exclude_none=True, exclude_defaults=True
+        mode="json",
+        by_alias=True,
+        exclude={"gates": True, "retention": {"__all__": {"max_drop", "max_rise_percent", *without}}},
+        exclude_none=True,
+        exclude_defaults=True,
     )
     return {"evaluation": asked} if asked else {}
 

@@ -6,7 +6,7 @@ finetune_trainer/tasks.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal, get_args
 
 TaskType = Literal[
     "text-classification",
@@ -23,6 +23,8 @@ TaskType = Literal[
 ]
 PartType = Literal["text-classification", "token-classification"]
 """What may be one of several tasks on one encoder."""
+RetentionType = Literal["causal-lm", "summarization", "translation", "text-classification", "image-classification"]
+"""Of which tasks the rows of a retention set may be."""
 MethodType = Literal["full", "head", "lora", "qlora", "dora", "adapter", "ia3", "prompt", "prefix"]
 Metric = Literal[
     "accuracy",
@@ -57,6 +59,7 @@ Metric = Literal[
     "no-answer-accuracy",
     "reward-accuracy",
     "reward-margin",
+    "probe-accuracy",
 ]
 
 
@@ -86,6 +89,12 @@ class TaskKind:
     """Whether several rows may share one sequence."""
     splits: bool = False
     """Whether an overlong row may become several; then it does so unless the document says otherwise."""
+    kept: tuple[Metric, ...] = ()
+    """Metrics of a retention set whose rows are of this task, the first where the document names none."""
+    retains: tuple[RetentionType, ...] = ()
+    """Of which tasks the retention sets of a model of this task may be."""
+    retains_by: str = ""
+    """How it is found out what such a model has kept."""
 
 
 _REUSED_OUTPUT = "the decoder writes with the output layer of the base, no new layer could learn alone; use lora"
@@ -94,6 +103,22 @@ _NO_LABELS = "whose answers are texts"
 _IMAGES = "learned tokens go before text, and an image has none"
 _NO_TOKENS = "whose rows are images, not tokens"
 _NO_TEXT = "whose rows have no text to compare or to search"
+_FORETELLS: Mapping[str, Any] = {
+    "retains": ("causal-lm",),
+    "retains_by": "how well a language model foretells the next token of a text",
+}
+_REWRITES: Mapping[str, Any] = {
+    "retains": ("summarization", "translation"),
+    "retains_by": "how well a model of encoder and decoder foretells what is to be written for a text",
+}
+_TEXT_FEATURES: Mapping[str, Any] = {
+    "retains": ("text-classification",),
+    "retains_by": "what a linear probe finds in the features of its trunk, which reads text",
+}
+_IMAGE_FEATURES: Mapping[str, Any] = {
+    "retains": ("image-classification",),
+    "retains_by": "what a linear probe finds in the features of its trunk, which sees images",
+}
 _OF_CLASSES: tuple[Metric, ...] = (
     *("accuracy", "precision", "recall", "f1", "f1-micro", "f1-weighted", "mcc", "roc-auc", "pr-auc"),
     *("log-loss", "ece", "loss"),
@@ -107,12 +132,15 @@ TASKS: Mapping[TaskType, TaskKind] = {
         metrics=_OF_CLASSES,
         primary="f1",
         classifies=True,
+        kept=("probe-accuracy",),
+        **_TEXT_FEATURES,
     ),
     "token-classification": TaskKind(
         columns={"tokens": "tokens", "tags": "tags", "text": "text", "spans": "spans"},
         metrics=("accuracy", "precision", "recall", "f1", "loss"),
         primary="f1",
         classifies=True,
+        **_TEXT_FEATURES,
     ),
     "regression": TaskKind(
         columns={"text": "text", "value": "value"},
@@ -120,6 +148,7 @@ TASKS: Mapping[TaskType, TaskKind] = {
         metrics=("mse", "rmse", "mae", "r2", "pearson", "spearman", "loss"),
         primary="r2",
         without={"task.labels": "whose answers are numbers"},
+        **_TEXT_FEATURES,
     ),
     "summarization": TaskKind(
         columns={"text": "text", "summary": "summary"},
@@ -129,6 +158,8 @@ TASKS: Mapping[TaskType, TaskKind] = {
         without={"task.labels": _NO_LABELS},
         generates=True,
         targets=True,
+        kept=("loss",),
+        **_REWRITES,
     ),
     "translation": TaskKind(
         columns={"source": "source", "target": "target"},
@@ -138,6 +169,8 @@ TASKS: Mapping[TaskType, TaskKind] = {
         without={"task.labels": _NO_LABELS},
         generates=True,
         targets=True,
+        kept=("loss",),
+        **_REWRITES,
     ),
     "causal-lm": TaskKind(
         columns={"text": "text"},
@@ -147,6 +180,8 @@ TASKS: Mapping[TaskType, TaskKind] = {
         without={"task.labels": "which learns from the text itself"},
         packs=True,
         splits=True,
+        kept=("perplexity", "loss"),
+        **_FORETELLS,
     ),
     "image-classification": TaskKind(
         columns={"image": "image", "label": "label"},
@@ -161,12 +196,15 @@ TASKS: Mapping[TaskType, TaskKind] = {
             "data.deduplicate.near": _NO_TEXT,
             "data.audit": _NO_TEXT,
         },
+        kept=("probe-accuracy",),
+        **_IMAGE_FEATURES,
     ),
     "question-answering": TaskKind(
         columns={"question": "question", "context": "context", "answers": "answers"},
         metrics=("exact-match", "f1", "has-answer-accuracy", "no-answer-accuracy", "loss"),
         primary="f1",
         without={"task.labels": _NO_LABELS},
+        **_TEXT_FEATURES,
     ),
     "instruction": TaskKind(
         columns={"messages": "messages", "prompt": "prompt", "completion": "completion", "tools": "tools"},
@@ -176,6 +214,7 @@ TASKS: Mapping[TaskType, TaskKind] = {
         without={"task.labels": _NO_LABELS},
         generates=True,
         packs=True,
+        **_FORETELLS,
     ),
     "preference": TaskKind(
         columns={"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"},
@@ -183,6 +222,7 @@ TASKS: Mapping[TaskType, TaskKind] = {
         primary="loss",
         refused={"head": _LANGUAGE_HEAD},
         without={"task.labels": _NO_LABELS},
+        **_FORETELLS,
     ),
     "multi-task": TaskKind(
         columns={},
@@ -193,6 +233,7 @@ TASKS: Mapping[TaskType, TaskKind] = {
             "data.validation.uri": "whose rows come from data.validation.sources, which name their tasks",
             "data.test.uri": "whose rows come from data.test.sources, which name their tasks",
         },
+        **_TEXT_FEATURES,
     ),
 }
 
@@ -209,6 +250,16 @@ _LOWER_IS_BETTER: frozenset[str] = frozenset(
 def lower_is_better(metric: str) -> bool:
     """The direction of a metric, also of one of several tasks (NAME.METRIC)."""
     return metric.rpartition(".")[2] in _LOWER_IS_BETTER
+
+
+PROBE = "probe-"
+"""How the names of metrics begin that a linear probe on frozen features is measured by."""
+
+
+def retention_types(*, falling: bool) -> tuple[RetentionType, ...]:
+    """Tasks of retention sets whose metrics fall when a model forgets, or those whose metrics rise."""
+    types: tuple[RetentionType, ...] = get_args(RetentionType)
+    return tuple(name for name in types if all(lower_is_better(metric) != falling for metric in TASKS[name].kept))
 
 
 def tasks_with(role: str) -> tuple[TaskType, ...]:

@@ -7,7 +7,8 @@ each pair. Here they follow from the table, and a rule without a document fails 
 from collections.abc import Iterator
 from typing import Any, get_args
 
-from finetune_api.tasks import ROLES, TASKS, Metric, TaskKind, tasks_with
+from finetune_api.job import RetentionColumns
+from finetune_api.tasks import ROLES, TASKS, Metric, RetentionType, TaskKind, tasks_with
 
 VALUES: dict[str, Any] = {
     "task.labels": ["a", "b"],
@@ -35,6 +36,32 @@ def documents() -> Iterator[tuple[str, dict[str, Any]]]:
             yield f"column-{role}-of-another-task", document(others[0], task={"columns": {role: "x"}})
     for name, kind in TASKS.items():
         yield from _of(name, kind)
+    yield from _retention()
+
+
+def _retention() -> Iterator[tuple[str, dict[str, Any]]]:
+    """Retention sets that say nothing of a model, and fields that go with other sets."""
+    types = get_args(RetentionType)
+    for name, kind in TASKS.items():
+        other = next(one for one in types if one not in kind.retains)
+        yield f"{name}-retention-of-{other}", retaining(name, task={"type": other})
+    for name in types:
+        yield f"retention-{name}-f1", retaining(name, task={"type": name}, metric="f1")
+    for role in RetentionColumns.model_fields:
+        other = next(one for one in types if one not in tasks_with(role))
+        yield f"retention-column-{role}", retaining(other, task={"type": other, "columns": {role: "x"}})
+    languages = {"type": "summarization", "targetLanguage": "de"}
+    yield "retention-language", retaining("summarization", task=languages)
+    yield "retention-prefix", retaining("causal-lm", task={"type": "causal-lm", "prefix": "x"})
+    yield "retention-drop", retaining("causal-lm", task={"type": "causal-lm"}, maxDrop=0.1)
+    image = {"type": "image-classification"}
+    yield "retention-rise", retaining("image-classification", task=image, maxRisePercent=5)
+    yield "retention-two-bounds", retaining("image-classification", task=image, maxRisePercent=5, maxDrop=0.1)
+
+
+def retaining(kind: str, **one: Any) -> dict[str, Any]:
+    """A document for a task, with one retention set."""
+    return document(kind, evaluation={"retention": [{"name": "a", "data": {"uri": "s3://data/a.jsonl"}, **one}]})
 
 
 def _of(name: str, kind: TaskKind) -> Iterator[tuple[str, dict[str, Any]]]:

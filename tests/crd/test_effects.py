@@ -42,12 +42,19 @@ BESIDE: dict[str, dict[str, Any]] = {
     "spec.evaluation.gates[].improvesBaselineBy": {"metric": "f1"},
     "spec.generation.beams": {"strategy": "beam"},
     "spec.generation.lengthPenalty": {"strategy": "beam"},
+    "spec.evaluation.retention[].maxDrop": {"task": {"type": "text-classification"}},
+    **{
+        f"spec.evaluation.retention[].task.{field}": {"type": "translation"}
+        for field in ("sourceLanguage", "targetLanguage", "prefix")
+    },
 }
 """What a rule wants beside a field."""
 VALUES: dict[str, tuple[Any, Any]] = {
     "spec.evaluation.primary": ("f1", "loss"),
     "spec.evaluation.metrics": (["f1"], ["loss"]),
     "spec.evaluation.gates[].metric": ("f1", "loss"),
+    "spec.evaluation.retention[].metric": ("perplexity", "loss"),
+    "spec.evaluation.retention[].task.type": ("summarization", "translation"),
 }
 """Two values, where the first and the last of a list would not do."""
 TASK: dict[str, str] = {
@@ -66,6 +73,15 @@ TASK: dict[str, str] = {
     "spec.task.beta": "preference",
     "spec.task.loss": "preference",
     **{f"spec.task.columns.{role}": tasks_with(role)[0] for role in ROLES},
+    "spec.evaluation.retention[].name": "causal-lm",
+    "spec.evaluation.retention[].data": "causal-lm",
+    "spec.evaluation.retention[].metric": "causal-lm",
+    "spec.evaluation.retention[].maxRisePercent": "causal-lm",
+    **{
+        f"spec.evaluation.retention[].task.{field}": "translation"
+        for field in ("type", "sourceLanguage", "targetLanguage", "prefix")
+    },
+    **{f"spec.evaluation.retention[].task.columns.{role}": tasks_with(role)[0] for role in ROLES},
 }
 """The task that a field, or one below it, goes with."""
 BY_CONTENT = {
@@ -75,6 +91,7 @@ BY_CONTENT = {
     "spec.data.validation.sources[].uri",
     "spec.data.test.uri",
     "spec.data.test.sources[].uri",
+    "spec.evaluation.retention[].data.uri",
 }
 """Inputs: their SHA-256 decides, not their name."""
 ELSEWHERE = {"spec.profile", "spec.output.uri"}
@@ -148,6 +165,9 @@ def resolved(path: str, value: Any) -> RunConfig:
     for index, part in enumerate(reversed(parts)):
         beside = BESIDE.get(path, {}) if index == 0 else {}
         document = {**beside, part.removesuffix("[]"): [document] if part.endswith("[]") else document}
+    if ".retention[].task.columns." in path:
+        (one,) = document["evaluation"]["retention"]
+        one["task"]["type"] = TASK[path]
     for start, task in TASK.items():
         if path == start or path.startswith(f"{start}."):
             document = {**document, "task": {"type": task, **document.get("task", {})}}
@@ -189,7 +209,7 @@ def test_a_change_does_what_the_field_declares(path: str, schema: dict[str, Any]
     if effect != "train":
         again = evaluation_id("r", before, test=None) != evaluation_id("r", after, test=None)
         assert again == (effect == "evaluate" and path not in BY_CONTENT)
-    assert (before.evaluation.gates != after.evaluation.gates) == (effect == "judge")
+    assert (before.evaluation.judged != after.evaluation.judged) == (effect == "judge")
 
 
 def test_most_fields_are_tried() -> None:

@@ -8,9 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune_api.contract import MESSAGE_LIMIT, GateConfig, LastMessage, TrainOutcome
-from finetune_api.job import EvaluationStatus, Gain, GateStatus, Interval, ModelStatus
-from finetune_trainer.gates import best_baseline, judge
+from finetune_api.contract import (
+    MESSAGE_LIMIT,
+    GateConfig,
+    LastMessage,
+    RetentionConfig,
+    TaskConfig,
+    TrainOutcome,
+)
+from finetune_api.job import EvaluationStatus, Gain, GateStatus, Interval, ModelStatus, RetentionStatus
+from finetune_trainer.gates import best_baseline, judge, judge_retention
 from finetune_trainer.lastmessage import encoded
 
 TUNED = {"f1": 0.8, "loss": 0.5}
@@ -73,6 +80,49 @@ def test_the_hardest_baseline_counts() -> None:
     assert best_baseline("accuracy", BASELINES) is None
 
 
+def lost(base: float | None, tuned: float | None) -> dict[str, object]:
+    difference = None if base is None or tuned is None else tuned - base
+    ends = (difference, difference) if difference is not None else None
+    return {"name": "a", "rows": 9, "base": base, "tuned": tuned, "difference": difference, "interval": ends}
+
+
+@pytest.mark.parametrize(
+    ("bound", "base", "tuned", "sentence"),
+    [
+        ({"max_rise_percent": 5.0}, 10.0, 10.4, None),
+        (
+            {"max_rise_percent": 5.0},
+            10.0,
+            11.0,
+            "perplexity on a is 11 where the untouched base has 10, a rise of 10 %, wanted rise <= 5 %",
+        ),
+        ({"max_rise_percent": 0.0}, 10.0, 9.0, None),
+        ({"max_rise_percent": 5.0}, 10.0, None, "perplexity on a was not measured, wanted rise <= 5 %"),
+        ({"max_rise_percent": 5.0}, 0.0, 0.1, "perplexity on a is 0.1 where the untouched base has 0, a rise of inf %"),
+        ({"max_drop": 0.02}, 0.9, 0.89, None),
+        (
+            {"max_drop": 0.02},
+            0.9,
+            0.8,
+            "perplexity on a is 0.8 where the untouched base has 0.9, a drop of 0.1, wanted drop <= 0.02",
+        ),
+        ({}, 10.0, 1000.0, None),
+    ],
+)
+def test_a_bound_is_broken_by_what_is_lost_in_its_direction(
+    bound: dict[str, float], base: float | None, tuned: float | None, sentence: str | None
+) -> None:
+    task = TaskConfig(type="causal-lm", columns={"text": "text"}, labels=None)
+    one = RetentionConfig(name="a", task=task, uri="s3://a/b.jsonl", metric="perplexity", **bound)
+    (status,), broken = judge_retention([one], [lost(base, tuned)])
+    assert status.passed == (None if not bound else sentence is None)
+    assert (broken or "").startswith(sentence or "")
+    assert (broken is None) == (sentence is None)
+    (unknown,), said = judge_retention([one], [])
+    assert (said is None) == (not bound)
+    assert unknown.tuned is None
+
+
 @pytest.mark.parametrize("count", [2, 10, 32])
 def test_a_last_message_keeps_its_result_and_gates_however_much_was_measured(count: int) -> None:
     many = {f"a-metric-with-a-long-name-{number}": number + 0.12345 for number in range(count)}
@@ -88,6 +138,17 @@ def test_a_last_message_keeps_its_result_and_gates_however_much_was_measured(cou
         intervals={name: Interval(low=0.12345, high=0.23456) for name in many},
         gain=Gain(metric=last, over="probe", value=0.1, low=0.05, high=0.15),
         gates=[GateStatus(metric=last, passed=False, value=0.5, wanted=">= 0.8")] * 3,
+        retention=[
+            RetentionStatus(
+                name="x" * 40,
+                metric="probe-accuracy",
+                rows=10**6,
+                **dict.fromkeys(("base", "tuned", "difference", "low", "high"), 0.12345),
+                wanted="drop <= 0.02",
+                passed=number > 1,
+            )
+            for number in range(8)
+        ],
         warnings=["w" * 512] * 10,
     )
     model = ModelStatus(uri="s3://bucket/" + "x" * 200, digest="sha256:" + "0" * 64, size_bytes=10**10)
@@ -99,5 +160,6 @@ def test_a_last_message_keeps_its_result_and_gates_however_much_was_measured(cou
     assert found.result is not None
     assert found.result.model == model
     assert found.result.evaluation.gates == evaluation.gates
+    assert [one.passed for one in found.result.evaluation.retention or ()][:2] == [False, False]
     assert last in (found.result.evaluation.tuned or {})
     assert json.loads(data)["code"] == 48

@@ -1,6 +1,7 @@
 """Preflight on real stores: what passes, what it leaves behind, and one clear sentence for every bad input."""
 
 import gzip
+import hashlib
 import json
 import re
 import shutil
@@ -239,6 +240,68 @@ def test_another_test_set_is_the_same_run_with_other_test_rows(bench: Bench) -> 
     assert bench.record(two).manifest[-1].role == "test"
     store = load_file(bench.root / "output" / bench.record(two).encoded.key)
     assert (store["split"] == 2).sum() == 10
+
+
+def retention(bench: Bench, rows: bytes, **more: Any) -> None:
+    bench.put("kept.jsonl", rows)
+    one = {"name": "kept", "task": {"type": "text-classification"}, "data": {"uri": bench.uri("kept.jsonl")}, **more}
+    bench.spec["evaluation"] = {"retention": [one]}
+
+
+def test_retention_sets_are_pinned_and_encoded_and_make_no_other_run(bench: Bench) -> None:
+    before = bench.run()
+    retention(bench, jsonl(fresh(40)))
+    last = bench.run()
+    assert last.run_id == before.run_id
+    record = bench.record(last)
+    pinned = record.manifest[-1]
+    assert (pinned.role, pinned.uri) == ("retention/kept", bench.uri("kept.jsonl"))
+    assert pinned.sha256 == hashlib.sha256(jsonl(fresh(40))).hexdigest()
+    found = record.retention["kept"]
+    assert (found.labels, found.encoded.rows) == (["a", "b"], 40)
+    store = load_file(bench.root / "output" / found.encoded.key)
+    assert sorted(set(store["split"].tolist())) == [0, 1], "a half to fit a probe on, a half for it to answer"
+    bench.run()
+    assert bench.record(last) == record
+
+    # Read in another way, the same file is encoded anew.
+    mirrored = jsonl([{**row, "other": row["text"][::-1]} for row in fresh(40)])
+    retention(bench, mirrored)
+    bench.run()
+    retention(bench, mirrored, task={"type": "text-classification", "columns": {"text": "other"}})
+    bench.run()
+    assert bench.record(last).retention["kept"].encoded != found.encoded
+
+
+@pytest.mark.parametrize(
+    ("rows", "reason", "parts"),
+    [
+        (jsonl(fresh(9)) + b"{\n", "InvalidRow", ("kept.jsonl:10", "JSON")),
+        (
+            jsonl([{"body": "x", "label": "a"}]),
+            "ColumnMissing",
+            ("kept.jsonl:1", "no column 'text'", "spec.evaluation.retention[kept].task.columns.text"),
+        ),
+        (
+            jsonl([{"text": f"row {n}", "label": "a"} for n in range(30)]),
+            "OneClassOnly",
+            ("evaluation.retention kept", "fewer than two labels"),
+        ),
+        (jsonl(fresh(1)), "EmptySplit", ("evaluation.retention kept", "give more rows")),
+        (b"", "EmptyData", ("kept.jsonl",)),
+    ],
+)
+def test_what_is_wrong_with_a_retention_set_is_named_by_file_and_row(
+    bench: Bench, rows: bytes, reason: str, parts: tuple[str, ...]
+) -> None:
+    retention(bench, rows)
+    bench.refused(ExitCode.INVALID, reason, *parts)
+
+
+def test_a_retention_set_that_is_not_there_is_waited_for(bench: Bench) -> None:
+    retention(bench, jsonl(fresh(40)))
+    (bench.root / "kept.jsonl").unlink()
+    bench.refused(ExitCode.STORAGE, "ObjectNotFound", "kept.jsonl")
 
 
 def test_the_digest_of_a_large_file_is_taken_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune_api.job import EvaluationStatus, Gain, GateStatus
+from finetune_api.job import EvaluationStatus, Gain, GateStatus, RetentionStatus
 from finetune_trainer.report import Mistake, Report, page
 from finetune_trainer.report.page import SIZE_LIMIT
 from finetune_trainer.report.svg import bars, histogram, lines, short
@@ -74,6 +74,21 @@ def full(word: str = "label", *, rows: int = 3, text: str = "a row") -> Report:
         on="test",
         gain=Gain(metric="f1", over="probe", value=0.1, low=0.02, high=0.2),
         gates=[GateStatus(metric="f1", passed=False, value=0.5, wanted=word[:128])],
+        retention=[
+            RetentionStatus(
+                name=word[:40],
+                metric="perplexity",
+                rows=70,
+                base=10.0,
+                tuned=11.0,
+                difference=1.0,
+                low=0.5,
+                high=1.5,
+                wanted="rise <= 5 %",
+                passed=False,
+            ),
+            RetentionStatus(name="free", metric="perplexity", rows=3),
+        ],
     )
     value = {"value": word, "rows": 30, "metrics": {"f1": 0.4}}
     mistake = Mistake(f"s3://{word}:3", text + word, word, word, 0.5)
@@ -142,6 +157,7 @@ def test_what_was_measured_is_there_in_words() -> None:
         "f1 is better by 0.4 (95 % interval 0.3 to 0.5) on training rows",
         "Equalised odds differ by 0.1.",
         "s3://label:3",
+        "perplexity 70 10 11 1 0.5 to 1.5 rise <= 5 % broken",
     ):
         assert said in text
 

@@ -19,9 +19,10 @@ from finetune_trainer.attempt import Attempt
 from finetune_trainer.data.order import Rows, derive, permute
 from finetune_trainer.errors import errors_of
 from finetune_trainer.evaluate import PLACE, packed, unpacked
-from finetune_trainer.gates import BASELINES, best_baseline
+from finetune_trainer.gates import BASELINES, best_baseline, judge_retention
 from finetune_trainer.intervals import Draws, Samples, gains, interval, intervals
 from finetune_trainer.model import trunk_of
+from finetune_trainer.retention import compare, of_base
 from finetune_trainer.run import TEST, TRAIN, VALIDATION
 from finetune_trainer.slices import LEAST_ROWS, by_values
 from finetune_trainer.storage.commit import Record, RecordKind, find, object_entry
@@ -61,7 +62,9 @@ def assess(attempt: Attempt, tuned_model: TunedModel, evaluation: str) -> Evalua
     tuned = _done(attempt, RecordKind.EVALUATED, evaluationId=evaluation, weights=weights)
     if tuned is None:
         rivals = _stored(attempt, baseline) if rivals is None else rivals
+        before = of_base(attempt, beat=attempt.heart.beat_or_stop)  # while there is no other model in memory
         outcomes, found = _tuned(attempt, tuned_model()[1], rows, baseline=baseline, rivals=rivals)
+        found["retention"] = compare(attempt, before, lambda: tuned_model()[1])
         about = {**about, "weights": weights, "rows": len(outcomes[PLACE])}  # of one row of data may be several there
         tuned = _append(attempt, RecordKind.EVALUATED, {**about, **found}, {"tuned": outcomes})
     return status_of(attempt, baseline, tuned)
@@ -238,6 +241,7 @@ def status_of(attempt: Attempt, baseline: Mapping[str, Any], tuned: Mapping[str,
         gain=_gain(attempt, baseline, tuned),
         train=shown(tuned["fit"]["train"]),
         slices=[_slice_status(found) for found in tuned["slices"]] or None,
+        retention=judge_retention(config.evaluation.retention, tuned.get("retention") or ())[0] or None,
         warnings=_warnings(attempt, baseline, tuned)[:10] or None,
     )
 

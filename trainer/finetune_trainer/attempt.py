@@ -24,7 +24,7 @@ from finetune_trainer.data.order import Mixture, Rows, evaluation_interval
 from finetune_trainer.data.packing import Packs
 from finetune_trainer.evaluate import Evaluator
 from finetune_trainer.model import Loaded, load
-from finetune_trainer.run import VALIDATION, Input, RunRecord
+from finetune_trainer.run import VALIDATION, EncodedRef, Input, RunRecord
 from finetune_trainer.signs import Heart, Reporter, Signals, wait_for
 from finetune_trainer.storage import (
     Damaged,
@@ -83,6 +83,11 @@ class Attempt:
     @cached_property
     def encoded(self) -> Encoded:
         return Encoded(self.base.parent / "encoded.safetensors")
+
+    def retention_path(self, name: str) -> Path:
+        """Where the encoded store of a retention set lies: by its content, since another document may name it alike."""
+        stored = self.record.retention[name].encoded
+        return self.base.parent / f"retention-{stored.sha256[:32]}.safetensors"
 
     @cached_property
     def accelerator(self) -> Any:
@@ -249,14 +254,19 @@ def note_memory(attempt: Attempt, error: OutOfMemory) -> None:
 
 
 def fetch_inputs(attempt: Attempt) -> None:
-    """Download the base model and the encoded store, once a node, exactly as pinned. Raises StorageError."""
+    """Download the base model and the encoded stores, once a node, exactly as pinned. Raises StorageError."""
     for entry in attempt.record.manifest:
         kind, _, name = entry.role.partition("/")
         if kind == "model":
             _once(attempt, attempt.base / name, partial(_download, attempt, entry))
-    stored = attempt.record.encoded
+    _fetch(attempt, attempt.record.encoded, attempt.base.parent / "encoded.safetensors")
+    for name, kept in attempt.record.retention.items():
+        _fetch(attempt, kept.encoded, attempt.retention_path(name))
+
+
+def _fetch(attempt: Attempt, stored: EncodedRef, path: Path) -> None:
     get = partial(attempt.store.download, stored.key, sha256=stored.sha256, progress=attempt.heart.beat_or_stop)
-    _once(attempt, attempt.base.parent / "encoded.safetensors", lambda path: get(path=path))
+    _once(attempt, path, lambda path: get(path=path))
 
 
 def _download(attempt: Attempt, entry: Input, path: Path) -> None:

@@ -51,7 +51,7 @@ On {evaluation.rows} {evaluation.on} rows, beside an answer that needs no model 
 the untouched base model (base) and a linear model on its frozen features (probe):
 
 {_table(evaluation)}
-{_notes(evaluation)}
+{_notes(evaluation)}{_retention(evaluation)}
 ## Use
 
 ```python
@@ -102,6 +102,20 @@ def _notes(evaluation: EvaluationStatus) -> str:
     ]
     said += evaluation.warnings or []
     return "\n" + "\n".join(f"- {sentence}" for sentence in said) + "\n" if said else ""
+
+
+def _retention(evaluation: EvaluationStatus) -> str:
+    """What the model has kept of what the base knew."""
+    if not evaluation.retention:
+        return ""
+    rows = ["| set | rows | metric | base | tuned | difference (95 % interval) |", "|---|---:|---|---:|---:|---:|"]
+    for one in evaluation.retention:
+        base, tuned, difference = ("-" if v is None else f"{v:.4g}" for v in (one.base, one.tuned, one.difference))
+        if one.low is not None and one.high is not None:
+            difference += f" ({one.low:.4g} to {one.high:.4g})"
+        rows.append(f"| {one.name} | {one.rows} | {one.metric} | {base} | {tuned} | {difference} |")
+    said = "What the model has kept of what its base knew, measured on sets of rows beside those of the task:"
+    return "\n" + said + "\n\n" + "\n".join(rows) + "\n"
 
 
 def _table(evaluation: EvaluationStatus) -> str:

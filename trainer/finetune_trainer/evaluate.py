@@ -137,8 +137,11 @@ class Evaluator:
         predictions = self.learner.trivial(self.encoded, train, rows)
         return None if predictions is None else self._settled(predictions, rows)
 
-    def probe(self, trunk: Any, train: Rows, rows: Rows, *, inputs_of: InputsOf, seed: int) -> Probed | None:
-        """A linear model on the trunk's output, fitted on up to PROBE_ROWS training rows.
+    def probe(
+        self, trunk: Any, train: Rows, rows: Rows, *, inputs_of: InputsOf, seed: int, suspicious: bool = True
+    ) -> Probed | None:
+        """A linear model on the trunk's output, fitted on up to PROBE_ROWS training rows, and, where it is to be
+        `suspicious`, which of these may be mislabelled.
 
         None where the task has none, or where there is nothing to learn.
         """
@@ -158,7 +161,8 @@ class Evaluator:
         if predictions is None:
             return None
         self.beat()
-        return Probed(self._settled(predictions, asked), self._suspects(features, known, seed))
+        suspects = self._suspects(features, known, seed) if suspicious else []
+        return Probed(self._settled(predictions, asked), suspects)
 
     def _suspects(self, features: NDArray[np.float32], rows: Rows, seed: int) -> list[Suspect]:
         """Training rows whose label the features speak against, the most suspicious first."""

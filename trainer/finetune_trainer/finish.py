@@ -20,7 +20,7 @@ from finetune_trainer.assess import TunedModel, assess
 from finetune_trainer.attempt import Attempt, fetch_inputs
 from finetune_trainer.report import page
 from finetune_trainer.report.gather import gather
-from finetune_trainer.run import TRAIN, tested
+from finetune_trainer.run import TRAIN, retained, tested
 from finetune_trainer.storage import Damaged, Store
 from finetune_trainer.storage.commit import Record, RecordKind, find, object_entry
 
@@ -33,7 +33,10 @@ def finish(attempt: Attempt) -> tuple[TrainOutcome, str | None]:
     trained = attempt.trained
     assert trained is not None
     steps = {"step": trained.body["step"], "total_steps": trained.body["totalSteps"]}
-    evaluation = evaluation_id(attempt.record.run_id, attempt.config, test=tested(attempt.record.manifest))
+    manifest = attempt.record.manifest
+    evaluation = evaluation_id(
+        attempt.record.run_id, attempt.config, test=tested(manifest), retention=retained(manifest)
+    )
     publication = publication_id(evaluation, attempt.config)
     outcome = _published(attempt, publication)
     if outcome is None:

@@ -1,13 +1,16 @@
-"""Gates: what a model must reach before consumers get it. Judged from what was measured, so a changed gate starts no
-training and no evaluation: preflight judges again. Torch-free.
+"""Gates: what a model must reach, and what it must not have forgotten, before consumers get it.
+
+Judged from what was measured, so a changed gate or bound starts no training and no evaluation: preflight judges again.
+Torch-free.
 """
 
 import json
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from finetune_api.contract import GateConfig, RunConfig, TrainOutcome
-from finetune_api.job import EvaluationStatus, GateStatus
+from finetune_api.contract import GateConfig, RetentionConfig, RunConfig, TrainOutcome
+from finetune_api.job import EvaluationStatus, GateStatus, RetentionStatus
 from finetune_api.tasks import lower_is_better
 from finetune_trainer.slices import widest_gap
 from finetune_trainer.storage import AlreadyExists, Store
@@ -67,14 +70,60 @@ def best_baseline(metric: str, baselines: Mapping[str, Metrics | None]) -> tuple
     return best, values[best]
 
 
+def judge_retention(
+    sets: Sequence[RetentionConfig], found: Sequence[Mapping[str, Any]]
+) -> tuple[list[RetentionStatus], str | None]:
+    """What each set has come to, and a sentence for those whose bound is broken. `found` is what is known of sets as
+    retention.compare has it; what was not measured keeps no bound."""
+    judged, broken = [], []
+    by_name = {one["name"]: one for one in found}
+    for one in sets:
+        status, sentence = _judge_retention(one, by_name.get(one.name, {}))
+        judged.append(status)
+        if status.passed is False:
+            broken.append(sentence)
+    return judged, "; ".join(broken) or None
+
+
+def _judge_retention(one: RetentionConfig, found: Mapping[str, Any]) -> tuple[RetentionStatus, str]:
+    base, tuned = found.get("base"), found.get("tuned")
+    low, high = found.get("interval") or (None, None)
+    status = RetentionStatus(
+        name=one.name,
+        metric=one.metric,
+        rows=found.get("rows", 0),
+        base=base,
+        tuned=tuned,
+        difference=found.get("difference"),
+        low=low,
+        high=high,
+    )
+    if one.max_drop is None and one.max_rise_percent is None:
+        return status, ""
+    if base is None or tuned is None:
+        change, passed, said = None, False, f"{one.metric} on {one.name} was not measured"
+    elif one.max_drop is not None:
+        change = base - tuned
+        passed, said = change <= one.max_drop, f"a drop of {change:.4g}"
+    else:
+        assert one.max_rise_percent is not None
+        change = 100.0 * (tuned - base) / base if base else math.inf if tuned > 0 else 0.0
+        passed, said = change <= one.max_rise_percent, f"a rise of {change:.4g} %"
+    bound = f"{one.max_drop:g}" if one.max_drop is not None else f"{one.max_rise_percent:g} %"
+    wanted = f"{'drop' if one.max_drop is not None else 'rise'} <= {bound}"
+    if change is not None:
+        said = f"{one.metric} on {one.name} is {tuned:.5g} where the untouched base has {base:.5g}, {said}"
+    return status.model_copy(update={"wanted": wanted, "passed": passed}), f"{said}, wanted {wanted}"
+
+
 def rejudged(
     outcome: TrainOutcome, records: Sequence[Record], config: RunConfig, *, evaluation: str
 ) -> tuple[TrainOutcome, str | None]:
-    """An outcome judged by the gates that are asked for now, and why it does not pass, or None."""
+    """An outcome judged by the gates and bounds that are asked for now, and why it does not pass, or None."""
     status = outcome.evaluation
-    gates = config.evaluation.gates
     baselines: dict[str, Metrics | None] = {name: getattr(status, name) for name in BASELINES}
     tuned = dict(status.tuned or {})
+    kept = [_stored(one) for one in status.retention or ()]
     for record in records:  # what is stored has more digits than the status
         if record.body.get("evaluationId") != evaluation:
             continue
@@ -82,12 +131,25 @@ def rejudged(
             baselines = {name: record.body.get(name) for name in BASELINES}
         if record.kind is RecordKind.EVALUATED and record.body.get("weights") == config.output.weights:
             tuned = dict(record.body["metrics"])
+            kept = list(record.body.get("retention") or ())
             gap = widest_gap(record.body.get("slices") or [])
             if gap is not None:
                 tuned["slice-gap"] = gap
-    judged, unmet = judge(gates, tuned=tuned, baselines=baselines)
-    sentence = None if unmet is None else f"Not good enough on {status.on or 'no'} rows: {unmet}."
-    return outcome.model_copy(update={"evaluation": _with(status, judged)}), sentence
+    judged, unmet = judge(config.evaluation.gates, tuned=tuned, baselines=baselines)
+    retained, broken = judge_retention(config.evaluation.retention, kept)
+    sentences = []
+    if unmet is not None:
+        sentences.append(f"Not good enough on {status.on or 'no'} rows: {unmet}.")
+    if broken is not None:
+        sentences.append(f"Forgotten too much: {broken}.")
+    judged_status = _with(status, judged).model_copy(update={"retention": retained or None})
+    return outcome.model_copy(update={"evaluation": judged_status}), " ".join(sentences) or None
+
+
+def _stored(one: RetentionStatus) -> dict[str, Any]:
+    """A set's status as retention.compare would have it."""
+    ends = None if one.low is None else (one.low, one.high)
+    return {**one.model_dump(), "interval": ends}
 
 
 def _with(status: EvaluationStatus, judged: list[GateStatus]) -> EvaluationStatus:

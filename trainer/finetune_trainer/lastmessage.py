@@ -85,7 +85,8 @@ def _ever_smaller(message: LastMessage) -> Iterable[LastMessage]:
 
 
 def _smaller_evaluations(evaluation: EvaluationStatus | None) -> Iterable[EvaluationStatus]:
-    """Without what the report says as well, then with the first few metrics alone, and those of gates."""
+    """Without what the report says as well, then with the first few metrics alone, and those of gates, then with those
+    retention sets alone whose bound is broken."""
     if evaluation is None:
         return
     evaluation = evaluation.model_copy(update={"warnings": None, "train": None})
@@ -98,7 +99,10 @@ def _smaller_evaluations(evaluation: EvaluationStatus | None) -> Iterable[Evalua
         for name in ("trivial", "base", "probe", "tuned"):
             found = getattr(evaluation, name) or {}
             fewer[name] = {m: v for n, (m, v) in enumerate(found.items()) if n < count or m in kept} or None
-        yield evaluation.model_copy(update=fewer)
+        evaluation = evaluation.model_copy(update=fewer)
+        yield evaluation
+    broken = [one for one in evaluation.retention or () if one.passed is False]
+    yield evaluation.model_copy(update={"retention": broken or None})
 
 
 def write(path: Path | None, message: LastMessage, secrets: Iterable[str] = ()) -> None:

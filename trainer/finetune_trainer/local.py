@@ -118,8 +118,7 @@ def _uid(file: Path, job: FineTuneJob) -> str:
 
 def _relative(config: RunConfig) -> str | None:
     """What is wrong with a file:// URI that is not absolute."""
-    named = {"spec.model.uri": config.model, "spec.output.uri": config.output.uri, **config.data.addresses}
-    for path, uri in named.items():
+    for path, uri in config.addresses.items():
         if uri.startswith("file://") and not uri.startswith(("file:///", "file://localhost/")):
             meant = (Path.cwd() / uri.removeprefix("file://")).as_uri()
             return f"{path}: {uri} is relative; only absolute paths say where a file is: write {meant}"

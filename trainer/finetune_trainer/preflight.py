@@ -38,7 +38,9 @@ from finetune_trainer.data.split import side
 from finetune_trainer.data.text import read_text
 from finetune_trainer.foresight import Foresight, foresee, memory_warning, quantity
 from finetune_trainer.license import license_of
+from finetune_trainer.retained import Prepared, config_of, prepare
 from finetune_trainer.run import (
+    MEASURED,
     TEST,
     TRAIN,
     VALIDATION,
@@ -47,6 +49,7 @@ from finetune_trainer.run import (
     RunRecord,
     encoded_key,
     read_record,
+    retained,
     run_key,
     tested,
 )
@@ -134,8 +137,16 @@ def preflight(config: RunConfig, *, credentials: Path | None, work: Path) -> Las
     scratch.mkdir(parents=True)
     try:
         data = read_data(config, task=task, tools=tools, base=base, settings=settings, scratch=scratch)
+        kept = read_retention(config, base=base, settings=settings, scratch=scratch)
         return _commit(
-            config, output=output, base=base, tools=tools, data=data, settings=settings, license_name=license_name
+            config,
+            output=output,
+            base=base,
+            tools=tools,
+            data=data,
+            kept=kept,
+            settings=settings,
+            license_name=license_name,
         )
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -331,6 +342,18 @@ def read_data(
     return Data(reading.inputs, labels, form, facts, encoded, survey, quality, encoder.slices)
 
 
+def read_retention(
+    config: RunConfig, *, base: BaseModel, settings: StorageSettings, scratch: Path
+) -> dict[str, Prepared]:
+    """The retention sets by name, each with what its own task encodes with. Raises DataError, StorageError."""
+    found = {}
+    for one in config.evaluation.retention:
+        task = tasks.get(own := config_of(config, one))
+        tools = tools_of(own, task, base)
+        found[one.name] = prepare(config, one, tools=tools, settings=settings, scratch=scratch / f"set-{one.name}")
+    return found
+
+
 def _check_wanted(labels: Sequence[str], *, field: str) -> None:
     twice = sorted({label for label in labels if list(labels).count(label) > 1})
     if twice:
@@ -386,13 +409,15 @@ def _commit(
     base: BaseModel,
     tools: Tools,
     data: Data,
+    kept: Mapping[str, Prepared],
     settings: StorageSettings,
     license_name: str | None,
 ) -> LastMessage:
     """Everything is right: find the identity, write what train pods need, and say what is left to do."""
     manifest = _model_inputs(base, output=output, settings=settings) + data.inputs
+    manifest += [entry for one in kept.values() for entry in one.inputs]
     digests = {entry.role: entry.sha256 for entry in data.inputs}
-    digests = {role: sha256 for role, sha256 in digests.items() if role.partition("/")[0] != "test"}
+    digests = {role: sha256 for role, sha256 in digests.items() if role.partition("/")[0] not in MEASURED}
     test = tested(manifest)
     if data.quality.leaked:
         digests["leaked"] = digest([f"{content:016x}" for content in data.quality.leaked])
@@ -413,9 +438,10 @@ def _commit(
         encoded=EncodedRef(
             key=encoded_key(data.encoded.sha256[:32]), sha256=data.encoded.sha256, rows=data.encoded.rows
         ),
+        retention={name: one.record for name, one in kept.items()},
     )
-    record = pin(output, record, data.encoded)
-    evaluation = evaluation_id(run, config, test=test)
+    record = pin(output, record, [data.encoded, *(one.encoded for one in kept.values())])
+    evaluation = evaluation_id(run, config, test=test, retention=retained(manifest))
     publication = publication_id(evaluation, config)
     records = RunLog(output, run).read()
     result, step, trouble = progress_of(records, publication=publication, output=output)
@@ -536,12 +562,13 @@ def _cached_digest(output: Store, key: str) -> str | None:
     return found if isinstance(found, str) and len(found) == 64 else None
 
 
-def pin(output: Store, record: RunRecord, encoded: Encoded) -> RunRecord:
-    """Make run.json say where this run's inputs lie now, and the encoded store be there.
+def pin(output: Store, record: RunRecord, encoded: Sequence[Encoded]) -> RunRecord:
+    """Make run.json say where this run's inputs lie now, and the encoded stores be there.
 
-    The identity fixes the content of all inputs but the test rows; what may differ from an earlier preflight is where
-    they lie, what the run is tested on, and which columns slice that. Then run.json is replaced, with If-Match. When
-    nothing differs, an earlier encoded store stays, even if this version of the tokenizer library would make another.
+    The identity fixes the content of all inputs but those that are only measured; what may differ from an earlier
+    preflight is where they lie, what the run is measured on, and which columns slice that. Then run.json is replaced,
+    with If-Match. When nothing differs, earlier encoded stores stay, even if this version of the tokenizer library
+    would make others.
     """
     key = run_key(record.run_id)
     for _ in range(_TRIES):
@@ -549,13 +576,13 @@ def pin(output: Store, record: RunRecord, encoded: Encoded) -> RunRecord:
         if info is not None:
             known = read_record(output, key, info.etag)
             same = (known.manifest, known.slices) == (record.manifest, record.slices)
-            if same and output.head(known.encoded.key) is not None:
+            same = same and _asked(known) == _asked(record)
+            if same and all(output.head(ref.key) is not None for ref in _stores(known)):
                 if known.license == record.license:
                     return known
-                record = record.model_copy(update={"encoded": known.encoded})
-        target = output.head(record.encoded.key)
-        if target is None or (record.encoded.sha256 == encoded.sha256 and target.size != encoded.size):
-            output.upload(encoded.path, record.encoded.key)
+                record = record.model_copy(update={"encoded": known.encoded, "retention": known.retention})
+        for ref in _stores(record):
+            _put(output, ref, encoded)
         data = record.model_dump_json(by_alias=True, indent=1).encode()
         try:
             if info is None:
@@ -566,6 +593,23 @@ def pin(output: Store, record: RunRecord, encoded: Encoded) -> RunRecord:
             continue  # another preflight of the same run was faster
         return record
     raise StorageError("StoreUnavailable", f"{output.uri}/{key} changes faster than it can be read; try again.")
+
+
+def _asked(record: RunRecord) -> dict[str, Any]:
+    """How the rows of retention sets are read: the same files may be read in another way."""
+    return {name: one.task for name, one in record.retention.items()}
+
+
+def _stores(record: RunRecord) -> list[EncodedRef]:
+    return [record.encoded, *(one.encoded for one in record.retention.values())]
+
+
+def _put(output: Store, ref: EncodedRef, encoded: Sequence[Encoded]) -> None:
+    """Upload an encoded store unless it is there already."""
+    mine = next((one for one in encoded if one.sha256 == ref.sha256), None)
+    target = output.head(ref.key)
+    if mine is not None and (target is None or target.size != mine.size):
+        output.upload(mine.path, ref.key)
 
 
 # --- what is done already ---

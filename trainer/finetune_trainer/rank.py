@@ -103,6 +103,7 @@ class Rank:
         from finetune_trainer import world as worlds
         from finetune_trainer.attempt import Attempt, begin, fetch_inputs
         from finetune_trainer.finish import finish
+        from finetune_trainer.retention import measure_base
         from finetune_trainer.training import train_what_is_left
 
         if self._rank == 0:
@@ -129,6 +130,7 @@ class Rank:
         )
         if not begin(attempt):
             fetch_inputs(attempt)
+            measure_base(attempt)
             train_what_is_left(attempt)
         world.leave()
         if world.leads:

@@ -29,12 +29,17 @@ class Input(Model):
     """One pinned input object. Every later read uses If-Match with the ETag and checks the digest."""
 
     role: str = Field(
-        description="model/<file name>, train/<index>, validation, test; with /<number> of a pattern's files"
+        description="model/<file name>, train/<index>, validation, test, retention/<name>; with /<number> of a "
+        "pattern's files"
     )
     uri: str
     size: int
     etag: str
     sha256: str
+
+
+MEASURED = ("test", "retention")
+"""How the roles of inputs begin that decide what is measured, not what is trained."""
 
 
 def tested(inputs: Iterable[Input]) -> str | None:
@@ -43,10 +48,30 @@ def tested(inputs: Iterable[Input]) -> str | None:
     return tests["test"] if list(tests) == ["test"] else digest(tests) if tests else None
 
 
+def retained(inputs: Iterable[Input]) -> dict[str, str]:
+    """Digests of the rows of each retention set, by its name."""
+    files: dict[str, list[str]] = {}
+    for entry in inputs:
+        kind, _, rest = entry.role.partition("/")
+        if kind == "retention":
+            files.setdefault(rest.partition("/")[0], []).append(entry.sha256)
+    return {name: digest(found) for name, found in files.items()}
+
+
 class EncodedRef(Model):
     key: str = Field(description="key of the object under output.uri")
     sha256: str
     rows: int
+
+
+class RetentionRecord(Model):
+    """What preflight fixed of a retention set."""
+
+    task: dict[str, Any] = Field(description="what the document says of its rows")
+    labels: list[str] = Field(description="those of its rows, in order; empty where rows have none")
+    form: str = Field(description="as in RunRecord")
+    facts: dict[str, Any] = Field(description="as in RunRecord")
+    encoded: EncodedRef
 
 
 class RunRecord(Model):
@@ -66,6 +91,9 @@ class RunRecord(Model):
         default={}, description="values of the columns of evaluation.slices, in the order of their numbers in the store"
     )
     encoded: EncodedRef
+    retention: dict[str, RetentionRecord] = Field(
+        default={}, description="of each set of evaluation.retention, by name"
+    )
 
 
 def read_record(output: Store, key: str, etag: str | None = None) -> RunRecord:

@@ -170,9 +170,9 @@ def _done(o: Observed, target: Target, job: Child, end: End, *, now: datetime, s
 
 
 def _judged_by_other_gates(o: Observed, target: Target, job: Child) -> bool:
-    """Gates may change while pods run: these have the ones of their own generation."""
-    wanted, pinned = target.config.evaluation.gates, o.pinned.get(job.generation)
-    return bool(wanted) if pinned is None else pinned.config.evaluation.gates != wanted
+    """Gates and bounds may change while pods run: these have the ones of their own generation."""
+    wanted, pinned = target.config.evaluation.judged, o.pinned.get(job.generation)
+    return any(wanted) if pinned is None else pinned.config.evaluation.judged != wanted
 
 
 def _began(o: Observed, job: Child) -> datetime:

@@ -64,8 +64,10 @@ class Problems:
 class Checker:
     """Turns rows into examples, or into problems. All rows must be of one form."""
 
-    def __init__(self, task: Task, *, group_by: str | None, problems: Problems) -> None:
+    def __init__(self, task: Task, *, group_by: str | None, problems: Problems, place: str = "spec.task") -> None:
+        """`place`: where in the document the task is described."""
         self.task = task
+        self.place = place
         self.problems = problems
         self.group_by = group_by
         self.forms: dict[str, str] = {}
@@ -100,7 +102,7 @@ class Checker:
         except DataError as error:
             return error
         except MissingColumn as error:
-            return self._missing(error.name, f"{field_of(part)}.columns.{error.role}", row, rows)
+            return self._missing(error.name, f"{self._field(part)}.columns.{error.role}", row, rows)
         except RowError as error:
             return DataError("InvalidRow", f"{where}: {error}; mend or remove the row.")
         form = self.forms.setdefault(part, sample.form)
@@ -138,7 +140,10 @@ class Checker:
     def _named(self, part: str) -> str:
         if part in self.found:
             return "the labels of the training and validation rows"
-        return f"{field_of(part)}.labels"
+        return f"{self._field(part)}.labels"
+
+    def _field(self, part: str) -> str:
+        return field_of(part) if part else self.place
 
     def _missing(self, name: str, field: str, row: Row, rows: Rows) -> DataError:
         """A column that the whole file lacks is reported once; raises then. Else the row's problem."""

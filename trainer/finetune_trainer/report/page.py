@@ -72,6 +72,7 @@ def _page(report: Report, *, rows: int) -> str:
         ("Warnings", _warnings(report)),
         ("Result", _result(report)),
         ("Gates", _gates(report)),
+        ("What the model has kept", _retention(report)),
         ("Course of training", _course(report)),
         ("Training rows beside validation rows", _fit(report)),
         ("Which labels are mixed up", _confusion(report)),
@@ -139,6 +140,30 @@ def _gates(report: Report) -> str:
         for gate in report.evaluation.gates or []
     ]
     return _table(["gate", "wanted", "measured", ""], rows) if rows else ""
+
+
+def _retention(report: Report) -> str:
+    found = report.evaluation.retention or []
+    if not found:
+        return ""
+    verdicts = {True: "kept", False: "broken", None: ""}
+    rows = [
+        [
+            one.name,
+            one.metric,
+            str(one.rows),
+            _number(one.base),
+            _number(one.tuned),
+            _number(one.difference),
+            f"{one.low:.3g} to {one.high:.3g}" if one.low is not None and one.high is not None else "",
+            one.wanted or "",
+            verdicts[one.passed],
+        ]
+        for one in found
+    ]
+    head = ["set", "metric", "rows", "base", "tuned", "difference", "95 % interval", "wanted", ""]
+    said = "<p>Rows of what the base knew, measured on the untouched base and on the published weights.</p>"
+    return said + _table(head, rows)
 
 
 def _course(report: Report) -> str:

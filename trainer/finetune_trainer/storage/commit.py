@@ -33,6 +33,7 @@ class RecordKind(StrEnum):
     CLAIM = "claim"
     CHECKPOINT = "checkpoint"
     BASELINE = "baseline"
+    RETENTION = "retention"
     TRAINED = "trained"
     EVALUATED = "evaluated"
     PUBLISHED = "published"
