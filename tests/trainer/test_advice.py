@@ -11,7 +11,7 @@ from finetune_trainer.advice import Found, Score, as_json, recommend, table
 def base(
     name: str, value: float | None, *, seconds: float = 10.0, terms: str | None = "mit", parameters: int = 5
 ) -> Found:
-    score = None if value is None else Score("f1 of the probe", value, value - 0.05, value + 0.05, True)
+    score = None if value is None else Score("f1 of the probe", value, value - 0.05, value + 0.05, True, 150)
     return Found(f"file:///{name}", name, license=terms, parameters=parameters, score=score, seconds_per_epoch=seconds)
 
 
@@ -38,7 +38,7 @@ def test_of_equally_fast_bases_the_smallest_is_recommended() -> None:
 
 @pytest.mark.parametrize(("value", "chosen"), [(1.0, "file:///other"), (0.7, "file:///best")])
 def test_of_a_score_that_is_better_when_lower_the_lowest_is_best(value: float, chosen: str) -> None:
-    bits = Score("bits per byte", 0.8, 0.75, 0.85, higher_is_better=False)
+    bits = Score("bits per byte", 0.8, 0.75, 0.85, higher_is_better=False, rows=9)
     other = replace(bits, value=2.0 - value if value == 0.7 else 0.82)
     found = [replace(base("best", None), score=bits), replace(base("other", None, seconds=1.0), score=other)]
     assert recommend(found).model == chosen
@@ -76,7 +76,7 @@ def test_a_refused_base_is_never_recommended_but_listed_with_the_reason() -> Non
     shown = table(found, device="cpu AVX2").splitlines()
     assert [line.split()[0] for line in shown[:2]] == ["base", "whole"]
     assert shown[2] == "broken: model.safetensors is missing."
-    assert shown[-1].endswith("measured on cpu AVX2.")
+    assert shown[-1] == "Scores are of 150 rows held out; seconds were measured on cpu AVX2."
     assert table([refused], device="") == "broken: model.safetensors is missing."
 
 

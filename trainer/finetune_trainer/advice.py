@@ -23,6 +23,8 @@ class Score:
     high: float
     """Ends of the 95 % interval."""
     higher_is_better: bool
+    rows: int
+    """That it was measured on."""
 
     def beats(self, other: "Score") -> bool:
         return self.value > other.value if self.higher_is_better else self.value < other.value
@@ -47,6 +49,7 @@ class Found:
     size_bytes: int = 0
     """Of its weights as they are stored."""
     tokens_mean: float = 0.0
+    """Of a row after any cut; the 95th percentile is of rows as they are. Both are 0 for images."""
     tokens_p95: int = 0
     unknown_percent: float = 0.0
     truncated_percent: float = 0.0
@@ -125,7 +128,8 @@ def table(bases: Sequence[Found], *, device: str) -> str:
     said = said if usable else []
     said += [f"{base.name}: {base.refused}" for base in bases if base.refused]
     if usable:
-        said.append(f"Scores are of up to {ROWS} rows held out; seconds were measured on {device}.")
+        held = f"Scores are of {score.rows} rows held out; seconds" if score else "Seconds"
+        said.append(f"{held} were measured on {device}.")
     return "\n".join(said)
 
 
@@ -134,10 +138,10 @@ def _cells(base: Found) -> list[str]:
     return [
         base.name,
         base.license or "unknown",
-        f"{base.parameters / 1e6:.3g}M",
+        f"{base.parameters / 1e6:.3g}M" if base.parameters >= 1e6 else f"{base.parameters / 1e3:.3g}k",
         quantity(base.size_bytes),
-        f"{base.tokens_mean:.1f}",
-        str(base.tokens_p95),
+        f"{base.tokens_mean:.1f}" if base.tokens_p95 else "none",
+        str(base.tokens_p95 or "none"),
         f"{base.unknown_percent:.2g} %",
         f"{base.truncated_percent:.2g} %",
         quantity(base.memory) if base.memory is not None else "unknown",

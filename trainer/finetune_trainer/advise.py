@@ -6,6 +6,7 @@ measures. A base that cannot do the task is listed with the reason; what is wron
 
 import json
 import logging
+import os
 import re
 import shutil
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import yaml
 
 from finetune_api.contract import ExitCode, RunConfig
@@ -115,7 +117,7 @@ def _quietly() -> Iterator[None]:
 
 def address(given: str) -> str:
     """A URI as it is, a path as the file:// URI of what it names from here."""
-    return given if "://" in given else Path(given).resolve().as_uri().replace("%2A", "*")
+    return given if "://" in given else Path(os.path.abspath(given)).as_uri().replace("%2A", "*")
 
 
 def _all(question: Question) -> tuple[list[Found], str, int]:
@@ -194,14 +196,15 @@ def _known(config: RunConfig, question: Question, scratch: Path) -> tuple[Found,
     report = json.loads(output.read(str(summary.report_uri).removeprefix(f"{output.uri}/")))
     path = scratch / "encoded.safetensors"
     output.download(record.encoded.key, path, sha256=record.encoded.sha256)
-    foresight = foresee(config, record, model=base.config, shapes=base.shapes, encoded=Encoded(path))
+    encoded = Encoded(path)
+    foresight = foresee(config, record, model=base.config, shapes=base.shapes, encoded=encoded)
     tokens = report["audit"].get("tokens", {"count": 0, "unknown": 0})
     found = Found(
         config.model,
         config.model,
         license=record.license,
         size_bytes=sum(info.size for name, info in base.files.items() if name.endswith(".safetensors")),
-        tokens_mean=tokens["count"] / max(1, record.encoded.rows),
+        tokens_mean=float(encoded.lengths(np.arange(encoded.size)).mean()) if summary.tokens else 0.0,
         tokens_p95=(summary.tokens.p95 if summary.tokens else None) or 0,
         unknown_percent=100 * tokens["unknown"] / max(1, tokens["count"]),
         truncated_percent=summary.truncated_percent or 0.0,

@@ -87,7 +87,7 @@ def _probe(attempt: Attempt, model: torch.nn.Module) -> Score | None:
     ends = interval(draws.measured(learner, outcomes, needed=metric).get(metric, np.array([])))
     if not math.isfinite(value) or ends is None:
         return None
-    return Score(f"{metric} of the probe", value, *ends, higher_is_better=learner.higher_is_better(metric))
+    return Score(f"{metric} of the probe", value, *ends, learner.higher_is_better(metric), len(outcomes[PLACE]))
 
 
 def _bits(attempt: Attempt, model: torch.nn.Module, invented: bool) -> Score | None:
@@ -112,7 +112,7 @@ def bits_per_byte(outcomes: Outcomes, sizes: np.ndarray[tuple[int], np.dtype[np.
     drawn = Draws(len(bits), _SEED, 200).each()
     values = np.array([bits[draw].sum() / max(1.0, sizes[draw].sum()) for draw in drawn])
     low, high = np.percentile(values, TAILS)
-    return Score(BITS, float(bits.sum() / max(1.0, sizes.sum())), float(low), float(high), higher_is_better=False)
+    return Score(BITS, float(bits.sum() / max(1.0, sizes.sum())), float(low), float(high), False, len(bits))
 
 
 def _sizes(attempt: Attempt) -> dict[tuple[int, int], int]:
