@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from finetune_trainer.data.batch import Encoded
     from finetune_trainer.data.order import Rows
     from finetune_trainer.data.text import Text
+    from finetune_trainer.tasks.continued import Spans
 
 Metrics = dict[str, float]
 Outcomes = dict[str, NDArray[Any]]
@@ -359,6 +360,15 @@ class Learner(ABC):
         learned.
         """
         return None
+
+    def continuations(self, store: "Encoded", rows: "Rows") -> "Spans | None":
+        """What of rows is asked for to see whether they are known by heart: positions in what the model writes. None
+        in tasks whose models write no text."""
+        return None
+
+    def reproduced(self, model: Any, inputs: Mapping[str, Any], asked: "Spans") -> NDArray[np.bool_]:
+        """Which rows of a micro-batch the model goes on with word for word, each within its span of `asked`: [rows]."""
+        raise NotImplementedError  # only asked where there are `continuations`
 
     def higher_is_better(self, metric: str) -> bool:
         """The direction of a metric."""
