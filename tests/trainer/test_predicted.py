@@ -296,6 +296,12 @@ def test_what_is_not_known_is_said_and_not_guessed(config: dict[str, Any], said:
         anatomy(config, {"weight": (3, 3)}, writes=False)
 
 
+def test_layers_as_wide_as_t5_has_buckets_of_positions_are_layers() -> None:
+    model = _model("t5", d_model=32, d_kv=16, d_ff=64, num_heads=2)
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    assert [len(stack.matrices) for stack in anatomy(model.config.to_dict(), shapes, writes=True).stacks] == [6, 10]
+
+
 def test_an_activation_nobody_knows_is_not_guessed() -> None:
     model = _model("bert")
     shapes = {name: tuple(parameter.shape) for name, parameter in model.bert.named_parameters()}
