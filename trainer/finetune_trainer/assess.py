@@ -160,7 +160,7 @@ def _tuned(
         "gains": {"over": over[0] if over else None, "intervals": better},
         "fit": _fit(attempt, model, outcomes),
         "slices": _slices(attempt, outcomes),
-        "errors": errors_of(learner, outcomes),
+        "errors": errors_of(learner, outcomes, attempt.heart.beat_or_stop),
     }
     return outcomes, found
 

@@ -1,5 +1,6 @@
 """Where a model errs: which answers are mixed up, and which rows it was surest about and still got wrong."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -8,18 +9,23 @@ from finetune_trainer.evaluate import PLACE
 from finetune_trainer.tasks import Learner, Outcomes
 
 MISTAKES = 30
-"""Rows that are named at most."""
+"""Rows of a task that are named at most."""
 _LINE = 300
 
 
-def errors_of(learner: Learner, outcomes: Outcomes) -> dict[str, Any]:
-    """As JSON: `confusion`, or None; `mistakes`, the surest first, with their places in the encoded store."""
-    confusion = learner.confusion(outcomes)
-    return {
-        "labels": list(learner.facts.labels) if confusion is not None else [],
-        "confusion": None if confusion is None else confusion.tolist(),
-        "mistakes": _mistakes(learner, outcomes),
-    }
+def errors_of(learner: Learner, outcomes: Outcomes, beat: Callable[[], None]) -> dict[str, dict[str, Any]]:
+    """As JSON, of each task by its name (a lone one has none): `confusion`, or None, and its `labels`; `mistakes`, the
+    surest first, with their places in the encoded store."""
+    found = {}
+    for name, (part, own) in learner.by_part(outcomes).items():
+        beat()
+        confusion = part.confusion(own)
+        found[name] = {
+            "labels": list(part.facts.labels) if confusion is not None else [],
+            "confusion": None if confusion is None else confusion.tolist(),
+            "mistakes": _mistakes(part, own),
+        }
+    return found
 
 
 def _mistakes(learner: Learner, outcomes: Outcomes) -> list[dict[str, Any]]:

@@ -305,7 +305,8 @@ class Learner(ABC):
         """All metrics of settled outcomes (truth and predictions), as far as these hold what they need."""
 
     def resampled(self, outcomes: Outcomes, draws: Iterable[NDArray[np.int64]]) -> dict[str, NDArray[np.float64]]:
-        """The metrics of each selection of rows, for intervals; those it leaves out have none."""
+        """The metrics of each selection of rows, for intervals; those it leaves out have none. Selections are the same
+        each time they are gone through, and to go through them is a sign of life."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a label may be missing from a draw
             found = [self.metrics({name: values[draw] for name, values in outcomes.items()}) for draw in draws]
@@ -329,12 +330,24 @@ class Learner(ABC):
         """For people, the name of a row's file, or nothing, and a small PNG; None where a row is text."""
         return None
 
+    def by_part(self, outcomes: Outcomes) -> "dict[str, tuple[Learner, Outcomes]]":
+        """By name each of `parts` that has rows among settled outcomes, and the outcomes as that one knows them."""
+        return {"": (self, outcomes)}
+
     def label_quality(
         self, features: NDArray[np.float32], *, store: "Encoded", rows: "Rows", seed: int
-    ) -> tuple[NDArray[np.float64], list[str]] | None:
-        """How well the label of each of `rows` fits its features, 0 to 1, and which label fits best; None where rows
-        have no single label."""
+    ) -> tuple[NDArray[np.float64], list[str], list[str]] | None:
+        """How well the label of each of `rows` fits its features, 0 to 1, that label, and which one fits best; None
+        where rows have no single label."""
         return None
+
+    def label_qualities(
+        self, features: NDArray[np.float32], *, store: "Encoded", rows: "Rows", seed: int
+    ) -> "dict[str, tuple[Rows, NDArray[np.float64], list[str], list[str]]]":
+        """By name each of `parts` that has `label_quality`: its rows, and what that says of them. Features are as in
+        `fit_probe`."""
+        found = self.label_quality(features, store=store, rows=rows, seed=seed) if self.probe == "rows" else None
+        return {} if found is None else {"": (rows, *found)}
 
     def generates(self, metric: str) -> bool:
         """Whether a metric needs generated text."""
