@@ -92,7 +92,8 @@ def _rows(label: str, wanted: tuple[int, int], seen: set[str]) -> tuple[list[Row
     return found
 
 
-def modules(packages: tuple[str, ...]) -> Iterator[tuple[str, Path]]:
+def modules(packages: tuple[str, ...], *, whole: bool = False) -> Iterator[tuple[str, Path]]:
+    """Name and file of each module; packages are named without `.__init__`, unless it is the `whole` name."""
     for package in packages:
         spec = find_spec(package)
         if spec is None or spec.origin is None:
@@ -104,7 +105,8 @@ def modules(packages: tuple[str, ...]) -> Iterator[tuple[str, Path]]:
         for path in root.rglob("*.py"):
             inside = path.relative_to(root)
             if not SKIPPED.search(inside.as_posix()):
-                yield ".".join((package, *inside.with_suffix("").parts)).removesuffix(".__init__"), path
+                name = ".".join((package, *inside.with_suffix("").parts))
+                yield name if whole else name.removesuffix(".__init__"), path
 
 
 def gather(
@@ -114,15 +116,17 @@ def gather(
     *,
     rows: int,
     tests: int,
+    whole: bool = False,
 ) -> tuple[Path, Path]:
     """Writes `train.jsonl` and `test.jsonl` and returns their paths: what `rows_of` finds in each module (its file, its
-    name) of the packages. No module has rows in both.
+    name, as `modules` has it) of the packages. No module has rows in both.
 
     Raises RuntimeError when the installed packages say too little.
     """
     found: dict[str, list[object]] = {"train": [], "test": []}
     wanted = {"train": rows, "test": tests}
-    for digest, name, path in sorted((hashlib.sha256(n.encode()).digest(), n, p) for n, p in modules(packages)):
+    found_in = sorted((hashlib.sha256(n.encode()).digest(), n, p) for n, p in modules(packages, whole=whole))
+    for digest, name, path in found_in:
         side = "test" if digest[-1] % TEST_SHARE == 0 else "train"
         if len(found[side]) < wanted[side]:
             found[side] += list(rows_of(path, name))[: wanted[side] - len(found[side])]

@@ -10,15 +10,15 @@ nothing is downloaded. The same package versions give the same bytes.
 
 import argparse
 import ast
-import hashlib
 import json
 import re
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from dataset import gather
 
 PACKAGES = ("torch", "sympy", "sklearn", "networkx", "scipy", "urllib3", "requests")
 KINDS = {
@@ -29,9 +29,6 @@ KINDS = {
     "attr": "attribute",
     "data": "attribute",
 }
-SKIPPED = re.compile(r"(^|/)(tests?|testing|externals|_vendor|benchmarks|__pycache__)(/|$)|conftest|test_")
-TEST_SHARE = 5
-"""One module in so many goes to the test rows."""
 ROWS_PER_MODULE = 12
 WORDS = range(6, 61)
 _MARKUP = re.compile(
@@ -45,36 +42,12 @@ def make(directory: Path, *, rows: int = 1500, test_rows: int = 400) -> tuple[Pa
 
     No module has rows in both. Raises RuntimeError when the installed packages say too little.
     """
-    found: dict[str, list[dict[str, Any]]] = {"train": [], "test": []}
-    wanted = {"train": rows, "test": test_rows}
     seen: set[str] = set()
-    modules = sorted((hashlib.sha256(name.encode()).digest(), name, path) for name, path in _modules())
-    for digest, name, path in modules:
-        side = "test" if digest[-1] % TEST_SHARE == 0 else "train"
-        if len(found[side]) < wanted[side]:
-            found[side] += list(_rows(path, module=name, seen=seen))[: wanted[side] - len(found[side])]
-    for side, count in wanted.items():
-        if len(found[side]) < count:
-            raise RuntimeError(
-                f"only {len(found[side])} of {count} {side} rows in {', '.join(PACKAGES)}; ask for fewer"
-            )
-    directory.mkdir(parents=True, exist_ok=True)
-    for side, items in found.items():
-        lines = "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items)
-        (directory / f"{side}.jsonl").write_text(lines, encoding="utf-8")
-    return directory / "train.jsonl", directory / "test.jsonl"
 
+    def rows_of(path: Path, module: str) -> Iterator[dict[str, Any]]:
+        return _rows(path, module=module, seen=seen)
 
-def _modules() -> Iterator[tuple[str, Path]]:
-    for package in PACKAGES:
-        spec = find_spec(package)
-        if spec is None or spec.origin is None:
-            continue
-        root = Path(spec.origin).parent
-        for path in root.rglob("*.py"):
-            inside = path.relative_to(root)
-            if not SKIPPED.search(inside.as_posix()):
-                yield ".".join((package, *inside.with_suffix("").parts)), path
+    return gather(PACKAGES, rows_of, directory, rows=rows, tests=test_rows, whole=True)
 
 
 def _rows(path: Path, *, module: str, seen: set[str]) -> Iterator[dict[str, Any]]:

@@ -742,8 +742,8 @@ class Gate(Model):
 
     metric: MetricName = spec_field(
         "judge",
-        "What is judged: one of the task's metrics, or slice-gap, the widest gap of evaluation.primary between two values of a "
-        "column of evaluation.slices.",
+        "What is judged: one of the task's metrics; memorisation, the share of training rows that a model which writes text goes on "
+        "with word for word; or slice-gap, the widest gap of evaluation.primary between two values of a column of evaluation.slices.",
         required=True,
     )
     at_least: Bound | None = spec_field("judge", "The metric must not be lower.")
@@ -1040,23 +1040,25 @@ def _primary(name: str, kind: TaskKind) -> Rule:
 
 def _metrics(name: str, kind: TaskKind) -> Rule:
     """So are those that are shown."""
-    options = ", ".join(f"'{metric}'" for metric in kind.metrics)
+    known = (*kind.metrics, *kind.later)
+    options = ", ".join(f"'{metric}'" for metric in known)
     return Rule(
         f"self.task.type != '{name}' || !has(self.evaluation) || !has(self.evaluation.metrics) || "
         f"self.evaluation.metrics.all(metric, metric in [{options}])",
-        f"evaluation.metrics for {name} are among {', '.join(kind.metrics)}",
-        lambda spec: at(spec, "task.type") != name or _known(_items(at(spec, "evaluation.metrics")), kind.metrics),
+        f"evaluation.metrics for {name} are among {', '.join(known)}",
+        lambda spec: at(spec, "task.type") != name or _known(_items(at(spec, "evaluation.metrics")), known),
     )
 
 
 def _gates(name: str, kind: TaskKind) -> Rule:
     """And those that are judged."""
-    options = ", ".join(f"'{metric}'" for metric in kind.metrics)
+    known = (*kind.metrics, *kind.later)
+    options = ", ".join(f"'{metric}'" for metric in known)
     return Rule(
         f"self.task.type != '{name}' || !has(self.evaluation) || !has(self.evaluation.gates) || "
         f"self.evaluation.gates.all(gate, gate.metric in [{options}, 'slice-gap'])",
-        f"evaluation.gates for {name} judge {', '.join(kind.metrics)} or slice-gap",
-        lambda spec: at(spec, "task.type") != name or _known(_gated(spec), (*kind.metrics, "slice-gap")),
+        f"evaluation.gates for {name} judge {', '.join(known)} or slice-gap",
+        lambda spec: at(spec, "task.type") != name or _known(_gated(spec), (*known, "slice-gap")),
     )
 
 

@@ -60,6 +60,7 @@ Metric = Literal[
     "reward-accuracy",
     "reward-margin",
     "probe-accuracy",
+    "memorisation",
 ]
 
 
@@ -89,6 +90,8 @@ class TaskKind:
     """Whether several rows may share one sequence."""
     splits: bool = False
     """Whether an overlong row may become several; then it does so unless the document says otherwise."""
+    later: tuple[Metric, ...] = ()
+    """Further metrics that are measured after training alone, and so choose no checkpoint."""
     kept: tuple[Metric, ...] = ()
     """Metrics of a retention set whose rows are of this task, the first where the document names none."""
     retains: tuple[RetentionType, ...] = ()
@@ -153,6 +156,7 @@ TASKS: Mapping[TaskType, TaskKind] = {
     "summarization": TaskKind(
         columns={"text": "text", "summary": "summary"},
         metrics=("rouge-1", "rouge-2", "rouge-l", "token-accuracy", "loss"),
+        later=("memorisation",),
         primary="rouge-l",
         refused={"head": _REUSED_OUTPUT},
         without={"task.labels": _NO_LABELS},
@@ -164,6 +168,7 @@ TASKS: Mapping[TaskType, TaskKind] = {
     "translation": TaskKind(
         columns={"source": "source", "target": "target"},
         metrics=("bleu", "chrf", "token-accuracy", "loss"),
+        later=("memorisation",),
         primary="bleu",
         refused={"head": _REUSED_OUTPUT},
         without={"task.labels": _NO_LABELS},
@@ -175,6 +180,7 @@ TASKS: Mapping[TaskType, TaskKind] = {
     "causal-lm": TaskKind(
         columns={"text": "text"},
         metrics=("loss", "perplexity", "token-accuracy"),
+        later=("memorisation",),
         primary="perplexity",
         refused={"head": _LANGUAGE_HEAD},
         without={"task.labels": "which learns from the text itself"},
@@ -209,6 +215,7 @@ TASKS: Mapping[TaskType, TaskKind] = {
     "instruction": TaskKind(
         columns={"messages": "messages", "prompt": "prompt", "completion": "completion", "tools": "tools"},
         metrics=("loss", "token-accuracy", "exact-match", "rouge-l"),
+        later=("memorisation",),
         primary="loss",
         refused={"head": _LANGUAGE_HEAD},
         without={"task.labels": _NO_LABELS},
@@ -243,7 +250,7 @@ ROLES: tuple[str, ...] = tuple(
 """All roles of columns, in camelCase as the API has them."""
 
 _LOWER_IS_BETTER: frozenset[str] = frozenset(
-    {"loss", "log-loss", "ece", "mse", "rmse", "mae", "perplexity", "slice-gap"}
+    {"loss", "log-loss", "ece", "mse", "rmse", "mae", "perplexity", "slice-gap", "memorisation"}
 )
 
 

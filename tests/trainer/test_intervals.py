@@ -46,8 +46,11 @@ def test_the_same_seed_draws_the_same_rows() -> None:
     learner = learner_of(labels=LABELS, form=ONE)
     draws = Draws.of(learner, 40, seed=3)
     assert draws.count == 1000
-    one, two = (list(draws.each()) for _ in range(2))
+    beats: list[int] = []
+    each = draws.each(lambda: beats.append(1))
+    one, two = list(each), list(each)
     assert all(np.array_equal(a, b) for a, b in zip(one, two, strict=True))
+    assert len(beats) == 2 * 63, "a sign of life every 16 draws, each time they are gone through"
     assert not np.array_equal(one[0], one[1])
     assert Draws.of(learner, 10**6, seed=3).count == 50
 

@@ -169,7 +169,7 @@ def test_metrics_that_need_text_are_known_by_their_task() -> None:
     assert both.higher_is_better("short.rouge-l")
 
 
-def test_as_many_mistakes_of_each_task_are_shown() -> None:
+def test_what_is_written_wrongly_is_shown_task_by_task() -> None:
     both, count = learner(), 40
     store = store_of([(int(row >= count), "alpha beta") for row in range(2 * count)])
     rows = np.arange(2 * count)
@@ -187,11 +187,10 @@ def test_as_many_mistakes_of_each_task_are_shown() -> None:
             PLACE: rows,
         }
     )
-    found = errors_of(both, outcomes)["mistakes"]
-    assert len(found) == MISTAKES
-    assert [row["part"] for row in found] == ["short"] * (MISTAKES // 2) + ["german"] * (MISTAKES // 2)
-    assert {(row["part"], row["answer"]) for row in found} == {("short", "of short"), ("german", "of german")}
-    assert {row["truth"] for row in found} == {"alpha beta"}
+    found = errors_of(both, outcomes, lambda: None)
+    assert {name: len(own["mistakes"]) for name, own in found.items()} == {"short": MISTAKES, "german": MISTAKES}
+    for name, own in found.items():
+        assert {(row["truth"], row["answer"]) for row in own["mistakes"]} == {("alpha beta", f"of {name}")}
 
 
 # --- for those who use the model ---

@@ -227,6 +227,14 @@ def test_running_mean_and_anchor_are_a_copy_each_of_what_trains() -> None:
     assert plain.copies == 0
 
 
+def test_several_ranks_add_their_gradients_in_buckets_as_large() -> None:
+    model = _model("bert")
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.bert.named_parameters()}
+    ours = {"method": _method("full"), "training": _training(), "batch": _batch("bert"), "labels": LABELS}
+    found = predict(model.config.to_dict(), shapes, device="cpu", ranks=2, **ours)
+    assert found.copies == found.gradients
+
+
 def test_trained_parameters_are_counted_as_the_model_has_them() -> None:
     for method in ("full", "lora", "dora", "adapter", "ia3", "prompt", "prefix"):
         model = _model("bert")
@@ -294,6 +302,12 @@ def test_the_norms_of_old_checkpoints_are_found_by_their_old_names() -> None:
 def test_what_is_not_known_is_said_and_not_guessed(config: dict[str, Any], said: str) -> None:
     with pytest.raises(Unknown, match=said):
         anatomy(config, {"weight": (3, 3)}, writes=False)
+
+
+def test_layers_as_wide_as_t5_has_buckets_of_positions_are_layers() -> None:
+    model = _model("t5", d_model=32, d_kv=16, d_ff=64, num_heads=2)
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    assert [len(stack.matrices) for stack in anatomy(model.config.to_dict(), shapes, writes=True).stacks] == [6, 10]
 
 
 def test_an_activation_nobody_knows_is_not_guessed() -> None:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finetune_api.job import EvaluationStatus, Gain, GateStatus, RetentionStatus
-from finetune_trainer.report import Mistake, Report, page
+from finetune_trainer.report import Errors, Mistake, Report, page
 from finetune_trainer.report.page import SIZE_LIMIT
 from finetune_trainer.report.svg import bars, histogram, lines, short
 
@@ -110,8 +110,10 @@ def full(word: str = "label", *, rows: int = 3, text: str = "a row") -> Report:
             {"step": 10, "metrics": {"f1": 0.3, "loss": 1.0}},
             {"step": 20, "metrics": {"f1": 0.5, "loss": 0.9}},
         ],
-        labels=["a", word],
-        confusion=[[3, 1], [0, 4]],
+        errors=[
+            Errors(labels=["a", word], confusion=[[3, 1], [0, 4]], mistakes=[mistake] * rows),
+            Errors(word, suspects=[mistake] * rows),
+        ],
         slices=[
             {
                 "column": word,
@@ -123,8 +125,6 @@ def full(word: str = "label", *, rows: int = 3, text: str = "a row") -> Report:
                 "equalizedOdds": 0.1,
             }
         ],
-        mistakes=[mistake] * rows,
-        suspects=[mistake] * rows,
         lengths=([3, 5], [1.0, 2.0, 3.0]),
         warnings=[word],
         configuration=word,
@@ -144,7 +144,9 @@ def test_nothing_of_the_data_becomes_markup(word: str) -> None:
 
 
 def test_a_picture_is_part_of_the_page() -> None:
-    report = replace(full(), mistakes=[Mistake("s3://data/1.png", "1.png", "cat", "dog", 2.0, b"\x89PNG")])
+    report = replace(
+        full(), errors=[Errors(mistakes=[Mistake("s3://data/1.png", "1.png", "cat", "dog", 2.0, b"\x89PNG")])]
+    )
     assert '<img alt="" src="data:image/png;base64,iVBORw==">' in page(report)
     assert "<img" not in page(full())
 
@@ -157,6 +159,7 @@ def test_what_was_measured_is_there_in_words() -> None:
         "f1 is better by 0.4 (95 % interval 0.3 to 0.5) on training rows",
         "Equalised odds differ by 0.1.",
         "s3://label:3",
+        "Training rows that may be mislabelled: label",
         "perplexity 70 10 11 1 0.5 to 1.5 rise <= 5 % broken",
     ):
         assert said in text

@@ -313,7 +313,7 @@ def test_rows_are_told_with_what_there_is_of_them() -> None:
 def test_without_arguments_the_help_is_shown() -> None:
     shown = subprocess.run(FINETUNE, capture_output=True, text=True, timeout=60, check=False)
     assert shown.returncode == 0
-    for word in ("validate", "run", "preflight", "train", "exit codes"):
+    for word in ("validate", "run", "advise", "preflight", "train", "exit codes"):
         assert word in shown.stdout
 
 
@@ -323,6 +323,7 @@ def test_without_arguments_the_help_is_shown() -> None:
         ("from finetune_trainer.__main__ import main; main(['validate', '/dev/null'])", {"numpy", "torch", "botocore"}),
         ("import finetune_trainer.supervisor", {"torch", "transformers", "botocore"}),
         ("import finetune_trainer.preflight, finetune_trainer.local", {"torch", "transformers", "sklearn"}),
+        ("import finetune_trainer.advise", {"torch", "transformers", "sklearn"}),
         ("import finetune_trainer.where", {"torch", "transformers", "sklearn", "botocore"}),
     ],
 )

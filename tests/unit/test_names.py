@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="module")
 def names() -> ModuleType:
+    sys.path.insert(0, str(ROOT / "hack"))  # where its neighbours are when it runs as a script
     spec = importlib.util.spec_from_file_location("hack_names", ROOT / "hack/names.py")
     assert spec is not None
     assert spec.loader is not None

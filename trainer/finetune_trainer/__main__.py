@@ -5,8 +5,10 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 from finetune_api.contract import PROGRESS_PORT
+from finetune_api.tasks import TASKS, MethodType
 
 EPILOG = """\
 exit codes:
@@ -54,6 +56,27 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--work", type=Path, metavar="DIR", help="scratch directory (default: one below ~/.cache)")
     _credentials(run)
     run.set_defaults(action=_run)
+    advise = commands.add_parser(
+        "advise",
+        help="try several bases on your rows and say which one to tune",
+        description="Try several bases on the rows of a task: license, size, tokens, predicted memory, what each knows "
+        "of the task untuned, seconds an epoch takes here. Prints a table, the base to choose and why, and a "
+        "FineTuneJob for it. Trains a few steps of each base, and downloads it for that.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    advise.add_argument("--data", required=True, metavar="URI", help="rows: a path, file://, s3:// or hf://")
+    kinds = sorted(TASKS.keys() - {"multi-task"})
+    advise.add_argument("--task", required=True, choices=kinds, metavar="TASK", help=", ".join(kinds))
+    advise.add_argument("--models", required=True, type=_listed, metavar="A,B,C", help="bases: paths or URIs")
+    advise.add_argument("--method", default="lora", choices=get_args(MethodType), metavar="TYPE", help="default: lora")
+    advise.add_argument("--columns", type=_columns, default={}, metavar="ROLE=NAME,...", help="such as text=body")
+    advise.add_argument("--max-length", type=int, metavar="N", help="data.maxLength (default: the task's)")
+    advise.add_argument("--output", default="tuned", metavar="URI", help="output of the FineTuneJob (default: ./tuned)")
+    advise.add_argument("--profile", type=Path, metavar="FILE", help="YAML file with a FineTuneProfile (default: none)")
+    advise.add_argument("--json", action="store_true", help="print everything as JSON")
+    _credentials(advise)
+    advise.set_defaults(action=_advise)
     data = commands.add_parser("data", help="what is in the batches of a run")
     questions = data.add_subparsers(dest="question", metavar="QUESTION", required=True)
     where = questions.add_parser(
@@ -108,6 +131,35 @@ def _run(options: argparse.Namespace) -> int:
     from finetune_trainer import local
 
     return local.main(options.file, profile=options.profile, work=options.work, credentials=options.credentials)
+
+
+def _listed(text: str) -> list[str]:
+    return list(dict.fromkeys(part for part in text.split(",") if part))
+
+
+def _columns(text: str) -> dict[str, str]:
+    """`text=body,label=intent`."""
+    pairs = [part.split("=", 1) for part in text.split(",")]
+    if not all(len(pair) == 2 and all(pair) for pair in pairs):
+        raise argparse.ArgumentTypeError(f"give roles and columns as text=body,label=intent, not {text!r}")
+    return dict(pairs)
+
+
+def _advise(options: argparse.Namespace) -> int:
+    from finetune_trainer import advise
+
+    question = advise.Question(
+        data=options.data,
+        task=options.task,
+        models=options.models,
+        method=options.method,
+        columns=options.columns,
+        max_length=options.max_length,
+        output=options.output,
+        profile=options.profile,
+        credentials=options.credentials,
+    )
+    return advise.main(question, as_document=options.json)
 
 
 def _where(options: argparse.Namespace) -> int:

@@ -134,7 +134,7 @@ def anatomy(config: Mapping[str, Any], shapes: Shapes, *, writes: bool) -> Anato
         name: shape
         for name, shape in shapes.items()
         if len(shape) == 2 and name.endswith("weight") and (name in inside or not _is_table(shape, config))
-        if shape[0] != config.get("relative_attention_num_buckets") and "lm_head" not in name
+        if not _is_bias(shape, config) and "lm_head" not in name
     }
     return Anatomy(FAMILIES[kind], stacks, shapes, linear, stacks[0].width, vocabulary, tied, config)
 
@@ -168,6 +168,11 @@ def _is_table(shape: Shape, config: Mapping[str, Any]) -> bool:
     return any(shape[0] in (rows, (rows or 0) + 2) for rows in map(config.get, _TABLE_ROWS) if rows)
 
 
+def _is_bias(shape: Shape, config: Mapping[str, Any]) -> bool:
+    """Whether it is T5's table of how much positions attend to each other."""
+    return shape == (config.get("relative_attention_num_buckets"), config.get("num_heads"))
+
+
 def _grouped(shapes: Shapes) -> dict[str, dict[int, dict[str, Shape]]]:
     """By the name of a stack its blocks, each with its parameters. A block has at least four matrices."""
     found: dict[str, dict[int, dict[str, Shape]]] = {}
@@ -187,7 +192,7 @@ def _stack(prefix: str, blocks: Mapping[int, Shapes], config: Mapping[str, Any],
     matrices = {
         name.removesuffix(".weight"): shape
         for name, shape in block.items()
-        if len(shape) == 2 and name.endswith("weight") and shape[0] != config.get("relative_attention_num_buckets")
+        if len(shape) == 2 and name.endswith("weight") and not _is_bias(shape, config)
     }
     heads = _first(config, _HEADS, "attention heads")
     norms = [name for name in block if len(block[name]) == 1 and re.search(r"(^|\.)(weight|gamma)$", name)]

@@ -21,6 +21,8 @@ from finetune_trainer.errors import errors_of
 from finetune_trainer.evaluate import PLACE, packed, unpacked
 from finetune_trainer.gates import BASELINES, best_baseline, judge_retention
 from finetune_trainer.intervals import Draws, Samples, gains, interval, intervals
+from finetune_trainer.memorisation import METRIC as MEMORISATION
+from finetune_trainer.memorisation import known_by_heart, share_interval, share_of
 from finetune_trainer.model import trunk_of
 from finetune_trainer.retention import compare, of_base
 from finetune_trainer.run import TEST, TRAIN, VALIDATION
@@ -56,8 +58,11 @@ def assess(attempt: Attempt, tuned_model: TunedModel, evaluation: str) -> Evalua
     rivals: dict[str, Outcomes] | None = None
     baseline = _done(attempt, RecordKind.BASELINE, evaluationId=evaluation)
     if baseline is None:
-        rivals, suspects = _baselines(attempt, rows)
-        measured = {name: _metrics(attempt, rivals[name]) if name in rivals else None for name in BASELINES}
+        rivals, suspects, shares = _baselines(attempt, rows)
+        measured = {
+            name: {**_metrics(attempt, rivals[name]), **shares.get(name, {})} if name in rivals else None
+            for name in BASELINES
+        }
         baseline = _append(attempt, RecordKind.BASELINE, {**about, **measured, "suspects": suspects}, rivals)
     tuned = _done(attempt, RecordKind.EVALUATED, evaluationId=evaluation, weights=weights)
     if tuned is None:
@@ -109,8 +114,9 @@ def _alone(attempt: Attempt) -> World:
     return World(device=attempt.world.device)
 
 
-def _baselines(attempt: Attempt, rows: Rows) -> tuple[dict[str, Outcomes], list[dict[str, Any]]]:
-    """What is to be beaten, and training rows that are likely mislabelled, which the probe finds by the way.
+def _baselines(attempt: Attempt, rows: Rows) -> tuple[dict[str, Outcomes], list[dict[str, Any]], dict[str, Metrics]]:
+    """What is to be beaten, training rows that are likely mislabelled, which the probe finds by the way, and what a
+    baseline knows of training rows by heart.
 
     The untouched base is a baseline where nothing of it had to be invented.
     """
@@ -118,6 +124,7 @@ def _baselines(attempt: Attempt, rows: Rows) -> tuple[dict[str, Outcomes], list[
     evaluator, train = attempt.evaluator(_alone(attempt)), attempt.encoded.rows(TRAIN)
     found: dict[str, Outcomes | None] = {}
     suspects: list[dict[str, Any]] = []
+    shares: dict[str, Metrics] = {}
     if "trivial" in wanted:
         found["trivial"] = evaluator.trivial(train, rows)
     if "base" in wanted or ("probe" in wanted and attempt.learner.probe is not None):
@@ -125,12 +132,13 @@ def _baselines(attempt: Attempt, rows: Rows) -> tuple[dict[str, Outcomes], list[
         base = loaded.model.to(attempt.world.device)
         if "base" in wanted and not loaded.fresh:
             found["base"] = evaluator.outcomes(base, rows, inputs_of=attempt.inputs_of)
+            shares["base"] = share_of(known_by_heart(attempt, base))
         if "probe" in wanted and attempt.learner.probe is not None:
             seed = attempt.config.training.seed
             probed = evaluator.probe(trunk_of(base), train, rows, inputs_of=attempt.inputs_of, seed=seed)
             if probed is not None:
                 found["probe"], suspects = probed.outcomes, [asdict(suspect) for suspect in probed.suspects]
-    return {name: outcomes for name, outcomes in found.items() if outcomes is not None}, suspects
+    return {name: outcomes for name, outcomes in found.items() if outcomes is not None}, suspects, shares
 
 
 def _tuned(
@@ -140,17 +148,19 @@ def _tuned(
     learner = attempt.learner
     outcomes = attempt.evaluator(_alone(attempt)).outcomes(model, rows, inputs_of=attempt.inputs_of)
     samples = _samples(attempt, outcomes)
+    by_heart = known_by_heart(attempt, model)
     over = best_baseline(attempt.config.primary, {name: baseline.get(name) for name in BASELINES})
     better: Mapping[str, tuple[float, float]] = {}
     if over is not None and over[0] in rivals and _same_rows(rivals[over[0]], outcomes):
         better = gains(samples, _samples(attempt, rivals[over[0]]), higher_is_better=learner.higher_is_better)
     found = {
-        "metrics": _metrics(attempt, outcomes),
-        "intervals": intervals(samples),
+        "metrics": {**_metrics(attempt, outcomes), **share_of(by_heart)},
+        "intervals": {**intervals(samples), **share_interval(by_heart)},
+        "askedByHeart": len(by_heart),
         "gains": {"over": over[0] if over else None, "intervals": better},
         "fit": _fit(attempt, model, outcomes),
         "slices": _slices(attempt, outcomes),
-        "errors": errors_of(learner, outcomes),
+        "errors": errors_of(learner, outcomes, attempt.heart.beat_or_stop),
     }
     return outcomes, found
 
@@ -280,6 +290,7 @@ def _warnings(attempt: Attempt, baseline: Mapping[str, Any], tuned: Mapping[str,
             f"Overfitting: {name} is {train:.3g} on training rows and {held:.3g} on validation rows; fewer epochs, "
             "more rows, dropout or weight decay help."
         )
+    said += _by_heart(baseline, tuned)
     for found in tuned["slices"]:
         gap, column, name = found["gap"], found["column"], found["metric"]
         if gap is None:
@@ -291,3 +302,16 @@ def _warnings(attempt: Attempt, baseline: Mapping[str, Any], tuned: Mapping[str,
     if tuned["rows"] < FEW:
         said.append(f"Only {tuned['rows']} rows were measured, so the figures are rough.")
     return said
+
+
+def _by_heart(baseline: Mapping[str, Any], tuned: Mapping[str, Any]) -> list[str]:
+    """Whether the model has surely learned training rows by heart that the base did not know so."""
+    ends = tuned["intervals"].get(MEMORISATION)
+    before = (baseline["base"] or {}).get(MEMORISATION, 0.0)
+    if ends is None or ends[0] <= before:
+        return []
+    return [
+        f"The model knows training rows by heart: {tuned['metrics'][MEMORISATION]:.1%} of {tuned['askedByHeart']} "
+        f"({ends[0]:.1%} to {ends[1]:.1%}), the base {before:.1%}; fewer epochs, data.deduplicate or a lower learning "
+        "rate help, and personal data does not belong in such rows."
+    ]

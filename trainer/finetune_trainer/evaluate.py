@@ -31,7 +31,7 @@ PLACE = "place"
 """Name under which outcomes say which row of the encoded store they are of."""
 PROBE_ROWS = 5000
 SUSPECTS = 50
-"""Rows that are named at most as likely mislabelled."""
+"""Rows of a task that are named at most as likely mislabelled."""
 SUSPICIOUS = 0.2
 """Probability of a row's label below which it is named."""
 PROBE_POSITIONS = 20_000
@@ -46,8 +46,11 @@ class Suspect:
     """Its number in the encoded store."""
     quality: float
     """How likely its label is, by a probe that has not seen the row."""
+    label: str
     likelier: str
     """The label that the probe would give it."""
+    part: str = ""
+    """Of which of several tasks it is."""
 
 
 @dataclass(frozen=True)
@@ -165,15 +168,18 @@ class Evaluator:
         return Probed(self._settled(predictions, asked), suspects)
 
     def _suspects(self, features: NDArray[np.float32], rows: Rows, seed: int) -> list[Suspect]:
-        """Training rows whose label the features speak against, the most suspicious first."""
-        if self.learner.probe != "rows":
-            return []
-        found = self.learner.label_quality(features, store=self.encoded, rows=rows, seed=seed)
-        if found is None:
-            return []
-        quality, likelier = found
-        worst = np.argsort(quality, kind="stable")[:SUSPECTS]
-        return [Suspect(int(rows[n]), float(quality[n]), likelier[n]) for n in worst if quality[n] < SUSPICIOUS]
+        """Training rows whose label the features speak against, of each task the most suspicious first."""
+        suspects = []
+        judged = self.learner.label_qualities(features, store=self.encoded, rows=rows, seed=seed)
+        for part, (own, quality, labels, likelier) in judged.items():
+            self.beat()
+            worst = np.argsort(quality, kind="stable")[:SUSPECTS]
+            suspects += [
+                Suspect(int(own[n]), float(quality[n]), labels[n], likelier[n], part)
+                for n in worst
+                if quality[n] < SUSPICIOUS
+            ]
+        return suspects
 
     def _few(self, train: Rows, seed: int) -> Rows:
         """Training rows for the probe, the same for the same seed."""

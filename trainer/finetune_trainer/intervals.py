@@ -5,7 +5,7 @@ percentile method of Efron, 1979). Two models are compared on the same draws, so
 cancels out.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 
@@ -20,6 +20,7 @@ TAILS = (2.5, 97.5)
 """Percentiles between which 95 % of the draws lie."""
 _ROWS_DRAWN = 5_000_000
 _FEWEST = 50
+_BETWEEN_BEATS = 16
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,9 @@ class Draws:
     def of(cls, learner: Learner, rows: int, *, seed: int) -> "Draws":
         return cls(rows, seed, max(_FEWEST, min(learner.draws, _ROWS_DRAWN // max(1, rows))))
 
-    def each(self, beat: Callable[[], None] = lambda: None) -> Iterator[NDArray[np.int64]]:
-        """Places of rows, int64 [rows], one draw after the other."""
-        for number in range(self.count):
-            if number % 16 == 0:
-                beat()
-            yield np.random.default_rng((self.seed, number)).integers(0, self.rows, self.rows)
+    def each(self, beat: Callable[[], None] = lambda: None) -> Iterable[NDArray[np.int64]]:
+        """Places of rows, int64 [rows], one draw after the other; the same ones each time they are gone through."""
+        return _Each(self, beat)
 
     def measured(
         self, learner: Learner, outcomes: Outcomes, *, needed: str = "", beat: Callable[[], None] = lambda: None
@@ -51,6 +49,18 @@ class Draws:
             slow = Learner.resampled(learner, outcomes, islice(self.each(beat), _FEWEST))
             found[needed] = slow[needed]
         return found
+
+
+@dataclass(frozen=True)
+class _Each:
+    draws: Draws
+    beat: Callable[[], None]
+
+    def __iter__(self) -> Iterator[NDArray[np.int64]]:
+        for number in range(self.draws.count):
+            if number % _BETWEEN_BEATS == 0:
+                self.beat()
+            yield np.random.default_rng((self.draws.seed, number)).integers(0, self.draws.rows, self.draws.rows)
 
 
 def interval(values: NDArray[np.float64]) -> tuple[float, float] | None:

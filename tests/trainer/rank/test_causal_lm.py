@@ -242,7 +242,7 @@ def test_a_run_learns_packs_its_rows_and_resumes_to_the_same_bytes(make_run: Any
     assert "rows are packed into" in log
     evaluation = calm.published()["outcome"]["evaluation"]
     assert evaluation["tuned"]["perplexity"] < 0.5 * evaluation["base"]["perplexity"]
-    assert set(evaluation["tuned"]) == {"loss", "perplexity", "token-accuracy"}
+    assert set(evaluation["tuned"]) == {"loss", "perplexity", "token-accuracy", "memorisation"}
     stopped = make_run(texts(80), name="stopped", base=base, **SPEC)
     code, log = stopped.run(tmp_path / "work-0", stop=(*STEP, 7, signal.SIGTERM.value))
     assert code == 45, log

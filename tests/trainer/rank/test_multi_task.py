@@ -18,6 +18,7 @@ from finetune_trainer import tasks
 from finetune_trainer.checkpoint import State
 from finetune_trainer.data.batch import Encoded
 from finetune_trainer.data.order import Order
+from finetune_trainer.intervals import Draws
 from finetune_trainer.loop import Objective, train
 from finetune_trainer.model import load
 from finetune_trainer.run import TRAIN
@@ -141,6 +142,54 @@ def test_every_task_is_published_as_a_directory_that_its_auto_class_loads(
         assert list(model.config.id2label.values()) == labels
         trunks.append(model.base_model.state_dict())
     assert all(torch.equal(trunks[0][name], trunks[1][name]) for name in trunks[0])
+
+
+def test_where_the_model_errs_is_told_task_by_task(make_run: MakeRun, tmp_path: Path) -> None:
+    """Every tenth label of one task is wrong; rows of the other have many labels each."""
+    spec = files(tmp_path / "rows", count=240)
+    path = tmp_path / "rows" / "train-colour.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for row in rows[::10]:
+        row["colour"] = "red" if row["colour"] != "red" else "blue"
+    write(path, rows)
+    for side, count in (("train", 60), ("validation", 24), ("test", 24)):
+        texts = [sample(random.Random(f"{side}{number}"))[0].split() for number in range(count)]
+        tagged = [{"tokens": words, "tags": ["X" if w in COLOURS else "O" for w in words]} for words in texts]
+        write(path.with_name(f"{side}-length.jsonl"), tagged)
+    spec["task"]["tasks"][1] = {"name": "length", "type": "token-classification"}
+    made = make_run([{}], name="errs", training={**TRAINING, "maxSteps": 30}, **spec)
+    code, log = made.run(tmp_path / "work")
+    assert code == 0, log
+    bodies = {record.kind: record.body for record in made.records}
+    errors = bodies[RecordKind.EVALUATED]["errors"]
+    assert set(errors) == {"colour", "length"}
+    assert errors["colour"]["labels"] == ["blue", "green", "red"]
+    assert np.array(errors["colour"]["confusion"]).sum() == 24, "the test rows of that task alone"
+    places = np.array([found["place"] for found in errors["colour"]["mistakes"]], dtype=np.int64)
+    store = Encoded(tmp_path / "work/runs" / made.record.run_id / "encoded.safetensors")
+    assert set(store.values("task", places).tolist()) <= {0}
+    suspects = bodies[RecordKind.BASELINE]["suspects"]
+    assert suspects, "the probe sees the colour in a text"
+    assert {found["part"] for found in suspects} == {"colour"}
+    assert {found["label"] for found in suspects} <= set(COLOURS)
+    lines = store.values("row", np.array([found["place"] for found in suspects]))
+    assert (lines % 10 == 1).mean() > 0.5, "of all rows a tenth was changed"
+    report = (made.model().parent / "report.html").read_text()
+    for title in ("Which labels are mixed up: colour", "Training rows that may be mislabelled: colour"):
+        assert f"<h2>{title}</h2>" in report
+
+
+def test_a_run_shows_signs_of_life_while_each_tasks_intervals_are_computed(make: Any) -> None:
+    learner, store, _ = loaded(make("alive"))
+    rows = store.rows(TRAIN)
+    trivial = learner.trivial(store, rows, rows)
+    assert trivial is not None
+    outcomes = learner.settle({**learner.gold(store, rows), **trivial, "place": rows})
+    beats: list[int] = []
+    draws = Draws(len(rows), 3, 160)
+    found = draws.measured(learner, outcomes, beat=lambda: beats.append(1))
+    assert {"mean", "loss", "colour.f1", "length.f1"} <= found.keys()
+    assert len(beats) == 3 * 10, "once through the draws to count rows, and once for each task"
 
 
 def test_the_loss_is_that_of_each_task_by_its_share_and_weight(make: Any) -> None:

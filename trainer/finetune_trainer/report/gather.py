@@ -1,6 +1,6 @@
 """From what a run has recorded to what its report says."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from finetune_trainer.base_model import read_base_model
 from finetune_trainer.foresight import foresee, quantity
 from finetune_trainer.gates import BASELINES
 from finetune_trainer.predicted import Prediction
-from finetune_trainer.report.page import Mistake, Report
+from finetune_trainer.report.page import Errors, Mistake, Report
 from finetune_trainer.run import TEST, TRAIN, VALIDATION
 from finetune_trainer.storage import open_store
 from finetune_trainer.storage.commit import RecordKind, find
@@ -28,22 +28,9 @@ def gather(attempt: Attempt, outcome: TrainOutcome, *, evaluation: str, load_hin
     baseline = _body(attempt, RecordKind.BASELINE, evaluation)
     tuned = _body(attempt, RecordKind.EVALUATED, evaluation)
     curve = attempt.trained.body.get("curve", {}) if attempt.trained else {}
-    errors = tuned.get("errors", {})
-    wrong = [
-        _mistake(
-            attempt,
-            found["place"],
-            found["truth"] or "",
-            found["answer"] or "",
-            found["loss"],
-            part=found.get("part", ""),
-        )
-        for found in errors.get("mistakes", [])
-    ]
-    odd = [
-        _mistake(attempt, found["place"], _label(attempt, found["place"]), found["likelier"], found["quality"])
-        for found in baseline.get("suspects", [])
-    ]
+    errors: Mapping[str, Any] = tuned.get("errors", {})
+    suspects = baseline.get("suspects", [])
+    parts = dict.fromkeys([*errors, *(found["part"] for found in suspects)])
     return Report(
         title=config.job,
         subtitle=f"{config.task.type} · {config.method.type} on {config.model}",
@@ -55,11 +42,8 @@ def gather(attempt: Attempt, outcome: TrainOutcome, *, evaluation: str, load_hin
         fit=tuned.get("fit", {}),
         losses=curve.get("losses", ()),
         evaluations=curve.get("evaluations", ()),
-        labels=errors.get("labels", ()),
-        confusion=errors.get("confusion"),
+        errors=[_errors(attempt, part, errors.get(part, {}), suspects) for part in parts],
         slices=tuned.get("slices", ()),
-        mistakes=wrong,
-        suspects=odd,
         lengths=_lengths(attempt),
         warnings=status.warnings or (),
         configuration=yaml.safe_dump(_configuration(attempt), sort_keys=False, allow_unicode=True, width=100),
@@ -76,13 +60,30 @@ def _body(attempt: Attempt, kind: RecordKind, evaluation: str) -> Mapping[str, A
     return {}
 
 
-def _mistake(attempt: Attempt, place: int, truth: str, answer: str, score: float, *, part: str = "") -> Mistake:
-    """A row of the store, of one of several tasks if it is of a `part`: where it is in the data, and its picture, or
-    its text as far as its tokens tell."""
+def _errors(attempt: Attempt, part: str, found: Mapping[str, Any], suspects: Sequence[Mapping[str, Any]]) -> Errors:
+    """Where the model errs in one of several tasks, or in the only one."""
+    return Errors(
+        task=part,
+        labels=found.get("labels", ()),
+        confusion=found.get("confusion"),
+        mistakes=[
+            _mistake(attempt, one["place"], one["truth"] or "", one["answer"] or "", one["loss"])
+            for one in found.get("mistakes", ())
+        ],
+        suspects=[
+            _mistake(attempt, one["place"], one["label"], one["likelier"], one["quality"])
+            for one in suspects
+            if one["part"] == part
+        ],
+    )
+
+
+def _mistake(attempt: Attempt, place: int, truth: str, answer: str, score: float) -> Mistake:
+    """A row of the store: where it is in the data, and its picture, or its text as far as its tokens tell."""
     rows = np.array([place])
     number = int(attempt.encoded.values("source", rows)[0])
     line = int(attempt.encoded.values("row", rows)[0])
-    where = f"{part}: " * bool(part) + f"{attempt.record.manifest[number].uri}:{line}"
+    where = f"{attempt.record.manifest[number].uri}:{line}"
     picture = attempt.learner.picture(attempt.encoded, place)
     if picture is not None:
         name, png = picture
@@ -91,14 +92,6 @@ def _mistake(attempt: Attempt, place: int, truth: str, answer: str, score: float
         return Mistake(where, where.rpartition("/")[2], truth, answer, score)
     tokens = attempt.encoded.each("input_ids", rows)[0][:_SHOWN_TOKENS].tolist()
     return Mistake(where, attempt.tokenizer.decode(tokens, skip_special_tokens=True), truth, answer, score)
-
-
-def _label(attempt: Attempt, place: int) -> str:
-    """The labels that a row of the store has."""
-    if not attempt.encoded.has("labels"):
-        return ""
-    found = np.atleast_1d(attempt.encoded.each("labels", np.array([place]))[0])
-    return ", ".join(attempt.record.labels[label] for label in found.tolist() if label >= 0)
 
 
 def _lengths(attempt: Attempt) -> tuple[list[int], list[float]]:

@@ -30,6 +30,21 @@ class Mistake:
 
 
 @dataclass(frozen=True)
+class Errors:
+    """Where a model errs."""
+
+    task: str = ""
+    """Of several tasks the name of the one that this is about."""
+    labels: Sequence[str] = ()
+    confusion: Sequence[Sequence[int]] | None = None
+    mistakes: Sequence[Mistake] = ()
+    suspects: Sequence[Mistake] = ()
+
+    def titled(self, title: str) -> str:
+        return f"{title}: {self.task}" if self.task else title
+
+
+@dataclass(frozen=True)
 class Report:
     """Everything the page says."""
 
@@ -44,11 +59,8 @@ class Report:
     fit: Mapping[str, Any] = field(default_factory=dict)
     losses: Sequence[Sequence[float]] = ()
     evaluations: Sequence[Mapping[str, Any]] = ()
-    labels: Sequence[str] = ()
-    confusion: Sequence[Sequence[int]] | None = None
+    errors: Sequence[Errors] = ()
     slices: Sequence[Mapping[str, Any]] = ()
-    mistakes: Sequence[Mistake] = ()
-    suspects: Sequence[Mistake] = ()
     lengths: tuple[Sequence[int], Sequence[float]] = ((), ())
     """Counts, and edges between them."""
     warnings: Sequence[str] = ()
@@ -59,7 +71,7 @@ class Report:
 
 def page(report: Report) -> str:
     """The whole file, of at most SIZE_LIMIT bytes."""
-    html = _page(report, rows=len(report.mistakes) + len(report.suspects))
+    html = _page(report, rows=sum(len(one.mistakes) + len(one.suspects) for one in report.errors))
     for rows in (20, 8, 0):
         if len(html.encode()) <= SIZE_LIMIT:
             break
@@ -75,10 +87,19 @@ def _page(report: Report, *, rows: int) -> str:
         ("What the model has kept", _retention(report)),
         ("Course of training", _course(report)),
         ("Training rows beside validation rows", _fit(report)),
-        ("Which labels are mixed up", _confusion(report)),
+        *((one.titled("Which labels are mixed up"), _confusion(one)) for one in report.errors),
         ("Slices", _slices(report)),
-        ("Mistakes, the surest first", _mistakes(report.mistakes[:rows], ("truth", "answer", "loss"))),
-        ("Training rows that may be mislabelled", _mistakes(report.suspects[:rows], ("label", "likelier", "score"))),
+        *(
+            (one.titled("Mistakes, the surest first"), _mistakes(one.mistakes[:rows], ("truth", "answer", "loss")))
+            for one in report.errors
+        ),
+        *(
+            (
+                one.titled("Training rows that may be mislabelled"),
+                _mistakes(one.suspects[:rows], ("label", "likelier", "score")),
+            )
+            for one in report.errors
+        ),
         ("Lengths", histogram(*report.lengths, x="tokens") if report.lengths[0] else ""),
         ("How to load the model", f"<pre>{escape(report.load_hint)}</pre>" if report.load_hint else ""),
         ("Configuration", f"<pre>{escape(report.configuration)}</pre>" if report.configuration else ""),
@@ -192,16 +213,16 @@ def _fit(report: Report) -> str:
     return said + _table(["metric", "training", "validation"], rows)
 
 
-def _confusion(report: Report) -> str:
-    if not report.confusion:
+def _confusion(errors: Errors) -> str:
+    if not errors.confusion:
         return ""
-    head = "".join(f'<th class="up"><span>{escape(label[:24])}</span></th>' for label in report.labels)
+    head = "".join(f'<th class="up"><span>{escape(label[:24])}</span></th>' for label in errors.labels)
     body = []
-    for label, counts in zip(report.labels, report.confusion, strict=True):
+    for label, counts in zip(errors.labels, errors.confusion, strict=True):
         total = max(1, sum(counts))
         cells = "".join(
             f'<td class="{"hit" if name == label else "miss"}" style="--share:{count / total:.2f}">{count or ""}</td>'
-            for name, count in zip(report.labels, counts, strict=True)
+            for name, count in zip(errors.labels, counts, strict=True)
         )
         body.append(f"<tr><th>{escape(label[:24])}</th>{cells}</tr>")
     return (

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from finetune_trainer.data.batch import Encoded
     from finetune_trainer.data.order import Rows
     from finetune_trainer.data.text import Text
+    from finetune_trainer.tasks.continued import Spans
 
 Metrics = dict[str, float]
 Outcomes = dict[str, NDArray[Any]]
@@ -308,7 +309,8 @@ class Learner(ABC):
         """All metrics of settled outcomes (truth and predictions), as far as these hold what they need."""
 
     def resampled(self, outcomes: Outcomes, draws: Iterable[NDArray[np.int64]]) -> dict[str, NDArray[np.float64]]:
-        """The metrics of each selection of rows, for intervals; those it leaves out have none."""
+        """The metrics of each selection of rows, for intervals; those it leaves out have none. Selections are the same
+        each time they are gone through, and to go through them is a sign of life."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a label may be missing from a draw
             found = [self.metrics({name: values[draw] for name, values in outcomes.items()}) for draw in draws]
@@ -328,20 +330,28 @@ class Learner(ABC):
         """For people, of each row the truth and the answer; None where a task has none that fit into a line."""
         return None
 
-    def part_names(self, outcomes: Outcomes) -> list[str]:
-        """For people, of each row the name of its task where there are several; empty where there is one."""
-        return [""] * len(next(iter(outcomes.values())))
-
     def picture(self, store: "Encoded", row: int) -> tuple[str, bytes] | None:
         """For people, the name of a row's file, or nothing, and a small PNG; None where a row is text."""
         return None
 
+    def by_part(self, outcomes: Outcomes) -> "dict[str, tuple[Learner, Outcomes]]":
+        """By name each of `parts` that has rows among settled outcomes, and the outcomes as that one knows them."""
+        return {"": (self, outcomes)}
+
     def label_quality(
         self, features: NDArray[np.float32], *, store: "Encoded", rows: "Rows", seed: int
-    ) -> tuple[NDArray[np.float64], list[str]] | None:
-        """How well the label of each of `rows` fits its features, 0 to 1, and which label fits best; None where rows
-        have no single label."""
+    ) -> tuple[NDArray[np.float64], list[str], list[str]] | None:
+        """How well the label of each of `rows` fits its features, 0 to 1, that label, and which one fits best; None
+        where rows have no single label."""
         return None
+
+    def label_qualities(
+        self, features: NDArray[np.float32], *, store: "Encoded", rows: "Rows", seed: int
+    ) -> "dict[str, tuple[Rows, NDArray[np.float64], list[str], list[str]]]":
+        """By name each of `parts` that has `label_quality`: its rows, and what that says of them. Features are as in
+        `fit_probe`."""
+        found = self.label_quality(features, store=store, rows=rows, seed=seed) if self.probe == "rows" else None
+        return {} if found is None else {"": (rows, *found)}
 
     def generates(self, metric: str) -> bool:
         """Whether a metric needs generated text."""
@@ -367,6 +377,15 @@ class Learner(ABC):
         learned.
         """
         return None
+
+    def continuations(self, store: "Encoded", rows: "Rows") -> "Spans | None":
+        """What of rows is asked for to see whether they are known by heart: positions in what the model writes. None
+        in tasks whose models write no text."""
+        return None
+
+    def reproduced(self, model: Any, inputs: Mapping[str, Any], asked: "Spans") -> NDArray[np.bool_]:
+        """Which rows of a micro-batch the model goes on with word for word, each within its span of `asked`: [rows]."""
+        raise NotImplementedError  # only asked where there are `continuations`
 
     def higher_is_better(self, metric: str) -> bool:
         """The direction of a metric."""

@@ -22,6 +22,7 @@ from finetune_trainer.tasks.base import (
     Tools,
     text_cell,
 )
+from finetune_trainer.tasks.continued import CONTEXT, Spans, spans
 from finetune_trainer.tasks.language import LanguageLearner, check_causal, end_of, token_metrics
 
 
@@ -108,6 +109,13 @@ class CausalLearner(LanguageLearner):
 
     def metrics(self, outcomes: Outcomes) -> Metrics:
         return token_metrics(outcomes)
+
+    def continuations(self, store: Encoded, rows: Rows) -> Spans:
+        """What comes after CONTEXT tokens, or after half of a row that is shorter than twice that; without the last
+        token, which mostly ends the text."""
+        sizes = store.sizes("input_ids", rows)
+        starts = np.maximum(1, np.minimum(CONTEXT, sizes // 2))
+        return spans(starts.tolist(), (sizes - 1).tolist())
 
     def trivial(self, store: Encoded, train: Rows, rows: Rows) -> Outcomes:
         """Each token with its share among the tokens of training, whatever comes before it."""

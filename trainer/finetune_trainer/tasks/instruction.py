@@ -33,6 +33,7 @@ from finetune_trainer.tasks.base import (
     objects,
 )
 from finetune_trainer.tasks.chat import Chat, Chats, Message, ends_with_assistant, messages_of, tools_of
+from finetune_trainer.tasks.continued import Spans, spans
 from finetune_trainer.tasks.generated import GENERATED, Words, generation_metrics, scored, set_decoding
 from finetune_trainer.tasks.language import LanguageLearner, check_causal, end_of, token_metrics
 
@@ -202,6 +203,12 @@ def last_turn(mine: NDArray[np.bool_]) -> int:
     return int(others[-1]) + 1 if len(others) else 0
 
 
+def _end_of_run(learned: NDArray[Any], start: int) -> int:
+    """Where the run of learned tokens that begins at `start` is over."""
+    others = np.flatnonzero(learned[start:] == 0)
+    return start + int(others[0]) if len(others) else len(learned)
+
+
 def end_token(text: Text, chat: Chat) -> int | None:
     """The special token that ends the assistant's last message; None where there is none."""
     encoding = text.tokenizer.encode(chat.text, add_special_tokens=False)
@@ -295,6 +302,13 @@ class Answerer(LanguageLearner):
 
     def generates(self, metric: str) -> bool:
         return metric in GENERATED
+
+    def continuations(self, store: Encoded, rows: Rows) -> Spans:
+        """The answer to the last turn, without the token that ends it."""
+        turns = store.values("turn", rows)
+        learned = store.each("learned", rows)
+        ends = [_end_of_run(mine, int(turn)) - 1 for mine, turn in zip(learned, turns, strict=True)]
+        return spans(np.maximum(1, turns).tolist(), ends)
 
     def trivial(self, store: Encoded, train: Rows, rows: Rows) -> Outcomes:
         """Always the most frequent answer of training."""

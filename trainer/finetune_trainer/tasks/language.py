@@ -15,6 +15,7 @@ from finetune_trainer.data.packing import positions_of
 from finetune_trainer.data.read import DataError
 from finetune_trainer.data.text import Text
 from finetune_trainer.tasks.base import IGNORED, Learner, Metrics, Outcomes, Tools, mask_of, mean_loss, padded
+from finetune_trainer.tasks.continued import Spans, reproduced
 
 if TYPE_CHECKING:
     from finetune_trainer.nexttoken import NextToken
@@ -70,6 +71,12 @@ class LanguageLearner(Learner):
             "count": (inputs["labels"] != IGNORED).sum(-1).cpu().numpy(),
             "correct": hits.sum(-1).cpu().numpy(),
         }
+
+    def reproduced(self, model: Any, inputs: Mapping[str, Any], asked: Spans) -> NDArray[np.bool_]:
+        width = int(asked[:, 1].max())
+        few = {name: value[:, :width] for name, value in self.model_inputs(inputs).items()}
+        _, hits = self._next.scores(model, few, inputs["labels"][:, :width])
+        return reproduced(hits.cpu().numpy(), asked - 1)  # a token is foretold by the position before it
 
 
 def token_metrics(outcomes: Outcomes) -> Metrics:

@@ -331,24 +331,24 @@ class MultiTaskLearner(Learner):
 
     def resampled(self, outcomes: Outcomes, draws: Iterable[NDArray[np.int64]]) -> dict[str, NDArray[np.float64]]:
         """By the tasks' own ways, each on its rows among those drawn."""
-        drawn, numbers = list(draws), outcomes[TASK]
-        counts = [np.bincount(numbers[draw], minlength=len(self._parts)) for draw in drawn]
+        numbers = outcomes[TASK]
+        counts = [np.bincount(numbers[draw], minlength=len(self._parts)) for draw in draws]
         present = np.bincount(numbers, minlength=len(self._parts)) > 0
-        if not drawn or not present.all() or min(count.min() for count in counts) == 0:
-            return super().resampled(outcomes, drawn)
+        if not counts or not present.all() or min(count.min() for count in counts) == 0:
+            return super().resampled(outcomes, draws)
         found: dict[str, dict[str, NDArray[np.float64]]] = {}
         for name, number in self._numbers.items():
             mine = numbers == number
             place = np.cumsum(mine) - 1
             own = columns_of(outcomes[CELL][mine])
-            found[name] = self._parts[name].resampled(own, (place[draw[mine[draw]]] for draw in drawn))
+            found[name] = self._parts[name].resampled(own, (place[draw[mine[draw]]] for draw in draws))
         every = {f"{name}.{key}": values for name, own in found.items() for key, values in own.items()}
         primary = [found[name].get(self._primary(name)) for name in self._parts]
         losses = [own.get("loss") for own in found.values()]
         if not any(values is None for values in primary):
             every[MEAN] = np.mean(np.array(primary) / self._scales[:, None], axis=0)
         if not any(values is None for values in losses):
-            shares = np.array(counts) / np.array([[len(draw)] for draw in drawn]) * np.array(self._weights)
+            shares = np.array(counts) / len(numbers) * np.array(self._weights)
             every["loss"] = (shares * np.array(losses).T).sum(1)
         return {name: every[name] for name in self.metrics(outcomes) if name in every}
 
@@ -376,26 +376,34 @@ class MultiTaskLearner(Learner):
         """What the best value of each task's primary metric is."""
         return np.array([100.0 if self._primary(name) in PERCENT else 1.0 for name in self._parts])
 
-    def shown(self, outcomes: Outcomes) -> tuple[list[str], list[str]] | None:
-        """None in place of a text where a row's task has none."""
-        texts: tuple[list[Any], list[Any]] = ([None] * len(outcomes[TASK]), [None] * len(outcomes[TASK]))
-        for name, number in self._numbers.items():
-            mine = np.flatnonzero(outcomes[TASK] == number)
-            found = self._parts[name].shown(columns_of(outcomes[CELL][mine])) if len(mine) else None
-            for side, own in zip(texts, found or ([], []), strict=True):
-                for row, text in zip(mine.tolist(), own, strict=False):
-                    side[row] = text
-        return texts
-
-    def part_names(self, outcomes: Outcomes) -> list[str]:
-        names = list(self._parts)
-        return [names[number] for number in outcomes[TASK]]
-
     def generates(self, metric: str) -> bool:
         name, _, own = metric.rpartition(".")
         if name:
             return self._parts[name].generates(own)
         return metric == MEAN and any(part.generates(self._primary(name)) for name, part in self._parts.items())
+
+    # --- errors ---
+
+    def by_part(self, outcomes: Outcomes) -> dict[str, tuple[Learner, Outcomes]]:
+        found: dict[str, tuple[Learner, Outcomes]] = {}
+        for name, number in self._numbers.items():
+            mine = np.flatnonzero(outcomes[TASK] == number)
+            if len(mine):
+                others = {key: values[mine] for key, values in outcomes.items() if key not in (TASK, CELL)}
+                found[name] = self._parts[name], {**columns_of(outcomes[CELL][mine]), **others}
+        return found
+
+    def label_qualities(
+        self, features: NDArray[np.float32], *, store: Encoded, rows: Rows, seed: int
+    ) -> dict[str, tuple[Rows, NDArray[np.float64], list[str], list[str]]]:
+        found = {}
+        for name, (own, learned) in self._features(store, rows, features).items():
+            part = self._parts[name]
+            if part.probe == "rows":
+                judged = part.label_quality(learned, store=self._view(store, name), rows=own, seed=seed)
+                if judged is not None:
+                    found[name] = (own, *judged)
+        return found
 
     # --- baselines ---
 

@@ -36,6 +36,7 @@ from finetune_trainer.tasks.base import (
     padded,
     text_cell,
 )
+from finetune_trainer.tasks.continued import Spans, reproduced, spans
 from finetune_trainer.tasks.generated import (
     GENERATED,
     Words,
@@ -383,6 +384,16 @@ class Writer(Learner):
 
     def generates(self, metric: str) -> bool:
         return metric in GENERATED
+
+    def continuations(self, store: Encoded, rows: Rows) -> Spans:
+        """The beginning of each target, but the token that is forced on the decoder and the one that ends it."""
+        ends = store.sizes("target_ids", rows) - 1
+        first = 0 if self.facts.more["forced"] is None else 1
+        return spans([first] * len(rows), ends.tolist())
+
+    def reproduced(self, model: Any, inputs: Mapping[str, Any], asked: Spans) -> NDArray[np.bool_]:
+        found = self._logits(model, inputs).argmax(-1) == inputs["labels"]
+        return reproduced(found.cpu().numpy(), asked)
 
     def trivial(self, store: Encoded, train: Rows, rows: Rows) -> Outcomes:
         """The first sentence of each text, or the text as it is."""

@@ -254,11 +254,14 @@ class TextClassifier(Learner):
 
     def label_quality(
         self, features: NDArray[np.float32], *, store: Encoded, rows: Rows, seed: int
-    ) -> tuple[NDArray[np.float64], list[str]] | None:
+    ) -> tuple[NDArray[np.float64], list[str], list[str]] | None:
         if self.several:
             return None
-        found = probe.label_quality(features, self.labels(store, rows), count=len(self.facts.labels), seed=seed)
-        return None if found is None else (found[0], [self.facts.labels[label] for label in found[1]])
+        known, names = self.labels(store, rows), self.facts.labels
+        found = probe.label_quality(features, known, count=len(names), seed=seed)
+        if found is None:
+            return None
+        return found[0], [names[label] for label in known], [names[label] for label in found[1]]
 
     def trivial(self, store: Encoded, train: Rows, rows: Rows) -> Outcomes:
         """Always what is most frequent in training, with the loss of answering with the shares of the labels there."""
