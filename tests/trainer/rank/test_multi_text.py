@@ -218,6 +218,8 @@ def test_a_merged_model_is_one_directory_and_a_gate_may_be_of_one_task(make: Any
     )
     code, log = made.run(tmp_path / "work")
     assert code == 48, log
-    outcome = made.published()["outcome"]
-    assert [gate["passed"] for gate in outcome["evaluation"]["gates"]] == [True, False]
+    found = made.message(tmp_path / "work").result
+    assert found is not None
+    assert found.evaluation.gates is not None
+    assert [gate.passed for gate in found.evaluation.gates] == [True, False]
     AutoModelForSeq2SeqLM.from_pretrained(made.model())
