@@ -227,6 +227,14 @@ def test_running_mean_and_anchor_are_a_copy_each_of_what_trains() -> None:
     assert plain.copies == 0
 
 
+def test_several_ranks_add_their_gradients_in_buckets_as_large() -> None:
+    model = _model("bert")
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.bert.named_parameters()}
+    ours = {"method": _method("full"), "training": _training(), "batch": _batch("bert"), "labels": LABELS}
+    found = predict(model.config.to_dict(), shapes, device="cpu", ranks=2, **ours)
+    assert found.copies == found.gradients
+
+
 def test_trained_parameters_are_counted_as_the_model_has_them() -> None:
     for method in ("full", "lora", "dora", "adapter", "ia3", "prompt", "prefix"):
         model = _model("bert")

@@ -53,6 +53,7 @@ def foresee(
                 batch=batch,
                 labels=labels,
                 device=device,
+                ranks=ranks,
             )
             for batch in largest(learner, encoded, packs=packs, rows=rows, model=model)
         ]

@@ -66,7 +66,7 @@ class Prediction:
     gradients: int
     optimizer: int
     copies: int
-    """The running mean (ema) and the base's weights (l2sp)."""
+    """The running mean (ema), the base's weights (l2sp), and the buckets in which several ranks add their gradients."""
     activations: int
     """What the forward pass keeps for the backward pass."""
     passing: int
@@ -126,6 +126,7 @@ def predict(
     batch: Batch,
     labels: int,
     device: Device,
+    ranks: int = 1,
 ) -> Prediction:
     """For a base with that config.json and tensors of those shapes, with a head for so many `labels` or, with 0, the
     output layer of a language model. Raises anatomy.Unknown with what cannot be told."""
@@ -134,11 +135,9 @@ def predict(
     setting = _Setting(model, method, training, device, half)
     head = _head(model, labels)
     trained = {**_trained(setting), **head}
-    if labels == 0 and not model.tied and method.type == "head":
-        trained |= {name: shape for name, shape in model.shapes.items() if "lm_head" in name}
     added = {name: shape for name, shape in trained.items() if name not in model.shapes}
     size = _FLOAT * count(trained)
-    copies = sum(asked is not None for asked in (training.ema_decay, training.l2sp_alpha))
+    copies = sum((training.ema_decay is not None, training.l2sp_alpha is not None, ranks > 1))
     return Prediction(
         weights=_weights(setting, added),
         gradients=size,
