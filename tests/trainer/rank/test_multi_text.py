@@ -204,17 +204,20 @@ def test_two_processes_train_the_same(make: Any, tmp_path: Path, free_port: int)
     assert max(float((one[name] - two[name]).abs().max()) for name in one) < 1e-4
 
 
-def test_a_merged_model_is_one_directory_and_a_gate_may_be_of_one_task(make: Any, tmp_path: Path) -> None:
+def test_a_merged_model_is_one_directory_beside_gates_and_retention_sets(make: Any, tmp_path: Path) -> None:
     from transformers import AutoModelForSeq2SeqLM
 
     gates = [{"metric": "eleven.bleu", "atLeast": 0.0}, {"metric": "five.rouge-l", "atLeast": 2.0}]
+    kept = tmp_path / "kept.jsonl"
+    write(kept, texts(random.Random(5), "eleven", 12))
+    of_kept = {"name": "kept", "task": {"type": "translation", "prefix": "blue "}, "data": {"uri": kept.as_uri()}}
     made = make(
         "merged",
         count=60,
         training=SHORT,
         method={"type": "lora", "rank": 4},
         output={"merge": True},
-        evaluation={"gates": gates, "primary": "five.rouge-l"},
+        evaluation={"gates": gates, "primary": "five.rouge-l", "retention": [of_kept]},
     )
     code, log = made.run(tmp_path / "work")
     assert code == 48, log
@@ -222,4 +225,5 @@ def test_a_merged_model_is_one_directory_and_a_gate_may_be_of_one_task(make: Any
     assert found is not None
     assert found.evaluation.gates is not None
     assert [gate.passed for gate in found.evaluation.gates] == [True, False]
+    assert [(one.metric, one.rows) for one in found.evaluation.retention or ()] == [("loss", 12)]
     AutoModelForSeq2SeqLM.from_pretrained(made.model())

@@ -206,6 +206,18 @@ def test_a_set_that_is_added_later_measures_and_trains_nothing(march: Callable[.
         *("others", "others"),
     ]
 
+    # By another name and another metric the same rows are not measured again.
+    document["evaluation"]["retention"] = [{**more, "name": "renamed", "metric": "loss"}]
+    again.config_path.write_text(json.dumps(document))
+    assert (
+        preflight(type(made.config).model_validate(document), credentials=None, work=tmp_path / "preflight").code == 0
+    )
+    assert made.run(tmp_path / "three")[0] == 0
+    found = only(made, tmp_path / "three")
+    assert (found.name, found.metric, found.rows) == ("renamed", "loss", 50)
+    assert made.kinds().count("retention") == 4
+    assert made.kinds().count("evaluated") == 3
+
 
 # --- features ---
 
