@@ -104,6 +104,9 @@ def test_a_base_that_writes_no_texts_is_refused() -> None:
     with pytest.raises(DataError, match="an encoder and a decoder") as caught:
         task_of(SHORT, GERMAN_TEXT).facts(tools(is_encoder_decoder=None, model_type="bert"))
     assert caught.value.reason == "ModelUnsuitable"
+    languages = {"targetLanguage": "fr_XX"}
+    with pytest.raises(DataError, match=r"tasks\[german\]: task.targetLanguage: the base has no language fr_XX"):
+        task_of(SHORT, {**GERMAN_TEXT, **languages}).facts(tools("mbart50"))
 
 
 # --- one model ---

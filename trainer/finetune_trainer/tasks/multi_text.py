@@ -11,7 +11,7 @@ from typing import Any
 
 from finetune_trainer.data.batch import Encoded
 from finetune_trainer.data.read import DataError
-from finetune_trainer.tasks.base import Facts, Learner, Tools
+from finetune_trainer.tasks.base import Facts, Learner, Task, Tools
 from finetune_trainer.tasks.multi_task import MultiTask, MultiTaskLearner
 from finetune_trainer.tasks.seq2seq import Writer
 
@@ -26,7 +26,7 @@ class MultiText(MultiTask):
     def facts(self, tools: Tools) -> dict[str, Any]:
         """Raises DataError TasksAlike, too."""
         assert tools.text is not None
-        found = super().facts(tools)
+        found = {name: _facts(name, task, tools) for name, task in self.parts.items()}
         alike: dict[str, list[str]] = defaultdict(list)
         for name, own in found.items():
             seen = {**own, "prefix": tools.text.ids([own["prefix"]], special=False)}
@@ -97,6 +97,14 @@ class MultiTextLearner(MultiTaskLearner):
             for name, part in self._writers.items()
         ]
         return {INDEX: json.dumps({"format": FORMAT, "tasks": tasks}, indent=2, ensure_ascii=False) + "\n"}
+
+
+def _facts(name: str, task: Task, tools: Tools) -> dict[str, Any]:
+    """Those of one task, whose problems say which one has them. Raises DataError."""
+    try:
+        return task.facts(tools)
+    except DataError as error:
+        raise DataError(error.reason, f"spec.task.tasks[{name}]: {error.message}") from error
 
 
 def _told(part: Writer, *, begins: bool) -> str:
