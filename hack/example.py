@@ -18,6 +18,7 @@ from typing import Any
 
 import arguments
 import dataset
+import digits
 import names
 import prose
 import questions
@@ -29,6 +30,7 @@ EXAMPLES = ROOT / "examples"
 WORK = ROOT / ".work/examples"
 DATA: dict[str, Callable[[Path], object]] = {
     "arguments": arguments.make,
+    "digits": digits.make,
     "docstrings": dataset.make,
     "instructions": partial(prose.make, "instructions"),
     "names": names.make,

@@ -76,6 +76,8 @@ class TaskKind:
     """Names of its metrics."""
     primary: Metric
     """The metric that chooses the best checkpoint unless the document names another."""
+    pipeline_tag: str
+    """What the Hugging Face Hub calls it."""
     refused: Mapping[MethodType, str] = field(default_factory=dict)
     """Methods that make no sense with it, each with the reason."""
     without: Mapping[str, str] = field(default_factory=dict)
@@ -134,6 +136,7 @@ TASKS: Mapping[TaskType, TaskKind] = {
         optional=("pair",),
         metrics=_OF_CLASSES,
         primary="f1",
+        pipeline_tag="text-classification",
         classifies=True,
         kept=("probe-accuracy",),
         **_TEXT_FEATURES,
@@ -142,6 +145,7 @@ TASKS: Mapping[TaskType, TaskKind] = {
         columns={"tokens": "tokens", "tags": "tags", "text": "text", "spans": "spans"},
         metrics=("accuracy", "precision", "recall", "f1", "loss"),
         primary="f1",
+        pipeline_tag="token-classification",
         classifies=True,
         **_TEXT_FEATURES,
     ),
@@ -150,6 +154,7 @@ TASKS: Mapping[TaskType, TaskKind] = {
         optional=("pair",),
         metrics=("mse", "rmse", "mae", "r2", "pearson", "spearman", "loss"),
         primary="r2",
+        pipeline_tag="text-classification",
         without={"task.labels": "whose answers are numbers"},
         **_TEXT_FEATURES,
     ),
@@ -158,6 +163,7 @@ TASKS: Mapping[TaskType, TaskKind] = {
         metrics=("rouge-1", "rouge-2", "rouge-l", "token-accuracy", "loss"),
         later=("memorisation",),
         primary="rouge-l",
+        pipeline_tag="summarization",
         refused={"head": _REUSED_OUTPUT},
         without={"task.labels": _NO_LABELS},
         generates=True,
@@ -170,6 +176,7 @@ TASKS: Mapping[TaskType, TaskKind] = {
         metrics=("bleu", "chrf", "token-accuracy", "loss"),
         later=("memorisation",),
         primary="bleu",
+        pipeline_tag="translation",
         refused={"head": _REUSED_OUTPUT},
         without={"task.labels": _NO_LABELS},
         generates=True,
@@ -182,6 +189,7 @@ TASKS: Mapping[TaskType, TaskKind] = {
         metrics=("loss", "perplexity", "token-accuracy"),
         later=("memorisation",),
         primary="perplexity",
+        pipeline_tag="text-generation",
         refused={"head": _LANGUAGE_HEAD},
         without={"task.labels": "which learns from the text itself"},
         packs=True,
@@ -193,6 +201,7 @@ TASKS: Mapping[TaskType, TaskKind] = {
         columns={"image": "image", "label": "label"},
         metrics=_OF_CLASSES,
         primary="f1",
+        pipeline_tag="image-classification",
         classifies=True,
         refused={"prompt": _IMAGES, "prefix": _IMAGES},
         without={
@@ -209,6 +218,7 @@ TASKS: Mapping[TaskType, TaskKind] = {
         columns={"question": "question", "context": "context", "answers": "answers"},
         metrics=("exact-match", "f1", "has-answer-accuracy", "no-answer-accuracy", "loss"),
         primary="f1",
+        pipeline_tag="question-answering",
         without={"task.labels": _NO_LABELS},
         **_TEXT_FEATURES,
     ),
@@ -217,6 +227,7 @@ TASKS: Mapping[TaskType, TaskKind] = {
         metrics=("loss", "token-accuracy", "exact-match", "rouge-l"),
         later=("memorisation",),
         primary="loss",
+        pipeline_tag="text-generation",
         refused={"head": _LANGUAGE_HEAD},
         without={"task.labels": _NO_LABELS},
         generates=True,
@@ -227,6 +238,7 @@ TASKS: Mapping[TaskType, TaskKind] = {
         columns={"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"},
         metrics=("loss", "reward-accuracy", "reward-margin"),
         primary="loss",
+        pipeline_tag="text-generation",
         refused={"head": _LANGUAGE_HEAD},
         without={"task.labels": _NO_LABELS},
         **_FORETELLS,
@@ -235,6 +247,7 @@ TASKS: Mapping[TaskType, TaskKind] = {
         columns={},
         metrics=("mean", "loss"),  # and those of each task, as NAME.METRIC
         primary="mean",
+        pipeline_tag="text-classification",
         without={
             "task.labels": "whose task.tasks have labels of their own",
             "data.validation.uri": "whose rows come from data.validation.sources, which name their tasks",

@@ -224,7 +224,7 @@ def test_what_is_no_resource_is_told_not_a_crash(text: str) -> None:
 
 def test_a_primary_metric_of_another_task_is_refused_with_the_list_of_its_own() -> None:
     """Of a task with fewer metrics than there are; the validator asks about maps, the models about models."""
-    kind = TaskKind(columns={"text": "text"}, metrics=("accuracy", "loss"), primary="accuracy")
+    kind = TaskKind(columns={"text": "text"}, metrics=("accuracy", "loss"), primary="accuracy", pipeline_tag="")
     rule = _primary("text-classification", kind)
     for metric, holds in (("accuracy", True), ("loss", True), ("f1", False), (None, True)):
         task, evaluation = {"type": "text-classification"}, {"primary": metric} if metric else None

@@ -533,15 +533,19 @@ def _fill_buckets(world: World) -> None:
     output = yaml.safe_load(EXAMPLE.read_text())["spec"]["output"]["uri"].removeprefix("s3://").partition("/")
     empty(world.s3, output[0], f"{output[2]}/")
     empty(world.s3, "runs", "")
-    model = base_model()
-    for path in sorted(model.iterdir()):
-        if path.suffix in (".json", ".safetensors", ".txt"):
-            world.s3.upload_file(str(path), "models", f"minilm/{path.name}")
-    dataset = load_dataset()
+    tiny = {path.name: path for path in (ROOT / "tests/assets").glob("tiny-*")}
+    for name, model in {"minilm": base_model(), **tiny}.items():
+        for path in sorted(model.iterdir()):
+            if path.suffix in (".json", ".safetensors", ".txt"):
+                world.s3.upload_file(str(path), "models", f"{name}/{path.name}")
+    dataset = load("dataset")
     for name, rows, tests in (("docstrings", None, None), ("small", 160, 40)):
         sizes = {} if rows is None else {"rows": rows, "test_rows": tests}
         for path in dataset.make(world.scratch / name, **sizes):
             world.s3.upload_file(str(path), "data", f"{name}/{path.name}")
+    load("digits").make(world.scratch / "digits", rows=150, test_rows=50)
+    for path in sorted((world.scratch / "digits").rglob("*.png")):
+        world.s3.upload_file(str(path), "data", path.relative_to(world.scratch).as_posix())
 
 
 def empty(s3: Any, bucket: str, prefix: str) -> None:
@@ -559,9 +563,9 @@ def base_model() -> Path:
     return Path(spec.origin).parent / "model"
 
 
-def load_dataset() -> Any:
-    """hack/dataset.py as a module."""
-    spec = importlib.util.spec_from_file_location("finetune_dataset", ROOT / "hack/dataset.py")
+def load(name: str) -> Any:
+    """A file of hack/ as a module."""
+    spec = importlib.util.spec_from_file_location(f"finetune_{name}", ROOT / f"hack/{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

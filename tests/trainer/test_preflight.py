@@ -700,7 +700,7 @@ def test_a_file_that_is_not_what_its_name_says_is_refused(bench: Bench) -> None:
 def test_overlong_rows_fail_when_the_document_says_so(bench: Bench) -> None:
     bench.put("train.jsonl", jsonl([*rows(), {"text": "word " * 100, "label": "a"}]))
     bench.spec["data"] |= {"maxLength": 32, "overlong": "Fail"}
-    bench.refused(ExitCode.INVALID, "RowTooLong", "train.jsonl:61: the row has about 102 tokens, 32 are allowed")
+    bench.refused(ExitCode.INVALID, "RowTooLong", "train.jsonl:61: the row has about 104 tokens, 32 are allowed")
 
 
 def test_dropping_all_rows_is_refused(bench: Bench) -> None:

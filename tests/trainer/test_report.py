@@ -1,5 +1,6 @@
 """The report: nothing of the data becomes markup, nothing is loaded from elsewhere, and it stays small."""
 
+import math
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from finetune_api.job import EvaluationStatus, Gain, GateStatus, RetentionStatus
 from finetune_trainer.report import Errors, Mistake, Report, page
 from finetune_trainer.report.page import SIZE_LIMIT
-from finetune_trainer.report.svg import bars, histogram, lines, short
+from finetune_trainer.report.svg import bars, histogram, lines, round_ticks, short
 
 EVIL = "<script>alert('x')</script>&\"<img src=//evil onerror=x>"
 TAGS = {
@@ -205,3 +206,20 @@ def test_charts_of_any_numbers_stay_inside_their_frame(points: list[tuple[float,
 @pytest.mark.parametrize(("value", "said"), [(0.12345, "0.123"), (1234.5, "1234"), (3.0, "3"), (-0.5, "-0.5")])
 def test_numbers_are_short(value: float, said: str) -> None:
     assert short(value) == said
+
+
+@given(st.floats(-1e6, 1e6), st.floats(1e-6, 1e6))
+def test_ticks_are_few_and_round_and_hold_all_values(low: float, width: float) -> None:
+    ticks = round_ticks(low, low + width)
+    assert ticks[0] <= low + 1e-9 * abs(low)
+    assert ticks[-1] >= low + width - 1e-9 * abs(low + width)
+    assert 2 <= len(ticks) <= 7
+    step = ticks[1] - ticks[0]
+    assert any(
+        math.isclose(step, factor * 10.0 ** math.floor(math.log10(step * 1.0001)), rel_tol=1e-3) for factor in (1, 2, 5)
+    )
+
+
+def test_ticks_of_one_value_lie_around_it() -> None:
+    ticks = round_ticks(0.5, 0.5)
+    assert ticks[0] < 0.5 < ticks[-1]

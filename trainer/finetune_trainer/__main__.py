@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     advise.add_argument("--data", required=True, metavar="URI", help="rows: a path, file://, s3:// or hf://")
-    kinds = sorted(TASKS.keys() - {"multi-task"})
+    kinds = sorted(name for name, kind in TASKS.items() if kind.columns)  # several tasks have none of their own
     advise.add_argument("--task", required=True, choices=kinds, metavar="TASK", help=", ".join(kinds))
     advise.add_argument("--models", required=True, type=_listed, metavar="A,B,C", help="bases: paths or URIs")
     advise.add_argument("--method", default="lora", choices=get_args(MethodType), metavar="TYPE", help="default: lora")

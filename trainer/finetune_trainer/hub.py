@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import yaml
 
 from finetune_api.contract import TaskConfig
-from finetune_api.tasks import WRITING_PARTS
+from finetune_api.tasks import TASKS, WRITING_PARTS
 
 _LICENSES = (
     "afl-3.0 agpl-3.0 apache-2.0 apple-amlr apple-ascl artistic-2.0 bigcode-openrail-m "
@@ -25,19 +25,6 @@ _LICENSES = (
     "wtfpl zlib"
 )
 LICENSES = frozenset(_LICENSES.split())
-PIPELINE_TAGS: Mapping[str, str] = {
-    "text-classification": "text-classification",
-    "token-classification": "token-classification",
-    "summarization": "summarization",
-    "translation": "translation",
-    "causal-lm": "text-generation",
-    "instruction": "text-generation",
-    "preference": "text-generation",
-    "question-answering": "question-answering",
-    "image-classification": "image-classification",
-    "regression": "text-classification",
-    "multi-task": "text-classification",
-}
 METRICS: Mapping[str, str] = {
     "accuracy": "accuracy",
     "precision": "precision",
@@ -67,10 +54,10 @@ _HUB = re.compile(r"hf://(?:datasets/)?([^/@]+/[^/@]+)")
 def pipeline_tag(task: TaskConfig) -> str:
     """What the Hub calls a task; for several tasks what they have in common, as far as it has a name for it."""
     types = [part.type for part in task.tasks or ()]
-    tags = {PIPELINE_TAGS[name] for name in types}
+    tags = {TASKS[name].pipeline_tag for name in types}
     if len(tags) == 1:
         return tags.pop()
-    return "text-generation" if tags and set(types) <= set(WRITING_PARTS) else PIPELINE_TAGS[task.type]
+    return "text-generation" if tags and set(types) <= set(WRITING_PARTS) else TASKS[task.type].pipeline_tag
 
 
 def hub_id(uri: str) -> str | None:

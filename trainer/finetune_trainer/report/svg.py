@@ -19,7 +19,8 @@ def lines(series: Sequence[tuple[str, Points]], *, x: str) -> str:
         return ""
     xs = [p[0] for _, points in known for p in points]
     ys = [p[1] for _, points in known for p in points]
-    low, high = _span(min(ys), max(ys))
+    ticks = round_ticks(min(ys), max(ys))
+    low, high = ticks[0], ticks[-1]
     left, right = (min(xs), max(xs)) if min(xs) < max(xs) else (min(xs) - 1, max(xs) + 1)
 
     def at(point: tuple[float, float]) -> tuple[float, float]:
@@ -28,8 +29,7 @@ def lines(series: Sequence[tuple[str, Points]], *, x: str) -> str:
         return _LEFT + across * (WIDTH - _LEFT - _RIGHT), HEIGHT - _BOTTOM - up * (HEIGHT - _TOP - _BOTTOM)
 
     parts = []
-    for tick in range(_TICKS + 1):
-        value = low + (high - low) * tick / _TICKS
+    for value in ticks:
         _, y = at((left, value))
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(f'<text class="end" x="{_LEFT - 6}" y="{y + 4:.1f}">{short(value)}</text>')
@@ -99,9 +99,14 @@ def short(value: float) -> str:
     return f"{value:.0f}" if abs(value) >= 100 or value == int(value) else f"{value:.3g}"
 
 
-def _span(low: float, high: float) -> tuple[float, float]:
-    margin = 0.05 * (high - low) or abs(high) * 0.05 or 1.0
-    return low - margin, high + margin
+def round_ticks(low: float, high: float) -> list[float]:
+    """Round numbers, 1, 2 or 5 times a power of ten apart, the first at most `low` and the last at least `high`."""
+    if low == high:
+        low, high = low - (abs(low) * 0.05 or 1.0), high + (abs(high) * 0.05 or 1.0)
+    least = (high - low) / _TICKS
+    ten = 10.0 ** math.floor(math.log10(least))
+    step = next(factor * ten for factor in (1, 2, 5, 10) if factor * ten >= least * (1 - 1e-9))
+    return [number * step for number in range(math.floor(low / step), math.ceil(high / step) + 1)]
 
 
 def _svg(parts: Sequence[str], title: str, *, height: int = HEIGHT) -> str:
