@@ -14,7 +14,7 @@ def found(kind: str, outcomes: Outcomes, **about: Any) -> dict[str, Any]:
     """The error analysis of rows whose losses fall."""
     rows = len(next(iter(outcomes.values())))
     losses = {"loss": np.arange(rows, 0, -1.0), "count": np.ones(rows), PLACE: np.arange(rows) + 100}
-    return errors_of(learner_of(kind, **about), {**losses, **outcomes})
+    return errors_of(learner_of(kind, **about), {**losses, **outcomes}, lambda: None)[""]
 
 
 def pairs(errors: dict[str, Any]) -> list[tuple[int, str, str]]:
