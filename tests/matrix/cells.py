@@ -59,7 +59,7 @@ class Cell:
             "training": {
                 "epochs": 4.0,
                 "batchSize": 16,
-                "learningRate": RATES.get(self.method, RATE),
+                "learningRate": kind.rates.get(self.method, RATES.get(self.method, RATE)),
                 **spec.get("training", {}),
             },
             "output": {"uri": (root / "output").as_uri()},

@@ -38,9 +38,11 @@ class Kind:
     """In the direction of the primary metric."""
     spec: Mapping[str, Any] = field(default_factory=dict)
     only: Mapping[MethodType, str] = field(default_factory=dict)
-    """The base of a method that some of the bases cannot take, or take to slowly."""
+    """The base of a method that some of the bases cannot take, or learn too little by."""
     knobs: Mapping[MethodType, Mapping[str, Any]] = field(default_factory=dict)
     """Fields of spec.method."""
+    rates: Mapping[MethodType, float] = field(default_factory=dict)
+    """Learning rates other than those of most tasks."""
     margins: Mapping[MethodType, float] = field(default_factory=dict)
     """Of methods that learn less in so few steps."""
     metrics: tuple[str, ...] = ()
@@ -182,6 +184,7 @@ _SMALL = {"training": {"batchSize": 2}}
 _BY_BART: Mapping[MethodType, str] = {"adapter": "bart", "ia3": "bart", "prompt": "bart", "prefix": "bart"}
 _SHORT_PROMPT: Mapping[MethodType, Mapping[str, Any]] = {"prompt": {"virtualTokens": 2}}
 """Rows have five words in the mean: twenty learned tokens would drown them."""
+_WRITERS: Mapping[str, Any] = {"only": _BY_BART, "knobs": _SHORT_PROMPT, "rates": {"prefix": 1e-1}}
 _WRITTEN = {"generation": {"maxNewTokens": 8}, "training": {"epochs": 6.0}}
 
 
@@ -202,12 +205,8 @@ KINDS: Mapping[TaskType, Kind] = {
         only={"prefix": "bert"},
     ),
     "regression": Kind(("bert", "roberta", "distilbert"), counted, "trivial", 0.2, only={"prefix": "bert"}),
-    "summarization": Kind(
-        ("bart", "t5"), rewritten("text", "summary"), "base", 0.3, _WRITTEN, only=_BY_BART, knobs=_SHORT_PROMPT
-    ),
-    "translation": Kind(
-        ("t5", "bart"), rewritten("source", "target"), "base", 30.0, _WRITTEN, only=_BY_BART, knobs=_SHORT_PROMPT
-    ),
+    "summarization": Kind(("bart", "t5"), rewritten("text", "summary"), "base", 0.3, _WRITTEN, **_WRITERS),
+    "translation": Kind(("t5", "bart"), rewritten("source", "target"), "base", 30.0, _WRITTEN, **_WRITERS),
     "causal-lm": Kind(
         ("llama", "gpt2"),
         marching,
