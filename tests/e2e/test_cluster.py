@@ -71,6 +71,7 @@ def test_an_image_runs_as_any_user_on_a_read_only_root_without_rights(world: Any
         "image": f"localhost/finetune-{image}:dev",
         "imagePullPolicy": "IfNotPresent",
         "args": ["--help"],
+        "resources": {"requests": {"cpu": "200m"}},  # else it starves beside trainings
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,

@@ -16,7 +16,8 @@ JOBS: dict[str, tuple[dict[str, Any], str]] = {
             "data": {
                 "train": [{"uri": "s3://data/small/train.jsonl"}],
                 "test": {"uri": "s3://data/small/test.jsonl"},
-                "maxLength": 96,
+                "maxLength": 160,
+                "overlong": "Drop",
             },
             "method": {"type": "lora", "rank": 4},
             "training": _TINY,
