@@ -32,6 +32,9 @@ PACKAGES = (
     *("multiprocessing", "tkinter", "unittest", "urllib", "xml", "xmlrpc"),
 )
 """Where docstrings are read. All of them come with the trainer, its tests or Python itself."""
+PRETRAINED = 6000
+"""Summaries that the small encoder-decoder of tests/assets has learned from; the example takes others."""
+TESTED = 500
 _SKIPPED = re.compile(r"(^|/)(tests?|testing|externals|_vendor|benchmarks|models|__pycache__)(/|$)|conftest|test_")
 _TEST_SHARE = 6
 """One family in so many goes to the test rows."""
@@ -173,9 +176,10 @@ def make(task: str, directory: Path) -> tuple[Path, Path]:
     """Writes `train.jsonl` and `test.jsonl` and returns their paths. Raises RuntimeError."""
     if task == "translation":
         rows, names = [row for row in descriptions(directory / "apt") if row.kind in DOMAIN], ("source", "target")
+        first = 0
     else:
-        rows, names = docstrings(), ("text", "summary")
-    train, test = [row for row in rows if not row.tests], [row for row in rows if row.tests]
+        rows, names, first = docstrings(), ("text", "summary"), PRETRAINED
+    train, test = [row for row in rows if not row.tests][first:], [row for row in rows if row.tests][:TESTED]
     return write(directory / "train.jsonl", train, names), write(directory / "test.jsonl", test, names)
 
 

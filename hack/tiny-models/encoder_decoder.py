@@ -1,4 +1,8 @@
-"""Pretrains a small encoder-decoder from random weights with `finetune run`, and writes it to tests/assets/tiny-t5.
+"""Pretrains a small encoder-decoder from random weights with `finetune run`, and writes it to tests/assets/tiny-marian.
+
+First it learns to copy words drawn by chance, in which there is no language to fall back on: only so does the decoder
+learn within minutes to look at the encoder (Wu et al. 2021, "LIME", pretrain on such tasks, too). Then it reads and
+writes texts.
 
 What it learns from (hack/pairs.py makes it, on a Debian machine, without a hub): one-line descriptions of Debian
 packages in English and German, translated both ways and with words hidden; docstrings and their first lines. Of the
@@ -22,48 +26,68 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT / "hack"))
 from demo import published  # noqa: E402
-from pairs import DOMAIN, Row, descriptions, docstrings, write  # noqa: E402
+from pairs import DOMAIN, PRETRAINED, Row, descriptions, docstrings, write  # noqa: E402
 
-ASSET = ROOT / "tests/assets/tiny-t5"
+ASSET = ROOT / "tests/assets/tiny-marian"
 SEED = 17
 SPECIAL = ("<pad>", "</s>", "<unk>", "<mask>", ">>de<<", ">>en<<")
 VOCABULARY = 6000
-SUMMARIES = 6000
 HIDDEN = 0.3
 """Share of the words that are hidden."""
 SUMMARIZE = "summarize: "
+COPIED, COPY_STEPS = 20_000, 300
 SIZES = {
     "vocab_size": VOCABULARY,
+    "decoder_vocab_size": VOCABULARY,
     "d_model": 256,
-    "d_kv": 64,
-    "d_ff": 512,
-    "num_layers": 3,
-    "num_decoder_layers": 2,
-    "num_heads": 4,
-    "dropout_rate": 0.1,
-    "n_positions": 512,
+    "encoder_layers": 3,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 512,
+    "decoder_ffn_dim": 512,
+    "max_position_embeddings": 256,
+    "dropout": 0.1,
+    "init_std": 0.06,
+    "scale_embedding": True,
     "pad_token_id": 0,
+    "bos_token_id": 1,
     "eos_token_id": 1,
-    "decoder_start_token_id": 0,
+    "decoder_start_token_id": 1,
+    "forced_eos_token_id": None,
     "task_specific_params": {"summarization": {"prefix": SUMMARIZE}},
 }
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Pretrain the small encoder-decoder of tests and examples")
-    parser.add_argument("--steps", type=int, default=900)
-    parser.add_argument("--work", type=Path, default=ROOT / ".work/tiny-t5")
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--work", type=Path, default=ROOT / ".work/tiny-marian")
     arguments = parser.parse_args()
     work: Path = arguments.work
     files = make_data(work / "data")
     make_base(work / "base", files)
+    copied = work / "data/copied.jsonl"
+    write(copied, list(_copied(work / "base")), ("source", "target"))
+    first = job(work / "copying", work / "base", {"copied": copied}, steps=COPY_STEPS)
+    first["spec"]["training"]["dropout"] = 0.0  # as nothing can be learned by heart
+    code, outcome = run(first, work / "copying")
+    if code == 0:
+        base = Path(outcome["model"]["uri"].removeprefix("file://"))
+        code, outcome = run(job(work / "texts", base, files, steps=arguments.steps), work / "texts")
+    if code == 0:
+        keep(outcome, files, steps=arguments.steps)
+    return code
+
+
+def run(document: dict[str, Any], work: Path) -> tuple[int, dict[str, Any]]:
+    """The exit code, and what was published."""
+    work.mkdir(parents=True, exist_ok=True)
     path = work / "job.yaml"
-    path.write_text(yaml.safe_dump(job(work, files, steps=arguments.steps), sort_keys=False), encoding="utf-8")
+    path.write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
     command = [sys.executable, "-m", "finetune_trainer", "run", str(path), "--work", str(work / "scratch")]
     code = subprocess.run(command, check=False).returncode
-    if code == 0:
-        keep(published(work / "output"), files, steps=arguments.steps)
-    return code
+    return code, published(work / "output") if code == 0 else {}
 
 
 # --- data ---
@@ -74,7 +98,7 @@ def make_data(directory: Path) -> dict[str, Path]:
     pairs, summaries = descriptions(directory / "apt"), docstrings()
     tested = {text for row in pairs if row.tests and row.kind in DOMAIN for text in (row.source, row.target)}
     pairs = [row for row in pairs if not row.tests and not tested & {row.source, row.target}]
-    summaries = [row for row in summaries if not row.tests][:SUMMARIES]
+    summaries = [row for row in summaries if not row.tests][:PRETRAINED]
     forward = [row for row in pairs if row.kind not in DOMAIN]
     texts = [text for row in pairs for text in (row.source, row.target)]
     rows = {
@@ -88,6 +112,18 @@ def make_data(directory: Path) -> dict[str, Path]:
 
 def _swapped(row: Row, source: str, target: str) -> Row:
     return Row(source, target, family=row.family, kind=row.kind)
+
+
+def _copied(base: Path) -> Iterator[Row]:
+    """Words of one token each, drawn by chance, to be written as they are."""
+    from tokenizers import Tokenizer
+
+    draw, tokenizer = random.Random(SEED), Tokenizer.from_file(str(base / "tokenizer.json"))
+    words = sorted(token[1:] for token in tokenizer.get_vocab() if token[0] == "\u0120" and token[1:].isascii())
+    words = [word for word in words if word.isalpha()]
+    for _ in range(COPIED):
+        text = " ".join(draw.choices(words, k=draw.randint(4, 16)))
+        yield Row(text, text, family="", kind="")
 
 
 def _hidden(texts: list[str]) -> Iterator[Row]:
@@ -112,7 +148,7 @@ def make_base(directory: Path, files: dict[str, Path]) -> None:
     """A tokenizer of the data, and random weights."""
     import torch
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-    from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+    from transformers import MarianConfig, MarianMTModel, PreTrainedTokenizerFast
 
     texts = [row[name] for row in _rows(files) for name in ("source", "target")]
     tokenizer = Tokenizer(models.BPE())
@@ -138,7 +174,7 @@ def make_base(directory: Path, files: dict[str, Path]) -> None:
         additional_special_tokens=list(SPECIAL[4:]),
     ).save_pretrained(directory)
     torch.manual_seed(SEED)
-    T5ForConditionalGeneration(T5Config(**SIZES)).save_pretrained(directory)
+    MarianMTModel(MarianConfig(**SIZES)).save_pretrained(directory)
 
 
 def _rows(files: dict[str, Path]) -> Iterator[dict[str, str]]:
@@ -147,15 +183,15 @@ def _rows(files: dict[str, Path]) -> Iterator[dict[str, str]]:
             yield json.loads(line)
 
 
-def job(work: Path, files: dict[str, Path], *, steps: int) -> dict[str, Any]:
-    weights = {"forward": 4.0}
+def job(work: Path, base: Path, files: dict[str, Path], *, steps: int) -> dict[str, Any]:
+    weights = {"forward": 2.0}
     return {
         "apiVersion": "finetune.dev/v1alpha1",
         "kind": "FineTuneJob",
-        "metadata": {"name": "tiny-t5"},
+        "metadata": {"name": "tiny-marian"},
         "spec": {
             "task": {"type": "translation"},
-            "model": {"uri": (work / "base").as_uri()},
+            "model": {"uri": base.as_uri()},
             "data": {
                 "train": [
                     {"uri": path.as_uri(), **({"weight": weights[name]} if name in weights else {})}
@@ -169,9 +205,10 @@ def job(work: Path, files: dict[str, Path], *, steps: int) -> dict[str, Any]:
                 "maxSteps": steps,
                 "batchSize": 64,
                 "microBatch": 64,
-                "learningRate": 2e-3,
-                "schedule": {"type": "cosine", "minimum": 0.05, "warmup": {"steps": 100}},
-                "evaluateEvery": {"steps": 300},
+                "learningRate": 1e-3,
+                "dropout": SIZES["dropout"],
+                "schedule": {"type": "cosine", "minimum": 0.02, "warmup": {"steps": 100}},
+                "evaluateEvery": {"steps": 1000},
             },
             "evaluation": {"primary": "loss"},
             "generation": {"maxNewTokens": 32},
@@ -195,14 +232,15 @@ def keep(outcome: dict[str, Any], files: dict[str, Path], *, steps: int) -> None
     AutoTokenizer.from_pretrained(directory).save_pretrained(ASSET)
     counts = ", ".join(f"{name} {sum(1 for _ in _rows({name: path}))}" for name, path in files.items())
     metrics = outcome["evaluation"]["tuned"]
-    card = f"""# tiny-t5
+    card = f"""# tiny-marian
 
-A T5 of {sum(parameter.numel() for parameter in model.parameters()):,} weights in float16: {SIZES["num_layers"]} encoder
-and {SIZES["num_decoder_layers"]} decoder layers of width {SIZES["d_model"]}, byte-level BPE of {VOCABULARY} tokens.
+A Marian of {sum(parameter.numel() for parameter in model.parameters()):,} weights in float16: {SIZES["encoder_layers"]}
+encoder and {SIZES["decoder_layers"]} decoder layers of width {SIZES["d_model"]}, byte-level BPE of {VOCABULARY} tokens.
 A base for tests and examples, small enough to lie in the repository; good for nothing else.
 
 Made by `python hack/tiny-models/encoder_decoder.py --steps {steps}`, that is by `finetune run` from random weights:
-{steps} steps of 64 rows, AdamW, peak learning rate 2e-3, cosine schedule, seed {SEED}. Rows: {counts}.
+{COPY_STEPS} steps in which it copies words drawn by chance, then {steps} on texts, of 64 rows each, AdamW, peak
+learning rate 1e-3, cosine schedule, seed {SEED}. Rows: {counts}.
 
 - `>>de<<` or `>>en<<` in front of a text: translate it into German or English (one-line descriptions of Debian
   packages; into German none of libraries, which the example is about)
