@@ -330,3 +330,10 @@ def test_experts_are_not_taken_for_one_layer() -> None:
         anatomy(
             model.config.to_dict(), {**{k: v for k, v in shapes.items() if "gate_proj" not in k}, **more}, writes=True
         )
+
+
+def test_what_is_predicted_without_torch_is_what_is_done_with_it() -> None:
+    from finetune_trainer import nexttoken, predicted
+    from finetune_trainer.adapt import head
+
+    assert (predicted.LOGITS_AT_ONCE, predicted.FEATURE_ROWS) == (nexttoken.CELLS, head.CHUNK)

@@ -85,9 +85,7 @@ def main(question: Question, *, as_document: bool) -> int:
         print(error, file=sys.stderr)
         return ExitCode.INVALID
     except (StorageError, DataError) as error:
-        message = lastmessage.failure(error)
-        print(lastmessage.scrub(message.message, secrets), file=sys.stderr)
-        return message.code
+        return lastmessage.tell(error, secrets)
     except OSError as error:
         print(f"The scratch directory cannot be used ({error}): free space or choose another TMPDIR.", file=sys.stderr)
         return ExitCode.STORAGE

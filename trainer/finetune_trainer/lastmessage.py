@@ -1,6 +1,7 @@
 """The last message of a pod: small, and free of secrets whatever went into it."""
 
 import os
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -24,6 +25,13 @@ def failure(error: StorageError | DataError) -> LastMessage:
     elif isinstance(error, StorageError) and error.environment:
         code = ExitCode.STORAGE
     return LastMessage(code=code, reason=error.reason, message=clip(error.message))
+
+
+def tell(error: StorageError | DataError, secrets: Iterable[str]) -> int:
+    """Print what an expected error amounts to, for commands that leave no message; returns the exit code."""
+    message = failure(error)
+    print(scrub(message.message, secrets), file=sys.stderr)
+    return message.code
 
 
 def changed_meanwhile(error: PreconditionFailed) -> LastMessage:

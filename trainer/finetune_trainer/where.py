@@ -52,9 +52,7 @@ def main(file: Path, *, step: int, run: str | None, profile: Path | None, creden
         print(error, file=sys.stderr)
         return ExitCode.INVALID
     except (StorageError, DataError) as error:
-        message = lastmessage.failure(error)
-        print(lastmessage.scrub(message.message, secrets), file=sys.stderr)
-        return message.code
+        return lastmessage.tell(error, secrets)
     rows = sum(map(len, found.sequences))
     many = f"{rows} rows in {len(found.sequences)} sequences" if found.packed else f"{rows} rows"
     where = f"batch {found.batch} of {found.batches} of epoch {found.epoch}"

@@ -247,6 +247,18 @@ class Made:
         return LastMessage.model_validate_json((work / "state" / "message.json").read_text())
 
 
+def loaded(made: Made) -> tuple[Any, Any, Any]:
+    """Learner, store and base model of a run."""
+    from finetune_trainer.batches import learner_of
+    from finetune_trainer.data.batch import Encoded
+    from finetune_trainer.model import load
+
+    base = Path(made.config.model.removeprefix("file://"))
+    path = Path(made.store.uri.removeprefix("file://")) / made.record.encoded.key
+    learner = learner_of(made.config, made.record, base=base)
+    return learner, Encoded(path), load(base, learner=learner, seed=17)
+
+
 MakeRun = Callable[..., Made]
 
 

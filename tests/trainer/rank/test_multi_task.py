@@ -14,19 +14,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from finetune_trainer import tasks
 from finetune_trainer.checkpoint import State
 from finetune_trainer.data.batch import Encoded
 from finetune_trainer.data.order import Order
 from finetune_trainer.intervals import Draws
 from finetune_trainer.loop import Objective, train
-from finetune_trainer.model import load
 from finetune_trainer.run import TRAIN
 from finetune_trainer.shared import SharedTrunk
 from finetune_trainer.storage.commit import RecordKind, find
-from finetune_trainer.tasks import Facts
 
-from .conftest import COLOURS, WORDS, Made, MakeRun, write
+from .conftest import COLOURS, WORDS, Made, MakeRun, loaded, write
 from .test_loop import Quiet, setup_of
 from .test_loop import config as loop_config
 
@@ -82,16 +79,6 @@ def make(make_run: MakeRun, tmp_path: Path) -> Any:
         return make_run([{}], name=name, **{"training": TRAINING, **files(tmp_path / f"rows-{name}"), **spec})
 
     return of
-
-
-def loaded(made: Made) -> tuple[tasks.Learner, Encoded, Any]:
-    """Learner, store and base model of a run."""
-    base = Path(made.config.model.removeprefix("file://"))
-    path = Path(made.store.uri.removeprefix("file://")) / made.record.encoded.key
-    record = made.record
-    facts = Facts(record.labels, record.form, record.pad_token_id, record.model_max_length, record.facts, base)
-    learner = tasks.get(made.config).learner(facts)
-    return learner, Encoded(path), load(base, learner=learner, seed=17)
 
 
 def test_preflight_fixes_labels_and_forms_task_by_task(make: Any) -> None:

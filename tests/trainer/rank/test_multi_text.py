@@ -14,14 +14,10 @@ import torch
 from safetensors.torch import load_file
 from tests.matrix.kinds import _stepped, _walk, make_base
 
-from finetune_trainer import tasks
-from finetune_trainer.data.batch import Encoded
-from finetune_trainer.model import load
 from finetune_trainer.run import TRAIN
 from finetune_trainer.storage.commit import RecordKind, find
-from finetune_trainer.tasks import Facts
 
-from .conftest import Made, MakeRun, write
+from .conftest import Made, MakeRun, loaded, write
 
 FIVE, ELEVEN = "red ", "green "
 """What stands before a text that goes on in steps of 5, and of 11. The base takes these words for 1
@@ -76,16 +72,6 @@ def make(make_run: MakeRun, base_of: Callable[[str], Path], tmp_path: Path) -> A
         return make_run([{}], name=name, base=base_of(base), **given)
 
     return of
-
-
-def loaded(made: Made) -> tuple[tasks.Learner, Encoded, Any]:
-    """Learner, store and base model of a run."""
-    base = Path(made.config.model.removeprefix("file://"))
-    path = Path(made.store.uri.removeprefix("file://")) / made.record.encoded.key
-    record = made.record
-    facts = Facts(record.labels, record.form, record.pad_token_id, record.model_max_length, record.facts, base)
-    learner = tasks.get(made.config).learner(facts)
-    return learner, Encoded(path), load(base, learner=learner, seed=17)
 
 
 def spoken(directory: Path, model: Any, told: list[str]) -> list[str]:
