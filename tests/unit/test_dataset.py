@@ -8,6 +8,7 @@ from types import ModuleType
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+Rows = list[dict[str, str]]
 
 
 @pytest.fixture(scope="module")
@@ -22,27 +23,36 @@ def dataset() -> ModuleType:
 
 
 def test_the_same_packages_give_the_same_bytes(dataset: ModuleType, tmp_path: Path) -> None:
-    first = dataset.make(tmp_path / "a", rows=200, test_rows=50)
-    second = dataset.make(tmp_path / "b", rows=200, test_rows=50)
+    first = dataset.make(tmp_path / "a", rows=70, test_rows=14)
+    second = dataset.make(tmp_path / "b", rows=70, test_rows=14)
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
 
 
-def test_train_and_test_share_neither_modules_nor_sentences(dataset: ModuleType, tmp_path: Path) -> None:
-    train, test = map(dataset.read, dataset.make(tmp_path))
-    assert (len(train), len(test)) == (1500, 500)
+@pytest.fixture(scope="module")
+def made(dataset: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> tuple[Rows, Rows]:
+    train, test = map(dataset.read, dataset.make(tmp_path_factory.mktemp("rows"), rows=350, test_rows=70))
+    return train, test
+
+
+def test_train_and_test_share_neither_modules_nor_sentences(made: tuple[Rows, Rows]) -> None:
+    train, test = made
+    assert (len(train), len(test)) == (350, 70)
     for column in ("module", "text"):
         assert not {row[column] for row in train} & {row[column] for row in test}
     texts = [row["text"].casefold() for row in train + test]
     assert len(set(texts)) == len(texts)
 
 
-def test_no_row_says_its_packages_name_and_labels_are_balanced(dataset: ModuleType, tmp_path: Path) -> None:
-    train, _ = map(dataset.read, dataset.make(tmp_path, rows=350, test_rows=70))
+def test_no_row_says_its_packages_name_and_labels_are_balanced(dataset: ModuleType, made: tuple[Rows, Rows]) -> None:
+    train, _ = made
     assert not [row["text"] for row in train if dataset.NAMES.search(row["text"])]
     counts = {label: sum(row["label"] == label for row in train) for label in dataset.TOPICS}
     assert set(counts.values()) == {50}
 
 
-def test_too_many_rows_are_refused_in_words(dataset: ModuleType, tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match=r"only \d+ of \d+ (training|test) rows in .*; ask for fewer rows"):
-        dataset.make(tmp_path, rows=10**6)
+def test_too_many_rows_are_refused_in_words(
+    dataset: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dataset, "TOPICS", {"graphs": ("networkx",)})
+    with pytest.raises(RuntimeError, match=r"graphs: only \d+ of 100000 training rows in networkx; ask for fewer rows"):
+        dataset.make(tmp_path, rows=10**5)
