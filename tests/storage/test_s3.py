@@ -337,6 +337,15 @@ def test_bytes_damaged_on_their_way_are_asked_for_again(proxied: Store, proxy: A
     assert proxy.damages == []
 
 
+@pytest.mark.parametrize("tag", ["LastModified", "Size"])
+def test_a_listing_that_cannot_be_read_is_asked_for_again(proxied: Store, proxy: Any, tag: str) -> None:
+    proxied.write("a", b"2" * 22)
+    proxy.damage = f"<{tag}>2".encode()
+    proxy.damages = [b"x"]
+    assert [(info.key, info.size) for info in proxied.list()] == [("a", 22)]
+    assert proxy.damages == []
+
+
 def test_what_comes_wrong_in_the_same_form_twice_is_damaged(proxied: Store, proxy: Any, tmp_path: Path) -> None:
     proxied.write("a", b"what was written")
     proxy.damage = b"written"

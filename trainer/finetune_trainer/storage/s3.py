@@ -500,7 +500,7 @@ class Connection:
                 if not answer.temporary:
                     raise meaning(request, self._told(answer)) from None
                 failure: StorageError = unavailable(request, str(answer))
-            except (BotoCoreError, ResponseParserError) as error:
+            except (BotoCoreError, ResponseParserError, ValueError) as error:
                 failure = self._transport_failure(request, error)
             else:
                 self._note_answer()
@@ -600,7 +600,8 @@ class Connection:
             raise unreachable(request, "its certificate is not trusted; name its authority in the CA file") from None
         if isinstance(error, EndpointConnectionError | ConnectTimeoutError | ConnectError):
             return unreachable(request, _cause(error))
-        if isinstance(error, HTTPClientError | IncompleteReadError | ResponseParserError):
+        # The SDK lets numbers and dates that it cannot read pass through as ValueError.
+        if isinstance(error, HTTPClientError | IncompleteReadError | ResponseParserError | ValueError):
             if not self._answered:
                 return unreachable(request, _cause(error))
             return unavailable(request, _cause(error))
