@@ -37,6 +37,8 @@ CREDENTIALS_PATH = "/etc/finetune/credentials"
 """Where the credentials Secret is mounted."""
 WORK_PATH = "/work"
 """The emptyDir for downloads and scratch files; /tmp is one too, all else is read-only."""
+CACHE_PATH = "/cache"
+"""Where the profile's claim for downloads that pods share is mounted."""
 PROGRESS_PORT = 9090
 """Serves /progress (JSON), /metrics (Prometheus) and /healthz."""
 RENDEZVOUS_PORT = 29400
@@ -289,6 +291,13 @@ class StorageConfig(Model):
     credentials_secret: str | None
 
 
+class CacheConfig(Model):
+    claim: str
+    """PersistentVolumeClaim of the job's namespace."""
+    size: str | None
+    """None: all of the volume."""
+
+
 class PodsConfig(Model):
     """Everything that shapes pods and nothing that shapes the model."""
 
@@ -299,6 +308,7 @@ class PodsConfig(Model):
     gpu_resource: str
     gpu_memory: str | None = None
     """Of one GPU; None: unknown."""
+    cache: CacheConfig | None = None
     trainer_image: str
     preflight_image: str
     pull_policy: Literal["Always", "IfNotPresent", "Never"]

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import rfc8785
 
 from finetune_api.contract import (
+    CacheConfig,
     CheckpointConfig,
     DataConfig,
     EvaluationConfig,
@@ -415,6 +416,7 @@ def _pods(spec: FineTuneJobSpec, profile: FineTuneProfileSpec, defaults: Default
         memory=first(ours.memory, low.memory, default="8Gi"),
         gpu_resource=first(gpu.resource_name, default="nvidia.com/gpu"),
         gpu_memory=gpu.memory,
+        cache=CacheConfig(claim=profile.cache.claim_name, size=profile.cache.size) if profile.cache else None,
         trainer_image=first(images.trainer, default=defaults.trainer_image),
         preflight_image=first(images.preflight, default=defaults.preflight_image),
         pull_policy=first(images.pull_policy, default="IfNotPresent"),

@@ -44,6 +44,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--run-id", required=True)
     parser.add_argument("--credentials", type=Path)
     parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--cache", type=Path)
     return parser.parse_args(arguments)
 
 
@@ -129,7 +130,7 @@ class Rank:
             reporter=reporter,
         )
         if not begin(attempt):
-            fetch_inputs(attempt)
+            fetch_inputs(attempt, cache=self._options.cache)
             measure_base(attempt)
             train_what_is_left(attempt)
         world.leave()

@@ -110,6 +110,7 @@ def main(
     credentials: Path | None,
     message: Path | None,
     work: Path,
+    cache: Path | None = None,
     port: int = PROGRESS_PORT,
 ) -> int:
     """`finetune train`: returns the exit code, having written the last message. `port` 0 serves nothing."""
@@ -131,6 +132,8 @@ def main(
         command = [sys.executable, "-m", "finetune_trainer.rank", "--config", str(config), "--run-id", run_id]
         if credentials is not None:
             command += ["--credentials", str(credentials)]
+        if cache is not None:
+            command += ["--cache", str(cache)]
         command += ["--work", str(work)]
         if port:
             telemetry.serve(state / "progress.json", port)

@@ -252,6 +252,26 @@ def test_changed_inputs_are_refused_and_named(make_run: Any, rows: Any, tiny_bas
     assert made.message(tmp_path / "work2").reason == "ObjectNotFound"
 
 
+def test_runs_with_the_same_base_share_its_download(make_run: Any, rows: Any, tiny_base: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    spec = {"base": tiny_base, "training": {**FAST, "epochs": 0.5}}
+    first, second = make_run(rows(100), name="first", **spec), make_run(rows(120), name="second", **spec)
+    code, log = first.run(tmp_path / "work-1", cache=cache)
+    assert code == 0, log
+    assert "is downloaded into the cache" in log
+    code, log = second.run(tmp_path / "work-2", cache=cache)
+    assert code == 0, log
+    assert "is in the cache" in log
+    assert "downloaded" not in log
+
+    alone = make_run(rows(140), name="alone", **spec)
+    broken = tmp_path / "file"
+    broken.write_text("")
+    code, log = alone.run(tmp_path / "work-3", cache=broken)
+    assert code == 0, log
+    assert "cannot be used (" in log
+
+
 def test_a_model_that_needs_code_of_its_own_is_refused(
     make_run: Any, rows: Any, tiny_base: Path, tmp_path: Path
 ) -> None:
