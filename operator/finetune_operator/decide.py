@@ -2,7 +2,8 @@
 
 Every decision is made from the whole state, so a missed event, a restarted operator or a second one changes nothing.
 The steps of a run are separated by status writes where an order matters: the run's name is written before its train
-Job is made (so that twins see each other), and a preflight Job is deleted only after what it said is acted upon.
+Job is made (so that twins see each other), a preflight Job is deleted only after what it said is acted upon, and what
+an attempt has cost is written before its Job goes (so that it is counted once, whoever dies when).
 """
 
 from dataclasses import replace
@@ -15,7 +16,7 @@ from finetune_operator.policies.attempt import POLL, attempt, stopped
 from finetune_operator.policies.preflight import preflight
 from finetune_operator.policies.restarts import lost, rewound
 from finetune_operator.policies.rivals import ahead, wait_for
-from finetune_operator.policies.vanished import vanished
+from finetune_operator.policies.vanished import gone, vanished
 from finetune_operator.policies.ways import DOCUMENT_CHANGED
 from finetune_operator.status import compose, notes, worth_writing
 from finetune_operator.verdict import (
@@ -138,11 +139,10 @@ def _run(o: Observed, target: Target, job: Child | None, *, now: datetime) -> Ve
         return _start(o, target, now=now)
     if job is not None:
         return _beside(o, preflight(o, target, now=now), job, now=now)
-    facts = lost(o, now=now) if _lost(o) else {}
-    known = o.subject.status.model_copy(update=facts)
-    o = replace(o, subject=replace(o.subject, status=known))
-    verdict = vanished(o, now=now) or preflight(o, target, now=now)
-    return replace(verdict, facts={**facts, **verdict.facts})
+    cost = lost(o, now=now) if _lost(o) else {}
+    if cost:  # what a preflight has said before is out of date
+        return gone(o, cost).doing(*(DeleteJob.of(child) for child in o.jobs("preflight")))
+    return vanished(o, now=now) or preflight(o, target, now=now)
 
 
 def _leftovers(o: Observed, job: Child, verdict: Verdict) -> list[DeleteJob]:
@@ -175,8 +175,11 @@ def _start(o: Observed, target: Target, *, now: datetime) -> Verdict:
     former = [job for job in o.jobs("train") if job.key != target.key]
     if former or any(_still_runs(pod, target, now=now) for pod in o.pods):
         message = "the attempt before commits a checkpoint and ends"
-        verdict = Verdict("Queued", STOPPING, message, again_after=2.0).doing(*(DeleteJob.of(job) for job in former))
-        return verdict.stating(**stopped(o, former[-1], reason=DOCUMENT_CHANGED.reason, now=now)) if former else verdict
+        verdict = Verdict("Queued", STOPPING, message, again_after=2.0)
+        if former and reason_of(o.subject.status) != STOPPING:  # what it cost is told before it goes
+            cost = stopped(o, former[-1], reason=DOCUMENT_CHANGED.reason, now=now)
+            return replace(verdict, facts=cost, again_after=0.0)
+        return verdict.doing(*(DeleteJob.of(job) for job in former))
     rival = ahead(o, run.id, holding=False)
     if rival is not None:
         return wait_for(rival).doing(*(DeleteJob.of(job) for job in o.jobs("preflight")))
@@ -195,7 +198,7 @@ def _still_runs(pod: Pod, target: Target, *, now: datetime) -> bool:
         return False
     if pod.gone_by is None:
         return pod.key != target.key
-    return not pod.unreachable and now <= pod.gone_by + ZOMBIE
+    return now <= pod.gone_by + ZOMBIE
 
 
 # --- a changed document while the run before it goes on ---

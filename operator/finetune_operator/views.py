@@ -237,7 +237,7 @@ class Pod:
     gone_by: datetime | None
     """The deletion's deadline, grace period included, when the pod is being deleted."""
     was_asked_to_go: bool
-    """It is being deleted, and was not over before."""
+    """It is being deleted. One that ended before that ended by itself."""
     disrupted: str
     """Why the cluster took the pod away or its node refused it, in one word, or an empty string."""
     words: str
@@ -261,6 +261,7 @@ class Pod:
         waiting = state.get("waiting")
         ended, running = _exit(state.get("terminated")), "running" in state
         disrupted, words = _disruption(status)
+        asked = _asked_to_go(meta)
         return cls(
             name=meta["name"],
             uid=meta["uid"],
@@ -274,11 +275,11 @@ class Pod:
             node=(raw.get("spec") or {}).get("nodeName"),
             started=parse_time(status.get("startTime")),
             gone_by=parse_time(meta.get("deletionTimestamp")),
-            was_asked_to_go=_asked_to_go(meta, ended),
+            was_asked_to_go=asked is not None and (ended is None or ended.at is None or ended.at >= asked),
             disrupted=disrupted,
             words=words,
             never_began=status.get("phase") == "Failed" and ended is None,
-            unreachable=running and _condition(status, "Ready").get("status") == "False",
+            unreachable=running and _unreachable(_condition(status, "Ready"), asked=asked),
             unschedulable=_unschedulable(status),
             waiting=(waiting.get("reason", ""), waiting.get("message", "")) if waiting else None,
             running=running,
@@ -294,13 +295,19 @@ def _condition(status: Raw, kind: str) -> Raw:
     return next((c for c in status.get("conditions") or [] if c.get("type") == kind), {})
 
 
-def _asked_to_go(meta: Raw, ended: Exit | None) -> bool:
-    """A pod that ended by itself may be deleted afterwards: that says nothing about its end."""
+def _asked_to_go(meta: Raw) -> datetime | None:
+    """When its deletion was asked for."""
     deadline = parse_time(meta.get("deletionTimestamp"))
-    if deadline is None:
-        return False
-    asked = deadline - timedelta(seconds=int(meta.get("deletionGracePeriodSeconds") or 0))
-    return ended is None or ended.at is None or ended.at >= asked
+    return deadline - timedelta(seconds=int(meta.get("deletionGracePeriodSeconds") or 0)) if deadline else None
+
+
+def _unreachable(ready: Raw, *, asked: datetime | None) -> bool:
+    """Our containers have no readiness probe: who runs and is not Ready was marked so for its node, which is silent.
+
+    Unless that came after the deletion, for which a living node might say the same.
+    """
+    since = parse_time(ready.get("lastTransitionTime"))
+    return ready.get("status") == "False" and (asked is None or (since is not None and since < asked))
 
 
 def _disruption(status: Raw) -> tuple[str, str]:

@@ -55,7 +55,7 @@ def target(reason: str, words: str = "in its words") -> list[Raw]:
     return [{"type": "DisruptionTarget", "status": "True", "reason": reason, "message": words}]
 
 
-NOT_READY = [{"type": "Ready", "status": "False"}]
+NOT_READY = [{"type": "Ready", "status": "False", "lastTransitionTime": at(10)}]
 ASKED = {"deletionTimestamp": "2026-03-01T12:01:30Z", "deletionGracePeriodSeconds": 120}
 """At 11:59:30."""
 STOPPED = said(45, "Stopped", step=40, reached_step=40)
@@ -125,6 +125,12 @@ ROWS = [
         [pod(conditions=NOT_READY), ended(42, 1, last=said(42, "ColumnMissing"))],
         Kind.FINAL,
         "ColumnMissing",
+    ),
+    Row(
+        "a peer that is not Ready since it was asked to go says nothing",
+        [pod(meta=ASKED, conditions=[{**NOT_READY[0], "lastTransitionTime": at(31)}]), ended(1, 1)],
+        Kind.CRASH,
+        "Crashed",
     ),
     Row("a peer that the Job controller deletes says nothing", [pod(meta=ASKED), ended(1, 1)], Kind.CRASH, "Crashed"),
     Row("nor does one that it let finish", [ended(45, meta=ASKED), ended(139, 1)], Kind.CRASH, "Crashed"),

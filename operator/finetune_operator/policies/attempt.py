@@ -29,7 +29,7 @@ from finetune_operator.policies.rivals import ahead, wait_for
 from finetune_operator.policies.success import last_checkpoint, not_good_enough, succeeded
 from finetune_operator.policies.waiting import wait_of
 from finetune_operator.policies.ways import GATES_CHANGED, Kind
-from finetune_operator.verdict import IDENTICAL, CreateTrain, DeleteJob, Mark, Observed, Verdict, mark_of
+from finetune_operator.verdict import IDENTICAL, CreateTrain, DeleteJob, Mark, Observed, Verdict, mark_of, reason_of
 from finetune_operator.views import Child, format_time
 
 POLL = 5.0
@@ -62,7 +62,10 @@ def attempt(o: Observed, target: Target, job: Child, *, now: datetime, supersede
 def _going_on(o: Observed, target: Target, job: Child, *, now: datetime, superseded: bool) -> Verdict:
     rival = ahead(o, job.run or "", holding=True)
     if rival is not None and not superseded:
-        return wait_for(rival).stating(**stopped(o, job, reason=IDENTICAL, now=now)).doing(DeleteJob.of(job))
+        waits = wait_for(rival)
+        if reason_of(o.subject.status) != IDENTICAL:  # as above: told first
+            return replace(waits.stating(**stopped(o, job, reason=IDENTICAL, now=now)), again_after=0.0)
+        return waits.doing(DeleteJob.of(job))
     facts = _run_facts(o, target, job, superseded=superseded)
     wait = wait_of(job, o.pods_of(job), nodes=target.config.pods.nodes, refusal=o.refusals.get(job.uid))
     if wait is not None:
@@ -153,16 +156,10 @@ def _ended(o: Observed, target: Target, job: Child, end: End, *, now: datetime, 
     elif superseded:
         verdict = Verdict("Failed", end.reason, end.message)
     else:
-        verdict = _through_preflight(o, target, job, end, now=now)
-    return replace(verdict, facts=_joined(facts, verdict))
-
-
-def _joined(facts: dict[str, object], verdict: Verdict) -> dict[str, object]:
-    """What the ended attempt cost, and what is known of the one that begins."""
-    usage, begun = facts.get("usage"), verdict.facts.get("usage")
-    if isinstance(usage, Usage) and isinstance(begun, Usage):
-        return {**facts, **verdict.facts, "usage": usage.model_copy(update={"attempts": begun.attempts})}
-    return {**facts, **verdict.facts}
+        verdict = _through_preflight(o, target, job, end, now=now, at_least=free_delay(interruptions))
+    if facts and verdict.actions:  # told before the Job goes that says so, or an operator that dies now forgets it
+        return replace(verdict, facts=facts, actions=(), again_after=0.0)
+    return verdict.stating(**facts)
 
 
 def stopped(o: Observed, job: Child, *, reason: str, now: datetime) -> dict[str, object]:
@@ -235,10 +232,13 @@ def _next(o: Observed, target: Target, job: Child, end: End, *, now: datetime, d
     return verdict.doing(action, DeleteJob.of(job))
 
 
-def _through_preflight(o: Observed, target: Target, job: Child, end: End, *, now: datetime) -> Verdict:
+def _through_preflight(
+    o: Observed, target: Target, job: Child, end: End, *, now: datetime, at_least: timedelta
+) -> Verdict:
     """Storage knows more than we do: let a preflight Job look before anything is tried again."""
     delays = {Kind.FENCED: fenced_delay, Kind.ENVIRONMENT: environment_delay, Kind.LOST: lost_delay}
-    due = end.at if end.kind is Kind.ASKED else end.at + delays[end.kind](job.counters.tries)
+    delay = delays[end.kind](job.counters.tries) if end.kind in delays else timedelta(0)
+    due = end.at + (max(delay, at_least) if end.kind is Kind.LOST else delay)
     unknown = Mark("Unknown", end.reason, end.message)
     if not o.jobs("preflight") and now < due:
         stalled = end.kind is Kind.ENVIRONMENT
