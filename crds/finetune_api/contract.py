@@ -450,6 +450,7 @@ class LastMessage(Model):
     run_id: str | None = None
     attempt: int | None = None
     step: int | None = Field(None, description="last committed step")
+    reached_step: int | None = Field(None, description="last step that was done, committed or not")
     resumed_from_step: int | None = None
     preflight: PreflightOutcome | None = None
     result: TrainOutcome | None = None

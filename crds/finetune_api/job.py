@@ -1311,6 +1311,11 @@ class RunStatus(Model):
     generation: int = Field(description="metadata.generation this run was resolved from.")
     attempt: int | None = Field(None, description="Number of the attempt's claim in storage.")
     started_at: Time | None = Field(None, description="When the first attempt began.")
+    interruptions: int | None = Field(
+        None,
+        description="How often in a row an attempt ended through no fault of its own and without one more committed step; at "
+        "10 the run is given up.",
+    )
 
 
 class BestCheckpoint(Model):

@@ -13,6 +13,7 @@ from finetune_api.job import PodMetadata, PodSpec
 from finetune_operator.views import (
     FAILURES,
     GENERATION,
+    INTERRUPTIONS,
     JOB_UID,
     MANAGED_BY,
     MANAGER,
@@ -186,6 +187,7 @@ def _notes(subject: Subject, key: str, ordinal: int, counters: Counters) -> dict
         ORDINAL: str(ordinal),
         FAILURES: str(counters.failures),
         TRIES: str(counters.tries),
+        INTERRUPTIONS: str(counters.interruptions),
     }
     return {**notes, RETRY: subject.retry} if subject.retry else notes
 

@@ -411,9 +411,10 @@ def _wait(pids: Sequence[int]) -> tuple[int, int]:
 def _last_message(done: _Supervisor, run_id: str) -> LastMessage:
     rank, code = _verdict(done)
     written = _written(done.state / "message.json")
-    if written is not None and written.code == code:
-        return written
     progress = done.progress
+    reached = progress.step if progress and progress.total_steps else None
+    if written is not None and written.code == code:
+        return written.model_copy(update={"reached_step": reached})
     checkpoint = progress.checkpoint if progress else None
     reason, sentence = _sentence(done, rank, code)
     return LastMessage(
@@ -423,6 +424,7 @@ def _last_message(done: _Supervisor, run_id: str) -> LastMessage:
         run_id=run_id,
         attempt=progress.attempt if progress else None,
         step=checkpoint.step if checkpoint else None,
+        reached_step=reached,
         resumed_from_step=progress.resumed_from_step if progress else None,
     )
 
@@ -457,7 +459,7 @@ def _sentence(done: _Supervisor, rank: _Rank, code: int) -> tuple[str, str]:
         return "Hung", f"{done.hung}; its log has the stacks of its threads."
     if code == ExitCode.MEMORY:
         return (
-            "OutOfMemory",
+            "HostOutOfMemory",
             f"{name} was killed because the memory of the pod was used up; the next attempt halves the micro-batch, or "
             "raise spec.resources.perNode.memory.",
         )
