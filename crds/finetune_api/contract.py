@@ -20,6 +20,7 @@ from finetune_api.job import (
     ModelStatus,
     OptimizerType,
     Overlong,
+    PodSpec,
     PodTemplate,
     PreflightStatus,
     ProgressStatus,
@@ -274,8 +275,8 @@ class EvaluationConfig(Model):
 
 class CheckpointConfig(Model):
     every_seconds: float | None
-    """None exactly when every_steps is given."""
     every_steps: int | None
+    """None, both: by what a checkpoint costs. Never are both given."""
     keep_last: int
 
 
@@ -313,6 +314,11 @@ class PodsConfig(Model):
     preflight_image: str
     pull_policy: Literal["Always", "IfNotPresent", "Never"]
     template: PodTemplate
+
+    @property
+    def grace_seconds(self) -> int:
+        """What a train pod gets to commit a checkpoint when it is asked to stop."""
+        return (self.template.spec or PodSpec()).termination_grace_period_seconds or 120
 
 
 class RunConfig(Model):

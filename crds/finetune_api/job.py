@@ -910,7 +910,10 @@ class CheckpointEvery(Model):
 
 
 class Checkpoint(Model):
-    every: CheckpointEvery | None = spec_field(None, "Time or steps between two checkpoints. Default: duration 10m.")
+    every: CheckpointEvery | None = spec_field(
+        None,
+        "Time or steps between two checkpoints. Default: a minute, or longer where checkpoints would cost more than 1 % of the time.",
+    )
     keep_last: int | None = spec_field(
         "live", "Checkpoints that are kept beside the best one. Default: 2.", ge=2, le=100
     )

@@ -33,7 +33,6 @@ from finetune_api.contract import (
 from finetune_api.job import (
     Augment,
     Checkpoint,
-    CheckpointEvery,
     Deduplicate,
     Evaluation,
     Every,
@@ -370,10 +369,10 @@ def _retention(one: Retention) -> RetentionConfig:
 
 def _checkpoint(spec: FineTuneJobSpec) -> CheckpointConfig:
     checkpoint = spec.checkpoint or Checkpoint()
-    every = checkpoint.every or CheckpointEvery(duration="10m")
+    every = checkpoint.every
     return CheckpointConfig(
-        every_seconds=None if every.duration is None else seconds(every.duration),
-        every_steps=every.steps,
+        every_seconds=seconds(every.duration) if every and every.duration else None,
+        every_steps=every.steps if every else None,
         keep_last=first(checkpoint.keep_last, default=2),
     )
 

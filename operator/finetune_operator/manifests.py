@@ -122,7 +122,7 @@ def train_job(
         "resources": {"requests": {"cpu": pods.cpu, **amounts}, "limits": amounts},
     }
     pod = _pod(subject, config, container, job=name)
-    pod["terminationGracePeriodSeconds"] = (pods.template.spec or PodSpec()).termination_grace_period_seconds or 120
+    pod["terminationGracePeriodSeconds"] = pods.grace_seconds
     container["volumeMounts"].append({"name": "shm", "mountPath": "/dev/shm"})  # noqa: S108 (what torch shares tensors by)
     pod["volumes"].append({"name": "shm", "emptyDir": {"medium": "Memory"}})
     if pods.cache is not None:

@@ -128,7 +128,11 @@ def test_pods_satisfy_the_restricted_standard(name: str) -> None:
     assert pod["automountServiceAccountToken"] is False
     assert pod["securityContext"]["runAsNonRoot"] is True
     assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
-    assert {next(iter(set(volume) - {"name"})) for volume in pod["volumes"]} <= {"projected", "emptyDir", "persistentVolumeClaim"}
+    assert {next(iter(set(volume) - {"name"})) for volume in pod["volumes"]} <= {
+        "projected",
+        "emptyDir",
+        "persistentVolumeClaim",
+    }
     for container in pod["containers"]:
         context = container["securityContext"]
         assert context["allowPrivilegeEscalation"] is False
