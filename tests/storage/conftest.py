@@ -28,7 +28,8 @@ class Proxy:
 
     `drop_answers` answers to requests that contain `drop_marker` never come back, though the server has acted.
     `cuts` connections are closed after `cut_after` bytes of answers. `answers` are sent instead of asking the
-    server, to requests that contain `answer_marker`.
+    server, to requests that contain `answer_marker`. In answers that contain `damage`, its last byte is changed, as
+    many times as `damages` has bytes to put there.
     """
 
     upstream: tuple[str, int]
@@ -38,6 +39,8 @@ class Proxy:
     cut_after: int = 0
     answers: list[bytes] = field(default_factory=list)
     answer_marker: bytes = b""
+    damage: bytes = b""
+    damages: list[bytes] = field(default_factory=list)
     dropped: int = 0
     requests: int = 0
 
@@ -92,6 +95,8 @@ class Proxy:
                         self.cuts -= 1
                         client.sendall(data[: self.cut_after - passed])
                         break
+                    if self.damages and self.damage in data:
+                        data = data.replace(self.damage, self.damage[:-1] + self.damages.pop(0))
                 client.sendall(data)
                 passed += len(data)
         _close(client)

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
@@ -183,6 +183,17 @@ def test_an_unreadable_record_in_the_way_is_passed_by(store: Store) -> None:
     record = claim.append(RecordKind.TRAINED, {})
     assert record.number == 3
     assert RunLog(store, RUN).read() == [claim.record, record]
+
+
+def test_a_number_that_only_a_listing_names_leaves_no_gap(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    RunLog(store, RUN).claim(holder=holder("p"))
+    listed = store.list
+
+    def misread(prefix: str = "") -> Iterator[ObjectInfo]:
+        yield from (dataclasses.replace(info, key=info.key.replace("/1.json", "/5.json")) for info in listed(prefix))
+
+    monkeypatch.setattr(store, "list", misread)
+    assert RunLog(store, RUN).claim(holder=holder("q")).number == 2
 
 
 def test_a_record_that_does_not_continue_the_log_is_not_believed(store: Store) -> None:

@@ -326,6 +326,40 @@ def test_a_failed_upload_leaves_no_parts(
     assert s3_server.client().list_multipart_uploads(Bucket=s3_bucket).get("Uploads", []) == []
 
 
+def test_bytes_damaged_on_their_way_are_asked_for_again(proxied: Store, proxy: Any, tmp_path: Path) -> None:
+    sent = proxied.write("a", b"what was written")
+    proxy.damage = b"written"
+    proxy.damages = [b"m", b"k"]
+    assert proxied.read("a") == b"what was written"
+    proxy.damages = [b"m", b"k"]
+    assert proxied.download("a", tmp_path / "target", sha256=sent.sha256).sha256 == sent.sha256
+    assert (tmp_path / "target").read_bytes() == b"what was written"
+    assert proxy.damages == []
+
+
+@pytest.mark.parametrize("tag", ["LastModified", "Size"])
+def test_a_listing_that_cannot_be_read_is_asked_for_again(proxied: Store, proxy: Any, tag: str) -> None:
+    proxied.write("a", b"2" * 22)
+    proxy.damage = f"<{tag}>2".encode()
+    proxy.damages = [b"x"]
+    assert [(info.key, info.size) for info in proxied.list()] == [("a", 22)]
+    assert proxy.damages == []
+
+
+def test_what_comes_wrong_in_the_same_form_twice_is_damaged(proxied: Store, proxy: Any, tmp_path: Path) -> None:
+    proxied.write("a", b"what was written")
+    proxy.damage = b"written"
+    for use in (lambda: proxied.read("a"), lambda: proxied.download("a", tmp_path / "target")):
+        proxy.damages = [b"m", b"m", b"m"]
+        with pytest.raises(Damaged):
+            use()
+        assert proxy.damages == [b"m"]
+    proxy.damages = [b"%d" % number for number in range(9)]
+    with pytest.raises(Damaged):
+        proxied.read("a")
+    assert proxy.damages == [b"5", b"6", b"7", b"8"]
+
+
 def test_damage_behind_the_stores_back_is_found(
     s3_server: Any, s3_bucket: str, s3_settings: Any, tmp_path: Path
 ) -> None:

@@ -144,10 +144,18 @@ class Ranks:
         )
 
     def start(
-        self, made: "Made", work: Path, *, audit: bool, stop: "Stop | None", environment: dict[str, str]
+        self,
+        made: "Made",
+        work: Path,
+        *,
+        audit: bool,
+        stop: "Stop | None",
+        environment: dict[str, str],
+        cache: Path | None = None,
     ) -> "Started":
         log = work.parent / f"{work.name}-{environment.get('RANK', '0')}.log"
         arguments = ["--config", str(made.config_path), "--run-id", made.record.run_id, "--work", str(work)]
+        arguments += [] if cache is None else ["--cache", str(cache)]
         pid = self._ask(log=str(log), environment=environment, audit=audit, stop=stop, arguments=arguments)
         return Started(pid, log, self)
 
@@ -211,13 +219,29 @@ class Made:
     def records(self) -> list[Record]:
         return RunLog(self.store, self.record.run_id).read()
 
-    def start(self, work: Path, *, audit: bool = False, stop: Stop | None = None, **environment: str) -> "Started":
+    def start(
+        self,
+        work: Path,
+        *,
+        audit: bool = False,
+        stop: Stop | None = None,
+        cache: Path | None = None,
+        **environment: str,
+    ) -> "Started":
         """One rank as the supervisor would start it, as a process of its own."""
-        return self.ranks.start(self, work, audit=audit, stop=stop, environment=environment)
+        return self.ranks.start(self, work, audit=audit, stop=stop, environment=environment, cache=cache)
 
-    def run(self, work: Path, *, audit: bool = False, stop: Stop | None = None, **environment: str) -> tuple[int, str]:
+    def run(
+        self,
+        work: Path,
+        *,
+        audit: bool = False,
+        stop: Stop | None = None,
+        cache: Path | None = None,
+        **environment: str,
+    ) -> tuple[int, str]:
         """Exit code and log."""
-        started = self.start(work, audit=audit, stop=stop, **environment)
+        started = self.start(work, audit=audit, stop=stop, cache=cache, **environment)
         return started.wait(), started.log
 
     def kinds(self) -> list[str]:

@@ -74,6 +74,7 @@ _BLOCK = MIB
 _SHA256 = "finetune-sha256"  # user metadata of objects written from memory
 _NONCE = "finetune-write"  # user metadata that tells our own write from another's
 _FIRST_DELAY, _LONGEST_DELAY = 0.1, 8.0  # seconds
+_MOST_DAMAGED = 4  # times that an object is asked for again because it came damaged, each time otherwise
 _LOADER = create_loader()  # parses the SDK's description of S3 once a process
 _RESOLVED_FOR = 60.0  # seconds that an endpoint's addresses are trusted
 # Addresses of cloud metadata services that are not link-local.
@@ -141,14 +142,17 @@ class S3Store:
         return found, answer.get("NextContinuationToken") if answer["IsTruncated"] else None
 
     def read(self, key: str, *, if_match: str | None = None, limit: int | None = None) -> bytes:
-        with self._open(key, if_match) as source:
-            if limit is not None:
+        if limit is not None:
+            with self._open(key, if_match) as source:
                 return io.BufferedReader(source, _BLOCK).read(limit)
-            data = source.readall()
-            recorded = source.info.sha256
-            if recorded is not None and digest_of(data) != recorded:
-                raise mismatch(self._name(key), wanted=recorded, found=digest_of(data))
-            return data
+
+        def fetch() -> tuple[bytes, str, str | None]:
+            with self._open(key, if_match) as source:
+                data = source.readall()
+                recorded = source.info.sha256
+                return data, "" if recorded is None else digest_of(data), recorded
+
+        return self._whole(key, fetch)
 
     @contextmanager
     def stream(self, key: str, *, if_match: str | None = None) -> Iterator[BinaryIO]:
@@ -173,11 +177,13 @@ class S3Store:
         def fetch(offset: int, length: int, write: Write) -> None:
             self._fetch_range(key, info.etag, offset, length, write)
 
-        with file_error(path), temporary(path) as target:
+        def fill() -> tuple[str, str, str | None]:
             found = fetch_ranges(fetch, target, info.size, progress=progress)
-            for wanted in (sha256, info.sha256):
-                if wanted is not None and found != wanted:
-                    raise mismatch(self._name(key), wanted=wanted, found=found)
+            recorded = info.sha256 if sha256 in (None, found) else sha256
+            return found, found, recorded
+
+        with file_error(path), temporary(path) as target:
+            found = self._whole(key, fill)
             publish(target, path)
         return replace(info, sha256=found)
 
@@ -316,12 +322,30 @@ class S3Store:
 
     def _read_back(self, info: ObjectInfo) -> None:
         """Encrypted and some foreign stores have etags of their own; only the bytes can prove the upload then."""
-        sha256 = hashlib.sha256()
-        with self.stream(info.key, if_match=info.etag) as source:
-            while block := source.read(_BLOCK):
-                sha256.update(block)
-        if info.sha256 is not None and sha256.hexdigest() != info.sha256:
-            raise mismatch(self._name(info.key), wanted=info.sha256, found=sha256.hexdigest())
+
+        def fetch() -> tuple[None, str, str | None]:
+            sha256 = hashlib.sha256()
+            with self.stream(info.key, if_match=info.etag) as source:
+                while block := source.read(_BLOCK):
+                    sha256.update(block)
+            return None, sha256.hexdigest(), info.sha256
+
+        self._whole(info.key, fetch)
+
+    def _whole(self, key: str, fetch: Callable[[], tuple[T, str, str | None]]) -> T:
+        """What fetch() gives beside its digest and the recorded one, as soon as these agree. Raises Damaged.
+
+        Bytes that are damaged on their way arrive in another form the next time; what comes wrong in the same form
+        twice is what the store holds.
+        """
+        seen: set[str] = set()
+        while True:
+            result, found, recorded = fetch()
+            if recorded is None or found == recorded:
+                return result
+            if found in seen or len(seen) == _MOST_DAMAGED:
+                raise mismatch(self._name(key), wanted=recorded, found=found)
+            seen.add(found)
 
     def _open(self, key: str, if_match: str | None) -> "_Stream":
         return _Stream(self, key, if_match)
@@ -476,7 +500,7 @@ class Connection:
                 if not answer.temporary:
                     raise meaning(request, self._told(answer)) from None
                 failure: StorageError = unavailable(request, str(answer))
-            except (BotoCoreError, ResponseParserError) as error:
+            except (BotoCoreError, ResponseParserError, ValueError) as error:
                 failure = self._transport_failure(request, error)
             else:
                 self._note_answer()
@@ -576,7 +600,8 @@ class Connection:
             raise unreachable(request, "its certificate is not trusted; name its authority in the CA file") from None
         if isinstance(error, EndpointConnectionError | ConnectTimeoutError | ConnectError):
             return unreachable(request, _cause(error))
-        if isinstance(error, HTTPClientError | IncompleteReadError | ResponseParserError):
+        # The SDK lets numbers and dates that it cannot read pass through as ValueError.
+        if isinstance(error, HTTPClientError | IncompleteReadError | ResponseParserError | ValueError):
             if not self._answered:
                 return unreachable(request, _cause(error))
             return unavailable(request, _cause(error))
