@@ -211,9 +211,8 @@ def _beside(o: Observed, verdict: Verdict, job: Child, *, now: datetime) -> Verd
         # Final though it has passed: the model is there already, whether it is good enough or not.
         if not verdict.final or pinned is None:
             return verdict
-        return verdict.stating(**{**stopped(o, job, reason=DOCUMENT_CHANGED.reason, now=now), **verdict.facts}).doing(
-            DeleteJob.of(job)
-        )
+        cost = stopped(o, job, reason=DOCUMENT_CHANGED.reason, now=now)
+        return replace(verdict, facts={**cost, **verdict.facts}).doing(DeleteJob.of(job))
     old = attempt(o, target_of(pinned), job, now=now, superseded=True)
     generation = o.subject.generation
     if old.final:  # its model counts, its failure does not: the document asks for something else by now

@@ -1,6 +1,6 @@
 """Which rule an ending falls under, from Jobs and pods as the API server shows them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -196,6 +196,14 @@ def test_a_lone_pod_need_not_wait_for_the_job_controller() -> None:
     assert ending(job(ended=None), [ended(137)], nodes=1, now=NOW) is not None
     assert ending(job(ended=None), [pod()], nodes=1, now=NOW) is None
     assert ending(job(ended=None), [ended(137)], nodes=2, now=NOW) is None
+
+
+def test_a_job_that_is_suspended_and_resumed_has_not_ended() -> None:
+    """Its pods are deleted, and others come."""
+    gone = ended(45, last=STOPPED, meta=ASKED)
+    assert ending(job(ended=None), [gone], nodes=1, now=NOW) is None
+    assert ending(job(ended=None), [gone, pod()], nodes=1, now=NOW) is None
+    assert ending(replace(job(ended=None), suspended=True), [ended(137)], nodes=1, now=NOW) is None
 
 
 def test_what_any_pod_says_of_steps_counts() -> None:

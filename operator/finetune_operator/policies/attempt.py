@@ -10,6 +10,7 @@ from finetune_operator.policies.accept import Target, target_of
 from finetune_operator.policies.endings import End, ending
 from finetune_operator.policies.preflight import preflight
 from finetune_operator.policies.restarts import (
+    DELAYS,
     FREE_WITHOUT_PROGRESS,
     INTERRUPTED,
     after,
@@ -17,10 +18,7 @@ from finetune_operator.policies.restarts import (
     committed_step,
     corrected,
     crash_delay,
-    environment_delay,
-    fenced_delay,
     free_delay,
-    lost_delay,
     no_progress,
     recorded,
     used,
@@ -236,8 +234,7 @@ def _through_preflight(
     o: Observed, target: Target, job: Child, end: End, *, now: datetime, at_least: timedelta
 ) -> Verdict:
     """Storage knows more than we do: let a preflight Job look before anything is tried again."""
-    delays = {Kind.FENCED: fenced_delay, Kind.ENVIRONMENT: environment_delay, Kind.LOST: lost_delay}
-    delay = delays[end.kind](job.counters.tries) if end.kind in delays else timedelta(0)
+    delay = DELAYS[end.kind](job.counters.tries) if end.kind in DELAYS else timedelta(0)
     due = end.at + (max(delay, at_least) if end.kind is Kind.LOST else delay)
     unknown = Mark("Unknown", end.reason, end.message)
     if not o.jobs("preflight") and now < due:

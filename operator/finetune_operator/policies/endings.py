@@ -52,7 +52,10 @@ def ending(child: Child, pods: Sequence[Pod], *, nodes: int, now: datetime) -> E
     exits = [pod.exit for pod in pods if pod.exit is not None]
     if child.ended == "Complete" or (len(exits) == nodes and all(e.code == 0 for e in exits)):
         return _Look(child, pods, now).done()
-    failed = child.ended == "Failed" or (nodes == 1 and any(e.code != 0 for e in exits))
+    # A lone pod that ends by itself need not wait for the Job controller. One that was asked to go must: a Job that is
+    # suspended deletes its pods, too, and makes new ones later.
+    alone = [pod for pod in pods if pod.exit is not None and pod.exit.code != 0 and not pod.was_asked_to_go]
+    failed = child.ended == "Failed" or (nodes == 1 and bool(alone) and not child.suspended)
     return _Look(child, pods, now).failed() if failed else None
 
 

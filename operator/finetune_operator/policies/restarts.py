@@ -1,5 +1,6 @@
 """When is the next try, how many are there, and what did the last one cost?"""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -50,6 +51,17 @@ def free_delay(interruptions: int) -> timedelta:
 def lost_delay(tries: int) -> timedelta:
     """None at first: the work is done, as a rule. A container that never says anything is no reason to hurry."""
     return timedelta(0) if tries == 0 else environment_delay(tries - 1)
+
+
+DELAYS: dict[Kind, Callable[[int], timedelta]] = {
+    Kind.FREE: free_delay,
+    Kind.MEMORY: free_delay,
+    Kind.LOST: lost_delay,
+    Kind.CRASH: crash_delay,
+    Kind.ENVIRONMENT: environment_delay,
+    Kind.FENCED: fenced_delay,
+}
+"""By how often it has happened before; free and halved attempts count themselves."""
 
 
 def after(child: Child, end: End) -> Counters:
