@@ -4,6 +4,7 @@ Ends with 1 when a run breaks a promise; what is known of it is kept, and the co
 """
 
 import argparse
+import math
 import os
 import sys
 import tempfile
@@ -33,6 +34,8 @@ class Chaos:
         self._free: SimpleQueue[Killer] = SimpleQueue()
         self._killers, self._seed, self._keep = killers, seed, keep
         self._say = threading.Lock()
+        self.until = math.inf
+        """On this process's clock; no run is begun after that."""
         for killer in killers:
             self._free.put(killer)
         calm = killers[0].run(Plan(0, (), faults=False))
@@ -54,9 +57,12 @@ class Chaos:
     def all(self, wanted: list[Plan], what: str) -> list[Judged]:
         """Do all runs, as many at once as there are killers."""
         with ThreadPoolExecutor(len(self._killers)) as pool:
-            return list(pool.map(lambda plan: self._one(plan, what), wanted))
+            found = pool.map(lambda plan: self._one(plan, what), wanted)
+            return [one for one in found if one is not None]
 
-    def _one(self, plan: Plan, what: str) -> Judged:
+    def _one(self, plan: Plan, what: str) -> Judged | None:
+        if time.monotonic() > self.until:
+            return None
         killer = self._free.get()
         try:
             run = killer.run(plan)
@@ -124,8 +130,9 @@ def main(arguments: list[str] | None = None) -> int:
         chaos(Path(scratch), seed=options.seed, at_once=options.at_once, keep=options.keep) as running,
     ):
         results.calm = running.measure(cold=any(plan.cold for plan in wanted))
-        results.killed = running.all(wanted, "run")
+        running.until = started + options.minutes * 60
         results.swept = running.all(steps, "step")
+        results.killed = running.all(wanted, "run")
     results.seconds = time.monotonic() - started
     if options.report is not None:
         options.report.write_text(document(results))
@@ -140,6 +147,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=1, help="decides kills and faults (default: 1)")
     parser.add_argument("--cold", type=int, help="of these, processes of their own (default: one of 40)")
     parser.add_argument("--at-once", type=int, default=2, help="runs at a time (default: 2)")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no run after that time (default: never)")
     parser.add_argument("--only", type=int, nargs="+", default=[], metavar="N", help="do runs of these numbers alone")
     parser.add_argument("--steps", type=int, nargs="+", default=[], metavar="N", help="kill at these steps alone")
     parser.add_argument("--keep", type=Path, default=ROOT / "build" / "chaos", help="logs of bad runs go there")

@@ -10,7 +10,7 @@ from typing import Any
 
 from hack.seaweed import S3Server
 from safetensors.numpy import load
-from tests.trainer.rank.conftest import COLOURS, Made, Ranks, dictionaries, made, make_tiny_base, tiny_rows
+from tests.trainer.rank.conftest import Made, Ranks, made, make_tiny_base, tiny_rows
 
 from finetune_trainer.checkpoint import OPTIMIZER, WEIGHTS
 from finetune_trainer.storage import Store, open_store
@@ -18,11 +18,12 @@ from finetune_trainer.storage.base import digest_of
 from finetune_trainer.storage.commit import latest_checkpoint
 
 STEPS, EVERY = 60, 5
+LABELS = ["long", "short"]
 ROWS, TEST_ROWS = 360, 60
 BUCKET = "chaos"
 SPEC: dict[str, Any] = {
     "model": {"uri": f"s3://{BUCKET}/base"},
-    "task": {"type": "text-classification", "labels": list(COLOURS)},
+    "task": {"type": "text-classification", "labels": LABELS},
     "resources": {"perNode": {"gpus": 0}},
     "data": {
         "train": [{"uri": f"s3://{BUCKET}/data/train.jsonl"}],
@@ -72,11 +73,11 @@ class Jobs:
         store = open_store(f"s3://{BUCKET}", self.settings)
         for path in make_tiny_base(root / "base").iterdir():
             store.write(f"base/{path.name}", path.read_bytes())
-        rows = dictionaries(tiny_rows(ROWS))
+        rows = _rows(ROWS, seed=0)
         for name, some in (
             ("train", [row for number, row in enumerate(rows) if number % 5]),
             ("validation", rows[::5]),
-            ("test", dictionaries(tiny_rows(TEST_ROWS, seed=1))),
+            ("test", _rows(TEST_ROWS, seed=1)),
         ):
             store.write(f"data/{name}.jsonl", "".join(json.dumps(row) + "\n" for row in some).encode())
 
@@ -93,6 +94,11 @@ class Jobs:
             config = found.config.model_copy(update={"storage": storage})
             found.config_path.write_text(config.model_dump_json(by_alias=True))
         return Job(root, found)
+
+
+def _rows(count: int, *, seed: int) -> list[dict[str, Any]]:
+    texts, _ = tiny_rows(count, seed=seed)
+    return [{"text": text, "label": LABELS[len(text.split()) < 8]} for text in texts]
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,7 @@ def make_tiny_base(directory: Path) -> Path:
 
 
 _SERVER = """
-import hashlib, json, os, sys, traceback
+import gc, hashlib, json, os, sys, traceback
 import accelerate, cleanlab.rank, peft
 import sklearn.linear_model, sklearn.metrics, sklearn.multiclass, sklearn.pipeline, torch
 from transformers import AutoModelForSequenceClassification, BertForSequenceClassification, PreTrainedTokenizerFast
@@ -120,6 +120,7 @@ def trace_to(path):
         os.write(trace, f"saved {state.step}\\n".encode())
     loop.step, checkpoints.save = traced, saved
 
+gc.freeze()  # no child walks over everything that was imported
 for line in sys.stdin:
     order = json.loads(line)
     if "wait" in order:
@@ -144,6 +145,7 @@ for line in sys.stdin:
     except BaseException:
         traceback.print_exc()
     os._exit(code)
+os._exit(0)  # libraries complain at an orderly end of what is frozen
 """
 
 
