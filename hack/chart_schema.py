@@ -42,6 +42,7 @@ def schema() -> dict[str, Any]:
     version = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
     spec = from_crd(version["properties"]["spec"])["properties"]
     del spec["allowedLicenses"]["minItems"]  # values.yaml has all fields; empty ones are left out
+    spec["cache"] = {"anyOf": [{"type": "object", "maxProperties": 0}, spec["cache"]]}
     image = {"type": "string", "pattern": IMAGE}
     strings = {"type": "object", "additionalProperties": {"type": "string"}}
     quantities = {"type": "object", "additionalProperties": {"type": ["string", "number"]}}

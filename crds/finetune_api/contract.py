@@ -20,6 +20,7 @@ from finetune_api.job import (
     ModelStatus,
     OptimizerType,
     Overlong,
+    PodSpec,
     PodTemplate,
     PreflightStatus,
     ProgressStatus,
@@ -37,6 +38,8 @@ CREDENTIALS_PATH = "/etc/finetune/credentials"
 """Where the credentials Secret is mounted."""
 WORK_PATH = "/work"
 """The emptyDir for downloads and scratch files; /tmp is one too, all else is read-only."""
+CACHE_PATH = "/cache"
+"""Where the profile's claim for downloads that pods share is mounted."""
 PROGRESS_PORT = 9090
 """Serves /progress (JSON), /metrics (Prometheus) and /healthz."""
 RENDEZVOUS_PORT = 29400
@@ -272,8 +275,8 @@ class EvaluationConfig(Model):
 
 class CheckpointConfig(Model):
     every_seconds: float | None
-    """None exactly when every_steps is given."""
     every_steps: int | None
+    """None, both: by what a checkpoint costs. Never are both given."""
     keep_last: int
 
 
@@ -289,6 +292,13 @@ class StorageConfig(Model):
     credentials_secret: str | None
 
 
+class CacheConfig(Model):
+    claim: str
+    """PersistentVolumeClaim of the job's namespace."""
+    size: str | None
+    """None: all of the volume."""
+
+
 class PodsConfig(Model):
     """Everything that shapes pods and nothing that shapes the model."""
 
@@ -299,10 +309,16 @@ class PodsConfig(Model):
     gpu_resource: str
     gpu_memory: str | None = None
     """Of one GPU; None: unknown."""
+    cache: CacheConfig | None = None
     trainer_image: str
     preflight_image: str
     pull_policy: Literal["Always", "IfNotPresent", "Never"]
     template: PodTemplate
+
+    @property
+    def grace_seconds(self) -> int:
+        """What a train pod gets to commit a checkpoint when it is asked to stop."""
+        return (self.template.spec or PodSpec()).termination_grace_period_seconds or 120
 
 
 class RunConfig(Model):
@@ -434,6 +450,7 @@ class LastMessage(Model):
     run_id: str | None = None
     attempt: int | None = None
     step: int | None = Field(None, description="last committed step")
+    reached_step: int | None = Field(None, description="last step that was done, committed or not")
     resumed_from_step: int | None = None
     preflight: PreflightOutcome | None = None
     result: TrainOutcome | None = None

@@ -910,7 +910,10 @@ class CheckpointEvery(Model):
 
 
 class Checkpoint(Model):
-    every: CheckpointEvery | None = spec_field(None, "Time or steps between two checkpoints. Default: duration 10m.")
+    every: CheckpointEvery | None = spec_field(
+        None,
+        "Time or steps between two checkpoints. Default: a minute, or longer where checkpoints would cost more than 1 % of the time.",
+    )
     keep_last: int | None = spec_field(
         "live", "Checkpoints that are kept beside the best one. Default: 2.", ge=2, le=100
     )
@@ -1308,6 +1311,11 @@ class RunStatus(Model):
     generation: int = Field(description="metadata.generation this run was resolved from.")
     attempt: int | None = Field(None, description="Number of the attempt's claim in storage.")
     started_at: Time | None = Field(None, description="When the first attempt began.")
+    interruptions: int | None = Field(
+        None,
+        description="How often in a row an attempt ended through no fault of its own and without one more committed step; at "
+        "10 the run is given up.",
+    )
 
 
 class BestCheckpoint(Model):

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StringConstraints
 
 from finetune_api.base import Model, spec_field
-from finetune_api.job import License, PodTemplate, Quantity, Resources, Storage
+from finetune_api.job import License, Name, PodTemplate, Quantity, Resources, Storage
 
 Image = Annotated[str, StringConstraints(pattern=r"^[^ \t\r\n]+$", max_length=512)]
 EndpointPattern = Annotated[str, StringConstraints(pattern=r"^https?://[^ \t\r\n]+$", max_length=512)]
@@ -28,6 +28,19 @@ class Gpu(Model):
     )
 
 
+class Cache(Model):
+    claim_name: Name = spec_field(
+        "attempt",
+        "PersistentVolumeClaim of the job's namespace, which train pods share to download a base model once. All files are compared "
+        "with their digests before use. A pod whose claim is missing does not start.",
+        required=True,
+    )
+    size: Quantity | None = spec_field(
+        "attempt",
+        "Most that is kept, such as 500Gi; models used longest ago go first. Default: as much as the volume holds.",
+    )
+
+
 class FineTuneProfileSpec(Model):
     images: Images | None = spec_field(None, "Images of the pods.")
     storage: Storage | None = spec_field(None, "How object storage is reached when a job does not say it.")
@@ -44,6 +57,7 @@ class FineTuneProfileSpec(Model):
     )
     resources: Resources | None = spec_field(None, "What the pods get when a job does not say it.")
     gpu: Gpu | None = spec_field(None, "How GPUs are asked for.")
+    cache: Cache | None = spec_field(None, "Where base models stay between pods. Default: every pod downloads its own.")
     pod_template: PodTemplate | None = spec_field(
         None, "Merged under the job's: maps merge, lists append, the job wins."
     )

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import rfc8785
 
 from finetune_api.contract import (
+    CacheConfig,
     CheckpointConfig,
     DataConfig,
     EvaluationConfig,
@@ -32,7 +33,6 @@ from finetune_api.contract import (
 from finetune_api.job import (
     Augment,
     Checkpoint,
-    CheckpointEvery,
     Deduplicate,
     Evaluation,
     Every,
@@ -369,10 +369,10 @@ def _retention(one: Retention) -> RetentionConfig:
 
 def _checkpoint(spec: FineTuneJobSpec) -> CheckpointConfig:
     checkpoint = spec.checkpoint or Checkpoint()
-    every = checkpoint.every or CheckpointEvery(duration="10m")
+    every = checkpoint.every
     return CheckpointConfig(
-        every_seconds=None if every.duration is None else seconds(every.duration),
-        every_steps=every.steps,
+        every_seconds=seconds(every.duration) if every and every.duration else None,
+        every_steps=every.steps if every else None,
         keep_last=first(checkpoint.keep_last, default=2),
     )
 
@@ -415,6 +415,7 @@ def _pods(spec: FineTuneJobSpec, profile: FineTuneProfileSpec, defaults: Default
         memory=first(ours.memory, low.memory, default="8Gi"),
         gpu_resource=first(gpu.resource_name, default="nvidia.com/gpu"),
         gpu_memory=gpu.memory,
+        cache=CacheConfig(claim=profile.cache.claim_name, size=profile.cache.size) if profile.cache else None,
         trainer_image=first(images.trainer, default=defaults.trainer_image),
         preflight_image=first(images.preflight, default=defaults.preflight_image),
         pull_policy=first(images.pull_policy, default="IfNotPresent"),

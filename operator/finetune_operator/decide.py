@@ -2,7 +2,8 @@
 
 Every decision is made from the whole state, so a missed event, a restarted operator or a second one changes nothing.
 The steps of a run are separated by status writes where an order matters: the run's name is written before its train
-Job is made (so that twins see each other), and a preflight Job is deleted only after what it said is acted upon.
+Job is made (so that twins see each other), a preflight Job is deleted only after what it said is acted upon, and what
+an attempt has cost is written before its Job goes (so that it is counted once, whoever dies when).
 """
 
 from dataclasses import replace
@@ -11,10 +12,12 @@ from typing import Any
 
 from finetune_api.job import Usage
 from finetune_operator.policies.accept import Refusal, Target, accept, target_of
-from finetune_operator.policies.attempt import POLL, attempt
+from finetune_operator.policies.attempt import POLL, attempt, stopped
 from finetune_operator.policies.preflight import preflight
-from finetune_operator.policies.restarts import lost
+from finetune_operator.policies.restarts import lost, rewound
 from finetune_operator.policies.rivals import ahead, wait_for
+from finetune_operator.policies.vanished import gone, vanished
+from finetune_operator.policies.ways import DOCUMENT_CHANGED
 from finetune_operator.status import compose, notes, worth_writing
 from finetune_operator.verdict import (
     IDENTICAL,
@@ -86,8 +89,10 @@ def _retry_asked(o: Observed) -> bool:
 def _afresh(o: Observed, *, now: datetime) -> Verdict:
     """As if the document were new: what was said before stays, what Jobs of before ended with counts no more."""
     subject = o.subject
-    run = subject.status.run.model_copy(update={"started_at": None}) if subject.status.run else None
-    forgotten: dict[str, Any] = {"run": run, "restarts": None}
+    status = subject.status
+    run = status.run.model_copy(update={"started_at": None, "interruptions": None}) if status.run else None
+    progress = rewound(status.progress, status.checkpoint.step if status.checkpoint else 0)
+    forgotten: dict[str, Any] = {"run": run, "restarts": None, "progress": progress}
     blank = subject.status.model_copy(update={"phase": None, "message": None, "conditions": None, **forgotten})
     asked = _retry_asked(o)
     old = [c for c in o.children if c.generation < subject.generation or (asked and c.retry != (subject.retry or ""))]
@@ -132,8 +137,12 @@ def _run(o: Observed, target: Target, job: Child | None, *, now: datetime) -> Ve
         return verdict.doing(*_leftovers(o, job, verdict))
     if _passed(o):
         return _start(o, target, now=now)
-    verdict = preflight(o, target, now=now)
-    return _beside(o, verdict, job, now=now) if job else verdict
+    if job is not None:
+        return _beside(o, preflight(o, target, now=now), job, now=now)
+    cost = lost(o, now=now) if _lost(o) else {}
+    if cost:  # what a preflight has said before is out of date
+        return gone(o, cost).doing(*(DeleteJob.of(child) for child in o.jobs("preflight")))
+    return vanished(o, now=now) or preflight(o, target, now=now)
 
 
 def _leftovers(o: Observed, job: Child, verdict: Verdict) -> list[DeleteJob]:
@@ -151,8 +160,12 @@ def _passed(o: Observed) -> bool:
     reason = reason_of(o.subject.status)
     if reason == IDENTICAL:
         return ahead(o, run.id, holding=False) is not None
-    lost = o.subject.status.phase in STARTED and reason not in (PASSED, STOPPING)
-    return not lost
+    return not _lost(o)
+
+
+def _lost(o: Observed) -> bool:
+    """Whether the status speaks of a train Job, of which there is none any more."""
+    return o.subject.status.phase in STARTED and reason_of(o.subject.status) not in (PASSED, STOPPING)
 
 
 def _start(o: Observed, target: Target, *, now: datetime) -> Verdict:
@@ -161,24 +174,31 @@ def _start(o: Observed, target: Target, *, now: datetime) -> Verdict:
     assert run is not None
     former = [job for job in o.jobs("train") if job.key != target.key]
     if former or any(_still_runs(pod, target, now=now) for pod in o.pods):
-        message = "the run of the generation before commits a checkpoint and ends"
-        return Verdict("Queued", STOPPING, message, again_after=2.0).doing(*(DeleteJob.of(job) for job in former))
+        message = "the attempt before commits a checkpoint and ends"
+        verdict = Verdict("Queued", STOPPING, message, again_after=2.0)
+        if former and reason_of(o.subject.status) != STOPPING:  # what it cost is told before it goes
+            cost = stopped(o, former[-1], reason=DOCUMENT_CHANGED.reason, now=now)
+            return replace(verdict, facts=cost, again_after=0.0)
+        return verdict.doing(*(DeleteJob.of(job) for job in former))
     rival = ahead(o, run.id, holding=False)
     if rival is not None:
         return wait_for(rival).doing(*(DeleteJob.of(job) for job in o.jobs("preflight")))
     looked = next(reversed(o.jobs("preflight")), None)
-    counters = looked.counters if looked else Counters()
+    counters = replace(looked.counters, interruptions=0) if looked else Counters()
     ordinal = o.next_ordinal("train")
     action = CreateTrain(target.config, target.key, run.id, ordinal, counters)
     usage = (o.subject.status.usage or Usage()).model_copy(update={"attempts": ordinal})
-    verdict = Verdict("Queued", "PodsPending", "waiting for a node", again_after=POLL, facts=lost(o, now=now))
-    return verdict.stating(usage=usage).doing(action)
+    verdict = Verdict("Queued", "PodsPending", "waiting for a node", again_after=POLL, facts={"usage": usage})
+    return verdict.doing(action)
 
 
 def _still_runs(pod: Pod, target: Target, *, now: datetime) -> bool:
-    """A pod of another document's train Job that has not ended; one that a dead node never ends does not count."""
-    zombie = pod.gone_by is not None and now > pod.gone_by + ZOMBIE
-    return pod.role == "train" and pod.key != target.key and not pod.over and not zombie
+    """A former train Job's pod that may still commit a checkpoint; one that a dead node never ends does not count."""
+    if pod.role != "train" or pod.over:
+        return False
+    if pod.gone_by is None:
+        return pod.key != target.key
+    return now <= pod.gone_by + ZOMBIE
 
 
 # --- a changed document while the run before it goes on ---
@@ -189,7 +209,10 @@ def _beside(o: Observed, verdict: Verdict, job: Child, *, now: datetime) -> Verd
     pinned = o.pinned.get(job.generation)
     if verdict.phase == "Succeeded" or _just_passed(verdict) or pinned is None:
         # Final though it has passed: the model is there already, whether it is good enough or not.
-        return verdict.doing(DeleteJob.of(job)) if verdict.final and pinned is not None else verdict
+        if not verdict.final or pinned is None:
+            return verdict
+        cost = stopped(o, job, reason=DOCUMENT_CHANGED.reason, now=now)
+        return replace(verdict, facts={**cost, **verdict.facts}).doing(DeleteJob.of(job))
     old = attempt(o, target_of(pinned), job, now=now, superseded=True)
     generation = o.subject.generation
     if old.final:  # its model counts, its failure does not: the document asks for something else by now

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from finetune_api import GROUP, VERSION
-from finetune_api.contract import CONFIG_PATH, CREDENTIALS_PATH, PROGRESS_PORT, WORK_PATH, RunConfig
+from finetune_api.contract import CACHE_PATH, CONFIG_PATH, CREDENTIALS_PATH, PROGRESS_PORT, WORK_PATH, RunConfig
 from finetune_api.job import PodMetadata, PodSpec
 from finetune_operator.views import (
     FAILURES,
     GENERATION,
+    INTERRUPTIONS,
     JOB_UID,
     MANAGED_BY,
     MANAGER,
@@ -121,9 +122,13 @@ def train_job(
         "resources": {"requests": {"cpu": pods.cpu, **amounts}, "limits": amounts},
     }
     pod = _pod(subject, config, container, job=name)
-    pod["terminationGracePeriodSeconds"] = (pods.template.spec or PodSpec()).termination_grace_period_seconds or 120
+    pod["terminationGracePeriodSeconds"] = pods.grace_seconds
     container["volumeMounts"].append({"name": "shm", "mountPath": "/dev/shm"})  # noqa: S108 (what torch shares tensors by)
     pod["volumes"].append({"name": "shm", "emptyDir": {"medium": "Memory"}})
+    if pods.cache is not None:
+        container["args"] += ["--cache", CACHE_PATH]
+        container["volumeMounts"].append({"name": "cache", "mountPath": CACHE_PATH})
+        pod["volumes"].append({"name": "cache", "persistentVolumeClaim": {"claimName": pods.cache.claim}})
     if pods.nodes > 1:
         pod["subdomain"] = service_name(subject)
         master = {"name": "FINETUNE_MASTER", "value": f"{name}-0.{service_name(subject)}"}
@@ -182,6 +187,7 @@ def _notes(subject: Subject, key: str, ordinal: int, counters: Counters) -> dict
         ORDINAL: str(ordinal),
         FAILURES: str(counters.failures),
         TRIES: str(counters.tries),
+        INTERRUPTIONS: str(counters.interruptions),
     }
     return {**notes, RETRY: subject.retry} if subject.retry else notes
 

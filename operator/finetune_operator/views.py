@@ -6,7 +6,7 @@ Each view is made from the raw object by `of`; nothing else in the operator look
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 from pydantic import ValidationError
@@ -25,6 +25,7 @@ RESTART_KEY = "finetune.dev/restart-key"
 ORDINAL = "finetune.dev/ordinal"
 FAILURES = "finetune.dev/failures"
 TRIES = "finetune.dev/tries"
+INTERRUPTIONS = "finetune.dev/interruptions"
 RETRY = "finetune.dev/retry"
 
 Raw = Mapping[str, Any]
@@ -139,6 +140,8 @@ class Counters:
     """Crashes so far: those that `retries.max` bounds."""
     tries: int = 0
     """Attempts in a row that the environment ended: they only space the next ones."""
+    interruptions: int = 0
+    """Of preflight: times in a row that the cluster took the pod away."""
 
 
 @dataclass(frozen=True)
@@ -162,13 +165,12 @@ class Child:
     ended: Literal["Complete", "Failed"] | None
     """Failed already at FailureTarget: Failed itself waits for pods that a dead node never ends."""
     ended_at: datetime | None
-    ended_reason: str
 
     @classmethod
     def of(cls, raw: Raw) -> "Child":
         meta, status = raw["metadata"], raw.get("status") or {}
         labels, notes = meta.get("labels") or {}, meta.get("annotations") or {}
-        ended, when, reason = _job_end(status)
+        ended, when = _job_end(status)
         return cls(
             name=meta["name"],
             uid=meta["uid"],
@@ -178,23 +180,22 @@ class Child:
             run=labels.get(RUN),
             key=notes.get(RESTART_KEY, ""),
             ordinal=_number(notes.get(ORDINAL)),
-            counters=Counters(failures=_number(notes.get(FAILURES)), tries=_number(notes.get(TRIES))),
+            counters=Counters(*(_number(notes.get(name)) for name in (FAILURES, TRIES, INTERRUPTIONS))),
             retry=notes.get(RETRY, ""),
             created=_created(meta),
             deleting="deletionTimestamp" in meta,
             suspended=bool((raw.get("spec") or {}).get("suspend")),
             ended=ended,
             ended_at=when,
-            ended_reason=reason,
         )
 
 
-def _job_end(status: Raw) -> tuple[Literal["Complete", "Failed"] | None, datetime | None, str]:
+def _job_end(status: Raw) -> tuple[Literal["Complete", "Failed"] | None, datetime | None]:
     for condition in status.get("conditions") or []:
         if condition.get("status") == "True" and condition.get("type") in ("FailureTarget", "Failed", "Complete"):
             ended: Literal["Complete", "Failed"] = "Complete" if condition["type"] == "Complete" else "Failed"
-            return ended, parse_time(condition.get("lastTransitionTime")), condition.get("reason", "")
-    return None, None, ""
+            return ended, parse_time(condition.get("lastTransitionTime"))
+    return None, None
 
 
 def controller(raw: Raw) -> str:
@@ -235,8 +236,16 @@ class Pod:
     """When its node took it."""
     gone_by: datetime | None
     """The deletion's deadline, grace period included, when the pod is being deleted."""
+    was_asked_to_go: bool
+    """It is being deleted. One that ended before that ended by itself."""
     disrupted: str
-    """Why the cluster took the pod away, or an empty string."""
+    """Why the cluster took the pod away or its node refused it, in one word, or an empty string."""
+    words: str
+    """The same in the cluster's words."""
+    never_began: bool
+    """Failed before a container of it ran."""
+    unreachable: bool
+    """Its node does not answer, as the cluster has noticed."""
     unschedulable: str
     """The scheduler's words while no node fits, or an empty string."""
     waiting: tuple[str, str] | None
@@ -250,6 +259,9 @@ class Pod:
         labels, notes = meta.get("labels") or {}, meta.get("annotations") or {}
         state = next((c.get("state") or {} for c in status.get("containerStatuses") or []), {})
         waiting = state.get("waiting")
+        ended, running = _exit(state.get("terminated")), "running" in state
+        disrupted, words = _disruption(status)
+        asked = _asked_to_go(meta)
         return cls(
             name=meta["name"],
             uid=meta["uid"],
@@ -263,11 +275,15 @@ class Pod:
             node=(raw.get("spec") or {}).get("nodeName"),
             started=parse_time(status.get("startTime")),
             gone_by=parse_time(meta.get("deletionTimestamp")),
-            disrupted=_disruption(status),
+            was_asked_to_go=asked is not None and (ended is None or ended.at is None or ended.at >= asked),
+            disrupted=disrupted,
+            words=words,
+            never_began=status.get("phase") == "Failed" and ended is None,
+            unreachable=running and _unreachable(_condition(status, "Ready"), asked=asked),
             unschedulable=_unschedulable(status),
             waiting=(waiting.get("reason", ""), waiting.get("message", "")) if waiting else None,
-            running="running" in state,
-            exit=_exit(state.get("terminated")),
+            running=running,
+            exit=ended,
         )
 
     @property
@@ -275,18 +291,43 @@ class Pod:
         return self.phase in ("Succeeded", "Failed")
 
 
-def _disruption(status: Raw) -> str:
-    for condition in status.get("conditions") or []:
-        if condition.get("type") == "DisruptionTarget" and condition.get("status") == "True":
-            return str(condition.get("reason") or "Disrupted")
-    reason = status.get("reason", "")
-    return reason if reason in ("Evicted", "NodeLost", "Terminated", "Shutdown", "NodeShutdown", "Preempting") else ""
+def _condition(status: Raw, kind: str) -> Raw:
+    return next((c for c in status.get("conditions") or [] if c.get("type") == kind), {})
+
+
+def _asked_to_go(meta: Raw) -> datetime | None:
+    """When its deletion was asked for."""
+    deadline = parse_time(meta.get("deletionTimestamp"))
+    return deadline - timedelta(seconds=int(meta.get("deletionGracePeriodSeconds") or 0)) if deadline else None
+
+
+def _unreachable(ready: Raw, *, asked: datetime | None) -> bool:
+    """Our containers have no readiness probe: who runs and is not Ready was marked so for its node, which is silent.
+
+    Unless that came after the deletion, for which a living node might say the same.
+    """
+    since = parse_time(ready.get("lastTransitionTime"))
+    return ready.get("status") == "False" and (asked is None or (since is not None and since < asked))
+
+
+def _disruption(status: Raw) -> tuple[str, str]:
+    """Reason and message."""
+    target = _condition(status, "DisruptionTarget")
+    if target.get("status") == "True":
+        return str(target.get("reason") or "Disrupted"), str(target.get("message") or "")
+    if status.get("phase") != "Failed":
+        return "", ""
+    reason, words = str(status.get("reason") or ""), str(status.get("message") or "")
+    if reason in ("Evicted", "NodeLost", "Terminated", "Shutdown", "NodeShutdown", "Preempting"):
+        return reason, words
+    began = any("terminated" in (c.get("state") or {}) for c in status.get("containerStatuses") or [])
+    return ("", "") if began else (reason or "PodNotStarted", words)
 
 
 def _unschedulable(status: Raw) -> str:
-    for condition in status.get("conditions") or []:
-        if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
-            return str(condition.get("message") or condition.get("reason") or "no node fits")
+    scheduled = _condition(status, "PodScheduled")
+    if scheduled.get("status") == "False":
+        return str(scheduled.get("message") or scheduled.get("reason") or "no node fits")
     return ""
 
 

@@ -66,6 +66,7 @@ PROFILE = {
     "allowedLicenses": ["apache-2.0", "mit"],
     "resources": {"nodes": 1, "perNode": {"gpus": 0, "cpu": "500m", "memory": "2Gi"}},
     "gpu": {"resourceName": "example.com/gpu"},
+    "cache": {"claimName": "models", "size": "500Gi"},
     "podTemplate": {
         "metadata": {"labels": {"team": "a"}},
         "spec": {"nodeSelector": {"pool": "gpu"}, "tolerations": [{"key": "spot", "operator": "Exists"}]},
@@ -102,6 +103,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         {"profile": {"podTemplate": {"spec": {"hostNetwork": True}}}},
         "'/profile/podTemplate/spec': additional properties 'hostNetwork' not allowed",
     ),
+    "a cache without a claim": ({"profile": {"cache": {"size": "1Gi"}}}, "'/profile/cache'"),
     "an endpoint without a scheme": ({"profile": {"storage": {"endpoint": "s3:8333"}}}, "'/profile/storage/endpoint'"),
     "a namespace that is no name": ({"watchNamespaces": ["Team_A"]}, "'/watchNamespaces/0'"),
     "one namespace as a string": ({"watchNamespaces": "team-a"}, "'/watchNamespaces': got string, want array"),

@@ -318,8 +318,9 @@ class Kubelet(threading.Thread):
         self._status(path, "Succeeded" if ends.code == 0 else "Failed", {"terminated": terminated})
 
     def _status(self, path: str, phase: str, state: Document) -> None:
-        container = {"name": "it", "image": "i", "imageID": "", "restartCount": 0, "ready": False, "state": state}
-        ready = {"type": "Ready", "status": "False"}
+        runs = "running" in state
+        container = {"name": "it", "image": "i", "imageID": "", "restartCount": 0, "ready": runs, "state": state}
+        ready = {"type": "Ready", "status": str(runs)}
         self.plane.patch(
             f"{path}/status",
             {"status": {"phase": phase, "containerStatuses": [container], "conditions": [ready], "podIP": "127.0.0.9"}},

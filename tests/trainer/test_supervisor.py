@@ -259,7 +259,21 @@ def test_a_risen_count_of_memory_kills_makes_it_out_of_memory(monkeypatch: pytes
     done.ended.append(rank)
     done.memory_kills = 1
     assert supervisor._verdict(done) == (rank, ExitCode.MEMORY)
-    assert supervisor._sentence(done, rank, ExitCode.MEMORY)[0] == "OutOfMemory"
+    assert supervisor._sentence(done, rank, ExitCode.MEMORY)[0] == "HostOutOfMemory"
+
+
+def test_the_last_message_tells_the_step_that_was_reached_also_where_a_rank_has_written_it(tmp_path: Path) -> None:
+    from finetune_trainer import supervisor
+
+    done = supervisor._Supervisor(
+        [], world=supervisor.World(1, 1, 0, "", 0), state=tmp_path, limits=supervisor.Limits()
+    )
+    done.ended.append(supervisor._Rank(0, None, code=1))  # type: ignore[arg-type]
+    done.progress = PROGRESS
+    assert (supervisor._last_message(done, "r").step, supervisor._last_message(done, "r").reached_step) == (4, 5)
+    written = LastMessage(code=1, reason="Crashed", message="m", step=3)
+    (tmp_path / "message.json").write_text(written.model_dump_json(by_alias=True))
+    assert supervisor._last_message(done, "r") == written.model_copy(update={"reached_step": 5})
 
 
 def test_the_note_about_memory_lies_where_the_next_attempt_looks() -> None:

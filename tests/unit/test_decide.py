@@ -146,7 +146,6 @@ def child(role: Any, ordinal: int, **changes: Any) -> Child:
         suspended=False,
         ended=None,
         ended_at=None,
-        ended_reason="",
     )
     return replace(made, **changes)
 
@@ -173,7 +172,11 @@ def pod(of: Child, **changes: Any) -> Pod:
         node="node0",
         started=None,
         gone_by=None,
+        was_asked_to_go=False,
         disrupted="",
+        words="",
+        never_began=False,
+        unreachable=False,
         unschedulable="",
         waiting=None,
         running=True,
@@ -293,7 +296,10 @@ def restarts(count: int, *, at_step: int = 30, first: int = 1) -> list[Restart]:
 
 
 def tired(count: int) -> FineTuneJobStatus:
-    return TRAINING.model_copy(update={"restarts": restarts(count)[-10:]})
+    """Interrupted so many times in a row without one more committed step."""
+    assert TRAINING.run is not None
+    run = TRAINING.run.model_copy(update={"interruptions": count})
+    return TRAINING.model_copy(update={"restarts": restarts(count)[-10:], "run": run})
 
 
 CHANGED = {"subject": subject(FASTER, generation=2), "pinned": {1: pinned(), 2: pinned(FASTER, generation=2)}}
@@ -490,7 +496,7 @@ LOOKING = [
         "but not for ever",
         world(PREFLIGHT, p(4, counters=Counters(failures=3)), ended(p(4), 137, word="OOMKilled")),
         "Failed",
-        "OutOfMemory",
+        "HostOutOfMemory",
         says="preflight crashed 4 times",
         passed="False",
     ),
@@ -758,7 +764,34 @@ FAILING = [
     ),
     Row("a hung trainer is counted", world(TRAINING, t(), ended(t(), 46, message(46, "Hung"))), "Starting", "Hung"),
     Row("damaged data is counted", world(TRAINING, t(), ended(t(), 43, message(43, "Damaged"))), "Starting", "Damaged"),
-    Row("memory is counted", world(TRAINING, t(), ended(t(), 137, word="OOMKilled")), "Starting", "OutOfMemory"),
+    Row(
+        "a container killed for its memory is counted: nothing tells the next attempt to halve the micro-batch",
+        world(TRAINING, t(), ended(t(), 137, word="OOMKilled")),
+        "Starting",
+        "HostOutOfMemory",
+        says="raise spec.resources.perNode.memory; going on from step 30 at 2026-03-01T12:00:05Z",
+    ),
+    Row(
+        "memory that the trainer has told of is free: the next attempt halves the micro-batch",
+        world(TRAINING, t(counters=Counters(failures=3)), ended(t(), 50, message(50, "GpuOutOfMemory"))),
+        "Starting",
+        "GpuOutOfMemory",
+        "begin t2, delete t1",
+    ),
+    Row(
+        "but it is bounded",
+        world(tired(9), t(10), ended(t(10), 50, message(50, "GpuOutOfMemory"))),
+        "Failed",
+        "NoProgress",
+        says="the last time: GpuOutOfMemory it is; look why",
+    ),
+    Row(
+        "a preflight has no micro-batch to halve: its memory is counted",
+        world(PREFLIGHT, p(4, counters=Counters(failures=3)), ended(p(4), 50, message(50, "HostOutOfMemory"))),
+        "Failed",
+        "HostOutOfMemory",
+        says="preflight crashed 4 times",
+    ),
     Row(
         "wrong data found while training is final",
         world(TRAINING, t(), ended(t(), 42, message(42, "InputChanged"))),
@@ -831,11 +864,88 @@ FAILING = [
         again=20.0,
     ),
     Row(
+        "also when a crash or an outage came in between",
+        world(tired(9).model_copy(update={"restarts": [*restarts(8), *restarts(2, first=9)]}), t(11), ended(t(11), 45)),
+        "Failed",
+        "NoProgress",
+    ),
+    Row(
+        "outages are waited for, however many there were",
+        world(tired(9), t(10), ended(t(10), 49, message(49, "Unreachable"))),
+        "Pending",
+        "Unreachable",
+        stalled=True,
+    ),
+    Row(
         "the tenth without a step is final",
         world(tired(9), t(10, ended="Failed", ended_at=ago(0))),
         "Failed",
         "NoProgress",
-        says="interrupted 10 times",
+        says="interrupted 10 times in a row without one more committed step, the last time: a pod of Job",
+    ),
+    Row(
+        "where evaluation is not reached the end of, it says so",
+        world(
+            tired(9).model_copy(update={"phase": "Evaluating"}),
+            t(10, ended="Failed", ended_at=ago(0)),
+        ),
+        "Failed",
+        "NoProgress",
+        says="before evaluation and publication are done",
+    ),
+    Row(
+        "a Job that is deleted again and again is spaced, too",
+        world(tired(3).model_copy(update={"usage": Usage(attempts=4)})),
+        "Preflight",
+        "JobLost",
+        says="the train Job is gone; next try at 2026-03-01T12:00:20Z",
+        again=20.0,
+        passed="Unknown",
+    ),
+    Row(
+        "and given up at the tenth time",
+        world(tired(9).model_copy(update={"usage": Usage(attempts=10)})),
+        "Failed",
+        "NoProgress",
+        says="the last time: the train Job is gone",
+    ),
+    Row(
+        "so is a preflight that is taken away again and again",
+        world(
+            PREFLIGHT,
+            p(10, counters=Counters(tries=9, interruptions=9)),
+            ended(p(10), 137, disrupted="EvictionByEvictionAPI"),
+        ),
+        "Failed",
+        "NoProgress",
+        says="preflight was interrupted 10 times in a row",
+        passed="False",
+    ),
+    Row(
+        "a pod that nothing ends on a dead node does not hold the run: FailureTarget is enough",
+        world(
+            TRAINING,
+            t(ended="Failed", ended_at=ago(0)),
+            pod(t(), gone_by=ago(-30), was_asked_to_go=True, disrupted="DeletionByTaintManager", unreachable=True),
+        ),
+        "Starting",
+        "DeletionByTaintManager",
+        "begin t2, delete t1",
+    ),
+    Row(
+        "one pod of two that goes takes the whole group back to the same record",
+        world(
+            TRAINING,
+            t(ended="Failed", ended_at=ago(0), key=pinned(TWO_NODES).key),
+            pod(t(), was_asked_to_go=True, gone_by=ago(-100)),
+            ended(t(), 45, message(45, "Stopped", step=40), index=1, name="x-1"),
+            subject=subject(TWO_NODES),
+            pinned={1: pinned(TWO_NODES)},
+        ),
+        "Starting",
+        "Stopped",
+        "begin t2, delete t1",
+        says="going on from step 40",
     ),
     Row(
         "ten that won steps are none of these",
@@ -1082,7 +1192,7 @@ ROWS = [*ACCEPTING, *LOOKING, *BEGINNING, *TRAINING_ROWS, *FAILING, *CHANGING, *
 
 @pytest.mark.parametrize("row", ROWS, ids=[row.fact for row in ROWS])
 def test_fact(row: Row) -> None:
-    decision = decide(row.given, now=NOW)
+    decision = settled(row.given)
     assert short(decision) == row.does
     if row.again is not None:
         assert decision.again_after == pytest.approx(row.again)
@@ -1099,6 +1209,20 @@ def test_fact(row: Row) -> None:
     assert truth(status, "Succeeded") == {"Succeeded": "True", "Failed": "False"}.get(row.phase, "Unknown")
     assert truth(status, "Stalled") == str(row.stalled or row.phase == "Failed")
     assert truth(status, "Reconciling") == str(not row.stalled and row.phase not in ("Succeeded", "Failed"))
+
+
+def settled(given: Observed) -> Decision:
+    """Where something is told before it is acted upon: what is done then."""
+    first = decide(given, now=NOW)
+    if (
+        first.status is None
+        or first.actions
+        or first.again_after != 0.0
+        or reason_of(first.status) == "PreflightPassed"
+    ):
+        return first
+    second = decide(replace(given, subject=replace(given.subject, status=first.status)), now=NOW)
+    return second if second.status is not None else replace(second, status=first.status)
 
 
 def truth(status: FineTuneJobStatus, kind: str) -> str:
@@ -1191,19 +1315,131 @@ def test_where_a_run_really_went_on_corrects_what_the_restart_cost() -> None:
     assert (status.restarts[0].resumed_from_step, status.restarts[0].lost_steps) == (20, 20)
 
 
-def test_an_attempt_whose_job_vanished_is_told_when_the_next_one_begins() -> None:
-    before = said(
+def test_an_attempt_whose_job_vanished_is_told_at_once_and_once() -> None:
+    status = _status(world(TRAINING))
+    told = Restart(attempt=1, reason="JobLost", at=format_time(NOW), resumed_from_step=30, lost_steps=10)
+    assert status.restarts == [told]
+    assert status.usage == Usage(attempts=1, lost_steps=10)
+    looking = _status(world(status, p(), ended(p(), 0, outcome("Resume", 35))))
+    right = told.model_copy(update={"resumed_from_step": 35, "lost_steps": 5})
+    assert (looking.restarts, looking.usage) == ([right], Usage(attempts=1, lost_steps=5))
+    assert looking.checkpoint == CheckpointStatus(step=35)
+    begun = _status(world(looking))
+    assert (begun.restarts, begun.usage) == ([right], Usage(attempts=2, lost_steps=5))
+
+
+def test_an_attempt_that_vanished_before_it_said_anything_is_counted() -> None:
+    status = _status(world(said("Queued", "PodsPending", passed="True", usage=Usage(attempts=1))))
+    assert [(r.attempt, r.reason, r.lost_steps) for r in status.restarts or []] == [(1, "JobLost", 0)]
+
+
+def test_numbers_of_attempts_are_told_when_they_begin() -> None:
+    """Or one that vanishes at once is forgotten, and its number used again."""
+    status = settled(world(TRAINING, t(), ended(t(), 45))).status
+    assert status is not None
+    assert status.usage is not None
+    assert status.usage.attempts == 2
+
+
+def test_what_an_attempt_cost_is_told_before_its_job_goes() -> None:
+    """Or an operator that dies in between forgets it."""
+    given = world(TRAINING, t(), ended(t(), 45))
+    first = decide(given, now=NOW)
+    assert (short(first), first.again_after) == ("", 0.0)
+    assert first.status is not None
+    assert [restart.attempt for restart in first.status.restarts or []] == [1]
+    second = decide(replace(given, subject=replace(given.subject, status=first.status)), now=NOW)
+    assert short(second) == "begin t2, delete t1"
+
+
+def test_steps_between_two_readings_are_counted_where_the_pod_could_still_say_so() -> None:
+    last = message(1, "Crashed", step=45, reached_step=60, resumed_from_step=0)
+    status = _status(world(TRAINING, t(), ended(t(), 1, last, at=2)))
+    assert status.restarts is not None
+    assert (status.restarts[0].resumed_from_step, status.restarts[0].lost_steps) == (45, 15)
+    assert status.usage is not None
+    assert status.usage.lost_steps == 15
+    assert status.checkpoint == CheckpointStatus(step=45)
+    assert status.progress is not None
+    assert (status.progress.step, status.progress.percent) == (45, 45)
+
+
+def test_steps_are_not_lost_twice_when_the_next_attempt_ends_before_it_says_anything() -> None:
+    first = _status(world(TRAINING, t(), ended(t(), 1, at=60)))
+    second = _status(world(first, t(2), ended(t(2), 1)))
+    assert [restart.lost_steps for restart in second.restarts or []] == [10, 0]
+    assert second.usage is not None
+    assert (second.usage.attempts, second.usage.lost_steps) == (2, 10)
+
+
+def test_a_correction_reaches_the_total_and_only_the_restart_before() -> None:
+    cost = Restart(attempt=1, reason="Killed", at="x", resumed_from_step=30, lost_steps=10)
+    before = TRAINING.model_copy(update={"restarts": [cost], "usage": Usage(attempts=2, lost_steps=10)})
+    status = _status(world(before, t(2), pod(t(2)), progress(step=21, resumed_from_step=20)))
+    assert status.usage == Usage(attempts=2, lost_steps=20)
+    assert status.checkpoint == CheckpointStatus(step=20)
+    later = _status(world(before, t(3), pod(t(3)), progress(step=61, resumed_from_step=60)))
+    assert (later.restarts, later.usage) == ([cost], Usage(attempts=3, lost_steps=10))
+
+
+def test_an_attempt_that_trains_without_saying_from_where_began_with_nothing() -> None:
+    cost = Restart(attempt=1, reason="Killed", at="x", resumed_from_step=30, lost_steps=10)
+    before = TRAINING.model_copy(update={"restarts": [cost], "usage": Usage(attempts=2, lost_steps=10)})
+    loading = _status(world(before, t(2), pod(t(2)), progress("Loading", step=0)))
+    assert loading.restarts == [cost]
+    status = _status(world(before, t(2), pod(t(2)), progress(step=1)))
+    assert status.usage == Usage(attempts=2, lost_steps=40)
+    assert status.checkpoint is None
+
+
+def test_a_run_that_was_done_though_nobody_could_say_so_has_no_restart() -> None:
+    before = TRAINING.model_copy(update={"usage": Usage(attempts=1)})
+    given = world(before, t(created=ago(61)), ended(t(), 0, at=1))
+    looking = _status(given)
+    assert [restart.reason for restart in looking.restarts or []] == ["MessageLost"]
+    assert looking.usage == Usage(gpu_seconds=60, attempts=1, lost_steps=10)
+    status = _status(world(looking, p(), ended(p(), 0, outcome("Reused"))))
+    assert (status.phase, status.restarts) == ("Succeeded", None)
+    assert status.usage == Usage(gpu_seconds=60, attempts=1, lost_steps=0)
+
+
+def test_an_attempt_that_a_changed_document_stops_is_paid_for() -> None:
+    status = _status(world(PASSED2, t(created=ago(50)), pod(t(), started=ago(40)), **CHANGED))
+    assert status.usage == Usage(gpu_seconds=40, attempts=1)
+    assert status.restarts is None
+
+
+def test_new_resources_restart_the_run_and_say_so() -> None:
+    more = {"subject": subject(TWO_NODES, generation=2), "pinned": {1: pinned(), 2: pinned(TWO_NODES, generation=2)}}
+    passed = said(
         "Queued",
         "PreflightPassed",
+        generation=2,
         passed="True",
-        usage=Usage(attempts=1),
         checkpoint=CheckpointStatus(step=30),
-        progress=ProgressStatus(step=45, total_steps=100, percent=45),
+        progress=ProgressStatus(step=40, total_steps=100, percent=40),
     )
-    status = _status(world(before))
-    assert status.restarts == [
-        Restart(attempt=1, reason="JobLost", at=format_time(NOW), resumed_from_step=30, lost_steps=15)
+    status = _status(world(passed, t(created=ago(50)), pod(t(), started=ago(40)), **more))
+    assert [(r.reason, r.resumed_from_step, r.lost_steps) for r in status.restarts or []] == [
+        ("DocumentChanged", 40, 0)
     ]
+    assert status.usage == Usage(gpu_seconds=40, attempts=1, lost_steps=0)
+
+
+def test_a_step_that_was_won_starts_the_count_of_interruptions_anew() -> None:
+    won = tired(9).model_copy(update={"checkpoint": CheckpointStatus(step=31)})
+    status = _status(world(won, t(10), ended(t(10), 45)))
+    assert status.run is not None
+    assert status.run.interruptions is None
+    again = _status(world(status, t(11), ended(t(11), 45)))
+    assert again.run is not None
+    assert again.run.interruptions == 1
+
+
+def test_the_pods_of_a_job_that_was_deleted_by_hand_may_commit_before_the_next_attempt_claims_the_run() -> None:
+    going = pod(t(), gone_by=NOW + timedelta(seconds=100), was_asked_to_go=True)
+    assert short(decide(world(GO, going), now=NOW)) == ""
+    assert short(decide(world(GO, replace(going, gone_by=ago(61))), now=NOW)) == "begin t1"
 
 
 def test_progress_is_copied_with_its_checkpoint() -> None:
@@ -1250,10 +1486,10 @@ def test_a_refused_generation_still_gets_the_model_of_the_old_run() -> None:
 
 
 def test_counters_are_carried_from_job_to_job() -> None:
-    decision = decide(world(TRAINING, t(counters=Counters(failures=1)), ended(t(), 1, at=60)), now=NOW)
+    decision = settled(world(TRAINING, t(counters=Counters(failures=1)), ended(t(), 1, at=60)))
     created = next(a for a in decision.actions if isinstance(a, CreateTrain))
     assert created.counters == Counters(failures=2)
-    decision = decide(world(TRAINING, t(counters=Counters(failures=1, tries=1)), ended(t(), 44, at=300)), now=NOW)
+    decision = settled(world(TRAINING, t(counters=Counters(failures=1, tries=1)), ended(t(), 44, at=300)))
     looked = next(a for a in decision.actions if isinstance(a, CreatePreflight))
     assert looked.counters == Counters(failures=1, tries=2)
     decision = decide(world(GO, p(counters=Counters(failures=1, tries=2)), ended(p(), 0, outcome("Fresh"))), now=NOW)

@@ -2,23 +2,26 @@
 that change, and an operator that dies between any two of its writes. Storage is the truth, as a small model of it.
 
 Whatever happens, no two train Jobs of one FineTuneJob are alive at once, no Job is begun under a name that is taken,
-and once the chaos ends the FineTuneJob does, too.
+and once the chaos ends the FineTuneJob does, too. Interruptions are spaced and bounded, what is final stays so, and
+every attempt is counted once.
 """
 
 import random
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import Any
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from finetune_api.contract import LastMessage, PreflightOutcome, Progress, RunConfig, TrainOutcome
+from finetune_api.contract import Checkpointed, LastMessage, PreflightOutcome, Progress, RunConfig, TrainOutcome
 from finetune_api.job import EvaluationStatus, FineTuneJobStatus, ModelStatus, PreflightStatus
 from finetune_api.resolve import Defaults
 from finetune_operator import manifests
 from finetune_operator.decide import decide
-from finetune_operator.verdict import Action, CreateConfig, CreatePreflight, CreateTrain, DeleteJob, Observed
+from finetune_operator.policies.restarts import free_delay
+from finetune_operator.verdict import Action, CreateConfig, CreatePreflight, CreateTrain, DeleteJob, Observed, reason_of
 from finetune_operator.views import Child, Exit, Pinned, Pod, Profile, Subject
 
 SPEC: dict[str, Any] = {
@@ -45,6 +48,8 @@ class World:
         self.now = datetime(2026, 3, 1, tzinfo=UTC)
         self.number = 0
         self.begun: list[str] = []
+        self.times: list[datetime] = []
+        """When the train Jobs of them were begun."""
         self.steps: dict[str, int] = {}
         """The bucket: the last committed step by run; 9 is published."""
         self.o = Observed(
@@ -99,7 +104,9 @@ class World:
         self.number += 1
         manifest["metadata"] |= {"uid": f"job-{self.number}", "creationTimestamp": self.now.isoformat()}
         child = Child.of(manifest)
+        assert not self.o.subject.finished, f"{name} is begun for what is done"
         self.begun.append(name)
+        self.times += [self.now] if child.role == "train" else []
         pod = Pod(
             name=f"{name}-x",
             uid=f"pod-{self.number}",
@@ -113,7 +120,11 @@ class World:
             node="n",
             started=self.now,
             gone_by=None,
+            was_asked_to_go=False,
             disrupted="",
+            words="",
+            never_began=False,
+            unreachable=False,
             unschedulable="",
             waiting=None,
             running=True,
@@ -161,17 +172,19 @@ class World:
             if code == 0:  # the work is done, but its message is lost
                 self.steps[run] = 9
             if code == -1:  # the pod was deleted
-                self.o = replace(
-                    self.o,
-                    pods=tuple(p for p in self.o.pods if p is not pod),
-                    children=tuple(
-                        replace(c, ended="Failed", ended_at=self.now) if c is child else c for c in self.o.children
-                    ),
-                )
-                return None
+                return self.delete_pod(pod)
             return self._exit(pod, code, None)
         self.steps[run] = 9
         return self._exit(pod, 0, LastMessage(code=0, reason="Trained", message="m", run_id=run, result=RESULT))
+
+    def delete_pod(self, pod: Pod) -> None:
+        self.o = replace(
+            self.o,
+            pods=tuple(p for p in self.o.pods if p is not pod),
+            children=tuple(
+                replace(c, ended="Failed", ended_at=self.now) if c.uid == pod.owner else c for c in self.o.children
+            ),
+        )
 
     def _exit(self, pod: Pod, code: int, last: LastMessage | None) -> None:
         over = replace(
@@ -275,3 +288,149 @@ def test_what_is_pinned_is_never_pinned_again() -> None:
     seen: dict[int, RunConfig] = {generation: pinned.config for generation, pinned in world.o.pinned.items()}
     _chaos(world, steps=60)
     assert all(world.o.pinned[generation].config == config for generation, config in seen.items())
+
+
+# --- one attempt after another, and what is said of each ---
+
+
+def until_it_trains(world: World, *, dies: bool = False) -> Pod | None:
+    """None: it is done instead. `dies`: now and then the operator does."""
+    for _ in range(200):
+        if world.o.subject.finished:
+            return None
+        again = world.reconcile(dies=dies and world.dice.random() < 0.3)
+        running = [pod for pod in world.o.pods if pod.exit is None]
+        if not running:
+            world.wait(max(1.0, again or 0.0))
+        for pod in running:
+            if pod.role == "train":
+                world.reconcile(dies=False)  # one that nobody ever saw is nobody's attempt
+                return pod
+            child = next(child for child in world.o.children if child.uid == pod.owner)
+            world._end_preflight(child, pod, well=True)
+    raise AssertionError((world.o.subject.status.message, world.begun))
+
+
+def interrupt(world: World, pod: Pod, how: str) -> None:
+    """The attempt ends without a fault of its own."""
+    if how == "its Job is deleted":
+        return world.vanish(pod.owner)
+    if how == "its pod is deleted":
+        return world.delete_pod(pod)
+    code = {"it is stopped": 45, "memory is used up": 50, "its message is lost": 0}.get(how, 137)
+    evicted = replace(pod, disrupted="EvictionByEvictionAPI") if code == 137 else pod
+    world.o = replace(world.o, pods=tuple(evicted if p is pod else p for p in world.o.pods))
+    return world._exit(evicted, code, None)
+
+
+INTERRUPTIONS = (
+    "its Job is deleted",
+    "its pod is deleted",
+    "it is stopped",
+    "memory is used up",
+    "its message is lost",
+    "it is evicted",
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    order=st.lists(st.sampled_from(INTERRUPTIONS), min_size=1, max_size=10),
+    seed=st.integers(0, 2**32),
+    dies=st.booleans(),
+)
+def test_ten_interruptions_without_a_step_are_enough_and_each_waits_longer(
+    order: list[str], seed: int, dies: bool
+) -> None:
+    world = World(seed)
+    for number in range(11):
+        pod = until_it_trains(world, dies=dies)
+        if pod is None:
+            break
+        interrupt(world, pod, order[number % len(order)])
+    status = world.o.subject.status
+    assert (status.phase, reason_of(status)) == ("Failed", "NoProgress"), status.message
+    assert [name[-2:] for name in world.begun if "-t" in name] == [f"t{n}" for n in range(1, 10)] + ["10"]
+    assert status.usage is not None
+    assert status.usage.attempts == 10
+    assert [restart.attempt for restart in status.restarts or []] == list(range(1, 11))
+    waited = [after - before for before, after in pairwise(world.times)]
+    assert all(gap >= free_delay(number) for number, gap in enumerate(waited, 1)), waited
+
+
+@settings(max_examples=100, deadline=None)
+@given(seed=st.integers(0, 2**32), code=st.sampled_from([42, 47, 48]), before=st.integers(0, 3))
+def test_what_is_final_is_never_tried_again(seed: int, code: int, before: int) -> None:
+    world = World(seed)
+    for _ in range(before):
+        pod = until_it_trains(world)
+        assert pod is not None
+        interrupt(world, pod, world.dice.choice(INTERRUPTIONS))
+    pod = until_it_trains(world)
+    assert pod is not None
+    world._exit(pod, code, None)
+    begun = list(world.begun)
+    for _ in range(20):
+        world.reconcile(dies=world.dice.random() < 0.5)
+        world.wait(700)
+    assert world.begun == begun
+    assert world.o.subject.status.phase == "Failed"
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(seed=st.integers(0, 2**32), dies=st.booleans(), count=st.integers(1, 9))
+def test_every_attempt_is_counted_once_and_so_is_each_step_it_lost(seed: int, dies: bool, count: int) -> None:
+    """Each is read once, and then ends with a message or without one; every other one won steps that nobody read."""
+    world, cost = World(seed), 0
+    for number in range(count):
+        pod = until_it_trains(world, dies=dies)
+        assert pod is not None, world.o.subject.status.message
+        cost += _one_attempt(world, pod, number)
+    pod = until_it_trains(world)
+    assert pod is not None
+    run = str(next(c for c in world.o.children if c.uid == pod.owner).run)
+    world.o = replace(world.o, progress=_reading(run, step=world.steps.get(run, 0), resumed=world.steps.get(run, 0)))
+    world.reconcile(dies=False)
+    status = world.o.subject.status
+    trains = [name for name in world.begun if "-t" in name]
+    assert status.usage is not None
+    assert (status.usage.attempts, status.usage.lost_steps or 0) == (len(trains), cost), status.restarts
+    assert [restart.attempt for restart in status.restarts or []] == list(range(1, count + 1))
+    assert sum(restart.lost_steps or 0 for restart in status.restarts or []) == cost
+
+
+def _reading(run: str, *, step: int, resumed: int, committed: int = 0) -> Progress:
+    last = Checkpointed(step=committed, uri="s3://c", committed_at="c") if committed > resumed else None
+    return Progress(
+        run_id=run,
+        stage="Training",
+        step=step,
+        total_steps=1000,
+        resumed_from_step=resumed or None,
+        checkpoint=last,
+        started_at="s",
+        updated_at="u",
+    )
+
+
+def _one_attempt(world: World, pod: Pod, number: int) -> int:
+    """Returns how many steps it lost, as far as anybody can know."""
+    child = next(child for child in world.o.children if child.uid == pod.owner)
+    run = str(child.run)
+    resumed = world.steps.get(run, 0)
+    committed = resumed + world.dice.choice([0, 5, 10])
+    read = committed + world.dice.randint(0, 9)
+    world.o = replace(world.o, progress=_reading(run, step=read, resumed=resumed, committed=committed))
+    world.reconcile(dies=False)
+    world.o = replace(world.o, progress=None)
+    if number % 2:
+        committed += 7
+    world.steps[run] = committed
+    how = world.dice.choice(["said", *INTERRUPTIONS])
+    if how != "said":
+        interrupt(world, pod, how)
+        return max(0, read - committed)
+    reached = max(read, committed) + world.dice.randint(0, 9)
+    fields: dict[str, Any] = {"step": committed, "reached_step": reached, "resumed_from_step": resumed or None}
+    world._exit(pod, 1, LastMessage(code=1, reason="Crashed", message="m", run_id=run, **fields))
+    return reached - committed

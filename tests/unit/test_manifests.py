@@ -57,10 +57,13 @@ RICH: dict[str, Any] = {
 }
 
 
-def config(spec: dict[str, Any]) -> RunConfig:
+PROFILE = {"cache": {"claimName": "models", "size": "500Gi"}}
+
+
+def config(spec: dict[str, Any], profile: dict[str, Any] | None = None) -> RunConfig:
     return resolve(
         FineTuneJobSpec.model_validate(spec),
-        FineTuneProfileSpec(),
+        FineTuneProfileSpec.model_validate(profile or {}),
         job="team-a/support-intents",
         job_uid=SUBJECT.uid,
         generation=2,
@@ -68,9 +71,9 @@ def config(spec: dict[str, Any]) -> RunConfig:
     )
 
 
-def train(spec: dict[str, Any]) -> manifests.Manifest:
+def train(spec: dict[str, Any], profile: dict[str, Any] | None = None) -> manifests.Manifest:
     return manifests.train_job(
-        SUBJECT, config(spec), key="k" * 16, run_id="a" * 16, ordinal=3, counters=Counters(failures=1, tries=2)
+        SUBJECT, config(spec, profile), key="k" * 16, run_id="a" * 16, ordinal=3, counters=Counters(failures=1, tries=2)
     )
 
 
@@ -85,7 +88,7 @@ DOCUMENTS = {
         {**SPEC, "storage": {}, "resources": {"perNode": {"gpus": 0, "cpu": "500m", "memory": "2Gi"}}}
     ),
     "preflight-job-rich": preflight(RICH),
-    "train-job-rich": train(RICH),
+    "train-job-rich": train(RICH, PROFILE),
     "service": manifests.service(SUBJECT),
     "config-map": manifests.config_map(SUBJECT, config(SPEC), key="k" * 16),
     "event": manifests.event(
@@ -125,7 +128,11 @@ def test_pods_satisfy_the_restricted_standard(name: str) -> None:
     assert pod["automountServiceAccountToken"] is False
     assert pod["securityContext"]["runAsNonRoot"] is True
     assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
-    assert {next(iter(set(volume) - {"name"})) for volume in pod["volumes"]} <= {"projected", "emptyDir"}
+    assert {next(iter(set(volume) - {"name"})) for volume in pod["volumes"]} <= {
+        "projected",
+        "emptyDir",
+        "persistentVolumeClaim",
+    }
     for container in pod["containers"]:
         context = container["securityContext"]
         assert context["allowPrivilegeEscalation"] is False

@@ -23,6 +23,7 @@ from finetune_trainer.data.batch import Encoded
 from finetune_trainer.data.order import Mixture, Rows, evaluation_interval
 from finetune_trainer.data.packing import Packs
 from finetune_trainer.evaluate import Evaluator
+from finetune_trainer.foresight import bytes_of
 from finetune_trainer.model import Loaded, load
 from finetune_trainer.run import VALIDATION, EncodedRef, Input, RunRecord
 from finetune_trainer.signs import Heart, Reporter, Signals, wait_for
@@ -36,6 +37,7 @@ from finetune_trainer.storage import (
     open_store,
     split_uri,
 )
+from finetune_trainer.storage.cache import Cache
 from finetune_trainer.storage.commit import Claim, Holder, Record, RecordKind, RunLog, find, live_checkpoints
 from finetune_trainer.world import World
 
@@ -60,6 +62,8 @@ class Attempt:
     number: int = 0
     claim: Claim | None = None
     """Rank 0 only."""
+    cache: Cache | None = None
+    """Where the base model's files may lie; holds them as long as the attempt lasts."""
     packs: Packs | None = None
     """What batches are made of, where rows are packed; settled once the model is loaded (units.py)."""
     of_base: OfBase | None = None
@@ -253,15 +257,47 @@ def note_memory(attempt: Attempt, error: OutOfMemory) -> None:
 # --- files ---
 
 
-def fetch_inputs(attempt: Attempt) -> None:
-    """Download the base model and the encoded stores, once a node, exactly as pinned. Raises StorageError."""
+def fetch_inputs(attempt: Attempt, *, cache: Path | None = None) -> None:
+    """Download the base model and the encoded stores, once a node, exactly as pinned. Raises StorageError.
+
+    `cache` is a directory for base models that other pods use, too.
+    """
+    shared = _open_cache(attempt, cache) if cache is not None and attempt.world.leads_node else None
     for entry in attempt.record.manifest:
         kind, _, name = entry.role.partition("/")
         if kind == "model":
-            _once(attempt, attempt.base / name, partial(_download, attempt, entry))
+            get = partial(_download, attempt, entry)
+            _once(attempt, attempt.base / name, partial(_link, attempt, entry, shared, get) if shared else get)
     _fetch(attempt, attempt.record.encoded, attempt.base.parent / "encoded.safetensors")
     for name, kept in attempt.record.retention.items():
         _fetch(attempt, kept.encoded, attempt.retention_path(name))
+
+
+def _open_cache(attempt: Attempt, root: Path) -> Cache | None:
+    asked = attempt.config.pods.cache
+    try:
+        attempt.cache = Cache(root, limit=None if asked is None or asked.size is None else int(bytes_of(asked.size)))
+    except OSError as error:
+        _log.warning("the cache of base models cannot be used (%s); they are downloaded for this pod alone", error)
+    return attempt.cache
+
+
+def _link(attempt: Attempt, entry: Input, cache: Cache, download: Callable[[Path], Any], path: Path) -> None:
+    """Let `path` lead to the file in the cache, or download it where the cache has no room or fails."""
+    found = None
+    path.unlink(missing_ok=True)
+    try:
+        found = cache.get(entry.sha256, size=entry.size, download=download, beat=attempt.heart.beat_or_stop)
+    except OSError as error:
+        _log.warning("the cache of base models fails (%s); %s is downloaded for this pod alone", error, entry.uri)
+    except StorageError as error:
+        if error.reason != "NoSpace":
+            raise
+        _log.warning("%s; %s is downloaded for this pod alone", error, entry.uri)
+    if found is None:
+        download(path)
+    else:
+        path.symlink_to(found)
 
 
 def _fetch(attempt: Attempt, stored: EncodedRef, path: Path) -> None:
@@ -285,7 +321,7 @@ def _download(attempt: Attempt, entry: Input, path: Path) -> None:
 def _once(attempt: Attempt, path: Path, download: Callable[[Path], Any]) -> None:
     """Let one rank of the node download a file; the others wait until it is there."""
     attempt.heart.beat_or_stop()
-    if attempt.world.leads_node and not path.exists():
+    if attempt.world.leads_node and (path.is_symlink() or not path.exists()):  # a link's file is held anew
         path.parent.mkdir(parents=True, exist_ok=True)
         download(path)
     wait_for(path, attempt.heart.beat_or_stop)

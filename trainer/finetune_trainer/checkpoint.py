@@ -7,6 +7,7 @@ the course. It is copied to host memory, then written and uploaded by a thread w
 import json
 import logging
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as done
@@ -194,6 +195,8 @@ class Checkpoints:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
         self._used: dict[int, int] = {}
+        self.seconds = 0.0
+        """What the last one took to be written and committed."""
 
     def save(self, state: State, *, weights: Tensors, optimizer: Tensors, mean: Tensors | None = None) -> None:
         """Commit a snapshot in the background; waits for the one before. Raises what that one raised."""
@@ -226,7 +229,7 @@ class Checkpoints:
         weights: Tensors,
         optimizer: Tensors,
     ) -> None:
-        step, best = state.step, state.best
+        step, best, started = state.step, state.best, time.monotonic()
         shutil.rmtree(self._work, ignore_errors=True)
         self._work.mkdir(parents=True)
         self._used[step] = again = self._used.get(step, 0) + 1  # a step is done again after a divergence; keys never
@@ -251,6 +254,7 @@ class Checkpoints:
         }
         record = self._claim.append(RecordKind.CHECKPOINT, body, live=self._kept(best))
         self._committed(record)
+        self.seconds = time.monotonic() - started
         try:
             collect_garbage(self._store, self._claim.log.run_id, self._claim, GRACE)
         except StorageError as error:

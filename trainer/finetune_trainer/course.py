@@ -32,6 +32,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
+def is_gpu_memory(error: BaseException) -> bool:
+    """Whether a GPU's memory is used up and not the host's, for errors of is_out_of_memory and OutOfMemory."""
+    return any(isinstance(one, torch.OutOfMemoryError) for one in (error, error.__cause__))
+
+
 @dataclass(frozen=True)
 class Plan:
     """How long a run is, when it is evaluated, and what an improvement is."""

@@ -103,7 +103,7 @@ def _quiet_on_bad_input() -> Iterator[_Outcome]:
     except MemoryError:
         outcome.message = LastMessage(
             code=ExitCode.MEMORY,
-            reason="OutOfMemory",
+            reason="HostOutOfMemory",
             message="Preflight ran out of memory; split the files of rows into smaller ones.",
         )
     except OSError as error:

@@ -44,6 +44,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--run-id", required=True)
     parser.add_argument("--credentials", type=Path)
     parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--cache", type=Path)
     return parser.parse_args(arguments)
 
 
@@ -129,7 +130,7 @@ class Rank:
             reporter=reporter,
         )
         if not begin(attempt):
-            fetch_inputs(attempt)
+            fetch_inputs(attempt, cache=self._options.cache)
             measure_base(attempt)
             train_what_is_left(attempt)
         world.leave()
@@ -158,7 +159,7 @@ class Rank:
 
     def _out_of_memory(self, error: BaseException) -> int:
         from finetune_trainer.attempt import note_memory
-        from finetune_trainer.course import OutOfMemory
+        from finetune_trainer.course import OutOfMemory, is_gpu_memory
 
         if isinstance(error, OutOfMemory) and self._attempt is not None:
             try:
@@ -166,8 +167,11 @@ class Rank:
             except StorageError as failure:
                 _log.warning("the next attempt will not know of this: %s", failure)
         what = str(error) if isinstance(error, OutOfMemory) else "memory is exhausted"
-        advice = "ask for more memory (resources.perNode) or lower data.maxLength"
-        return self._say(ExitCode.MEMORY, "OutOfMemory", f"Out of memory: {what}; {advice}.")
+        if is_gpu_memory(error):
+            advice = "choose a GPU with more memory, a method with fewer weights, or a lower data.maxLength"
+            return self._say(ExitCode.MEMORY, "GpuOutOfMemory", f"Out of GPU memory: {what}; {advice}.")
+        advice = "raise spec.resources.perNode.memory or lower data.maxLength"
+        return self._say(ExitCode.MEMORY, "HostOutOfMemory", f"Out of memory: {what}; {advice}.")
 
     def _say(self, code: ExitCode, reason: str, message: str, *, result: TrainOutcome | None = None) -> int:
         """Log the end, and on rank 0 write the last message."""

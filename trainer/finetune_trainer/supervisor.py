@@ -110,6 +110,7 @@ def main(
     credentials: Path | None,
     message: Path | None,
     work: Path,
+    cache: Path | None = None,
     port: int = PROGRESS_PORT,
 ) -> int:
     """`finetune train`: returns the exit code, having written the last message. `port` 0 serves nothing."""
@@ -131,6 +132,8 @@ def main(
         command = [sys.executable, "-m", "finetune_trainer.rank", "--config", str(config), "--run-id", run_id]
         if credentials is not None:
             command += ["--credentials", str(credentials)]
+        if cache is not None:
+            command += ["--cache", str(cache)]
         command += ["--work", str(work)]
         if port:
             telemetry.serve(state / "progress.json", port)
@@ -408,9 +411,10 @@ def _wait(pids: Sequence[int]) -> tuple[int, int]:
 def _last_message(done: _Supervisor, run_id: str) -> LastMessage:
     rank, code = _verdict(done)
     written = _written(done.state / "message.json")
-    if written is not None and written.code == code:
-        return written
     progress = done.progress
+    reached = progress.step if progress and progress.total_steps else None
+    if written is not None and written.code == code:
+        return written.model_copy(update={"reached_step": reached})
     checkpoint = progress.checkpoint if progress else None
     reason, sentence = _sentence(done, rank, code)
     return LastMessage(
@@ -420,6 +424,7 @@ def _last_message(done: _Supervisor, run_id: str) -> LastMessage:
         run_id=run_id,
         attempt=progress.attempt if progress else None,
         step=checkpoint.step if checkpoint else None,
+        reached_step=reached,
         resumed_from_step=progress.resumed_from_step if progress else None,
     )
 
@@ -454,7 +459,7 @@ def _sentence(done: _Supervisor, rank: _Rank, code: int) -> tuple[str, str]:
         return "Hung", f"{done.hung}; its log has the stacks of its threads."
     if code == ExitCode.MEMORY:
         return (
-            "OutOfMemory",
+            "HostOutOfMemory",
             f"{name} was killed because the memory of the pod was used up; the next attempt halves the micro-batch, or "
             "raise spec.resources.perNode.memory.",
         )

@@ -16,6 +16,7 @@ from finetune_trainer import adapt, checkpoint
 from finetune_trainer.adapt.base import InputsOf
 from finetune_trainer.attempt import Attempt
 from finetune_trainer.batches import order_of
+from finetune_trainer.cadence import Cadence
 from finetune_trainer.checkpoint import Checkpoints, Restored, State
 from finetune_trainer.course import Diverged
 from finetune_trainer.data.order import Rows
@@ -246,7 +247,8 @@ class Duties:
         self._evaluator = attempt.evaluator(attempt.world)
         self._validation: Rows = attempt.encoded.rows(VALIDATION)
         self._pace = Pace()
-        self._reported = self._saved = time.monotonic()
+        self._reported = now = time.monotonic()
+        self._cadence = Cadence(attempt.config.checkpoint, grace=attempt.config.pods.grace_seconds, now=now)
 
     def due(self) -> tuple[bool, bool, bool]:
         self._pace.step()
@@ -254,11 +256,8 @@ class Duties:
         if self._checkpoints is None:
             return stop, False, False
         self._checkpoints.poll()
-        now, config = time.monotonic(), self._attempt.config.checkpoint
-        if config.every_steps is not None:
-            checkpoint_due = (self._trainee.state.step + 1) % config.every_steps == 0
-        else:
-            checkpoint_due = now - self._saved >= (config.every_seconds or 0.0)
+        now = time.monotonic()
+        checkpoint_due = self._cadence.due(step=self._trainee.state.step + 1, now=now)
         return stop, checkpoint_due, now - self._reported >= _REPORT_SECONDS
 
     def evaluate(self) -> Metrics:
@@ -276,7 +275,7 @@ class Duties:
 
     def checkpoint(self, state: State) -> None:
         if self._checkpoints is not None:
-            self._saved = time.monotonic()
+            started = time.monotonic()
             model, optimizer = self._trainee.model, self._trainee.setup.optimizer
             self._checkpoints.save(
                 state,
@@ -284,6 +283,8 @@ class Duties:
                 optimizer=checkpoint.snapshot_optimizer(model, optimizer),
                 mean=self._trainee.mean.snapshot() if self._trainee.mean else None,
             )
+            now = time.monotonic()
+            self._cadence.saved(now=now, stall=now - started, written=self._checkpoints.seconds)
         # Rank 0 may have waited for an upload: the others wait for it here, where they can show signs of life.
         self._attempt.world.flags([]).wait(self._attempt.heart.beat)
 

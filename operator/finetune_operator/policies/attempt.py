@@ -4,27 +4,30 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from finetune_api.contract import Progress
-from finetune_api.job import Phase, Restart, RunStatus, Usage
-from finetune_operator.policies.accept import Target
-from finetune_operator.policies.endings import End, Kind, ending
+from finetune_api.job import Phase, RunStatus, Usage
+from finetune_operator.policies import restarts
+from finetune_operator.policies.accept import Target, target_of
+from finetune_operator.policies.endings import End, ending
 from finetune_operator.policies.preflight import preflight
 from finetune_operator.policies.restarts import (
+    DELAYS,
     FREE_WITHOUT_PROGRESS,
+    INTERRUPTED,
     after,
+    checkpoint_at,
     committed_step,
+    corrected,
     crash_delay,
-    environment_delay,
-    fenced_delay,
     free_delay,
-    in_vain,
-    lost_delay,
+    no_progress,
     recorded,
     used,
 )
 from finetune_operator.policies.rivals import ahead, wait_for
 from finetune_operator.policies.success import last_checkpoint, not_good_enough, succeeded
 from finetune_operator.policies.waiting import wait_of
-from finetune_operator.verdict import CreateTrain, DeleteJob, Mark, Observed, Verdict, mark_of
+from finetune_operator.policies.ways import GATES_CHANGED, Kind
+from finetune_operator.verdict import IDENTICAL, CreateTrain, DeleteJob, Mark, Observed, Verdict, mark_of, reason_of
 from finetune_operator.views import Child, format_time
 
 POLL = 5.0
@@ -42,7 +45,7 @@ def attempt(o: Observed, target: Target, job: Child, *, now: datetime, supersede
     """`superseded`: the document asks for another run meanwhile; this one goes on but never begins with preflight."""
     end = ending(job, o.pods_of(job), nodes=target.config.pods.nodes, now=now)
     if end is None:
-        verdict = _going_on(o, target, job, superseded=superseded)
+        verdict = _going_on(o, target, job, now=now, superseded=superseded)
     else:
         verdict = _ended(o, target, job, end, now=now, superseded=superseded)
     known = mark_of(o.subject, "PreflightPassed")
@@ -54,10 +57,13 @@ def attempt(o: Observed, target: Target, job: Child, *, now: datetime, supersede
 # --- while it runs ---
 
 
-def _going_on(o: Observed, target: Target, job: Child, *, superseded: bool) -> Verdict:
+def _going_on(o: Observed, target: Target, job: Child, *, now: datetime, superseded: bool) -> Verdict:
     rival = ahead(o, job.run or "", holding=True)
     if rival is not None and not superseded:
-        return wait_for(rival).doing(DeleteJob.of(job))
+        waits = wait_for(rival)
+        if reason_of(o.subject.status) != IDENTICAL:  # as above: told first
+            return replace(waits.stating(**stopped(o, job, reason=IDENTICAL, now=now)), again_after=0.0)
+        return waits.doing(DeleteJob.of(job))
     facts = _run_facts(o, target, job, superseded=superseded)
     wait = wait_of(job, o.pods_of(job), nodes=target.config.pods.nodes, refusal=o.refusals.get(job.uid))
     if wait is not None:
@@ -65,7 +71,7 @@ def _going_on(o: Observed, target: Target, job: Child, *, superseded: bool) -> V
         return Verdict(phase, wait.reason, wait.message, stalled=wait.stalled, facts=facts, again_after=POLL)
     if o.progress is None:
         return _silent(o, facts)
-    return _progressing(o, o.progress, facts)
+    return _progressing(o, job, o.progress, facts)
 
 
 def _run_facts(o: Observed, target: Target, job: Child, *, superseded: bool) -> dict[str, object]:
@@ -87,31 +93,29 @@ def _silent(o: Observed, facts: dict[str, object]) -> Verdict:
     return Verdict("Starting", "Loading", "the trainer starts", facts=facts, again_after=POLL_STARTING)
 
 
-def _progressing(o: Observed, progress: Progress, facts: dict[str, object]) -> Verdict:
+def _progressing(o: Observed, job: Child, progress: Progress, facts: dict[str, object]) -> Verdict:
     phase = STAGES[progress.stage]
     status = o.subject.status
     run = facts["run"]
     assert isinstance(run, RunStatus)
     started = run.started_at or progress.started_at
+    resumed = _resumed(progress)
+    seen = status.checkpoint if resumed is None else checkpoint_at(status.checkpoint, resumed)
     facts |= {
         "run": run.model_copy(update={"attempt": progress.attempt or run.attempt, "started_at": started}),
         "progress": progress.status(),
-        "checkpoint": progress.checkpoint_status() or status.checkpoint,
-        "restarts": _corrected(status.restarts, progress),
+        "checkpoint": progress.checkpoint_status() or seen,
     }
+    if resumed is not None:
+        known = status.model_copy(update={"usage": facts["usage"]})
+        facts |= corrected(known, resumed=resumed, attempt=job.ordinal)
     again = POLL if phase == "Training" else POLL_STARTING
     return Verdict(phase, progress.stage, _sentence(progress), facts=facts, again_after=again)
 
 
-def _corrected(restarts: list[Restart] | None, progress: Progress) -> list[Restart] | None:
-    """Where the run really went on is known only once the next attempt says so."""
-    resumed = progress.resumed_from_step
-    if not restarts or resumed is None or restarts[-1].resumed_from_step == resumed:
-        return restarts
-    last = restarts[-1]
-    seen = (last.resumed_from_step or 0) + (last.lost_steps or 0)
-    right = last.model_copy(update={"resumed_from_step": resumed, "lost_steps": max(0, seen - resumed)})
-    return [*restarts[:-1], right]
+def _resumed(progress: Progress) -> int | None:
+    """The step that the attempt began with, once it trains: none said means from the beginning."""
+    return (progress.resumed_from_step or 0) if progress.stage == "Training" else progress.resumed_from_step
 
 
 def _sentence(progress: Progress) -> str:
@@ -130,23 +134,47 @@ def _sentence(progress: Progress) -> str:
 
 
 def _ended(o: Observed, target: Target, job: Child, end: End, *, now: datetime, superseded: bool) -> Verdict:
-    gpus = target.config.pods.gpus * target.config.pods.nodes
     if end.kind in (Kind.DONE, Kind.FINAL) and end.last is not None and end.last.result is not None:
-        if not superseded and _judged_by_other_gates(o, target, job):
-            lost = replace(end, kind=Kind.LOST)  # the model is there: a preflight judges it again
-            return _through_preflight(o, target, job, lost, now=now)
-        return _done(o, target, job, end, now=now, superseded=superseded)
-    facts = recorded(o, job, end, began=_began(o, job), gpus=gpus)
+        if superseded or not _judged_by_other_gates(o, target, job):
+            return _done(o, target, job, end, now=now, superseded=superseded)
+        # The model is there: a preflight judges it again.
+        words = "the gates were changed meanwhile"
+        end = End(GATES_CHANGED, GATES_CHANGED.reason, words, end.at, committed=end.committed)
+    facts = recorded(o, job, end, began=_began(o, job), gpus=_gpus(target))
+    run = facts.get("run") or o.subject.status.run
+    interruptions = (run.interruptions if isinstance(run, RunStatus) else None) or 0
     if end.kind is Kind.FINAL:
-        return Verdict("Failed", end.reason, end.message, facts=facts)
-    if end.kind is Kind.CRASH:
-        return _after_crash(o, target, job, end, now=now).stating(**facts)
-    if end.kind is Kind.FREE:
-        return _after_disruption(o, target, job, end, now=now).stating(**facts)
-    if superseded:
-        return Verdict("Failed", end.reason, end.message, facts=facts)
-    looking = _through_preflight(o, target, job, end, now=now)
-    return looking if end.kind is Kind.LOST else looking.stating(**facts)
+        verdict = Verdict("Failed", end.reason, end.message)
+    elif end.kind in INTERRUPTED and interruptions >= FREE_WITHOUT_PROGRESS:
+        verdict = no_progress(o, end.message)
+    elif end.kind is Kind.CRASH:
+        verdict = _after_crash(o, target, job, end, now=now)
+    elif end.kind in (Kind.FREE, Kind.MEMORY):
+        verdict = _next(o, target, job, end, now=now, delay=free_delay(interruptions))
+    elif superseded:
+        verdict = Verdict("Failed", end.reason, end.message)
+    else:
+        verdict = _through_preflight(o, target, job, end, now=now, at_least=free_delay(interruptions))
+    if facts and verdict.actions:  # told before the Job goes that says so, or an operator that dies now forgets it
+        return replace(verdict, facts=facts, actions=(), again_after=0.0)
+    return verdict.stating(**facts)
+
+
+def stopped(o: Observed, job: Child, *, reason: str, now: datetime) -> dict[str, object]:
+    """The status fields that tell of an attempt which is stopped now, by us, unless it has ended by itself."""
+    pinned, run = o.pinned.get(job.generation), o.subject.status.run
+    if pinned is None:
+        return {}
+    target, began = target_of(pinned), _began(o, job)
+    end = ending(job, o.pods_of(job), nodes=target.config.pods.nodes, now=now)
+    if end is None:
+        return restarts.stopped(o, job, reason=reason, now=now, began=began, gpus=_gpus(target))
+    same = run is not None and run.id == job.run
+    return recorded(o, job, end, began=began, gpus=_gpus(target)) if same else {}
+
+
+def _gpus(target: Target) -> int:
+    return target.config.pods.gpus * target.config.pods.nodes
 
 
 def _done(o: Observed, target: Target, job: Child, end: End, *, now: datetime, superseded: bool) -> Verdict:
@@ -160,9 +188,9 @@ def _done(o: Observed, target: Target, job: Child, end: End, *, now: datetime, s
     if superseded and status.model == result.model:
         return replace(verdict, facts={})  # told already
     facts = _run_facts(o, target, job, superseded=superseded)
-    gpus = target.config.pods.gpus * target.config.pods.nodes
     attempts = max((status.usage or Usage()).attempts or 0, job.ordinal)
-    usage = used(status, began=_began(o, job), ended=end.at, gpus=gpus).model_copy(update={"attempts": attempts})
+    usage = used(status, began=_began(o, job), ended=end.at, gpus=_gpus(target))
+    usage = usage.model_copy(update={"attempts": attempts})
     run = facts["run"]
     assert isinstance(run, RunStatus)
     run = run.model_copy(update={"attempt": end.last.attempt or run.attempt})
@@ -188,17 +216,6 @@ def _after_crash(o: Observed, target: Target, job: Child, end: End, *, now: date
     return _next(o, target, job, end, now=now, delay=crash_delay(job.counters.failures))
 
 
-def _after_disruption(o: Observed, target: Target, job: Child, end: End, *, now: datetime) -> Verdict:
-    committed = committed_step(o, end)
-    vain = in_vain(o.subject.status, committed=committed)
-    told = any(restart.attempt == job.ordinal for restart in o.subject.status.restarts or [])
-    vain -= 1 if told and vain else 0
-    if vain >= FREE_WITHOUT_PROGRESS - 1:
-        message = f"interrupted {FREE_WITHOUT_PROGRESS} times without one more committed step, last: {end.message}"
-        return Verdict("Failed", "NoProgress", message)
-    return _next(o, target, job, end, now=now, delay=free_delay(vain))
-
-
 def _next(o: Observed, target: Target, job: Child, end: End, *, now: datetime, delay: timedelta) -> Verdict:
     """Another Job for the same run; the old one goes only when the new one is there, so that nothing is forgotten."""
     due = end.at + delay
@@ -208,13 +225,17 @@ def _next(o: Observed, target: Target, job: Child, end: End, *, now: datetime, d
         return Verdict("Starting", end.reason, message, again_after=(due - now).total_seconds())
     ordinal = o.next_ordinal("train")
     action = CreateTrain(target.config, target.key, job.run or "", ordinal, after(job, end))
-    return Verdict("Starting", end.reason, f"{end.message}; {where}", again_after=POLL).doing(action, DeleteJob.of(job))
+    usage = (o.subject.status.usage or Usage()).model_copy(update={"attempts": ordinal})
+    verdict = Verdict("Starting", end.reason, f"{end.message}; {where}", again_after=POLL, facts={"usage": usage})
+    return verdict.doing(action, DeleteJob.of(job))
 
 
-def _through_preflight(o: Observed, target: Target, job: Child, end: End, *, now: datetime) -> Verdict:
+def _through_preflight(
+    o: Observed, target: Target, job: Child, end: End, *, now: datetime, at_least: timedelta
+) -> Verdict:
     """Storage knows more than we do: let a preflight Job look before anything is tried again."""
-    delays = {Kind.FENCED: fenced_delay, Kind.ENVIRONMENT: environment_delay, Kind.LOST: lost_delay}
-    due = end.at + delays[end.kind](job.counters.tries)
+    delay = DELAYS[end.kind](job.counters.tries) if end.kind in DELAYS else timedelta(0)
+    due = end.at + (max(delay, at_least) if end.kind is Kind.LOST else delay)
     unknown = Mark("Unknown", end.reason, end.message)
     if not o.jobs("preflight") and now < due:
         stalled = end.kind is Kind.ENVIRONMENT

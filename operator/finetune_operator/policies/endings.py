@@ -1,104 +1,158 @@
-"""How did an attempt end? From the codes of all its pods, the most specific one."""
+"""How did an attempt end? From the most specific code of all its pods, and from what became of their nodes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from enum import Enum
 
 from finetune_api.contract import ExitCode, LastMessage
+from finetune_operator.policies.ways import (
+    CODES,
+    CRASHED,
+    DELETED,
+    DISRUPTED,
+    DISRUPTED_OTHERWISE,
+    KILLED,
+    MESSAGE_LOST,
+    NODE_LOST,
+    NOT_STARTED,
+    OOM_KILLED,
+    Kind,
+    Way,
+)
 from finetune_operator.views import Child, Exit, Pod
 
-
-class Kind(Enum):
-    DONE = "the work is done and its message is here"
-    LOST = "the work may be done, but nobody says so: look into storage"
-    FINAL = "wrong until the document or the data change"
-    ENVIRONMENT = "something outside is missing: it may come"
-    FENCED = "a newer attempt holds the run"
-    CRASH = "counted against retries.max"
-    FREE = "the cluster's doing: not counted"
+STOPPED, HUNG = CODES[ExitCode.STOPPED], CODES[ExitCode.HUNG]
+TELLING = [code for code, way in CODES.items() if way.kind not in (Kind.DONE, Kind.FREE) and way is not HUNG]
+"""Codes that say the same whatever else has happened, the most telling first."""
+VANISHED = {("ContainerStatusUnknown", 137), ("Unknown", 255)}
+"""What kubelet and containerd report of a container that they cannot find after the node started anew."""
 
 
 @dataclass(frozen=True)
 class End:
-    kind: Kind
+    way: Way
     reason: str
     message: str
     at: datetime
     last: LastMessage | None = None
+    committed: int | None = None
+    """The last committed step, as far as any pod said."""
+    reached: int | None = None
+    """The last step that was done."""
+    began_at: int | None = None
+    """The step that the attempt began with."""
 
-
-KINDS = {
-    ExitCode.INVALID: Kind.FINAL,
-    ExitCode.GATE: Kind.FINAL,
-    ExitCode.DAMAGED: Kind.CRASH,
-    ExitCode.DIVERGED: Kind.FINAL,
-    ExitCode.FENCED: Kind.FENCED,
-    ExitCode.MEMORY: Kind.CRASH,
-    ExitCode.STORAGE: Kind.ENVIRONMENT,
-    ExitCode.HUNG: Kind.CRASH,
-}
-"""The codes that say something, the most telling first: a rank that only saw another die ends with a later one."""
-
-WORDS = {
-    ExitCode.INVALID: "InvalidConfiguration",
-    ExitCode.GATE: "GateNotMet",
-    ExitCode.DAMAGED: "StoredDataDamaged",
-    ExitCode.DIVERGED: "Diverged",
-    ExitCode.FENCED: "Fenced",
-    ExitCode.MEMORY: "OutOfMemory",
-    ExitCode.STORAGE: "StorageUnavailable",
-    ExitCode.HUNG: "Hung",
-    ExitCode.STOPPED: "Stopped",
-}
+    @property
+    def kind(self) -> Kind:
+        return self.way.kind
 
 
 def ending(child: Child, pods: Sequence[Pod], *, nodes: int, now: datetime) -> End | None:
     """None while the attempt goes on. `pods` are those of `child`, by index."""
     exits = [pod.exit for pod in pods if pod.exit is not None]
     if child.ended == "Complete" or (len(exits) == nodes and all(e.code == 0 for e in exits)):
-        return _done(child, pods, now=now)
-    failed = child.ended == "Failed" or (nodes == 1 and any(e.code != 0 for e in exits))
-    return _failed(child, pods, now=now) if failed else None
+        return _Look(child, pods, now).done()
+    # A lone pod that ends by itself need not wait for the Job controller. One that was asked to go must: a Job that is
+    # suspended deletes its pods, too, and makes new ones later.
+    alone = [pod for pod in pods if pod.exit is not None and pod.exit.code != 0 and not pod.was_asked_to_go]
+    failed = child.ended == "Failed" or (nodes == 1 and bool(alone) and not child.suspended)
+    return _Look(child, pods, now).failed() if failed else None
 
 
-def _done(child: Child, pods: Sequence[Pod], *, now: datetime) -> End:
-    first = next((pod.exit for pod in pods if pod.index == 0 and pod.exit is not None), None)
-    last = first.last if first else None
-    at = (first.at if first else None) or child.ended_at or now
-    if last is not None and (last.result is not None or last.preflight is not None):
-        return End(Kind.DONE, last.reason, last.message, at, last)
-    return End(Kind.LOST, "MessageLost", f"Job {child.name} is complete, but its last message is lost", at)
+@dataclass(frozen=True)
+class _Look:
+    child: Child
+    pods: Sequence[Pod]
+    now: datetime
+
+    def done(self) -> End:
+        found = self._result()
+        if found is not None:
+            return self._told(CODES[ExitCode.DONE], found)
+        first = next((pod.exit for pod in self.pods if pod.index == 0 and pod.exit is not None), None)
+        message = f"Job {self.child.name} is complete, but its last message is lost"
+        return self._end(MESSAGE_LOST, message, first)
+
+    def failed(self) -> End:
+        found = self._result()
+        if found is not None:  # what it says is committed, whatever became of other pods afterwards
+            return self._told(CODES[ExitCode.DONE], found)
+        failed = [(pod, pod.exit) for pod in self.pods if pod.exit is not None and pod.exit.code != 0]
+        for code in TELLING:
+            telling = next((e for _, e in failed if e.code == code), None)
+            if telling is not None:
+                return self._told(CODES[code], telling)
+        lost = next((pod for pod in self.pods if pod.disrupted or _node_lost(pod)), None)
+        own = [e for pod, e in failed if e.code != ExitCode.STOPPED and not pod.was_asked_to_go]
+        if lost is None and own:  # otherwise peers that hang or crash only saw that one go
+            return self._own(next((e for e in own if e.code == ExitCode.HUNG), own[0]))
+        return self._taken(lost, next((e for _, e in failed if e.code == ExitCode.STOPPED), None))
+
+    def _result(self) -> Exit | None:
+        """The end of the first pod, if it says what was achieved."""
+        for pod in self.pods:
+            last = pod.exit.last if pod.exit is not None and pod.exit.code == 0 and pod.index == 0 else None
+            if last is not None and (last.result is not None or last.preflight is not None):
+                return pod.exit
+        return None
+
+    def _own(self, exit_: Exit) -> End:
+        if exit_.code == ExitCode.HUNG:
+            return self._told(HUNG, exit_)
+        if exit_.reason == "OOMKilled":
+            remedy = "raise spec.resources.perNode.memory" if self.child.role == "train" else "split the files of rows"
+            message = f"a pod of Job {self.child.name} used more memory than its limit and was killed for it; {remedy}"
+            return self._end(OOM_KILLED, message, exit_)
+        return self._told(KILLED if exit_.code == 137 else CRASHED, exit_)
+
+    def _taken(self, lost: Pod | None, stopped: Exit | None) -> End:
+        """By the cluster: the trainer may have had the time to commit a checkpoint and say so."""
+        way, reason, words = _disruption(lost)
+        if stopped is not None and lost is None:
+            return self._told(STOPPED, stopped)
+        taken = f"a pod of Job {self.child.name} was taken away by the cluster" + (f" ({words})" if words else "")
+        if stopped is None:
+            ended = next((pod.exit for pod in self.pods if pod.exit is not None and pod.exit.at is not None), None)
+            return self._end(way, taken, ended, reason=reason)
+        return self._end(way, f"{self._told(STOPPED, stopped).message}: {taken}", stopped, reason=reason)
+
+    def _told(self, way: Way, exit_: Exit) -> End:
+        """In the pod's own words where it left some."""
+        if exit_.last is not None and exit_.last.code == exit_.code:
+            # The trainer speaks in whole sentences; here they are joined with others.
+            words = exit_.last.message.removesuffix(".")
+            return self._end(way, words, exit_, reason=exit_.last.reason, last=exit_.last)
+        words = f"{exit_.reason}, " if exit_.reason not in ("", "Error") else ""
+        ended = f"a pod of Job {self.child.name} ended with exit code {exit_.code}"
+        return self._end(way, f"{ended} ({words}no last message); see its log", exit_)
+
+    def _end(
+        self, way: Way, message: str, exit_: Exit | None, *, reason: str = "", last: LastMessage | None = None
+    ) -> End:
+        at = (exit_.at if exit_ else None) or self.child.ended_at or self.now
+        said = [pod.exit.last for pod in self.pods if pod.exit is not None and pod.exit.last is not None]
+        return End(
+            way,
+            reason or way.reason,
+            message,
+            at,
+            last,
+            committed=max((m.step for m in said if m.step is not None), default=None),
+            reached=max((m.reached_step for m in said if m.reached_step is not None), default=None),
+            began_at=next((m.resumed_from_step for m in said if m.resumed_from_step is not None), None),
+        )
 
 
-def _failed(child: Child, pods: Sequence[Pod], *, now: datetime) -> End:
-    failed = [(pod, pod.exit) for pod in pods if pod.exit is not None and pod.exit.code != 0]
-    for code, kind in KINDS.items():
-        telling = next((e for _, e in failed if e.code == code), None)
-        if telling is not None:
-            return _end(kind, telling, WORDS[code], child=child, now=now)
-    own = [e for pod, e in failed if not (pod.disrupted or pod.gone_by or e.code == ExitCode.STOPPED)]
-    if own:
-        return _crash(own[0], child=child, now=now)
-    stopped = next((e for _, e in failed if e.code == ExitCode.STOPPED), None)
-    why = next((pod.disrupted for pod in pods if pod.disrupted), "")
-    if stopped is not None:
-        return _end(Kind.FREE, stopped, why or WORDS[ExitCode.STOPPED], child=child, now=now)
-    message = f"a pod of Job {child.name} was taken away by the cluster" + (f" ({why})" if why else "")
-    at = next((e.at for _, e in failed if e.at), None) or child.ended_at or now
-    return End(Kind.FREE, why or "PodDeleted", message, at)
+def _node_lost(pod: Pod) -> bool:
+    gone = pod.exit is not None and (pod.exit.reason, pod.exit.code) in VANISHED
+    return gone or (pod.unreachable and pod.exit is None)
 
 
-def _crash(end: Exit, *, child: Child, now: datetime) -> End:
-    word = "OutOfMemory" if end.reason == "OOMKilled" else {137: "Killed", 139: "Crashed"}.get(end.code, "Crashed")
-    return _end(Kind.CRASH, end, word, child=child, now=now)
-
-
-def _end(kind: Kind, end: Exit, word: str, *, child: Child, now: datetime) -> End:
-    at = end.at or child.ended_at or now
-    if end.last is not None and end.last.code == end.code:
-        # The trainer speaks in whole sentences; here they are joined with others.
-        return End(kind, end.last.reason, end.last.message.removesuffix("."), at, end.last)
-    words = f"{end.reason}, " if end.reason not in ("", "Error") else ""
-    message = f"a pod of Job {child.name} ended with exit code {end.code} ({words}no last message); see its log"
-    return End(kind, word, message, at)
+def _disruption(pod: Pod | None) -> tuple[Way, str, str]:
+    """What befell the pod: its way, the reason for the status, and the cluster's words."""
+    if pod is None:
+        return DELETED, DELETED.reason, ""
+    if not pod.disrupted:
+        return NODE_LOST, NODE_LOST.reason, f"its node {pod.node} is lost"
+    reason, words = pod.disrupted, f"{pod.disrupted}: {pod.words}" if pod.words else pod.disrupted
+    return DISRUPTED.get(reason, NOT_STARTED if pod.never_began else DISRUPTED_OTHERWISE), reason, words

@@ -3,13 +3,22 @@
 from dataclasses import replace
 from datetime import datetime
 
-from finetune_api.contract import LastMessage, PreflightOutcome
+from finetune_api.contract import LastMessage, PreflightOutcome, TrainOutcome
 from finetune_api.job import CheckpointStatus, Phase, RunStatus
 from finetune_operator.policies.accept import Target
-from finetune_operator.policies.endings import End, Kind, ending
-from finetune_operator.policies.restarts import after, crash_delay, environment_delay
+from finetune_operator.policies.endings import End, ending
+from finetune_operator.policies.restarts import (
+    FREE_WITHOUT_PROGRESS,
+    NO_PROGRESS,
+    checkpoint_at,
+    corrected,
+    crash_delay,
+    environment_delay,
+    nothing_lost,
+)
 from finetune_operator.policies.success import last_checkpoint, not_good_enough, succeeded
 from finetune_operator.policies.waiting import ORDINARY, wait_of
+from finetune_operator.policies.ways import Kind
 from finetune_operator.verdict import PASSED, CreatePreflight, DeleteJob, Mark, Observed, Verdict, mark_of
 from finetune_operator.views import Child, Counters, format_time
 
@@ -67,19 +76,24 @@ def _ended(o: Observed, target: Target, job: Child, end: End, *, now: datetime) 
         return _not_good_enough(o, target, end.last, outcome, now=now)
     if end.kind is Kind.FINAL:
         return _failure(end.reason, end.message)
-    if end.kind is Kind.CRASH and job.counters.failures + 1 > target.config.max_retries:
+    if end.kind in (Kind.CRASH, Kind.MEMORY) and job.counters.failures + 1 > target.config.max_retries:
         message = f"preflight crashed {job.counters.failures + 1} times, the last time: {end.message}"
         return _failure(end.reason, message)
+    if end.kind in (Kind.FREE, Kind.LOST) and job.counters.interruptions + 1 >= FREE_WITHOUT_PROGRESS:
+        said = f"preflight was interrupted {FREE_WITHOUT_PROGRESS} times in a row, the last time: {end.message}"
+        return _failure(NO_PROGRESS, f"{said}; ask for nodes that stay, then change the annotation finetune.dev/retry")
     return _again(o, target, job, end, now=now)
 
 
 def _again(o: Observed, target: Target, job: Child, end: End, *, now: datetime) -> Verdict:
-    counters = after(job, end)
-    if end.kind is Kind.CRASH:
-        delay = crash_delay(job.counters.failures)
+    before = job.counters
+    if end.kind in (Kind.CRASH, Kind.MEMORY):  # a preflight has no micro-batch to halve
+        counters = Counters(failures=before.failures + 1)
+        delay = crash_delay(before.failures)
     else:  # also what is free or lost is spaced, or a cluster that takes every pod away would be hammered
-        counters = Counters(failures=counters.failures, tries=job.counters.tries + 1)
-        delay = environment_delay(job.counters.tries)
+        interruptions = before.interruptions + 1 if end.kind in (Kind.FREE, Kind.LOST) else 0
+        counters = Counters(before.failures, tries=before.tries + 1, interruptions=interruptions)
+        delay = environment_delay(before.tries)
     due = end.at + delay
     if now >= due:
         action = CreatePreflight(target.config, target.key, o.next_ordinal("preflight"), counters)
@@ -105,7 +119,9 @@ def _passed(o: Observed, target: Target, last: LastMessage, outcome: PreflightOu
     if outcome.state == "Reused" and last.result is not None:
         verdict = succeeded(last.result, reason="Reused", now=now, metric=target.config.primary)
         reused = verdict.marking(PreflightPassed=Mark("True", "Reused", "the very model is published already"))
+        facts |= _settled(o, outcome, last.result)
         return reused.stating(**{**facts, **verdict.facts, "checkpoint": last_checkpoint(None, last.result)})
+    facts |= _settled(o, outcome, None)
     message = f"goes on from step {outcome.step}" if outcome.state == "Resume" else "the run may begin"
     verdict = Verdict("Queued", PASSED, message, facts=facts, again_after=0.0)
     return verdict.marking(PreflightPassed=Mark("True", outcome.state, message))
@@ -118,8 +134,22 @@ def _not_good_enough(
     assert last.result is not None
     verdict = not_good_enough(last.result, reason=last.reason, message=last.message.removesuffix("."), now=now)
     verdict = verdict.marking(PreflightPassed=Mark("True", "Reused", "the very model is published already"))
-    facts = {"preflight": outcome.summary, **_run_facts(o, target, outcome), **verdict.facts}
+    run = {**_run_facts(o, target, outcome), **_settled(o, outcome, last.result)}
+    facts = {"preflight": outcome.summary, **run, **verdict.facts}
     return verdict.stating(**{**facts, "checkpoint": last_checkpoint(None, last.result)})
+
+
+def _settled(o: Observed, outcome: PreflightOutcome, result: TrainOutcome | None) -> dict[str, object]:
+    """What the last attempt left behind: storage knows, where nobody saw its end."""
+    status = o.subject.status
+    if status.run is None or status.run.id != outcome.run_id or o.jobs("train"):
+        return {}
+    if result is not None:
+        return nothing_lost(status, step=result.final_step)
+    step = outcome.step or 0
+    attempts = (status.usage.attempts if status.usage else None) or 0
+    facts: dict[str, object] = {"checkpoint": checkpoint_at(status.checkpoint, step)}
+    return {**facts, **corrected(status, resumed=step, attempt=attempts + 1)}
 
 
 def _run_facts(o: Observed, target: Target, outcome: PreflightOutcome) -> dict[str, object]:

@@ -1,11 +1,14 @@
-"""When is the next try, and what did the last one cost?"""
+"""When is the next try, how many are there, and what did the last one cost?"""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from finetune_api.job import FineTuneJobStatus, Restart, Usage
-from finetune_operator.policies.endings import End, Kind
-from finetune_operator.verdict import Observed
+from finetune_api.job import CheckpointStatus, FineTuneJobStatus, ProgressStatus, Restart, RunStatus, Usage
+from finetune_operator.policies.endings import End
+from finetune_operator.policies.ways import GATES_CHANGED, JOB_LOST, MESSAGE_LOST, Kind
+from finetune_operator.verdict import Observed, Verdict
 from finetune_operator.views import Child, Counters, format_time
 
 LONGEST = timedelta(minutes=10)
@@ -13,6 +16,12 @@ SETTLED = timedelta(minutes=10)
 """An attempt that lasted this long proves that the environment had come back."""
 FREE_WITHOUT_PROGRESS = 10
 KEPT = 10
+NO_PROGRESS = "NoProgress"
+INTERRUPTED = (Kind.FREE, Kind.LOST, Kind.MEMORY)
+"""Not counted against retries.max, and therefore bounded by the steps that are won."""
+
+
+# --- delays ---
 
 
 def _doubled(seconds: float, times: int) -> timedelta:
@@ -34,14 +43,25 @@ def crash_delay(failures: int) -> timedelta:
     return _doubled(5.0, failures)
 
 
-def free_delay(in_vain: int) -> timedelta:
-    """None at first; attempts that won no step wait longer and longer."""
-    return timedelta(0) if in_vain == 0 else crash_delay(in_vain - 1)
+def free_delay(interruptions: int) -> timedelta:
+    """None at first; attempts that won no step wait longer and longer. `interruptions` counts the one that ended."""
+    return timedelta(0) if interruptions <= 1 else crash_delay(interruptions - 2)
 
 
 def lost_delay(tries: int) -> timedelta:
     """None at first: the work is done, as a rule. A container that never says anything is no reason to hurry."""
     return timedelta(0) if tries == 0 else environment_delay(tries - 1)
+
+
+DELAYS: dict[Kind, Callable[[int], timedelta]] = {
+    Kind.FREE: free_delay,
+    Kind.MEMORY: free_delay,
+    Kind.LOST: lost_delay,
+    Kind.CRASH: crash_delay,
+    Kind.ENVIRONMENT: environment_delay,
+    Kind.FENCED: fenced_delay,
+}
+"""By how often it has happened before; free and halved attempts count themselves."""
 
 
 def after(child: Child, end: End) -> Counters:
@@ -55,60 +75,141 @@ def after(child: Child, end: End) -> Counters:
     return Counters(failures=before.failures, tries=0)
 
 
-def in_vain(status: FineTuneJobStatus, *, committed: int) -> int:
-    """How many of the last restarts in a row began at the step that is still the last committed one."""
-    count = 0
-    for restart in reversed(status.restarts or []):
-        if restart.resumed_from_step != committed:
-            break
-        count += 1
-    return count
+def no_progress(o: Observed, message: str) -> Verdict:
+    """The end of retries that cost the user nothing but time. `message` tells the last ending."""
+    advice = "look why it ends before a checkpoint is committed: lower checkpoint.every, or ask for nodes that stay"
+    if o.subject.status.phase == "Evaluating":
+        advice = "look why it ends before evaluation and publication are done, or ask for nodes that stay"
+    said = f"interrupted {FREE_WITHOUT_PROGRESS} times in a row without one more committed step"
+    message = f"{said}, the last time: {message}; {advice}; then change the annotation finetune.dev/retry"
+    return Verdict("Failed", NO_PROGRESS, message)
+
+
+# --- what an ended attempt cost ---
 
 
 def committed_step(o: Observed, end: End | None) -> int:
-    """The last committed step as far as anybody said."""
-    said = end.last.step if end is not None and end.last is not None else None
+    """The last committed step: the attempt itself knows best, before it told any the status does."""
+    if end is not None and end.committed is not None:
+        return end.committed
     checkpoint = o.subject.status.checkpoint
-    return max(said or 0, checkpoint.step if checkpoint else 0)
+    return checkpoint.step if checkpoint else 0
 
 
 def recorded(o: Observed, child: Child, end: End, *, began: datetime, gpus: int) -> dict[str, Any]:
     """The status fields that tell of an ended attempt; empty when they do so already."""
     status = o.subject.status
-    restarts = list(status.restarts or [])
-    if any(restart.attempt == child.ordinal for restart in restarts):
-        return {}
-    committed = committed_step(o, end)
-    seen = max(status.progress.step if status.progress else 0, committed)
-    restart = Restart(
-        attempt=child.ordinal,
-        reason=end.reason[:64],
-        at=format_time(end.at),
-        resumed_from_step=committed,
-        lost_steps=seen - committed,
-    )
+    run = status.run if status.run is not None and status.run.id == child.run else None
+    run = run or RunStatus(id=child.run or "", generation=child.generation)
     usage = used(status, began=began, ended=end.at, gpus=gpus)
-    usage = usage.model_copy(update={"lost_steps": (usage.lost_steps or 0) + seen - committed})
-    return {"restarts": [*restarts, restart][-KEPT:], "usage": usage}
+    told = _Ended(child.ordinal, end.kind, end.reason, end.at, end.reached, end.began_at)
+    return _told(o, run, told, usage=usage, committed=committed_step(o, end))
 
 
 def lost(o: Observed, *, now: datetime) -> dict[str, Any]:
-    """The same for an attempt whose Job vanished before anybody looked; empty when no attempt had begun."""
+    """The same for an attempt whose Job vanished before anybody looked; nobody knows how long it had run."""
     status = o.subject.status
-    begun = status.run is not None and status.run.started_at is not None
-    attempt = (status.usage.attempts if status.usage else None) or 0
-    if not begun or any(restart.attempt == attempt for restart in status.restarts or []):
+    attempts = (status.usage.attempts if status.usage else None) or 0
+    if status.run is None or not attempts:
         return {}
-    committed = committed_step(o, None)
-    seen = max(status.progress.step if status.progress else 0, committed)
+    told = _Ended(attempts, JOB_LOST.kind, JOB_LOST.reason, now, None, None)
+    return _told(o, status.run, told, usage=status.usage or Usage(), committed=committed_step(o, None))
+
+
+def stopped(o: Observed, child: Child, *, reason: str, now: datetime, began: datetime, gpus: int) -> dict[str, Any]:
+    """The same for an attempt that we stop, for which it commits a checkpoint. Another run has its own restarts."""
+    status = o.subject.status
+    usage = used(status, began=began, ended=now, gpus=gpus)
+    if status.run is None or status.run.id != child.run:
+        return {"usage": usage.model_copy(update={"attempts": max(usage.attempts or 0, child.ordinal)})}
+    step = status.progress.step if status.progress else 0
+    told = _Ended(child.ordinal, Kind.ASKED, reason, now, None, None)
+    return _told(o, status.run, told, usage=usage, committed=max(step, committed_step(o, None)))
+
+
+@dataclass(frozen=True)
+class _Ended:
+    attempt: int
+    kind: Kind
+    reason: str
+    at: datetime
+    reached: int | None
+    began_at: int | None
+
+
+def _told(o: Observed, run: RunStatus, ended: _Ended, *, usage: Usage, committed: int) -> dict[str, Any]:
+    status = o.subject.status
+    restarts = list(status.restarts or [])
+    if any(restart.attempt == ended.attempt for restart in restarts):
+        return {}
+    seen = max(ended.reached or 0, status.progress.step if status.progress else 0, committed)
     restart = Restart(
-        attempt=attempt,
-        reason="JobLost",
-        at=format_time(now),
+        attempt=ended.attempt,
+        reason=ended.reason[:64],
+        at=format_time(ended.at),
         resumed_from_step=committed,
         lost_steps=seen - committed,
     )
-    return {"restarts": [*(status.restarts or []), restart][-KEPT:]}
+    totals = {
+        "attempts": max(usage.attempts or 0, ended.attempt),
+        "lost_steps": (usage.lost_steps or 0) + seen - committed,
+    }
+    began_at = ended.began_at or (restarts[-1].resumed_from_step if restarts else None) or 0
+    won = committed > began_at
+    interruptions = (0 if won else run.interruptions or 0) + (ended.kind in INTERRUPTED and not won)
+    facts: dict[str, Any] = {
+        "restarts": [*restarts, restart][-KEPT:],
+        "usage": usage.model_copy(update=totals),
+        "run": run.model_copy(update={"interruptions": interruptions or None}),
+        "checkpoint": checkpoint_at(status.checkpoint, committed),
+    }
+    # A failure that is final shows where it happened.
+    return facts if ended.kind is Kind.FINAL else {**facts, "progress": rewound(status.progress, committed)}
+
+
+def rewound(progress: ProgressStatus | None, step: int) -> ProgressStatus | None:
+    """Where the next attempt begins: one that ends before it says anything must not lose the same steps again."""
+    if progress is None or progress.step == step:
+        return progress
+    total = progress.total_steps
+    return ProgressStatus(
+        step=step,
+        total_steps=total,
+        percent=min(100, 100 * step // total) if total else 0,
+        updated_at=progress.updated_at,
+    )
+
+
+def checkpoint_at(seen: CheckpointStatus | None, step: int) -> CheckpointStatus | None:
+    """What is known of the last committed checkpoint, once somebody has said of which step it is."""
+    if seen is not None and seen.step == step:
+        return seen
+    best = seen.best if seen is not None and seen.best is not None and seen.best.step <= step else None
+    return CheckpointStatus(step=step, best=best) if step else None
+
+
+def corrected(status: FineTuneJobStatus, *, resumed: int, attempt: int) -> dict[str, Any]:
+    """What the restart before `attempt` cost, now that the step is known from which the run really goes on."""
+    restarts = status.restarts or []
+    last = restarts[-1] if restarts else None
+    if last is None or last.attempt != attempt - 1 or last.resumed_from_step == resumed:
+        return {}
+    seen = (last.resumed_from_step or 0) + (last.lost_steps or 0)
+    cost = max(0, seen - resumed)
+    right = last.model_copy(update={"resumed_from_step": resumed, "lost_steps": cost})
+    usage = status.usage or Usage()
+    total = max(0, (usage.lost_steps or 0) + cost - (last.lost_steps or 0))
+    return {"restarts": [*restarts[:-1], right], "usage": usage.model_copy(update={"lost_steps": total})}
+
+
+def nothing_lost(status: FineTuneJobStatus, *, step: int) -> dict[str, Any]:
+    """The run was over at `step`, though its last attempt could not say so: no restart followed."""
+    attempts = (status.usage.attempts if status.usage else None) or 0
+    facts = corrected(status, resumed=step, attempt=attempts + 1)
+    restarts = facts.get("restarts", status.restarts) or []
+    if restarts and restarts[-1].reason in (MESSAGE_LOST.reason, GATES_CHANGED.reason):
+        facts["restarts"] = restarts[:-1] or None
+    return facts
 
 
 def used(status: FineTuneJobStatus, *, began: datetime, ended: datetime, gpus: int) -> Usage:

@@ -192,6 +192,31 @@ def test_a_stop_reaches_all_ranks_at_one_step(make_run: Any, rows: Any, tmp_path
     assert "NumericsChanged: worldSize was 2, is 1" in log
 
 
+def test_a_run_goes_on_with_another_number_of_processes_in_the_same_order(
+    make_run: Any, rows: Any, tmp_path: Path, free_port: int
+) -> None:
+    """Two begin, three go on, one ends: the losses are those of one alone."""
+    spec = {"training": {**FAST, "microBatch": 4}, "checkpoint": {"every": {"steps": 5}}}
+    single = make_run(rows(300), name="single", **spec)
+    assert single.run(tmp_path / "work-single")[0] == 0
+    moved = make_run(rows(300), name="moved", **spec)
+    for count, until in ((2, 3), (3, 6)):
+        group = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port + count)}
+        group |= {"LOCAL_WORLD_SIZE": str(count)}
+        work = tmp_path / f"work-{count}"
+        all_of_them = [moved.start(work, RANK=str(rank), LOCAL_RANK=str(rank), **group) for rank in range(count)]
+        wait_for_records(moved, until)
+        all_of_them[-1].kill(signal.SIGTERM)
+        logs = "\n".join(started.log for started in all_of_them)
+        assert [started.wait() for started in all_of_them] == [45] * count, logs
+    code, log = moved.run(tmp_path / "work-1")
+    assert code == 0, log
+    assert "NumericsChanged: worldSize was 3, is 1" in log
+    claims = [record.body["numerics"]["worldSize"] for record in moved.records if record.kind is RecordKind.CLAIM]
+    assert claims == [2, 3, 1]
+    assert moved.losses() == pytest.approx(single.losses(), rel=1e-5)
+
+
 def test_a_newer_attempt_fences_the_older(make_run: Any, rows: Any, tmp_path: Path) -> None:
     made = make_run(rows(300), training={**FAST, "epochs": 50.0}, checkpoint={"every": {"steps": 2}})
     started = made.start(tmp_path / "work")
@@ -250,6 +275,26 @@ def test_changed_inputs_are_refused_and_named(make_run: Any, rows: Any, tiny_bas
     config.unlink()
     assert made.run(tmp_path / "work2")[0] == 49
     assert made.message(tmp_path / "work2").reason == "ObjectNotFound"
+
+
+def test_runs_with_the_same_base_share_its_download(make_run: Any, rows: Any, tiny_base: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    spec = {"base": tiny_base, "training": {**FAST, "epochs": 0.5}}
+    first, second = make_run(rows(100), name="first", **spec), make_run(rows(120), name="second", **spec)
+    code, log = first.run(tmp_path / "work-1", cache=cache)
+    assert code == 0, log
+    assert "is downloaded into the cache" in log
+    code, log = second.run(tmp_path / "work-2", cache=cache)
+    assert code == 0, log
+    assert "is in the cache" in log
+    assert "downloaded" not in log
+
+    alone = make_run(rows(140), name="alone", **spec)
+    broken = tmp_path / "file"
+    broken.write_text("")
+    code, log = alone.run(tmp_path / "work-3", cache=broken)
+    assert code == 0, log
+    assert "cannot be used (" in log
 
 
 def test_a_model_that_needs_code_of_its_own_is_refused(

@@ -1,0 +1,41 @@
+"""A train Job that is gone, deleted by somebody: preflight asks storage what it left, at once only the first time."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from finetune_operator.policies.restarts import FREE_WITHOUT_PROGRESS, free_delay, no_progress
+from finetune_operator.policies.ways import JOB_LOST
+from finetune_operator.verdict import Mark, Observed, Verdict, mark_of
+from finetune_operator.views import format_time, parse_time
+
+GONE = "the train Job is gone"
+
+
+def gone(o: Observed, cost: Mapping[str, Any]) -> Verdict:
+    """Told before anything else is done. `cost` are the fields of the status that say so."""
+    return _looking(o, f"{GONE}; storage is asked what it has left", again_after=0.0).stating(**cost)
+
+
+def vanished(o: Observed, *, now: datetime) -> Verdict | None:
+    """None when preflight may look, or when the last attempt ended otherwise."""
+    status = o.subject.status
+    last = next(reversed(status.restarts or []), None)
+    attempts = status.usage.attempts if status.usage else None
+    if last is None or last.reason != JOB_LOST.reason or last.attempt != attempts or o.jobs("preflight"):
+        return None
+    interruptions = (status.run.interruptions if status.run else None) or 0
+    if interruptions >= FREE_WITHOUT_PROGRESS:
+        return no_progress(o, GONE)
+    due = (parse_time(last.at) or now) + free_delay(interruptions)
+    if now >= due:
+        return None
+    return _looking(o, f"{GONE}; next try at {format_time(due)}", again_after=(due - now).total_seconds())
+
+
+def _looking(o: Observed, message: str, *, again_after: float) -> Verdict:
+    verdict = Verdict("Preflight", JOB_LOST.reason, message, again_after=again_after)
+    known = mark_of(o.subject, "PreflightPassed")
+    if known is not None and known.status == "False":  # of a changed document: that stands
+        return verdict
+    return verdict.marking(PreflightPassed=Mark("Unknown", JOB_LOST.reason, message))

@@ -1,0 +1,241 @@
+"""Which rule an ending falls under, from Jobs and pods as the API server shows them."""
+
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from finetune_api.contract import ExitCode, LastMessage
+from finetune_operator.policies import ways
+from finetune_operator.policies.endings import End, ending
+from finetune_operator.policies.ways import CODES, DISRUPTED, WAYS, Kind, Way
+from finetune_operator.views import ROLE, Child, Pod
+
+NOW = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
+Raw = dict[str, Any]
+
+
+def at(second: int) -> str:
+    return f"2026-03-01T11:59:{second:02}Z"
+
+
+def job(*, ended: str | None = "FailureTarget", role: str = "train") -> Child:
+    conditions = [{"type": ended, "status": "True", "lastTransitionTime": at(50)}] if ended else []
+    meta = {"name": "one-t1", "uid": "j", "labels": {ROLE: role}, "creationTimestamp": at(0)}
+    return Child.of({"metadata": meta, "status": {"conditions": conditions}})
+
+
+def pod(index: int = 0, *, meta: Raw | None = None, **status: Any) -> Pod:
+    notes = {"batch.kubernetes.io/job-completion-index": str(index)}
+    found = {"phase": "Running", "containerStatuses": [{"state": {"running": {}}}], **status}
+    raw = {
+        "metadata": {"name": f"x-{index}", "uid": f"u{index}", "annotations": notes, **(meta or {})},
+        "spec": {"nodeName": f"node-{index}"},
+        "status": found,
+    }
+    return Pod.of(raw)
+
+
+def ended(
+    code: int, index: int = 0, *, word: str = "", second: int = 40, last: LastMessage | None = None, **more: Any
+) -> Pod:
+    state: Raw = {"exitCode": code, "reason": word or ("Completed" if code == 0 else "Error"), "finishedAt": at(second)}
+    if last is not None:
+        state["message"] = last.model_dump_json(by_alias=True, exclude_none=True)
+    phase = "Failed" if code else "Succeeded"
+    return pod(index, phase=phase, containerStatuses=[{"state": {"terminated": state}}], **more)
+
+
+def said(code: int, reason: str, **fields: Any) -> LastMessage:
+    return LastMessage(code=code, reason=reason, message=f"{reason} it is.", **fields)
+
+
+def target(reason: str, words: str = "in its words") -> list[Raw]:
+    return [{"type": "DisruptionTarget", "status": "True", "reason": reason, "message": words}]
+
+
+NOT_READY = [{"type": "Ready", "status": "False", "lastTransitionTime": at(10)}]
+ASKED = {"deletionTimestamp": "2026-03-01T12:01:30Z", "deletionGracePeriodSeconds": 120}
+"""At 11:59:30."""
+STOPPED = said(45, "Stopped", step=40, reached_step=40)
+
+
+@dataclass(frozen=True)
+class Row:
+    fact: str
+    pods: list[Pod]
+    kind: Kind
+    reason: str
+    says: str = ""
+
+
+ROWS = [
+    *(
+        Row(
+            f"{reason} is free",
+            [ended(137, conditions=target(reason))],
+            Kind.FREE,
+            reason,
+            says=f"taken away by the cluster ({reason}: in its words)",
+        )
+        for reason in DISRUPTED
+    ),
+    Row("a reason that is new is free, too", [ended(1, conditions=target("Moved"))], Kind.FREE, "Moved"),
+    Row(
+        "a pod that was taken away and stopped well says both",
+        [ended(45, last=STOPPED, conditions=target("PreemptionByScheduler"))],
+        Kind.FREE,
+        "PreemptionByScheduler",
+        says="Stopped it is: a pod of Job one-t1 was taken away by the cluster (PreemptionByScheduler",
+    ),
+    Row(
+        "the kubelet's own eviction says what the node was short of",
+        [ended(137, reason="Evicted", message="The node was low on resource: memory.")],
+        Kind.FREE,
+        "Evicted",
+        says="low on resource: memory",
+    ),
+    Row("a pod that is gone was deleted", [], Kind.FREE, "PodDeleted"),
+    Row("a deleted pod that stopped well", [ended(45, last=STOPPED, meta=ASKED)], Kind.FREE, "Stopped"),
+    Row("a deleted pod that did not", [ended(137, meta=ASKED)], Kind.FREE, "PodDeleted"),
+    Row("a pod that crashed before it was deleted", [ended(1, second=20, meta=ASKED)], Kind.CRASH, "Crashed"),
+    Row(
+        "a pod that never ends on a dead node",
+        [pod(meta=ASKED, conditions=[*NOT_READY, *target("DeletionByTaintManager")])],
+        Kind.FREE,
+        "DeletionByTaintManager",
+    ),
+    Row(
+        "a peer that crashes because another node died",
+        [pod(conditions=NOT_READY, meta=ASKED), ended(1, 1)],
+        Kind.FREE,
+        "NodeLost",
+        says="its node node-0 is lost",
+    ),
+    Row("a peer that hangs for it", [pod(conditions=NOT_READY), ended(46, 1)], Kind.FREE, "NodeLost"),
+    Row(
+        "a peer that crashes because another pod was preempted",
+        [ended(137, conditions=target("PreemptionByScheduler")), ended(1, 1)],
+        Kind.FREE,
+        "PreemptionByScheduler",
+    ),
+    Row(
+        "wrong data is wrong on a dying node, too",
+        [pod(conditions=NOT_READY), ended(42, 1, last=said(42, "ColumnMissing"))],
+        Kind.FINAL,
+        "ColumnMissing",
+    ),
+    Row(
+        "a peer that is not Ready since it was asked to go says nothing",
+        [pod(meta=ASKED, conditions=[{**NOT_READY[0], "lastTransitionTime": at(31)}]), ended(1, 1)],
+        Kind.CRASH,
+        "Crashed",
+    ),
+    Row("a peer that the Job controller deletes says nothing", [pod(meta=ASKED), ended(1, 1)], Kind.CRASH, "Crashed"),
+    Row("nor does one that it let finish", [ended(45, meta=ASKED), ended(139, 1)], Kind.CRASH, "Crashed"),
+    Row("a rank that hangs tells more than one that crashes", [ended(1), ended(46, 1)], Kind.CRASH, "Hung"),
+    Row("a node that started anew", [ended(137, word="ContainerStatusUnknown")], Kind.FREE, "NodeLost"),
+    Row("the same in containerd's words", [ended(255, word="Unknown")], Kind.FREE, "NodeLost"),
+    Row("255 of the trainer's own", [ended(255)], Kind.CRASH, "Crashed"),
+    Row(
+        "a pod that the node refuses",
+        [
+            pod(
+                phase="Failed",
+                containerStatuses=[],
+                reason="UnexpectedAdmissionError",
+                message="Allocate failed: no GPU",
+            )
+        ],
+        Kind.FREE,
+        "UnexpectedAdmissionError",
+        says="(UnexpectedAdmissionError: Allocate failed: no GPU)",
+    ),
+    Row(
+        "a pod whose injected container fails",
+        [pod(phase="Failed", containerStatuses=[{"state": {"waiting": {"reason": "PodInitializing"}}}])],
+        Kind.FREE,
+        "PodNotStarted",
+    ),
+    Row("a command that is not there", [ended(128, word="StartError")], Kind.CRASH, "Crashed", says="StartError"),
+    Row("a kill from outside", [ended(137)], Kind.CRASH, "Killed"),
+    Row(
+        "a container over its limit of memory",
+        [ended(137, word="OOMKilled")],
+        Kind.CRASH,
+        "HostOutOfMemory",
+        says="raise spec.resources.perNode.memory",
+    ),
+    Row("memory of a GPU", [ended(50, last=said(50, "GpuOutOfMemory"))], Kind.MEMORY, "GpuOutOfMemory", says="it is"),
+    Row("memory of the host, told", [ended(50, last=said(50, "HostOutOfMemory"))], Kind.MEMORY, "HostOutOfMemory"),
+    Row("damaged data is counted", [ended(43)], Kind.CRASH, "StoredDataDamaged"),
+    Row("a loss that is no number is final", [ended(47)], Kind.FINAL, "Diverged"),
+    Row("a gate is final", [ended(48)], Kind.FINAL, "GateNotMet"),
+    Row("storage is waited for", [ended(49)], Kind.ENVIRONMENT, "StorageUnavailable"),
+    Row("a newer attempt is given way", [ended(44)], Kind.FENCED, "Fenced"),
+    Row("a fenced rank tells more than one without storage", [ended(49), ended(44, 1)], Kind.FENCED, "Fenced"),
+]
+
+
+def look(pods: list[Pod], child: Child | None = None, *, nodes: int = 2) -> End:
+    end = ending(child or job(), pods, nodes=nodes, now=NOW)
+    assert end is not None
+    return end
+
+
+@pytest.mark.parametrize("row", ROWS, ids=[row.fact for row in ROWS])
+def test_fact(row: Row) -> None:
+    end = look(row.pods)
+    assert (end.kind, end.reason) == (row.kind, row.reason), end.message
+    assert row.says in end.message
+    assert end.way in WAYS
+
+
+def test_a_lone_pod_need_not_wait_for_the_job_controller() -> None:
+    assert ending(job(ended=None), [ended(137)], nodes=1, now=NOW) is not None
+    assert ending(job(ended=None), [pod()], nodes=1, now=NOW) is None
+    assert ending(job(ended=None), [ended(137)], nodes=2, now=NOW) is None
+
+
+def test_a_job_that_is_suspended_and_resumed_has_not_ended() -> None:
+    """Its pods are deleted, and others come."""
+    gone = ended(45, last=STOPPED, meta=ASKED)
+    assert ending(job(ended=None), [gone], nodes=1, now=NOW) is None
+    assert ending(job(ended=None), [gone, pod()], nodes=1, now=NOW) is None
+    assert ending(replace(job(ended=None), suspended=True), [ended(137)], nodes=1, now=NOW) is None
+
+
+def test_what_any_pod_says_of_steps_counts() -> None:
+    """Only the first node's ranks know them, whichever tells how it ended."""
+    last = said(45, "Stopped", step=40, reached_step=55, resumed_from_step=30)
+    end = look([ended(45, last=last), ended(139, 1)])
+    assert (end.reason, end.committed, end.reached, end.began_at) == ("Crashed", 40, 55, 30)
+
+
+def test_a_result_counts_whatever_became_of_the_other_pods() -> None:
+    result = {
+        "finalStep": 9,
+        "totalSteps": 9,
+        "evaluation": {},
+        "model": {"uri": "s3://m", "digest": "sha256:1", "sizeBytes": 1},
+    }
+    last = LastMessage.model_validate({"code": 0, "reason": "Completed", "message": "m", "result": result})
+    end = look([ended(0, last=last), ended(139, 1)])
+    assert (end.kind, end.last) == (Kind.DONE, last)
+
+
+def test_a_preflight_is_told_to_split_its_rows() -> None:
+    end = look([ended(137, word="OOMKilled")], job(role="preflight"), nodes=1)
+    assert "split the files of rows" in end.message
+
+
+def test_every_exit_code_has_a_way() -> None:
+    assert set(CODES) == set(ExitCode)
+
+
+def test_every_way_is_in_the_table_once() -> None:
+    made = [value for value in vars(ways).values() if isinstance(value, Way)]
+    assert len(made) > 10
+    assert [way.reason for way in made if way not in WAYS] == []
+    assert len({way.reason for way in WAYS}) == len(WAYS)
