@@ -63,7 +63,7 @@ then it goes on by itself.
    wait for the dead node, for ever. (A `podFailurePolicy` would make it wait here, too; therefore the Jobs have none,
    and `backoffLimit: 0`.)
 4. The operator acts on `FailureTarget`: it begins the next Job and deletes the old one in the background, waiting for
-   neither Job nor pod.
+   neither Job nor pod. (Pods on nodes that answer get the time they were given to commit a checkpoint, first.)
 5. Should the old node come back with a trainer that still runs, that one cannot commit anything: the new attempt's
    claim fences it (44).
 

@@ -206,6 +206,24 @@ def test_a_job_that_is_suspended_and_resumed_has_not_ended() -> None:
     assert ending(replace(job(ended=None), suspended=True), [ended(137)], nodes=1, now=NOW) is None
 
 
+def test_pods_that_were_asked_to_go_may_commit_a_checkpoint_first() -> None:
+    """The Job is at FailureTarget by then; the next attempt's claim would fence what they commit."""
+    evicted = pod(meta=ASKED, conditions=target("EvictionByEvictionAPI"))
+    assert ending(job(), [evicted], nodes=1, now=NOW) is None
+    assert ending(job(), [evicted, ended(45, 1, meta=ASKED)], nodes=2, now=NOW) is None
+    late = ending(job(), [evicted], nodes=1, now=datetime(2026, 3, 1, 12, 1, 30, tzinfo=UTC))
+    assert late is not None
+    assert late.reason == "EvictionByEvictionAPI"
+
+
+def test_nothing_is_waited_for_where_a_peer_is_dead() -> None:
+    """The others will never reach the end of a step."""
+    going = pod(meta=ASKED)
+    assert ending(job(), [going, pod(1, conditions=NOT_READY)], nodes=2, now=NOW) is not None
+    assert ending(job(), [going, ended(137, 1)], nodes=2, now=NOW) is not None
+    assert ending(job(role="preflight"), [going], nodes=1, now=NOW) is not None
+
+
 def test_what_any_pod_says_of_steps_counts() -> None:
     """Only the first node's ranks know them, whichever tells how it ended."""
     last = said(45, "Stopped", step=40, reached_step=55, resumed_from_step=30)

@@ -7,7 +7,7 @@ from finetune_api.contract import Progress
 from finetune_api.job import Phase, RunStatus, Usage
 from finetune_operator.policies import restarts
 from finetune_operator.policies.accept import Target, target_of
-from finetune_operator.policies.endings import End, ending
+from finetune_operator.policies.endings import End, ending, stopping
 from finetune_operator.policies.preflight import preflight
 from finetune_operator.policies.restarts import (
     DELAYS,
@@ -65,13 +65,20 @@ def _going_on(o: Observed, target: Target, job: Child, *, now: datetime, superse
             return replace(waits.stating(**stopped(o, job, reason=IDENTICAL, now=now)), again_after=0.0)
         return waits.doing(DeleteJob.of(job))
     facts = _run_facts(o, target, job, superseded=superseded)
-    wait = wait_of(job, o.pods_of(job), nodes=target.config.pods.nodes, refusal=o.refusals.get(job.uid))
+    pods = o.pods_of(job)
+    if stopping(job, pods, now=now):
+        verdict = _running(o, job, facts)
+        message = "a pod is taken away; a checkpoint is committed before the next attempt begins"
+        return replace(verdict, reason="Stopping", message=message, again_after=POLL_STARTING)
+    wait = wait_of(job, pods, nodes=target.config.pods.nodes, refusal=o.refusals.get(job.uid))
     if wait is not None:
         phase: Phase = "Starting" if wait.placed else "Queued"
         return Verdict(phase, wait.reason, wait.message, stalled=wait.stalled, facts=facts, again_after=POLL)
-    if o.progress is None:
-        return _silent(o, facts)
-    return _progressing(o, job, o.progress, facts)
+    return _running(o, job, facts)
+
+
+def _running(o: Observed, job: Child, facts: dict[str, object]) -> Verdict:
+    return _silent(o, facts) if o.progress is None else _progressing(o, job, o.progress, facts)
 
 
 def _run_facts(o: Observed, target: Target, job: Child, *, superseded: bool) -> dict[str, object]:
