@@ -696,6 +696,15 @@ TRAINING_ROWS = [
         passed="Unknown",
     ),
     Row(
+        "what preflight said before that is out of date",
+        world(TRAINING, p(), ended(p(), 0, outcome("Fresh"))),
+        "Preflight",
+        "JobLost",
+        "delete p1",
+        says="storage is asked what it has left",
+        passed="Unknown",
+    ),
+    Row(
         "after which the next attempt goes on",
         world(
             said(
