@@ -4,7 +4,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from finetune_api.contract import Progress
-from finetune_api.job import Phase, RunStatus, Usage
+from finetune_api.status import Phase, RunStatus, Usage
 from finetune_operator.policies import restarts
 from finetune_operator.policies.accept import Target, target_of
 from finetune_operator.policies.endings import End, ending, stopping
