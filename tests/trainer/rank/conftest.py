@@ -19,7 +19,7 @@ from finetune_api.job import FineTuneJobSpec
 from finetune_api.profile import FineTuneProfileSpec
 from finetune_api.resolve import Defaults, resolve
 from finetune_trainer.preflight import preflight
-from finetune_trainer.run import RunRecord, run_key
+from finetune_trainer.run import RunRecord, read_record, run_key
 from finetune_trainer.storage import StorageSettings, Store, open_store
 from finetune_trainer.storage.commit import Record, RecordKind, RunLog, latest_checkpoint
 
@@ -400,4 +400,4 @@ def made(root: Path, spec: dict[str, Any], ranks: Ranks, settings: StorageSettin
     last = preflight(config, credentials=settings.credentials_dir, work=root / "preflight")
     assert last.run_id is not None
     store = open_store(config.output.uri, settings)
-    return Made(config, RunRecord.model_validate_json(store.read(run_key(last.run_id))), path, ranks, settings)
+    return Made(config, read_record(store, run_key(last.run_id)), path, ranks, settings)
