@@ -9,9 +9,16 @@ from datetime import timedelta
 from itertools import count
 from pathlib import Path
 
-from finetune_operator.policies.restarts import DELAYS, FREE_WITHOUT_PROGRESS, KEPT, LONGEST, environment_delay
+from finetune_operator.policies.restarts import (
+    DELAYS,
+    FREE_WITHOUT_PROGRESS,
+    INTERRUPTED,
+    KEPT,
+    LONGEST,
+    environment_delay,
+)
 from finetune_operator.policies.waiting import CAUSES
-from finetune_operator.policies.ways import RULES, WAYS, Kind
+from finetune_operator.policies.ways import RULES, WAYS
 
 ROOT = Path(__file__).resolve().parent.parent
 TARGET = ROOT / "docs/failures.md"
@@ -109,8 +116,7 @@ def delays(of: Callable[[int], timedelta], *, first: int = 0) -> str:
 
 def rule_rows() -> Iterable[list[str]]:
     for kind, rule in RULES.items():
-        # What is free counts the attempt that ended, the others those before it.
-        own = 1 if kind in (Kind.FREE, Kind.MEMORY) else 0
+        own = 1 if kind in INTERRUPTED else 0  # those count the attempt that ended, the others those before it
         when = delays(DELAYS[kind], first=own) if kind in DELAYS else "none"
         yield [f"**{kind.value}**", rule.train, when, rule.preflight, rule.ends]
 

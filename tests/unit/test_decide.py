@@ -696,6 +696,15 @@ TRAINING_ROWS = [
         passed="Unknown",
     ),
     Row(
+        "what preflight said before that is out of date",
+        world(TRAINING, p(), ended(p(), 0, outcome("Fresh"))),
+        "Preflight",
+        "JobLost",
+        "delete p1",
+        says="storage is asked what it has left",
+        passed="Unknown",
+    ),
+    Row(
         "after which the next attempt goes on",
         world(
             said(
@@ -1215,7 +1224,7 @@ RETRYING += [
     ),
     Row(
         "a container that ends without a word again and again is given time",
-        world(TRAINING, t(counters=Counters(tries=2)), ended(t(), 0, at=5)),
+        world(tired(3), t(4), ended(t(4), 0, at=5)),
         "Preflight",
         "MessageLost",
         again=15.0,
@@ -1459,6 +1468,19 @@ def test_new_resources_restart_the_run_and_say_so() -> None:
         ("DocumentChanged", 40, 0)
     ]
     assert status.usage == Usage(gpu_seconds=40, attempts=1, lost_steps=0)
+    assert status.checkpoint == CheckpointStatus(step=30), "that of step 40 is only expected"
+
+
+def test_a_step_that_was_won_unseen_was_won_all_the_same() -> None:
+    before = tired(9).model_copy(update={"usage": Usage(attempts=9)})
+    trains = _status(world(before, t(10), pod(t(10)), progress(step=36, resumed_from_step=35)))
+    looked = _status(world(before, p(), ended(p(), 0, outcome("Resume", 35))))
+    for status in (trains, looked):
+        assert status.run is not None
+        assert status.run.interruptions is None
+    same = _status(world(before, t(10), pod(t(10)), progress(step=36, resumed_from_step=30)))
+    assert same.run is not None
+    assert same.run.interruptions == 9
 
 
 def test_a_step_that_was_won_starts_the_count_of_interruptions_anew() -> None:

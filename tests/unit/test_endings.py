@@ -1,14 +1,16 @@
 """Which rule an ending falls under, from Jobs and pods as the API server shows them."""
 
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from finetune_api.contract import ExitCode, LastMessage
 from finetune_operator.policies import ways
-from finetune_operator.policies.endings import End, ending
+from finetune_operator.policies.endings import End, ending, stopping
 from finetune_operator.policies.ways import CODES, DISRUPTED, WAYS, Kind, Way
 from finetune_operator.views import ROLE, Child, Pod
 
@@ -190,6 +192,27 @@ def test_fact(row: Row) -> None:
     assert (end.kind, end.reason) == (row.kind, row.reason), end.message
     assert row.says in end.message
     assert end.way in WAYS
+
+
+ALONE = [row.pods[0] for row in ROWS if len(row.pods) == 1]
+
+
+@settings(deadline=None)
+@given(st.lists(st.sampled_from(ALONE), max_size=4), st.integers(0, 600))
+def test_whatever_pods_there_are_a_failed_job_has_ended_in_a_way_of_the_table(found: list[Pod], later: int) -> None:
+    pods = [replace(pod, index=index) for index, pod in enumerate(found)]
+    now = NOW + timedelta(seconds=later)
+    end = ending(job(), pods, nodes=4, now=now)
+    if end is None:
+        assert stopping(job(), pods, now=now)
+        assert ending(job(), pods, nodes=4, now=NOW + timedelta(seconds=90)) is not None, "that takes its grace period"
+        return
+    assert end.way in WAYS
+    codes = {pod.exit.code for pod in pods if pod.exit is not None}
+    if codes & {42, 48}:
+        assert end.kind is Kind.FINAL
+    if any(pod.disrupted for pod in pods) and end.kind is Kind.CRASH:
+        assert 43 in codes, "the cluster's doing is nobody's crash"
 
 
 def test_a_lone_pod_need_not_wait_for_the_job_controller() -> None:

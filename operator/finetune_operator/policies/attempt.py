@@ -25,7 +25,7 @@ from finetune_operator.policies.restarts import (
 )
 from finetune_operator.policies.rivals import ahead, wait_for
 from finetune_operator.policies.success import last_checkpoint, not_good_enough, succeeded
-from finetune_operator.policies.waiting import wait_of
+from finetune_operator.policies.waiting import STOPPING, wait_of
 from finetune_operator.policies.ways import GATES_CHANGED, Kind
 from finetune_operator.verdict import IDENTICAL, CreateTrain, DeleteJob, Mark, Observed, Verdict, mark_of, reason_of
 from finetune_operator.views import Child, format_time
@@ -68,8 +68,7 @@ def _going_on(o: Observed, target: Target, job: Child, *, now: datetime, superse
     pods = o.pods_of(job)
     if stopping(job, pods, now=now):
         verdict = _running(o, job, facts)
-        message = "a pod is taken away; a checkpoint is committed before the next attempt begins"
-        return replace(verdict, reason="Stopping", message=message, again_after=POLL_STARTING)
+        return replace(verdict, reason=STOPPING.reason, message=STOPPING.happened, again_after=POLL_STARTING)
     wait = wait_of(job, pods, nodes=target.config.pods.nodes, refusal=o.refusals.get(job.uid))
     if wait is not None:
         phase: Phase = "Starting" if wait.placed else "Queued"
@@ -114,7 +113,7 @@ def _progressing(o: Observed, job: Child, progress: Progress, facts: dict[str, o
         "checkpoint": progress.checkpoint_status() or seen,
     }
     if resumed is not None:
-        known = status.model_copy(update={"usage": facts["usage"]})
+        known = status.model_copy(update={"usage": facts["usage"], "run": facts["run"]})
         facts |= corrected(known, resumed=resumed, attempt=job.ordinal)
     again = POLL if phase == "Training" else POLL_STARTING
     return Verdict(phase, progress.stage, _sentence(progress), facts=facts, again_after=again)
@@ -161,7 +160,7 @@ def _ended(o: Observed, target: Target, job: Child, end: End, *, now: datetime, 
     elif superseded:
         verdict = Verdict("Failed", end.reason, end.message)
     else:
-        verdict = _through_preflight(o, target, job, end, now=now, at_least=free_delay(interruptions))
+        verdict = _through_preflight(o, target, job, end, now=now, interruptions=interruptions)
     if facts and verdict.actions:  # told before the Job goes that says so, or an operator that dies now forgets it
         return replace(verdict, facts=facts, actions=(), again_after=0.0)
     return verdict.stating(**facts)
@@ -238,11 +237,11 @@ def _next(o: Observed, target: Target, job: Child, end: End, *, now: datetime, d
 
 
 def _through_preflight(
-    o: Observed, target: Target, job: Child, end: End, *, now: datetime, at_least: timedelta
+    o: Observed, target: Target, job: Child, end: End, *, now: datetime, interruptions: int
 ) -> Verdict:
     """Storage knows more than we do: let a preflight Job look before anything is tried again."""
-    delay = DELAYS[end.kind](job.counters.tries) if end.kind in DELAYS else timedelta(0)
-    due = end.at + (max(delay, at_least) if end.kind is Kind.LOST else delay)
+    times = interruptions if end.kind in INTERRUPTED else job.counters.tries
+    due = end.at + (DELAYS[end.kind](times) if end.kind in DELAYS else timedelta(0))
     unknown = Mark("Unknown", end.reason, end.message)
     if not o.jobs("preflight") and now < due:
         stalled = end.kind is Kind.ENVIRONMENT

@@ -43,7 +43,13 @@ CONTAINER = Cause(
     "what the message names",
     stalled=True,
 )
-CAUSES = (SUSPENDED, REFUSED, UNSCHEDULABLE, PENDING, STARTING, SECRET, CONFIG_MAP, IMAGE, CONTAINER)
+STOPPING = Cause(
+    "Stopping",
+    "a pod is taken away; a checkpoint is committed before the next attempt begins",
+    "nothing",
+    stalled=False,
+)
+CAUSES = (SUSPENDED, REFUSED, UNSCHEDULABLE, PENDING, STARTING, SECRET, CONFIG_MAP, IMAGE, CONTAINER, STOPPING)
 ORDINARY = (PENDING.reason, STARTING.reason)
 """Reasons that pass within seconds, as a rule."""
 
