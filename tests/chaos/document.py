@@ -50,8 +50,8 @@ Each run is compared with one that nothing has disturbed:
 """
 
 _NOTE = """\
-Steps lost are counted in forked attempts. A step of this job takes a few hundredths of a second, and an upload through
-the proxy many steps. So kills fall into uploads far more often than in a real run, and cost up to two intervals.
+Steps lost are counted in forked attempts. A step of this job takes a few hundredths of a second, and an upload takes
+many steps. So kills fall into uploads far more often than in a real run, and cost up to two intervals.
 """
 
 
@@ -60,6 +60,8 @@ class Results:
     """Everything that the page tells."""
 
     seed: int
+    asked: int
+    """Runs that were to be killed at random; a time limit may have ended them before."""
     killed: list[Judged] = field(default_factory=list)
     swept: list[Judged] = field(default_factory=list)
     calm: list[Judged] = field(default_factory=list)
@@ -100,7 +102,7 @@ def _summary(results: Results) -> list[tuple[str, ...]]:
     columns = (results.killed, results.swept)
     minutes = f"{results.seconds / 60:.0f}"
     rows: list[tuple[str, ...]] = [
-        ("runs", *(str(len(runs)) for runs in columns)),
+        ("runs, of those asked for", f"{len(results.killed)} of {results.asked}", str(len(results.swept))),
         ("of these, processes of their own (the others are forked)", *(_count(runs, cold=True) for runs in columns)),
         ("runs that were killed at least once", *(str(sum(bool(one.run.kills) for one in runs)) for runs in columns)),
         ("kills", *(str(len(_killed(runs))) for runs in columns)),
