@@ -10,7 +10,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from finetune_api.job import Usage
+from finetune_api.status import Usage
 from finetune_operator.policies.accept import Refusal, Target, accept, target_of
 from finetune_operator.policies.attempt import POLL, attempt, stopped
 from finetune_operator.policies.preflight import preflight

@@ -16,9 +16,10 @@ from safetensors.numpy import load_file, save_file
 from tests.storage.hub import serve
 
 from finetune_api.contract import MESSAGE_LIMIT, ExitCode, LastMessage, RunConfig, TrainOutcome
-from finetune_api.job import EvaluationStatus, FineTuneJobSpec, GateStatus, ModelStatus
+from finetune_api.job import FineTuneJobSpec
 from finetune_api.profile import FineTuneProfileSpec
 from finetune_api.resolve import Defaults, evaluation_id, publication_id, resolve
+from finetune_api.status import EvaluationStatus, GateStatus, ModelStatus
 from finetune_trainer import preflight
 from finetune_trainer.gates import ON_VALIDATION
 from finetune_trainer.run import RunRecord

@@ -13,10 +13,12 @@ from finetune_api.contract import (
     Progress,
     TrainOutcome,
 )
-from finetune_api.job import (
+from finetune_api.job import FineTuneJobSpec
+from finetune_api.profile import FineTuneProfileSpec
+from finetune_api.resolve import Defaults, resolve, restart_key
+from finetune_api.status import (
     CheckpointStatus,
     EvaluationStatus,
-    FineTuneJobSpec,
     FineTuneJobStatus,
     ModelStatus,
     PreflightStatus,
@@ -25,8 +27,6 @@ from finetune_api.job import (
     RunStatus,
     Usage,
 )
-from finetune_api.profile import FineTuneProfileSpec
-from finetune_api.resolve import Defaults, resolve, restart_key
 from finetune_operator.decide import decide, refused
 from finetune_operator.status import compose
 from finetune_operator.verdict import (

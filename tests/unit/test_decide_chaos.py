@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from finetune_api.contract import Checkpointed, LastMessage, PreflightOutcome, Progress, RunConfig, TrainOutcome
-from finetune_api.job import EvaluationStatus, FineTuneJobStatus, ModelStatus, PreflightStatus
 from finetune_api.resolve import Defaults
+from finetune_api.status import EvaluationStatus, FineTuneJobStatus, ModelStatus, PreflightStatus
 from finetune_operator import manifests
 from finetune_operator.decide import decide
 from finetune_operator.policies.restarts import free_delay

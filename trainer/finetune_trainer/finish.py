@@ -12,8 +12,8 @@ import numpy as np
 from pydantic import ValidationError
 
 from finetune_api.contract import TrainOutcome
-from finetune_api.job import EvaluationStatus, ModelStatus
 from finetune_api.resolve import evaluation_id, publication_id
+from finetune_api.status import EvaluationStatus, ModelStatus
 from finetune_trainer import adapt, checkpoint, gates, publish
 from finetune_trainer.adapt.base import parameter_counts
 from finetune_trainer.assess import TunedModel, assess

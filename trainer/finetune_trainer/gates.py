@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from finetune_api.contract import GateConfig, RetentionConfig, RunConfig, TrainOutcome
-from finetune_api.job import EvaluationStatus, GateStatus, RetentionStatus
+from finetune_api.status import EvaluationStatus, GateStatus, RetentionStatus
 from finetune_api.tasks import lower_is_better
 from finetune_trainer.slices import widest_gap
 from finetune_trainer.storage import AlreadyExists, Store

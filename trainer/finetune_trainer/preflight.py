@@ -24,8 +24,8 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from finetune_api.contract import ExitCode, LastMessage, PreflightOutcome, RunConfig, TrainOutcome
-from finetune_api.job import PreflightStatus, RowCounts
 from finetune_api.resolve import digest, evaluation_id, publication_id, run_id, train_identity
+from finetune_api.status import PreflightStatus, RowCounts
 from finetune_trainer import gates, lastmessage, tasks
 from finetune_trainer.base_model import BaseModel, check_dropout, hash_object, model_digest, read_base_model
 from finetune_trainer.config import read_config, storage_settings

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from finetune_api.job import BestCheckpoint
+from finetune_api.status import BestCheckpoint
 from finetune_trainer import adapt, checkpoint
 from finetune_trainer.adapt.base import InputsOf
 from finetune_trainer.attempt import Attempt

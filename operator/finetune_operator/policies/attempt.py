@@ -4,7 +4,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from finetune_api.contract import Progress
-from finetune_api.job import Phase, RunStatus, Usage
+from finetune_api.status import Phase, RunStatus, Usage
 from finetune_operator.policies import restarts
 from finetune_operator.policies.accept import Target, target_of
 from finetune_operator.policies.endings import End, ending, stopping
@@ -61,7 +61,7 @@ def _going_on(o: Observed, target: Target, job: Child, *, now: datetime, superse
     rival = ahead(o, job.run or "", holding=True)
     if rival is not None and not superseded:
         waits = wait_for(rival)
-        if reason_of(o.subject.status) != IDENTICAL:  # as above: told first
+        if reason_of(o.subject.status) != IDENTICAL:  # what it cost is told before it goes
             return replace(waits.stating(**stopped(o, job, reason=IDENTICAL, now=now)), again_after=0.0)
         return waits.doing(DeleteJob.of(job))
     facts = _run_facts(o, target, job, superseded=superseded)
@@ -161,7 +161,7 @@ def _ended(o: Observed, target: Target, job: Child, end: End, *, now: datetime, 
         verdict = Verdict("Failed", end.reason, end.message)
     else:
         verdict = _through_preflight(o, target, job, end, now=now, interruptions=interruptions)
-    if facts and verdict.actions:  # told before the Job goes that says so, or an operator that dies now forgets it
+    if facts and verdict.actions:  # told before the Job goes, or an operator that dies in between forgets it
         return replace(verdict, facts=facts, actions=(), again_after=0.0)
     return verdict.stating(**facts)
 

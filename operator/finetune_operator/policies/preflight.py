@@ -4,7 +4,7 @@ from dataclasses import replace
 from datetime import datetime
 
 from finetune_api.contract import LastMessage, PreflightOutcome, TrainOutcome
-from finetune_api.job import CheckpointStatus, FineTuneJobStatus, Phase, RunStatus
+from finetune_api.status import CheckpointStatus, FineTuneJobStatus, Phase, RunStatus
 from finetune_operator.policies.accept import Target
 from finetune_operator.policies.endings import End, ending
 from finetune_operator.policies.restarts import (

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from finetune_api.job import CheckpointStatus, FineTuneJobStatus, ProgressStatus, Restart, RunStatus, Usage
+from finetune_api.status import CheckpointStatus, FineTuneJobStatus, ProgressStatus, Restart, RunStatus, Usage
 from finetune_operator.policies.endings import End
 from finetune_operator.policies.ways import GATES_CHANGED, JOB_LOST, MESSAGE_LOST, Kind
 from finetune_operator.verdict import Observed, Verdict
