@@ -118,13 +118,13 @@ def chaos(scratch: Path, *, seed: int, at_once: int, keep: Path) -> Iterator[Cha
 def main(arguments: list[str] | None = None) -> int:
     options = _options(arguments)
     started = time.monotonic()
-    results = Results(seed=options.seed)
     cold = options.cold if options.cold is not None else round(options.runs / 40)
     wanted = plans(options.runs, seed=options.seed, cold=cold)
     steps = every_step()
     if options.only or options.steps:
         wanted = [plan for plan in wanted if plan.number in options.only]
         steps = [plan for plan in steps if plan.number in options.steps]
+    results = Results(seed=options.seed, asked=len(wanted))
     with (
         tempfile.TemporaryDirectory() as scratch,
         chaos(Path(scratch), seed=options.seed, at_once=options.at_once, keep=options.keep) as running,

@@ -49,12 +49,19 @@ Each run is compared with one that nothing has disturbed:
 - no attempt ended with a traceback, nor with a code other than 0, 9 (killed) or 49 (storage gave no answer in time).
 """
 
+_NOTE = """\
+Steps lost are counted in forked attempts. A step of this job takes a few hundredths of a second, and an upload takes
+many steps. So kills fall into uploads far more often than in a real run, and cost up to two intervals.
+"""
+
 
 @dataclass
 class Results:
     """Everything that the page tells."""
 
     seed: int
+    asked: int
+    """Runs that were to be killed at random; a time limit may have ended them before."""
     killed: list[Judged] = field(default_factory=list)
     swept: list[Judged] = field(default_factory=list)
     calm: list[Judged] = field(default_factory=list)
@@ -75,8 +82,7 @@ def document(results: Results) -> str:
         _SHOWN,
         "## What came out\n",
         _table(("", "killed at random", "killed at every step"), _summary(results)),
-        "Steps lost and seconds are of forked attempts under both kinds of harm; the slower the machine, the longer an "
-        "upload takes in steps.\n",
+        _NOTE,
         "### Kills\n",
         _table(("place", "kills"), _counted(kill for one in everything for kill in one.run.kills)),
         "### Faults of storage\n",
@@ -86,8 +92,8 @@ def document(results: Results) -> str:
         parts.append("### Runs that broke a promise\n")
         parts += [f"- run {one.run.plan.number}: {'; '.join(one.wrong)}\n" for one in results.bad]
     parts.append(
-        "Again: `make chaos` (200 runs, then one for each step), or `python -m tests.chaos --runs 20`. "
-        f"The seed was {results.seed}; of a run that breaks a promise the command prints how to repeat it alone.\n"
+        f"Again: `make chaos` ({STEPS} runs, one for each step, then 200); the seed was {results.seed}. Of a run that\n"
+        "breaks a promise the command keeps the log and prints how to repeat it alone.\n"
     )
     return "\n".join(parts)
 
@@ -96,7 +102,7 @@ def _summary(results: Results) -> list[tuple[str, ...]]:
     columns = (results.killed, results.swept)
     minutes = f"{results.seconds / 60:.0f}"
     rows: list[tuple[str, ...]] = [
-        ("runs", *(str(len(runs)) for runs in columns)),
+        ("runs, of those asked for", f"{len(results.killed)} of {results.asked}", str(len(results.swept))),
         ("of these, processes of their own (the others are forked)", *(_count(runs, cold=True) for runs in columns)),
         ("runs that were killed at least once", *(str(sum(bool(one.run.kills) for one in runs)) for runs in columns)),
         ("kills", *(str(len(_killed(runs))) for runs in columns)),
