@@ -14,7 +14,7 @@ from finetune_api.contract import ExitCode
 from finetune_trainer.storage.commit import CURRENT
 
 __all__ = ["make_run", "ranks", "rows", "tiny_base"]
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1800)]  # 249 attempts, five minutes on a quiet machine
 TRAINING = {"maxSteps": 12, "batchSize": 8, "microBatch": 4, "learningRate": 3e-3, "evaluateEvery": {"steps": 6}}
 SPEC = {"training": TRAINING, "checkpoint": {"every": {"steps": 3}}}
 COMMIT = ("finetune_trainer.storage.commit", "Claim", "append")
