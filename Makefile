@@ -8,7 +8,7 @@ export PYTHON
 WORKERS ?= 2
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help demo example test test-trainer-all e2e lint verify cluster-up cluster-down image bench lock clean .venv
+.PHONY: help demo example test test-trainer-all chaos e2e lint verify cluster-up cluster-down image bench lock clean .venv
 
 help: ## What the targets do
 	@sed -nE 's/^([a-z0-9-]+):.*## (.*)$$/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -23,10 +23,13 @@ example: .venv ## One of examples/*.yaml on this machine, without a cluster: mak
 	@$(BIN)/python hack/example.py $(NAME)
 
 test: .venv ## All tests that need no cluster
-	@$(BIN)/pytest tests --ignore=tests/e2e --ignore=tests/chart -n $(WORKERS) --dist worksteal --durations=10
+	@$(BIN)/pytest tests --ignore=tests/e2e --ignore=tests/chart -m "not chaos" -n $(WORKERS) --dist worksteal --durations=10
 
 test-trainer-all: .venv ## Every task with every method, on one process and on two; writes docs/matrix.md
 	@$(BIN)/python -m tests.matrix
+
+chaos: .venv ## Kill 200 runs at random and one at each step while storage misbehaves; writes docs/reliability.md
+	@$(BIN)/python -m tests.chaos
 
 e2e: .venv ## The tests on a real cluster: brings it up, builds the images, runs tests/e2e and tests/chart
 	@hack/timed "cluster" hack/cluster/up

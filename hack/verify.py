@@ -18,6 +18,7 @@ GENERATED = [
         [sys.executable, "hack/chart_schema.py", "--check"],
         ".venv/bin/python hack/chart_schema.py",
     ),
+    ("docs/failures.md", [sys.executable, "hack/failures.py", "--check"], ".venv/bin/python hack/failures.py"),
     ("requirements/*.lock", ["hack/lock", "--check"], "make lock"),
 ]
 

@@ -104,6 +104,11 @@ def at(model: Any, path: str) -> Any:
     return found
 
 
+def items(value: Any) -> list[Any]:
+    """Of a list; the validator asks rules about documents whose types are still wrong."""
+    return value if isinstance(value, list) else []
+
+
 class Model(BaseModel):
     """A frozen, strict object with camelCase names outside and snake_case inside; unknown fields are errors."""
 

@@ -10,22 +10,15 @@ from typing import Literal
 from pydantic import Field
 
 from finetune_api.base import Model
-from finetune_api.job import (
-    AuditMode,
+from finetune_api.pods import PodSpec, PodTemplate
+from finetune_api.scalars import AuditMode, Leakage, LossType, OptimizerType, Overlong, ScheduleType, Strategy
+from finetune_api.status import (
     BestCheckpoint,
     CheckpointStatus,
     EvaluationStatus,
-    Leakage,
-    LossType,
     ModelStatus,
-    OptimizerType,
-    Overlong,
-    PodSpec,
-    PodTemplate,
     PreflightStatus,
     ProgressStatus,
-    ScheduleType,
-    Strategy,
 )
 from finetune_api.tasks import MethodType, PartType, TaskType
 

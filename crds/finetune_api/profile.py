@@ -5,7 +5,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StringConstraints
 
 from finetune_api.base import Model, spec_field
-from finetune_api.job import License, Name, PodTemplate, Quantity, Resources, Storage
+from finetune_api.pods import PodTemplate, Resources, Storage
+from finetune_api.scalars import License, Name, Quantity
 
 Image = Annotated[str, StringConstraints(pattern=r"^[^ \t\r\n]+$", max_length=512)]
 EndpointPattern = Annotated[str, StringConstraints(pattern=r"^https?://[^ \t\r\n]+$", max_length=512)]

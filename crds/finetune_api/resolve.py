@@ -30,37 +30,15 @@ from finetune_api.contract import (
     TaskConfig,
     TrainingConfig,
 )
-from finetune_api.job import (
-    Augment,
-    Checkpoint,
-    Deduplicate,
-    Evaluation,
-    Every,
-    FineTuneJobSpec,
-    Generation,
-    Loss,
-    Method,
-    Optimizer,
-    Part,
-    PartTestSource,
-    PerNode,
-    PodMetadata,
-    PodSpec,
-    PodTemplate,
-    Resources,
-    Retention,
-    RetentionTask,
-    Retries,
-    Schedule,
-    Storage,
-    Task,
-    Training,
-    Validation,
-    ValidationSource,
-    Warmup,
-)
+from finetune_api.evaluation import Evaluation, Retention, RetentionTask
+from finetune_api.job import FineTuneJobSpec
+from finetune_api.method import Method
+from finetune_api.pods import Checkpoint, PerNode, PodMetadata, PodSpec, PodTemplate, Resources, Retries, Storage
 from finetune_api.profile import FineTuneProfileSpec, Gpu, Images
+from finetune_api.rows import Deduplicate, PartTestSource, Validation, ValidationSource
+from finetune_api.task import Augment, Part, Task
 from finetune_api.tasks import TASKS, TaskKind
+from finetune_api.training import Every, Generation, Loss, Optimizer, Schedule, Training, Warmup
 
 T = TypeVar("T")
 

@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from finetune_api import GROUP, VERSION, job
+from finetune_api import GROUP, VERSION, scalars
 from finetune_api.base import Model
 from finetune_api.document import Document, Node, Path, Position, find, plain, read
 from finetune_api.job import FineTuneJob
@@ -401,7 +401,7 @@ def _metadata_name(node: Node | None) -> Iterator[_Found]:
     elif len(node.value) > 253:
         yield _Found(path, f"has {len(node.value)} characters, at most 253: shorten it")
     elif not SUBDOMAIN.fullmatch(node.value):
-        yield _Found(path, f"{hint(job.Name)}, not {shown(node.value)}")
+        yield _Found(path, f"{hint(scalars.Name)}, not {shown(node.value)}")
 
 
 def _metadata_map(field: str, node: Node | None) -> Iterator[_Found]:
@@ -425,7 +425,7 @@ def _metadata_map(field: str, node: Node | None) -> Iterator[_Found]:
         if not isinstance(value.value, str):
             yield _Found((*path, key), not_text(value.value, value.raw))
         elif field == "labels" and (len(value.value) > 63 or (value.value and not LABEL.fullmatch(value.value))):
-            yield _Found((*path, key), f"{hint(job.LabelValue)}, at most 63 of them")
+            yield _Found((*path, key), f"{hint(scalars.LabelValue)}, at most 63 of them")
 
 
 def _notes(node: Node, path: Path) -> Iterator[_Found]:

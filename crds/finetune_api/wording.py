@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, get_args
 
-from finetune_api import job
+from finetune_api import scalars
 from finetune_api.document import resolve_scalar
 
 
@@ -15,13 +15,13 @@ def _pattern(kind: Any) -> str:
 
 
 PATTERNS = {
-    job.Uri: "must be an address such as s3://bucket/folder or file:///folder, without spaces",
-    job.SourceUri: "must be an address such as s3://bucket/folder, hf://org/name@revision or file:///folder, without "
-    "spaces",
-    job.Name: "must be lower-case letters, digits, - and . only, a letter or digit first and last",
-    job.Quantity: 'must be an amount such as "2", 500m, 16Gi or 1.5G',
-    job.Duration: "must be a time such as 90s, 10m or 1h30m",
-    job.LabelValue: "must be letters, digits, -, _ and . only, a letter or digit first and last",
+    scalars.Uri: "must be an address such as s3://bucket/folder or file:///folder, without spaces",
+    scalars.SourceUri: "must be an address such as s3://bucket/folder, hf://org/name@revision or file:///folder, "
+    "without spaces",
+    scalars.Name: "must be lower-case letters, digits, - and . only, a letter or digit first and last",
+    scalars.Quantity: 'must be an amount such as "2", 500m, 16Gi or 1.5G',
+    scalars.Duration: "must be a time such as 90s, 10m or 1h30m",
+    scalars.LabelValue: "must be letters, digits, -, _ and . only, a letter or digit first and last",
 }
 HINTS = {_pattern(kind): hint for kind, hint in PATTERNS.items()}
 NUMBERS = {"int_type": "a whole number", "int_from_float": "a whole number", "float_type": "a number"}

@@ -10,7 +10,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from finetune_api.job import Usage
+from finetune_api.status import Usage
 from finetune_operator.policies.accept import Refusal, Target, accept, target_of
 from finetune_operator.policies.attempt import POLL, attempt, stopped
 from finetune_operator.policies.preflight import preflight
@@ -211,9 +211,8 @@ def _beside(o: Observed, verdict: Verdict, job: Child, *, now: datetime) -> Verd
         # Final though it has passed: the model is there already, whether it is good enough or not.
         if not verdict.final or pinned is None:
             return verdict
-        return verdict.stating(**{**stopped(o, job, reason=DOCUMENT_CHANGED.reason, now=now), **verdict.facts}).doing(
-            DeleteJob.of(job)
-        )
+        cost = stopped(o, job, reason=DOCUMENT_CHANGED.reason, now=now)
+        return replace(verdict, facts={**cost, **verdict.facts}).doing(DeleteJob.of(job))
     old = attempt(o, target_of(pinned), job, now=now, superseded=True)
     generation = o.subject.generation
     if old.final:  # its model counts, its failure does not: the document asks for something else by now

@@ -9,7 +9,7 @@ from typing import Any
 
 from finetune_api import GROUP, VERSION
 from finetune_api.contract import CACHE_PATH, CONFIG_PATH, CREDENTIALS_PATH, PROGRESS_PORT, WORK_PATH, RunConfig
-from finetune_api.job import PodMetadata, PodSpec
+from finetune_api.pods import PodMetadata, PodSpec
 from finetune_operator.views import (
     FAILURES,
     GENERATION,

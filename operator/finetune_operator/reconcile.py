@@ -6,7 +6,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 from finetune_api import GROUP, VERSION
-from finetune_api.job import FineTuneJobStatus
+from finetune_api.status import FineTuneJobStatus
 from finetune_operator import manifests
 from finetune_operator.cache import Cache, Kind
 from finetune_operator.decide import decide, refused

@@ -2,7 +2,7 @@
 
 from datetime import datetime, timedelta
 
-from finetune_api.job import Condition, FineTuneJobStatus
+from finetune_api.status import Condition, FineTuneJobStatus
 from finetune_operator.verdict import Mark, Note, Verdict, condition, mark_of, reason_of
 from finetune_operator.views import Subject, format_time
 

@@ -6,8 +6,8 @@ from datetime import datetime
 from typing import Any, Literal
 
 from finetune_api.contract import Progress, RunConfig
-from finetune_api.job import Condition, FineTuneJobStatus, Phase
 from finetune_api.resolve import Defaults
+from finetune_api.status import Condition, FineTuneJobStatus, Phase
 from finetune_operator.views import Child, Counters, Pinned, Pod, Profile, Role, Subject
 
 IDENTICAL = "IdenticalRunInProgress"

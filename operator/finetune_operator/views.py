@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from finetune_api.contract import LastMessage, RunConfig
-from finetune_api.job import FineTuneJobStatus
+from finetune_api.status import FineTuneJobStatus
 
 MANAGED_BY = "app.kubernetes.io/managed-by"
 MANAGER = "finetune-operator"

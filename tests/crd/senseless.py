@@ -7,7 +7,7 @@ each pair. Here they follow from the table, and a rule without a document fails 
 from collections.abc import Iterator
 from typing import Any, get_args
 
-from finetune_api.job import RetentionColumns
+from finetune_api.evaluation import RetentionColumns
 from finetune_api.tasks import ROLES, TASKS, Metric, RetentionType, TaskKind, tasks_with
 
 VALUES: dict[str, Any] = {

@@ -7,8 +7,10 @@ from textwrap import dedent
 
 import pytest
 
-from finetune_api.job import Evaluation, FineTuneJob, FineTuneJobSpec, Task, _primary
+from finetune_api.evaluation import Evaluation
+from finetune_api.job import FineTuneJob, FineTuneJobSpec, _primary
 from finetune_api.profile import FineTuneProfile
+from finetune_api.task import Task
 from finetune_api.tasks import TaskKind
 from finetune_api.validate import check, load_job, load_profile, main, written
 

@@ -28,6 +28,7 @@ from finetune_trainer.storage.commit import (
     object_entry,
     publish_current,
     published,
+    read_current,
 )
 
 T = TypeVar("T")
@@ -288,7 +289,11 @@ def test_current_is_replaced_as_a_whole(store: Store) -> None:
     publish_current(store, {"run": "a"})
     publish_current(store, {"run": "b"})
     publish_current(store, {"run": "b"})
-    assert json.loads(store.read("current.json")) == {"run": "b"}
+    assert read_current(store) == {"run": "b"}
+    for damaged in (store.read("current.json").replace(b'"b"', b'"c"'), b"{", b"[]"):
+        store.write("current.json", damaged)
+        assert read_current(store) is None
+    publish_current(store, {"run": "b"})
     in_threads(4, lambda number: publish_current(store, {"run": number}))
     assert json.loads(store.read("current.json"))["run"] in range(4)
 

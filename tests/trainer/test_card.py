@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tests.trainer.memory import config_of, spec_of
 
 from finetune_api.contract import RunConfig
-from finetune_api.job import EvaluationStatus, Interval
+from finetune_api.status import EvaluationStatus, Interval
 from finetune_api.tasks import TASKS, TaskType
 from finetune_trainer.card import model_card
 from finetune_trainer.data.read import DataError

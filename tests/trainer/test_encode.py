@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 from tests.trainer.memory import config_of
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 
-from finetune_api.job import Overlong
+from finetune_api.scalars import Overlong
 from finetune_trainer import tasks
 from finetune_trainer.data.batch import Encoded as Store
 from finetune_trainer.data.check import Example

@@ -16,7 +16,7 @@ from finetune_api.contract import (
     TaskConfig,
     TrainOutcome,
 )
-from finetune_api.job import EvaluationStatus, Gain, GateStatus, Interval, ModelStatus, RetentionStatus
+from finetune_api.status import EvaluationStatus, Gain, GateStatus, Interval, ModelStatus, RetentionStatus
 from finetune_trainer.gates import best_baseline, judge, judge_retention
 from finetune_trainer.lastmessage import encoded
 

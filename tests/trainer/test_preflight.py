@@ -16,14 +16,15 @@ from safetensors.numpy import load_file, save_file
 from tests.storage.hub import serve
 
 from finetune_api.contract import MESSAGE_LIMIT, ExitCode, LastMessage, RunConfig, TrainOutcome
-from finetune_api.job import EvaluationStatus, FineTuneJobSpec, GateStatus, ModelStatus
+from finetune_api.job import FineTuneJobSpec
 from finetune_api.profile import FineTuneProfileSpec
 from finetune_api.resolve import Defaults, evaluation_id, publication_id, resolve
+from finetune_api.status import EvaluationStatus, GateStatus, ModelStatus
 from finetune_trainer import preflight
 from finetune_trainer.gates import ON_VALIDATION
-from finetune_trainer.run import RunRecord
+from finetune_trainer.run import RunRecord, read_record
 from finetune_trainer.storage import StorageSettings, open_store, split_uri
-from finetune_trainer.storage.commit import CURRENT, Holder, RecordKind, RunLog
+from finetune_trainer.storage.commit import CURRENT, Holder, RecordKind, RunLog, publish_current, read_current
 
 SECRET_TEXT = "the launch code is 12345"
 
@@ -95,7 +96,8 @@ class Bench:
         return last
 
     def record(self, last: LastMessage) -> RunRecord:
-        return RunRecord.model_validate_json((self.root / f"output/runs/{last.run_id}/run.json").read_bytes())
+        store = open_store((self.root / "output").as_uri(), StorageSettings())
+        return read_record(store, f"runs/{last.run_id}/run.json")
 
 
 @pytest.fixture
@@ -554,9 +556,13 @@ def test_a_changed_gate_is_judged_again_and_releases_the_model_once(bench: Bench
     met = bench.run()
     assert (met.code, met.reason, met.run_id) == (0, "Reused", refused.run_id)
     assert json.loads(current.read_bytes())["runId"] == met.run_id
-    current.write_text("another run was published since")
+    output = open_store(bench.spec["output"]["uri"], StorageSettings())
+    publish_current(output, {"runId": "another, published since"})
     assert bench.run().code == 0
-    assert current.read_text() == "another run was published since"
+    assert read_current(output) == {"runId": "another, published since"}
+    current.write_text("damaged")
+    assert bench.run().code == 0
+    assert (read_current(output) or {})["runId"] == met.run_id
 
 
 def test_another_publication_of_the_run_is_not_reused(bench: Bench) -> None:
@@ -574,7 +580,15 @@ def test_a_result_that_ended_early_for_its_budget_is_not_reused(bench: Bench) ->
     assert again.preflight.state == "Fresh"
 
 
-@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(b"short")])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.unlink(),
+        lambda path: path.write_bytes(b"short"),
+        lambda path: path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:]),
+    ],
+    ids=["deleted", "cut", "flipped"],
+)
 def test_a_published_model_that_is_not_whole_is_made_again(bench: Bench, damage: Callable[[Path], None]) -> None:
     last = bench.run()
     publish(bench, last)
@@ -587,8 +601,12 @@ def test_a_published_model_that_is_not_whole_is_made_again(bench: Bench, damage:
 
 def test_a_damaged_run_record_is_told_as_damage(bench: Bench) -> None:
     last = bench.run()
-    bench.put(f"output/runs/{last.run_id}/run.json", b"{}")
-    bench.refused(ExitCode.DAMAGED, "RunRecordDamaged", "run.json is not what a preflight writes")
+    key = f"output/runs/{last.run_id}/run.json"
+    record = (bench.root / key).read_bytes()
+    for damaged in (b"{}", b"[]", b"\xff", record.replace(b"17", b"18", 1)):
+        assert damaged != record
+        bench.put(key, damaged)
+        bench.refused(ExitCode.DAMAGED, "RunRecordDamaged", "run.json is not what a preflight writes")
 
 
 # --- bad content: 42, and nothing is left behind ---

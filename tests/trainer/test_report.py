@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune_api.job import EvaluationStatus, Gain, GateStatus, RetentionStatus
+from finetune_api.status import EvaluationStatus, Gain, GateStatus, RetentionStatus
 from finetune_trainer.report import Errors, Mistake, Report, page
 from finetune_trainer.report.page import SIZE_LIMIT
 from finetune_trainer.report.svg import bars, histogram, lines, round_ticks, short

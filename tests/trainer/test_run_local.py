@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from finetune_api.contract import ExitCode, Progress
-from finetune_api.job import FineTuneJobStatus, PreflightStatus, RowCounts
+from finetune_api.status import FineTuneJobStatus, PreflightStatus, RowCounts
 from finetune_trainer.local import describe, describe_rows
 from finetune_trainer.telemetry import read_progress
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from finetune_api.contract import Checkpointed, ExitCode, LastMessage, Progress
-from finetune_api.job import BestCheckpoint
+from finetune_api.status import BestCheckpoint
 from finetune_trainer import lastmessage, telemetry
 from finetune_trainer.supervisor import memory_note_key, visible_gpus
 

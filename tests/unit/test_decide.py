@@ -13,10 +13,12 @@ from finetune_api.contract import (
     Progress,
     TrainOutcome,
 )
-from finetune_api.job import (
+from finetune_api.job import FineTuneJobSpec
+from finetune_api.profile import FineTuneProfileSpec
+from finetune_api.resolve import Defaults, resolve, restart_key
+from finetune_api.status import (
     CheckpointStatus,
     EvaluationStatus,
-    FineTuneJobSpec,
     FineTuneJobStatus,
     ModelStatus,
     PreflightStatus,
@@ -25,8 +27,6 @@ from finetune_api.job import (
     RunStatus,
     Usage,
 )
-from finetune_api.profile import FineTuneProfileSpec
-from finetune_api.resolve import Defaults, resolve, restart_key
 from finetune_operator.decide import decide, refused
 from finetune_operator.status import compose
 from finetune_operator.verdict import (
@@ -696,6 +696,15 @@ TRAINING_ROWS = [
         passed="Unknown",
     ),
     Row(
+        "what preflight said before that is out of date",
+        world(TRAINING, p(), ended(p(), 0, outcome("Fresh"))),
+        "Preflight",
+        "JobLost",
+        "delete p1",
+        says="storage is asked what it has left",
+        passed="Unknown",
+    ),
+    Row(
         "after which the next attempt goes on",
         world(
             said(
@@ -933,12 +942,47 @@ FAILING = [
         "begin t2, delete t1",
     ),
     Row(
+        "a pod that is drained commits its checkpoint before the next attempt claims the run",
+        world(
+            TRAINING,
+            t(ended="Failed", ended_at=ago(0)),
+            pod(t(), gone_by=ago(-30), was_asked_to_go=True, disrupted="EvictionByEvictionAPI"),
+        ),
+        "Training",
+        "Stopping",
+        says="a checkpoint is committed before the next attempt begins",
+        again=2.0,
+    ),
+    Row(
+        "also when the other pod is gone already",
+        world(
+            TRAINING,
+            t(ended="Failed", ended_at=ago(0), key=pinned(TWO_NODES).key),
+            pod(t(), gone_by=ago(-30), was_asked_to_go=True),
+            subject=subject(TWO_NODES),
+            pinned={1: pinned(TWO_NODES)},
+        ),
+        "Training",
+        "Stopping",
+    ),
+    Row(
+        "but no longer than it was given",
+        world(
+            TRAINING,
+            t(ended="Failed", ended_at=ago(120)),
+            pod(t(), gone_by=ago(0), was_asked_to_go=True, disrupted="EvictionByEvictionAPI"),
+        ),
+        "Starting",
+        "EvictionByEvictionAPI",
+        "begin t2, delete t1",
+    ),
+    Row(
         "one pod of two that goes takes the whole group back to the same record",
         world(
             TRAINING,
             t(ended="Failed", ended_at=ago(0), key=pinned(TWO_NODES).key),
-            pod(t(), was_asked_to_go=True, gone_by=ago(-100)),
-            ended(t(), 45, message(45, "Stopped", step=40), index=1, name="x-1"),
+            ended(t(), 45, message(45, "Stopped", step=40), was_asked_to_go=True, gone_by=ago(-100)),
+            ended(t(), 45, index=1, name="x-1"),
             subject=subject(TWO_NODES),
             pinned={1: pinned(TWO_NODES)},
         ),
@@ -1180,7 +1224,7 @@ RETRYING += [
     ),
     Row(
         "a container that ends without a word again and again is given time",
-        world(TRAINING, t(counters=Counters(tries=2)), ended(t(), 0, at=5)),
+        world(tired(3), t(4), ended(t(4), 0, at=5)),
         "Preflight",
         "MessageLost",
         again=15.0,
@@ -1424,6 +1468,19 @@ def test_new_resources_restart_the_run_and_say_so() -> None:
         ("DocumentChanged", 40, 0)
     ]
     assert status.usage == Usage(gpu_seconds=40, attempts=1, lost_steps=0)
+    assert status.checkpoint == CheckpointStatus(step=30), "that of step 40 is only expected"
+
+
+def test_a_step_that_was_won_unseen_was_won_all_the_same() -> None:
+    before = tired(9).model_copy(update={"usage": Usage(attempts=9)})
+    trains = _status(world(before, t(10), pod(t(10)), progress(step=36, resumed_from_step=35)))
+    looked = _status(world(before, p(), ended(p(), 0, outcome("Resume", 35))))
+    for status in (trains, looked):
+        assert status.run is not None
+        assert status.run.interruptions is None
+    same = _status(world(before, t(10), pod(t(10)), progress(step=36, resumed_from_step=30)))
+    assert same.run is not None
+    assert same.run.interruptions == 9
 
 
 def test_a_step_that_was_won_starts_the_count_of_interruptions_anew() -> None:

@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from finetune_api.contract import Checkpointed, LastMessage, PreflightOutcome, Progress, RunConfig, TrainOutcome
-from finetune_api.job import EvaluationStatus, FineTuneJobStatus, ModelStatus, PreflightStatus
 from finetune_api.resolve import Defaults
+from finetune_api.status import EvaluationStatus, FineTuneJobStatus, ModelStatus, PreflightStatus
 from finetune_operator import manifests
 from finetune_operator.decide import decide
 from finetune_operator.policies.restarts import free_delay
@@ -356,6 +356,23 @@ def test_ten_interruptions_without_a_step_are_enough_and_each_waits_longer(
     assert [restart.attempt for restart in status.restarts or []] == list(range(1, 11))
     waited = [after - before for before, after in pairwise(world.times)]
     assert all(gap >= free_delay(number) for number, gap in enumerate(waited, 1)), waited
+
+
+@settings(max_examples=40, deadline=None)
+@given(order=st.lists(st.sampled_from(INTERRUPTIONS), min_size=1, max_size=10), seed=st.integers(0, 2**32))
+def test_interruptions_that_win_steps_never_end_a_run_also_where_nobody_saw_it(order: list[str], seed: int) -> None:
+    world = World(seed)
+    for number in range(12):
+        pod = until_it_trains(world)
+        assert pod is not None, world.o.subject.status.message
+        run = str(next(child for child in world.o.children if child.uid == pod.owner).run)
+        resumed = world.steps.get(run, 0)
+        world.o = replace(world.o, progress=_reading(run, step=resumed, resumed=resumed))
+        world.reconcile(dies=False)
+        world.o = replace(world.o, progress=None)
+        world.steps[run] = resumed + 10
+        interrupt(world, pod, order[number % len(order)])
+    assert world.times[-1] - world.times[0] < timedelta(minutes=10)
 
 
 @settings(max_examples=100, deadline=None)

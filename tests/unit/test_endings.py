@@ -1,14 +1,16 @@
 """Which rule an ending falls under, from Jobs and pods as the API server shows them."""
 
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from finetune_api.contract import ExitCode, LastMessage
 from finetune_operator.policies import ways
-from finetune_operator.policies.endings import End, ending
+from finetune_operator.policies.endings import End, ending, stopping
 from finetune_operator.policies.ways import CODES, DISRUPTED, WAYS, Kind, Way
 from finetune_operator.views import ROLE, Child, Pod
 
@@ -192,10 +194,57 @@ def test_fact(row: Row) -> None:
     assert end.way in WAYS
 
 
+ALONE = [row.pods[0] for row in ROWS if len(row.pods) == 1]
+
+
+@settings(deadline=None)
+@given(st.lists(st.sampled_from(ALONE), max_size=4), st.integers(0, 600))
+def test_whatever_pods_there_are_a_failed_job_has_ended_in_a_way_of_the_table(found: list[Pod], later: int) -> None:
+    pods = [replace(pod, index=index) for index, pod in enumerate(found)]
+    now = NOW + timedelta(seconds=later)
+    end = ending(job(), pods, nodes=4, now=now)
+    if end is None:
+        assert stopping(job(), pods, now=now)
+        assert ending(job(), pods, nodes=4, now=NOW + timedelta(seconds=90)) is not None, "that takes its grace period"
+        return
+    assert end.way in WAYS
+    codes = {pod.exit.code for pod in pods if pod.exit is not None}
+    if codes & {42, 48}:
+        assert end.kind is Kind.FINAL
+    if any(pod.disrupted for pod in pods) and end.kind is Kind.CRASH:
+        assert 43 in codes, "the cluster's doing is nobody's crash"
+
+
 def test_a_lone_pod_need_not_wait_for_the_job_controller() -> None:
     assert ending(job(ended=None), [ended(137)], nodes=1, now=NOW) is not None
     assert ending(job(ended=None), [pod()], nodes=1, now=NOW) is None
     assert ending(job(ended=None), [ended(137)], nodes=2, now=NOW) is None
+
+
+def test_a_job_that_is_suspended_and_resumed_has_not_ended() -> None:
+    """Its pods are deleted, and others come."""
+    gone = ended(45, last=STOPPED, meta=ASKED)
+    assert ending(job(ended=None), [gone], nodes=1, now=NOW) is None
+    assert ending(job(ended=None), [gone, pod()], nodes=1, now=NOW) is None
+    assert ending(replace(job(ended=None), suspended=True), [ended(137)], nodes=1, now=NOW) is None
+
+
+def test_pods_that_were_asked_to_go_may_commit_a_checkpoint_first() -> None:
+    """The Job is at FailureTarget by then; the next attempt's claim would fence what they commit."""
+    evicted = pod(meta=ASKED, conditions=target("EvictionByEvictionAPI"))
+    assert ending(job(), [evicted], nodes=1, now=NOW) is None
+    assert ending(job(), [evicted, ended(45, 1, meta=ASKED)], nodes=2, now=NOW) is None
+    late = ending(job(), [evicted], nodes=1, now=datetime(2026, 3, 1, 12, 1, 30, tzinfo=UTC))
+    assert late is not None
+    assert late.reason == "EvictionByEvictionAPI"
+
+
+def test_nothing_is_waited_for_where_a_peer_is_dead() -> None:
+    """The others will never reach the end of a step."""
+    going = pod(meta=ASKED)
+    assert ending(job(), [going, pod(1, conditions=NOT_READY)], nodes=2, now=NOW) is not None
+    assert ending(job(), [going, ended(137, 1)], nodes=2, now=NOW) is not None
+    assert ending(job(role="preflight"), [going], nodes=1, now=NOW) is not None
 
 
 def test_what_any_pod_says_of_steps_counts() -> None:

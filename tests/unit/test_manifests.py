@@ -9,9 +9,10 @@ import pytest
 import yaml
 
 from finetune_api.contract import RunConfig
-from finetune_api.job import FineTuneJobSpec, FineTuneJobStatus
+from finetune_api.job import FineTuneJobSpec
 from finetune_api.profile import FineTuneProfileSpec
 from finetune_api.resolve import Defaults, resolve
+from finetune_api.status import FineTuneJobStatus
 from finetune_operator import manifests
 from finetune_operator.views import Child, Counters, Pinned, Subject
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from finetune_api.job import CheckpointStatus, FineTuneJobStatus, ProgressStatus
+from finetune_api.status import CheckpointStatus, FineTuneJobStatus, ProgressStatus
 from finetune_operator.status import compose, notes, worth_writing
 from finetune_operator.verdict import Mark, Verdict, condition, mark_of, reason_of
 from finetune_operator.views import Subject, format_time

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from finetune_api.job import EvaluationStatus, Gain, Interval, SliceStatus
+from finetune_api.status import EvaluationStatus, Gain, Interval, SliceStatus
 from finetune_trainer import adapt
 from finetune_trainer.attempt import Attempt
 from finetune_trainer.data.order import Rows, derive, permute

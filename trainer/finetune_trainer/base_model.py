@@ -1,6 +1,5 @@
 """The base model's directory, as far as a CPU without torch can judge it: complete, and free of pickles."""
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -148,15 +147,6 @@ def check_dropout(base: BaseModel, dropout: float | None) -> None:
 def model_digest(inputs: Sequence[Input]) -> str:
     """One SHA-256 over the names and digests of the model's files."""
     return digest({entry.role.removeprefix("model/"): entry.sha256 for entry in inputs})
-
-
-def hash_object(store: Store, info: ObjectInfo) -> str:
-    """SHA-256 of an object, in a stream of bounded memory."""
-    sha256 = hashlib.sha256()
-    with store.stream(info.key, if_match=info.etag) as source:
-        while block := source.read(4 * _MIB):
-            sha256.update(block)
-    return sha256.hexdigest()
 
 
 def _weights(store: Store, found: Mapping[str, ObjectInfo]) -> list[str]:

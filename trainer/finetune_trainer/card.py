@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 
 from finetune_api.contract import RunConfig
-from finetune_api.job import EvaluationStatus
+from finetune_api.status import EvaluationStatus
 from finetune_trainer.hub import LICENSES, METRICS, hub_id, pipeline_tag
 
 

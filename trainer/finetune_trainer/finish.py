@@ -5,6 +5,7 @@ never trains again; another test set or another form of publication does not tra
 """
 
 import json
+import logging
 from functools import cache, partial
 from typing import Any
 
@@ -12,8 +13,8 @@ import numpy as np
 from pydantic import ValidationError
 
 from finetune_api.contract import TrainOutcome
-from finetune_api.job import EvaluationStatus, ModelStatus
 from finetune_api.resolve import evaluation_id, publication_id
+from finetune_api.status import EvaluationStatus, ModelStatus
 from finetune_trainer import adapt, checkpoint, gates, publish
 from finetune_trainer.adapt.base import parameter_counts
 from finetune_trainer.assess import TunedModel, assess
@@ -21,8 +22,10 @@ from finetune_trainer.attempt import Attempt, fetch_inputs
 from finetune_trainer.report import page
 from finetune_trainer.report.gather import gather
 from finetune_trainer.run import TRAIN, retained, tested
-from finetune_trainer.storage import Damaged, Store
-from finetune_trainer.storage.commit import Record, RecordKind, find, object_entry
+from finetune_trainer.storage import Damaged
+from finetune_trainer.storage.commit import Record, RecordKind, find, object_entry, what_is_wrong
+
+_log = logging.getLogger("finetune.train")
 
 
 def finish(attempt: Attempt) -> tuple[TrainOutcome, str | None]:
@@ -56,18 +59,16 @@ def finish(attempt: Attempt) -> tuple[TrainOutcome, str | None]:
 def _published(attempt: Attempt, publication: str) -> TrainOutcome | None:
     """The outcome of the publication that is asked for, if it exists and is whole."""
     for record in reversed(find(attempt.records, RecordKind.PUBLISHED)):
-        if record.body.get("publicationId") == publication and _is_whole(record, attempt.store):
+        if record.body.get("publicationId") == publication:
+            wrong = what_is_wrong(attempt.store, record.body.get("objects") or [])
+            if wrong is not None:
+                _log.warning("the published model is not whole (%s); it is made again", wrong)
+                continue
             try:
                 return TrainOutcome.model_validate_json(json.dumps(record.body["outcome"]))
             except (ValidationError, KeyError):
                 continue
     return None
-
-
-def _is_whole(record: Record, store: Store) -> bool:
-    entries = record.body.get("objects") or []
-    heads = [(store.head(entry["key"]), entry["size"]) for entry in entries]
-    return bool(heads) and all(info is not None and info.size == size for info, size in heads)
 
 
 def _tuned_model(attempt: Attempt, trained: Record) -> tuple[adapt.Method, Any]:

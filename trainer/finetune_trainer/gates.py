@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from finetune_api.contract import GateConfig, RetentionConfig, RunConfig, TrainOutcome
-from finetune_api.job import EvaluationStatus, GateStatus, RetentionStatus
+from finetune_api.status import EvaluationStatus, GateStatus, RetentionStatus
 from finetune_api.tasks import lower_is_better
 from finetune_trainer.slices import widest_gap
 from finetune_trainer.storage import AlreadyExists, Store
-from finetune_trainer.storage.commit import CURRENT, Record, RecordKind, publish_current
+from finetune_trainer.storage.commit import Record, RecordKind, publish_current, read_current
 
 Metrics = Mapping[str, float]
 BASELINES = ("trivial", "base", "probe")
@@ -160,11 +160,15 @@ def _with(status: EvaluationStatus, judged: list[GateStatus]) -> EvaluationStatu
 
 
 def release(store: Store, run_id: str, publication: str, outcome: TrainOutcome) -> None:
-    """Let `current.json` name this model, once: what was released before is not released again by a later look."""
+    """Let `current.json` name this model, once: what was released before is not released again by a later look, unless
+    that file is gone or damaged, or names what this model has replaced because it was damaged."""
     marker = f"runs/{run_id}/released/{publication}.json"
     body = {"runId": run_id, "publicationId": publication, "model": outcome.model.uri, "digest": outcome.model.digest}
-    if store.head(marker) is not None and store.head(CURRENT) is not None:
-        return
+    current = read_current(store)
+    if current is not None and store.head(marker) is not None:
+        ours = (current.get("runId"), current.get("publicationId")) == (run_id, publication)
+        if not ours or current == body:
+            return
     publish_current(store, body)
     try:
         store.create(marker, json.dumps(body, sort_keys=True).encode())

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from finetune_api.contract import MESSAGE_LIMIT, ExitCode, LastMessage
-from finetune_api.job import EvaluationStatus
+from finetune_api.status import EvaluationStatus
 from finetune_trainer.data.read import DataError
 from finetune_trainer.storage import Damaged, PreconditionFailed, StorageError
 

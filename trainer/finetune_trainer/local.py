@@ -25,17 +25,10 @@ import yaml
 from pydantic import ValidationError
 
 from finetune_api.contract import ExitCode, LastMessage, Progress, RunConfig
-from finetune_api.job import (
-    Condition,
-    FineTuneJob,
-    FineTuneJobStatus,
-    Phase,
-    PreflightStatus,
-    RunStatus,
-    Usage,
-)
+from finetune_api.job import FineTuneJob
 from finetune_api.profile import FineTuneProfileSpec
 from finetune_api.resolve import Defaults, ResolveError, resolve
+from finetune_api.status import Condition, FineTuneJobStatus, Phase, PreflightStatus, RunStatus, Usage
 from finetune_api.validate import load_job, load_profile
 from finetune_trainer import lastmessage
 from finetune_trainer.telemetry import read_progress

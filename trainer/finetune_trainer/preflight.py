@@ -24,10 +24,10 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from finetune_api.contract import ExitCode, LastMessage, PreflightOutcome, RunConfig, TrainOutcome
-from finetune_api.job import PreflightStatus, RowCounts
 from finetune_api.resolve import digest, evaluation_id, publication_id, run_id, train_identity
+from finetune_api.status import PreflightStatus, RowCounts
 from finetune_trainer import gates, lastmessage, tasks
-from finetune_trainer.base_model import BaseModel, check_dropout, hash_object, model_digest, read_base_model
+from finetune_trainer.base_model import BaseModel, check_dropout, model_digest, read_base_model
 from finetune_trainer.config import read_config, storage_settings
 from finetune_trainer.data.batch import Encoded as EncodedRows
 from finetune_trainer.data.check import Checker, Problems, Survey, check_splits, field_of
@@ -62,7 +62,15 @@ from finetune_trainer.storage import (
     open_store,
     probe_conditional_writes,
 )
-from finetune_trainer.storage.commit import Record, RecordKind, RunLog, find, latest_checkpoint
+from finetune_trainer.storage.commit import (
+    Record,
+    RecordKind,
+    RunLog,
+    find,
+    hash_object,
+    latest_checkpoint,
+    what_is_wrong,
+)
 from finetune_trainer.tasks import Task
 from finetune_trainer.tasks.base import Facts, Tools, joined_forms, label_in, labels_of, listed
 
@@ -583,7 +591,7 @@ def pin(output: Store, record: RunRecord, encoded: Sequence[Encoded]) -> RunReco
                 record = record.model_copy(update={"encoded": known.encoded, "retention": known.retention})
         for ref in _stores(record):
             _put(output, ref, encoded)
-        data = record.model_dump_json(by_alias=True, indent=1).encode()
+        data = record.sealed()
         try:
             if info is None:
                 output.create(key, data)
@@ -605,10 +613,9 @@ def _stores(record: RunRecord) -> list[EncodedRef]:
 
 
 def _put(output: Store, ref: EncodedRef, encoded: Sequence[Encoded]) -> None:
-    """Upload an encoded store unless it is there already."""
+    """Upload an encoded store unless it is there already, and whole."""
     mine = next((one for one in encoded if one.sha256 == ref.sha256), None)
-    target = output.head(ref.key)
-    if mine is not None and (target is None or target.size != mine.size):
+    if mine is not None and what_is_wrong(output, [{"key": ref.key, "size": mine.size, "sha256": ref.sha256}]):
         output.upload(mine.path, ref.key)
 
 
@@ -623,13 +630,11 @@ def progress_of(
     for record in reversed(find(records, RecordKind.PUBLISHED)):
         if record.body.get("publicationId") != publication or record.body.get("end") not in FINISHED:
             continue
-        missing = _missing(record.body, output)
+        wrong = what_is_wrong(output, record.body.get("objects") or [])
         outcome = _outcome(record.body.get("outcome"))
-        if missing is None and outcome is not None:
+        if wrong is None and outcome is not None:
             return outcome, _step(records), trouble
-        trouble.append(
-            f"The published model is not whole ({missing or 'its record cannot be read'}); it is made again."
-        )
+        trouble.append(f"The published model is not whole ({wrong or 'its record cannot be read'}); it is made again.")
     return None, _step(records), trouble
 
 
@@ -645,15 +650,3 @@ def _outcome(document: Any) -> TrainOutcome | None:
         return TrainOutcome.model_validate_json(json.dumps(document))
     except ValidationError:
         return None
-
-
-def _missing(body: Mapping[str, Any], output: Store) -> str | None:
-    """The first object of a publication that is gone or of another size; None when all are there."""
-    entries = body.get("objects") or body.get("files") or []
-    for entry in entries:
-        info = output.head(str(entry["key"]))
-        if info is None:
-            return f"{entry['key']} is missing"
-        if info.size != entry["size"]:
-            return f"{entry['key']} has {info.size} bytes instead of {entry['size']}"
-    return None if entries else "it names no objects"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_api.contract import RunConfig
-from finetune_api.job import EvaluationStatus
+from finetune_api.status import EvaluationStatus
 from finetune_trainer.adapt import Method
 from finetune_trainer.adapt.base import Inputs, parameter_counts
 from finetune_trainer.card import model_card

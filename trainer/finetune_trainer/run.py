@@ -4,10 +4,11 @@ Layout under output.uri (api.md): `runs/<run id>/run.json`, created once and nev
 `encoded/<key>.safetensors`, addressed by what it was made of.
 """
 
+import json
 from collections.abc import Iterable
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from finetune_api.base import Model
 from finetune_api.resolve import digest
@@ -15,6 +16,9 @@ from finetune_trainer.storage import Damaged, Store
 
 TRAIN, VALIDATION, TEST, LEFT_OUT = 0, 1, 2, 3
 """Values of the encoded store's tensor `split`."""
+
+
+_SEAL = "sha256"
 
 
 def run_key(run_id: str) -> str:
@@ -95,17 +99,28 @@ class RunRecord(Model):
         default={}, description="of each set of evaluation.retention, by name"
     )
 
+    def sealed(self) -> bytes:
+        """What is stored: the record and its digest, by which read_record knows it is whole."""
+        document = self.model_dump(mode="json", by_alias=True)
+        return json.dumps({**document, _SEAL: digest(document)}, indent=1, ensure_ascii=False).encode()
+
 
 def read_record(output: Store, key: str, etag: str | None = None) -> RunRecord:
-    """A run's record. Raises StorageError; Damaged where it is none."""
+    """A run's record. Raises StorageError; Damaged where it is none, or not as it was written."""
     data = output.read(key, if_match=etag)
     try:
-        return RunRecord.model_validate_json(data)
-    except ValidationError as error:
+        document = json.loads(data)
+        seal = document.pop(_SEAL, None)  # records of earlier versions have none
+        record = RunRecord.model_validate(document)
+        whole = seal is None or seal == digest(document)
+    except (ValueError, TypeError, AttributeError, RecursionError):  # ValidationError is a ValueError
+        whole = False
+    if not whole:
         raise Damaged(
             "RunRecordDamaged",
             f"{output.uri}/{key} is not what a preflight writes; restore it, or delete it so that it is made anew.",
-        ) from error
+        )
+    return record
 
 
 # The encoded store is one safetensors file (later: shards). Every row has

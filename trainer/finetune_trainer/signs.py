@@ -13,7 +13,7 @@ from types import FrameType
 from typing import Any, Literal
 
 from finetune_api.contract import Checkpointed, Progress
-from finetune_api.job import BestCheckpoint
+from finetune_api.status import BestCheckpoint
 
 Stage = Literal["Loading", "Training", "Evaluating", "Publishing"]
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)

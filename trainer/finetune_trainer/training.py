@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from finetune_api.job import BestCheckpoint
+from finetune_api.status import BestCheckpoint
 from finetune_trainer import adapt, checkpoint
 from finetune_trainer.adapt.base import InputsOf
 from finetune_trainer.attempt import Attempt
@@ -75,9 +75,10 @@ def _train(attempt: Attempt, checkpoints: Checkpoints | None) -> None:
     attempt.reporter.update(stage="Loading")
     trainee = prepare(attempt)
     state = trainee.state
-    attempt.reporter.update(
-        stage="Training", step=state.step, total_steps=attempt.plan.total, resumed_from_step=state.step or None
-    )
+    progress = attempt.reporter.progress
+    # A second try within this attempt does not change where the attempt itself began.
+    began = progress.resumed_from_step if progress.total_steps else state.step or None
+    attempt.reporter.update(stage="Training", step=state.step, total_steps=attempt.plan.total, resumed_from_step=began)
     try:
         train(trainee.setup, state, Duties(attempt, trainee, checkpoints))
     finally:

@@ -4,12 +4,13 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from finetune_api.contract import Progress
-from finetune_api.job import Phase, RunStatus, Usage
+from finetune_api.status import Phase, RunStatus, Usage
 from finetune_operator.policies import restarts
 from finetune_operator.policies.accept import Target, target_of
-from finetune_operator.policies.endings import End, ending
+from finetune_operator.policies.endings import End, ending, stopping
 from finetune_operator.policies.preflight import preflight
 from finetune_operator.policies.restarts import (
+    DELAYS,
     FREE_WITHOUT_PROGRESS,
     INTERRUPTED,
     after,
@@ -17,17 +18,14 @@ from finetune_operator.policies.restarts import (
     committed_step,
     corrected,
     crash_delay,
-    environment_delay,
-    fenced_delay,
     free_delay,
-    lost_delay,
     no_progress,
     recorded,
     used,
 )
 from finetune_operator.policies.rivals import ahead, wait_for
 from finetune_operator.policies.success import last_checkpoint, not_good_enough, succeeded
-from finetune_operator.policies.waiting import wait_of
+from finetune_operator.policies.waiting import STOPPING, wait_of
 from finetune_operator.policies.ways import GATES_CHANGED, Kind
 from finetune_operator.verdict import IDENTICAL, CreateTrain, DeleteJob, Mark, Observed, Verdict, mark_of, reason_of
 from finetune_operator.views import Child, format_time
@@ -63,17 +61,23 @@ def _going_on(o: Observed, target: Target, job: Child, *, now: datetime, superse
     rival = ahead(o, job.run or "", holding=True)
     if rival is not None and not superseded:
         waits = wait_for(rival)
-        if reason_of(o.subject.status) != IDENTICAL:  # as above: told first
+        if reason_of(o.subject.status) != IDENTICAL:  # what it cost is told before it goes
             return replace(waits.stating(**stopped(o, job, reason=IDENTICAL, now=now)), again_after=0.0)
         return waits.doing(DeleteJob.of(job))
     facts = _run_facts(o, target, job, superseded=superseded)
-    wait = wait_of(job, o.pods_of(job), nodes=target.config.pods.nodes, refusal=o.refusals.get(job.uid))
+    pods = o.pods_of(job)
+    if stopping(job, pods, now=now):
+        verdict = _running(o, job, facts)
+        return replace(verdict, reason=STOPPING.reason, message=STOPPING.happened, again_after=POLL_STARTING)
+    wait = wait_of(job, pods, nodes=target.config.pods.nodes, refusal=o.refusals.get(job.uid))
     if wait is not None:
         phase: Phase = "Starting" if wait.placed else "Queued"
         return Verdict(phase, wait.reason, wait.message, stalled=wait.stalled, facts=facts, again_after=POLL)
-    if o.progress is None:
-        return _silent(o, facts)
-    return _progressing(o, job, o.progress, facts)
+    return _running(o, job, facts)
+
+
+def _running(o: Observed, job: Child, facts: dict[str, object]) -> Verdict:
+    return _silent(o, facts) if o.progress is None else _progressing(o, job, o.progress, facts)
 
 
 def _run_facts(o: Observed, target: Target, job: Child, *, superseded: bool) -> dict[str, object]:
@@ -109,7 +113,7 @@ def _progressing(o: Observed, job: Child, progress: Progress, facts: dict[str, o
         "checkpoint": progress.checkpoint_status() or seen,
     }
     if resumed is not None:
-        known = status.model_copy(update={"usage": facts["usage"]})
+        known = status.model_copy(update={"usage": facts["usage"], "run": facts["run"]})
         facts |= corrected(known, resumed=resumed, attempt=job.ordinal)
     again = POLL if phase == "Training" else POLL_STARTING
     return Verdict(phase, progress.stage, _sentence(progress), facts=facts, again_after=again)
@@ -156,8 +160,8 @@ def _ended(o: Observed, target: Target, job: Child, end: End, *, now: datetime, 
     elif superseded:
         verdict = Verdict("Failed", end.reason, end.message)
     else:
-        verdict = _through_preflight(o, target, job, end, now=now, at_least=free_delay(interruptions))
-    if facts and verdict.actions:  # told before the Job goes that says so, or an operator that dies now forgets it
+        verdict = _through_preflight(o, target, job, end, now=now, interruptions=interruptions)
+    if facts and verdict.actions:  # told before the Job goes, or an operator that dies in between forgets it
         return replace(verdict, facts=facts, actions=(), again_after=0.0)
     return verdict.stating(**facts)
 
@@ -233,12 +237,11 @@ def _next(o: Observed, target: Target, job: Child, end: End, *, now: datetime, d
 
 
 def _through_preflight(
-    o: Observed, target: Target, job: Child, end: End, *, now: datetime, at_least: timedelta
+    o: Observed, target: Target, job: Child, end: End, *, now: datetime, interruptions: int
 ) -> Verdict:
     """Storage knows more than we do: let a preflight Job look before anything is tried again."""
-    delays = {Kind.FENCED: fenced_delay, Kind.ENVIRONMENT: environment_delay, Kind.LOST: lost_delay}
-    delay = delays[end.kind](job.counters.tries) if end.kind in delays else timedelta(0)
-    due = end.at + (max(delay, at_least) if end.kind is Kind.LOST else delay)
+    times = interruptions if end.kind in INTERRUPTED else job.counters.tries
+    due = end.at + (DELAYS[end.kind](times) if end.kind in DELAYS else timedelta(0))
     unknown = Mark("Unknown", end.reason, end.message)
     if not o.jobs("preflight") and now < due:
         stalled = end.kind is Kind.ENVIRONMENT

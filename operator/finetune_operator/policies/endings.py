@@ -52,8 +52,28 @@ def ending(child: Child, pods: Sequence[Pod], *, nodes: int, now: datetime) -> E
     exits = [pod.exit for pod in pods if pod.exit is not None]
     if child.ended == "Complete" or (len(exits) == nodes and all(e.code == 0 for e in exits)):
         return _Look(child, pods, now).done()
-    failed = child.ended == "Failed" or (nodes == 1 and any(e.code != 0 for e in exits))
-    return _Look(child, pods, now).failed() if failed else None
+    # A lone pod that ends by itself need not wait for the Job controller. One that was asked to go must: a Job that is
+    # suspended deletes its pods, too, and makes new ones later.
+    alone = [pod for pod in pods if pod.exit is not None and pod.exit.code != 0 and not pod.was_asked_to_go]
+    failed = child.ended == "Failed" or (nodes == 1 and bool(alone) and not child.suspended)
+    return _Look(child, pods, now).failed() if failed and not stopping(child, pods, now=now) else None
+
+
+def stopping(child: Child, pods: Sequence[Pod], *, now: datetime) -> bool:
+    """Whether pods that were asked to go are still committing a checkpoint: the next attempt's claim would fence it.
+
+    The Job controller counts a pod as failed as soon as its deletion is asked for. Nothing is waited for where a node
+    is lost, or where a pod ended otherwise than in order: its peers will never reach the end of a step.
+    """
+    broken = any(
+        pod.unreachable or (pod.exit is not None and pod.exit.code not in (ExitCode.DONE, ExitCode.STOPPED))
+        for pod in pods
+    )
+    return (
+        child.role == "train"
+        and not broken
+        and any(pod.running and pod.was_asked_to_go and pod.gone_by is not None and now < pod.gone_by for pod in pods)
+    )
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from dataclasses import replace
 from datetime import datetime
 
 from finetune_api.contract import LastMessage, PreflightOutcome, TrainOutcome
-from finetune_api.job import CheckpointStatus, Phase, RunStatus
+from finetune_api.status import CheckpointStatus, FineTuneJobStatus, Phase, RunStatus
 from finetune_operator.policies.accept import Target
 from finetune_operator.policies.endings import End, ending
 from finetune_operator.policies.restarts import (
@@ -115,13 +115,11 @@ def _failure(reason: str, message: str) -> Verdict:
 
 
 def _passed(o: Observed, target: Target, last: LastMessage, outcome: PreflightOutcome, *, now: datetime) -> Verdict:
-    facts = {"preflight": outcome.summary, **_run_facts(o, target, outcome)}
+    facts = {"preflight": outcome.summary, **_run_facts(o, target, outcome, last.result)}
     if outcome.state == "Reused" and last.result is not None:
         verdict = succeeded(last.result, reason="Reused", now=now, metric=target.config.primary)
         reused = verdict.marking(PreflightPassed=Mark("True", "Reused", "the very model is published already"))
-        facts |= _settled(o, outcome, last.result)
         return reused.stating(**{**facts, **verdict.facts, "checkpoint": last_checkpoint(None, last.result)})
-    facts |= _settled(o, outcome, None)
     message = f"goes on from step {outcome.step}" if outcome.state == "Resume" else "the run may begin"
     verdict = Verdict("Queued", PASSED, message, facts=facts, again_after=0.0)
     return verdict.marking(PreflightPassed=Mark("True", outcome.state, message))
@@ -134,30 +132,31 @@ def _not_good_enough(
     assert last.result is not None
     verdict = not_good_enough(last.result, reason=last.reason, message=last.message.removesuffix("."), now=now)
     verdict = verdict.marking(PreflightPassed=Mark("True", "Reused", "the very model is published already"))
-    run = {**_run_facts(o, target, outcome), **_settled(o, outcome, last.result)}
-    facts = {"preflight": outcome.summary, **run, **verdict.facts}
+    facts = {"preflight": outcome.summary, **_run_facts(o, target, outcome, last.result), **verdict.facts}
     return verdict.stating(**{**facts, "checkpoint": last_checkpoint(None, last.result)})
 
 
-def _settled(o: Observed, outcome: PreflightOutcome, result: TrainOutcome | None) -> dict[str, object]:
-    """What the last attempt left behind: storage knows, where nobody saw its end."""
+def _run_facts(
+    o: Observed, target: Target, outcome: PreflightOutcome, result: TrainOutcome | None
+) -> dict[str, object]:
+    """The run's name in the status; another run than before begins with a clean sheet, the model stays."""
     status = o.subject.status
-    if status.run is None or status.run.id != outcome.run_id or o.jobs("train"):
-        return {}
+    before = status.run
+    if before is None or before.id != outcome.run_id:
+        checkpoint = CheckpointStatus(step=outcome.step) if outcome.step is not None else None
+        run = RunStatus(id=outcome.run_id, generation=target.config.generation)
+        return {"run": run, "progress": None, "checkpoint": checkpoint, "restarts": None}
+    run = before.model_copy(update={"generation": target.config.generation})
+    if o.jobs("train"):
+        return {"run": run}
+    return {"run": run, **_settled(status.model_copy(update={"run": run}), outcome, result)}
+
+
+def _settled(status: FineTuneJobStatus, outcome: PreflightOutcome, result: TrainOutcome | None) -> dict[str, object]:
+    """What the last attempt has left behind: storage knows, where nobody saw its end."""
     if result is not None:
         return nothing_lost(status, step=result.final_step)
     step = outcome.step or 0
     attempts = (status.usage.attempts if status.usage else None) or 0
     facts: dict[str, object] = {"checkpoint": checkpoint_at(status.checkpoint, step)}
     return {**facts, **corrected(status, resumed=step, attempt=attempts + 1)}
-
-
-def _run_facts(o: Observed, target: Target, outcome: PreflightOutcome) -> dict[str, object]:
-    """The run's name in the status; another run than before begins with a clean sheet, the model stays."""
-    status = o.subject.status
-    before = status.run
-    if before is not None and before.id == outcome.run_id:
-        return {"run": before.model_copy(update={"generation": target.config.generation})}
-    checkpoint = CheckpointStatus(step=outcome.step) if outcome.step is not None else None
-    run = RunStatus(id=outcome.run_id, generation=target.config.generation)
-    return {"run": run, "progress": None, "checkpoint": checkpoint, "restarts": None}

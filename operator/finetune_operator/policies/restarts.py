@@ -1,10 +1,11 @@
 """When is the next try, how many are there, and what did the last one cost?"""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from finetune_api.job import CheckpointStatus, FineTuneJobStatus, ProgressStatus, Restart, RunStatus, Usage
+from finetune_api.status import CheckpointStatus, FineTuneJobStatus, ProgressStatus, Restart, RunStatus, Usage
 from finetune_operator.policies.endings import End
 from finetune_operator.policies.ways import GATES_CHANGED, JOB_LOST, MESSAGE_LOST, Kind
 from finetune_operator.verdict import Observed, Verdict
@@ -47,9 +48,15 @@ def free_delay(interruptions: int) -> timedelta:
     return timedelta(0) if interruptions <= 1 else crash_delay(interruptions - 2)
 
 
-def lost_delay(tries: int) -> timedelta:
-    """None at first: the work is done, as a rule. A container that never says anything is no reason to hurry."""
-    return timedelta(0) if tries == 0 else environment_delay(tries - 1)
+DELAYS: dict[Kind, Callable[[int], timedelta]] = {
+    Kind.FREE: free_delay,
+    Kind.MEMORY: free_delay,
+    Kind.LOST: free_delay,
+    Kind.CRASH: crash_delay,
+    Kind.ENVIRONMENT: environment_delay,
+    Kind.FENCED: fenced_delay,
+}
+"""By how often it has happened before; interruptions count the one that ended."""
 
 
 def after(child: Child, end: End) -> Counters:
@@ -57,7 +64,7 @@ def after(child: Child, end: End) -> Counters:
     before = child.counters
     if end.kind is Kind.CRASH:
         return Counters(failures=before.failures + 1, tries=0)
-    if end.kind in (Kind.ENVIRONMENT, Kind.FENCED, Kind.LOST):
+    if end.kind in (Kind.ENVIRONMENT, Kind.FENCED):
         settled = end.at - child.created > SETTLED
         return Counters(failures=before.failures, tries=1 if settled else before.tries + 1)
     return Counters(failures=before.failures, tries=0)
@@ -112,7 +119,8 @@ def stopped(o: Observed, child: Child, *, reason: str, now: datetime, began: dat
         return {"usage": usage.model_copy(update={"attempts": max(usage.attempts or 0, child.ordinal)})}
     step = status.progress.step if status.progress else 0
     told = _Ended(child.ordinal, Kind.ASKED, reason, now, None, None)
-    return _told(o, status.run, told, usage=usage, committed=max(step, committed_step(o, None)))
+    facts = _told(o, status.run, told, usage=usage, committed=max(step, committed_step(o, None)))
+    return {name: fact for name, fact in facts.items() if name != "checkpoint"}  # that it is there is only expected
 
 
 @dataclass(frozen=True)
@@ -177,7 +185,10 @@ def checkpoint_at(seen: CheckpointStatus | None, step: int) -> CheckpointStatus 
 
 
 def corrected(status: FineTuneJobStatus, *, resumed: int, attempt: int) -> dict[str, Any]:
-    """What the restart before `attempt` cost, now that the step is known from which the run really goes on."""
+    """What the restart before `attempt` cost, now that the step is known from which the run really goes on.
+
+    A later step than anybody knew of was won by the attempt that ended: it was not in vain.
+    """
     restarts = status.restarts or []
     last = restarts[-1] if restarts else None
     if last is None or last.attempt != attempt - 1 or last.resumed_from_step == resumed:
@@ -187,7 +198,13 @@ def corrected(status: FineTuneJobStatus, *, resumed: int, attempt: int) -> dict[
     right = last.model_copy(update={"resumed_from_step": resumed, "lost_steps": cost})
     usage = status.usage or Usage()
     total = max(0, (usage.lost_steps or 0) + cost - (last.lost_steps or 0))
-    return {"restarts": [*restarts[:-1], right], "usage": usage.model_copy(update={"lost_steps": total})}
+    facts: dict[str, Any] = {
+        "restarts": [*restarts[:-1], right],
+        "usage": usage.model_copy(update={"lost_steps": total}),
+    }
+    if status.run is not None and resumed > (last.resumed_from_step or 0):
+        facts["run"] = status.run.model_copy(update={"interruptions": None})
+    return facts
 
 
 def nothing_lost(status: FineTuneJobStatus, *, step: int) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from datetime import datetime
 
 from finetune_api.contract import TrainOutcome
-from finetune_api.job import CheckpointStatus, ProgressStatus
+from finetune_api.status import CheckpointStatus, ProgressStatus
 from finetune_operator.verdict import Mark, Verdict
 from finetune_operator.views import format_time
 

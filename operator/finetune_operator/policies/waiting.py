@@ -7,47 +7,94 @@ from dataclasses import dataclass
 from finetune_operator.views import Child, Pod
 
 NORMAL = ("", "ContainerCreating", "PodInitializing")
-ORDINARY = ("PodsPending", "PodsStarting")
+PULLING = ("ErrImagePull", "ImagePullBackOff", "RegistryUnavailable", "SignatureValidationFailed")
+"""The kubelet goes back and forth between these words for one and the same trouble."""
+
+
+@dataclass(frozen=True)
+class Cause:
+    """One thing that pods wait for. docs/failures.md is generated from these."""
+
+    reason: str
+    happened: str
+    remedy: str
+    stalled: bool
+    """Nothing moves until somebody mends something."""
+
+
+SUSPENDED = Cause("JobSuspended", "the Job is suspended, by a queue or by hand", "resume it", stalled=False)
+REFUSED = Cause("PodsRefused", "a quota, or an admission rule of the cluster", "what the message names", stalled=True)
+UNSCHEDULABLE = Cause(
+    "Unschedulable", "no node has room, or fits", "nodes, or other `resources` or `podTemplate.spec`", stalled=False
+)
+PENDING = Cause("PodsPending", "the scheduler looks for a node", "nothing", stalled=False)
+STARTING = Cause("PodsStarting", "the node pulls the image and starts the container", "nothing", stalled=False)
+SECRET = Cause("SecretNotFound", "a Secret is missing", "create it", stalled=True)
+CONFIG_MAP = Cause("ConfigMapNotFound", "a ConfigMap is missing", "create it", stalled=True)
+IMAGE = Cause(
+    "ImagePullBackOff",
+    "the image cannot be pulled: no such tag, no permission, registry not reachable",
+    "mend the registry or `imagePullSecrets`; the kubelet tries again by itself; for another image change the profile",
+    stalled=True,
+)
+CONTAINER = Cause(
+    "InvalidImageName and others",
+    "the kubelet cannot start the container, in its own word",
+    "what the message names",
+    stalled=True,
+)
+STOPPING = Cause(
+    "Stopping",
+    "a pod is taken away; a checkpoint is committed before the next attempt begins",
+    "nothing",
+    stalled=False,
+)
+CAUSES = (SUSPENDED, REFUSED, UNSCHEDULABLE, PENDING, STARTING, SECRET, CONFIG_MAP, IMAGE, CONTAINER, STOPPING)
+ORDINARY = (PENDING.reason, STARTING.reason)
 """Reasons that pass within seconds, as a rule."""
-PULLING = ("ErrImagePull", "ImagePullBackOff")
 
 
 @dataclass(frozen=True)
 class Wait:
     """`placed` is False before a node was found."""
 
+    cause: Cause
     reason: str
     message: str
     placed: bool
-    stalled: bool
+
+    @property
+    def stalled(self) -> bool:
+        return self.cause.stalled
 
 
 def wait_of(child: Child, pods: Sequence[Pod], *, nodes: int, refusal: str | None) -> Wait | None:
     """None when all pods of the attempt run or have run."""
     if child.suspended:
-        return Wait("JobSuspended", f"Job {child.name} is suspended by the cluster", placed=False, stalled=False)
+        return _wait(SUSPENDED, f"Job {child.name} is suspended by the cluster", placed=False)
     if refusal and len(pods) < nodes:
-        return Wait("PodsRefused", f"the cluster refuses the pods: {refusal}", placed=False, stalled=True)
+        return _wait(REFUSED, f"the cluster refuses the pods: {refusal}", placed=False)
     for pod in pods:
         if pod.waiting is not None and pod.waiting[0] not in NORMAL:
             return _mend(pod.waiting[0], pod.waiting[1])
     for pod in pods:
         if pod.unschedulable and pod.node is None:
-            return Wait(
-                "Unschedulable", f"no node for pod {pod.name}: {pod.unschedulable}", placed=False, stalled=False
-            )
+            return _wait(UNSCHEDULABLE, f"no node for pod {pod.name}: {pod.unschedulable}", placed=False)
     if any(pod.node is None for pod in pods) or len(pods) < nodes:
-        return Wait("PodsPending", "waiting for a node", placed=False, stalled=False)
+        return _wait(PENDING, "waiting for a node", placed=False)
     if any(not pod.running and pod.exit is None for pod in pods):
-        return Wait("PodsStarting", "the node pulls the image and starts the container", placed=True, stalled=False)
+        return _wait(STARTING, STARTING.happened, placed=True)
     return None
+
+
+def _wait(cause: Cause, message: str, *, placed: bool) -> Wait:
+    return Wait(cause, cause.reason, message, placed=placed)
 
 
 def _mend(reason: str, message: str) -> Wait:
     missing = re.search(r'(secret|configmap) "([^"]+)" not found', message)
     if missing:
-        word = {"secret": "SecretNotFound", "configmap": "ConfigMapNotFound"}[missing[1]]
-        return Wait(word, f"{message}; create it, the pod then starts by itself", placed=True, stalled=True)
-    # The kubelet goes back and forth between the two words for one and the same trouble.
-    word = "ImagePullBackOff" if reason in PULLING else reason
-    return Wait(word, message or f"the container waits: {reason}", placed=True, stalled=True)
+        cause = {"secret": SECRET, "configmap": CONFIG_MAP}[missing[1]]
+        return _wait(cause, f"{message}; create it, the pod then starts by itself", placed=True)
+    words = message or f"the container waits: {reason}"
+    return _wait(IMAGE, words, placed=True) if reason in PULLING else Wait(CONTAINER, reason, words, placed=True)

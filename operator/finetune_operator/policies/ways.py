@@ -21,6 +21,42 @@ class Kind(Enum):
 
 
 @dataclass(frozen=True)
+class Rule:
+    """What a kind means for people."""
+
+    train: str
+    """Of a train pod."""
+    preflight: str
+    ends: str
+
+
+_NO_PROGRESS = "10 in a row without one more committed step: `Failed`, `NoProgress`"
+RULES = {
+    Kind.FREE: Rule("the next attempt goes on from the last committed step; not counted", "again", _NO_PROGRESS),
+    Kind.MEMORY: Rule(
+        "the next attempt goes on from the last committed step, with half the micro-batch; not counted",
+        "counted: there is no micro-batch to halve",
+        _NO_PROGRESS,
+    ),
+    Kind.LOST: Rule("preflight asks storage what there is; not counted", "again", _NO_PROGRESS),
+    Kind.ASKED: Rule("preflight, or the next attempt, at once; not counted", "the same", "never"),
+    Kind.CRASH: Rule(
+        "the next attempt goes on from the last committed step; counted",
+        "again; counted together with the train pods'",
+        "more than `retries.max`: `Failed` with the reason of the last one",
+    ),
+    Kind.ENVIRONMENT: Rule(
+        "`Pending`, `Stalled`; preflight looks until what is missing is there; not counted", "the same", "never"
+    ),
+    Kind.FENCED: Rule("preflight looks whether the other one is done; not counted", "again", "never"),
+    Kind.FINAL: Rule(
+        "`Failed`, until the document or the annotation `finetune.dev/retry` changes", "the same", "at once"
+    ),
+    Kind.DONE: Rule("`Succeeded`", "the train pod begins, or `Succeeded`, `Reused`", "at once"),
+}
+
+
+@dataclass(frozen=True)
 class Way:
     """One way of ending."""
 

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from finetune_api.job import FineTuneJobSpec
 from finetune_api.profile import FineTuneProfileSpec
 from finetune_api.resolve import Defaults, resolve
 from finetune_trainer.preflight import preflight
-from finetune_trainer.run import RunRecord, run_key
+from finetune_trainer.run import RunRecord, read_record, run_key
 from finetune_trainer.storage import StorageSettings, Store, open_store
 from finetune_trainer.storage.commit import Record, RecordKind, RunLog, latest_checkpoint
 
@@ -50,12 +50,15 @@ def one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_base(tmp_path_factory.mktemp("tiny-bert"))
+
+
+def make_tiny_base(directory: Path) -> Path:
     """A BERT of 30,000 weights, dropout on, whose tokenizer knows the words above."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-    directory = tmp_path_factory.mktemp("tiny-bert")
     # A given vocabulary: the library's trainer gives other numbers each time.
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *sorted({*WORDS, *COLOURS})]
     vocabulary = {word: number for number, word in enumerate(words)}
@@ -81,11 +84,12 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 _SERVER = """
-import json, os, sys, traceback
+import gc, hashlib, json, os, sys, traceback
 import accelerate, cleanlab.rank, peft
 import sklearn.linear_model, sklearn.metrics, sklearn.multiclass, sklearn.pipeline, torch
 from transformers import AutoModelForSequenceClassification, BertForSequenceClassification, PreTrainedTokenizerFast
 import finetune_trainer.finish, finetune_trainer.rank, finetune_trainer.training
+import finetune_trainer.storage.local, finetune_trainer.storage.s3
 
 def refuse(event, arguments):
     if event == "pickle.find_class":
@@ -102,6 +106,21 @@ def stop_at(module, owner, name, call, number):
         return method(*arguments, **named)
     setattr(owner, name, counted)
 
+def trace_to(path):
+    trace = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    loop, checkpoints = finetune_trainer.loop, finetune_trainer.checkpoint.Checkpoints
+    step, save = loop.step, checkpoints.save
+    def traced(setup, state):
+        rows = hashlib.sha256(setup.rows[setup.order.batch(state.step)].tobytes()).hexdigest()
+        loss, norm = step(setup, state)
+        os.write(trace, f"step {state.step + 1} {rows[:16]} {loss.item().hex()}\\n".encode())
+        return loss, norm
+    def saved(self, state, **tensors):
+        save(self, state, **tensors)
+        os.write(trace, f"saved {state.step}\\n".encode())
+    loop.step, checkpoints.save = traced, saved
+
+gc.freeze()  # no child walks over everything that was imported
 for line in sys.stdin:
     order = json.loads(line)
     if "wait" in order:
@@ -118,12 +137,15 @@ for line in sys.stdin:
         os.environ.update(order["environment"])
         if order["audit"]:
             sys.addaudithook(refuse)
+        if order["trace"]:
+            trace_to(order["trace"])
         if order["stop"]:
             stop_at(*order["stop"])
         code = finetune_trainer.rank.main(order["arguments"])
     except BaseException:
         traceback.print_exc()
     os._exit(code)
+os._exit(0)  # libraries complain at an orderly end of what is frozen
 """
 
 
@@ -148,15 +170,28 @@ class Ranks:
         made: "Made",
         work: Path,
         *,
-        audit: bool,
-        stop: "Stop | None",
-        environment: dict[str, str],
+        audit: bool = False,
+        stop: "Stop | None" = None,
+        trace: Path | None = None,
+        environment: dict[str, str] | None = None,
         cache: Path | None = None,
     ) -> "Started":
+        """`trace`: a file that gets a line for each step that is done (its number, the digest of its rows' numbers,
+        its loss) and for each checkpoint that is handed over to be uploaded (its step)."""
+        environment = environment or {}
         log = work.parent / f"{work.name}-{environment.get('RANK', '0')}.log"
         arguments = ["--config", str(made.config_path), "--run-id", made.record.run_id, "--work", str(work)]
         arguments += [] if cache is None else ["--cache", str(cache)]
-        pid = self._ask(log=str(log), environment=environment, audit=audit, stop=stop, arguments=arguments)
+        if made.settings.credentials_dir is not None:
+            arguments += ["--credentials", str(made.settings.credentials_dir)]
+        pid = self._ask(
+            log=str(log),
+            environment=environment,
+            audit=audit,
+            stop=stop,
+            trace=str(trace) if trace else None,
+            arguments=arguments,
+        )
         return Started(pid, log, self)
 
     def wait(self, pid: int) -> int:
@@ -210,10 +245,11 @@ class Made:
     record: RunRecord
     config_path: Path
     ranks: "Ranks"
+    settings: StorageSettings = field(default_factory=StorageSettings)
 
     @property
     def store(self) -> Store:
-        return open_store(self.config.output.uri, StorageSettings())
+        return open_store(self.config.output.uri, self.settings)
 
     @property
     def records(self) -> list[Record]:
@@ -348,11 +384,12 @@ def write(path: Path, rows: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def made(root: Path, spec: dict[str, Any], ranks: Ranks) -> Made:
+def made(root: Path, spec: dict[str, Any], ranks: Ranks, settings: StorageSettings | None = None) -> Made:
     """Resolve a document and let preflight do its part."""
+    settings = settings or StorageSettings()
     config = resolve(
         FineTuneJobSpec.model_validate(spec),
-        FineTuneProfileSpec(),
+        FineTuneProfileSpec.model_validate({"storage": {"endpoint": settings.endpoint}}),
         job="tests/tiny",
         job_uid="tiny",
         generation=1,
@@ -360,7 +397,7 @@ def made(root: Path, spec: dict[str, Any], ranks: Ranks) -> Made:
     )
     path = root / "config.json"
     path.write_text(config.model_dump_json(by_alias=True))
-    last = preflight(config, credentials=None, work=root / "preflight")
+    last = preflight(config, credentials=settings.credentials_dir, work=root / "preflight")
     assert last.run_id is not None
-    store = open_store(config.output.uri, StorageSettings())
-    return Made(config, RunRecord.model_validate_json(store.read(run_key(last.run_id))), path, ranks)
+    store = open_store(config.output.uri, settings)
+    return Made(config, read_record(store, run_key(last.run_id)), path, ranks, settings)

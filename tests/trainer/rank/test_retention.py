@@ -15,7 +15,7 @@ from tests.trainer.rank.conftest import Made, write
 from tests.trainer.rank.test_seq2seq import translations
 
 from finetune_api.contract import LastMessage
-from finetune_api.job import RetentionStatus
+from finetune_api.status import RetentionStatus
 from finetune_trainer.preflight import preflight
 from finetune_trainer.storage.commit import CURRENT, RecordKind
 

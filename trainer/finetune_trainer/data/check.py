@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from finetune_api.job import DroppedRows
+from finetune_api.status import DroppedRows
 from finetune_trainer.data.duplicates import Contents, Repeated
 from finetune_trainer.data.read import DataError, Row, Rows
 from finetune_trainer.data.read.base import weight

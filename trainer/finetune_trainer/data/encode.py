@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from finetune_api.job import TokenLengths
+from finetune_api.status import TokenLengths
 from finetune_trainer.data.check import Example
 from finetune_trainer.data.read import DataError
 from finetune_trainer.run import LEFT_OUT, TRAIN

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from finetune_api.contract import RunConfig
-from finetune_api.job import AuditFigure, DroppedRows
+from finetune_api.status import AuditFigure, DroppedRows
 from finetune_trainer.data.audit import Audit
 from finetune_trainer.data.check import Example, Survey, warnings
 from finetune_trainer.data.duplicates import Contents, Mark, Marks, Repeated

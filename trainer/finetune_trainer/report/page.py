@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
-from finetune_api.job import EvaluationStatus
+from finetune_api.status import EvaluationStatus
 from finetune_trainer.report.style import STYLE
 from finetune_trainer.report.svg import bars, histogram, lines, short
 

@@ -5,11 +5,12 @@ record is the truth, so nothing is ever half committed. Records are numbered wit
 attempt begins with a claim record, whose number is the attempt's name; from then on every older attempt finds its
 next number taken and is fenced.
 
-A record's body names the data objects that it commits under `objects`, a list of {key, size, sha256} with keys
+A record's body names the data objects that it commits under `objects`, a list of {key, size, sha256, etag} with keys
 relative to the store, or under `prefix`, which covers everything below it. Garbage collection believes these two
 fields alone.
 """
 
+import hashlib
 import json
 import threading
 import uuid
@@ -19,10 +20,11 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
-from .base import AlreadyExists, Damaged, NotFound, ObjectInfo, PreconditionFailed, StorageError, Store, digest_of
+from .base import MIB, AlreadyExists, Damaged, NotFound, ObjectInfo, PreconditionFailed, StorageError, Store, digest_of
 
 CURRENT = "current.json"
 _FORMAT = 1
+_SEAL = "sha256"
 # A bound against a store that answers AlreadyExists for ever; a real log is never this far ahead of a reader.
 _MAX_TRIES = 1000
 
@@ -268,16 +270,43 @@ def holder_of(claim: Record) -> Holder:
 
 
 def object_entry(info: ObjectInfo) -> dict[str, Any]:
-    """How a record's body names a data object: key, size in bytes and hex SHA-256."""
-    return {"key": info.key, "size": info.size, "sha256": info.sha256}
+    """How a record's body names a data object: key, size in bytes, hex SHA-256 and the store's own tag."""
+    return {"key": info.key, "size": info.size, "sha256": info.sha256, "etag": info.etag}
+
+
+def what_is_wrong(store: Store, entries: Sequence[Mapping[str, Any]]) -> str | None:
+    """The first of the objects that is gone or damaged, in words; None when all are whole.
+
+    An object whose tag is still that of its record has not been written since; another is read and compared with its
+    digest.
+    """
+    for entry in entries:
+        key = str(entry["key"])
+        info = store.head(key)
+        if info is None:
+            return f"{key} is missing"
+        if info.size != entry["size"]:
+            return f"{key} has {info.size} bytes instead of {entry['size']}"
+        if info.etag != entry.get("etag") and hash_object(store, info) != entry["sha256"]:
+            return f"{key} is damaged"
+    return None if entries else "it names no objects"
+
+
+def hash_object(store: Store, info: ObjectInfo) -> str:
+    """Hex SHA-256 of an object as it is stored, in a stream of bounded memory."""
+    sha256 = hashlib.sha256()
+    with store.stream(info.key, if_match=info.etag) as source:
+        while block := source.read(4 * MIB):
+            sha256.update(block)
+    return sha256.hexdigest()
 
 
 def publish_current(store: Store, body: Mapping[str, Any]) -> None:
-    """Replace `current.json`, what consumers read: the last act, after the published record.
+    """Replace `current.json`, what consumers read: the last act, after the published record. It carries its digest.
 
     Raises PreconditionFailed when others replace it faster than this process can.
     """
-    data = _canonical(body)
+    data = _canonical({**body, _SEAL: digest_of(_canonical(body))})
     for tries_left in reversed(range(10)):
         found = store.head(CURRENT)
         if found is not None and found.size == len(data) and store.read(CURRENT) == data:
@@ -288,6 +317,19 @@ def publish_current(store: Store, body: Mapping[str, Any]) -> None:
         except PreconditionFailed:
             if not tries_left:
                 raise
+
+
+def read_current(store: Store) -> dict[str, Any] | None:
+    """What `current.json` says, None where it is missing or not as a run has written it.
+
+    Earlier versions wrote no digest into it.
+    """
+    try:
+        body = json.loads(store.read(CURRENT))
+        seal = body.pop(_SEAL, None)
+    except (NotFound, Damaged, ValueError, TypeError, AttributeError):
+        return None
+    return dict(body) if seal is None or seal == digest_of(_canonical(body)) else None
 
 
 def collect_garbage(store: Store, run_id: str, claim: Claim, grace: timedelta) -> list[str]:

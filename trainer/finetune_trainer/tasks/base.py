@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune_api.contract import RunConfig
-from finetune_api.job import Overlong
+from finetune_api.scalars import Overlong
 from finetune_api.tasks import lower_is_better
 
 if TYPE_CHECKING:

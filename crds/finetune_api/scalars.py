@@ -1,0 +1,34 @@
+"""What a single value of a document may be."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints
+
+Uri = Annotated[str, StringConstraints(pattern=r"^(s3|file)://[^ \t\r\n]+$", max_length=1024)]
+SourceUri = Annotated[str, StringConstraints(pattern=r"^(s3|file|hf)://[^ \t\r\n]+$", max_length=1024)]
+S3OrFile = "an s3:// or file:// address (file:// only outside a cluster)"
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)]
+Column = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+License = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.+-]*$", max_length=64)]
+Label = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+PartName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=40)]
+MetricName = Annotated[
+    str, StringConstraints(pattern=r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?\.)?[a-z0-9][-a-z0-9]*$", max_length=64)
+]
+Language = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][-A-Za-z0-9_]*$", max_length=32)]
+Template = Annotated[str, StringConstraints(min_length=1, max_length=65536)]
+Prefix = Annotated[str, StringConstraints(max_length=256)]
+Quantity = Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$", max_length=32)]
+Duration = Annotated[str, StringConstraints(pattern=r"^([0-9]+h)?([0-9]+m)?([0-9]+s)?$", min_length=2, max_length=32)]
+LabelValue = Annotated[str, StringConstraints(pattern=r"^(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?$", max_length=63)]
+Key = Annotated[str, StringConstraints(max_length=317)]
+Text = Annotated[str, StringConstraints(max_length=1024)]
+
+Overlong = Literal["Truncate", "Split", "Drop", "Fail"]
+Strategy = Literal["greedy", "beam"]
+Leakage = Literal["Drop", "Fail"]
+AuditMode = Literal["Sample", "Full"]
+OptimizerType = Literal["adamw", "adafactor", "sgd", "adamw-8bit"]
+ScheduleType = Literal["linear", "cosine", "constant", "polynomial", "inverse-sqrt", "one-cycle"]
+LossType = Literal["cross-entropy", "focal"]
+Share = Annotated[float, Field(ge=0, lt=1)]
