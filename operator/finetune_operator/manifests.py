@@ -13,6 +13,7 @@ from finetune_api.pods import PodMetadata, PodSpec
 from finetune_operator.views import (
     FAILURES,
     GENERATION,
+    HALVE,
     INTERRUPTIONS,
     JOB_UID,
     MANAGED_BY,
@@ -125,6 +126,8 @@ def train_job(
     pod["terminationGracePeriodSeconds"] = pods.grace_seconds
     container["volumeMounts"].append({"name": "shm", "mountPath": "/dev/shm"})  # noqa: S108 (what torch shares tensors by)
     pod["volumes"].append({"name": "shm", "emptyDir": {"medium": "Memory"}})
+    if counters.halve:
+        container["args"].append("--halve-micro-batch")
     if pods.cache is not None:
         container["args"] += ["--cache", CACHE_PATH]
         container["volumeMounts"].append({"name": "cache", "mountPath": CACHE_PATH})
@@ -189,6 +192,8 @@ def _notes(subject: Subject, key: str, ordinal: int, counters: Counters) -> dict
         TRIES: str(counters.tries),
         INTERRUPTIONS: str(counters.interruptions),
     }
+    if counters.halve:
+        notes[HALVE] = "true"
     return {**notes, RETRY: subject.retry} if subject.retry else notes
 
 

@@ -26,6 +26,7 @@ ORDINAL = "finetune.dev/ordinal"
 FAILURES = "finetune.dev/failures"
 TRIES = "finetune.dev/tries"
 INTERRUPTIONS = "finetune.dev/interruptions"
+HALVE = "finetune.dev/halve-micro-batch"
 RETRY = "finetune.dev/retry"
 
 Raw = Mapping[str, Any]
@@ -142,6 +143,8 @@ class Counters:
     """Attempts in a row that the environment ended: they only space the next ones."""
     interruptions: int = 0
     """Of preflight: times in a row that the cluster took the pod away."""
+    halve: bool = False
+    """Of a train Job: the container before was killed for its memory, and nothing but this can say so."""
 
 
 @dataclass(frozen=True)
@@ -180,7 +183,12 @@ class Child:
             run=labels.get(RUN),
             key=notes.get(RESTART_KEY, ""),
             ordinal=_number(notes.get(ORDINAL)),
-            counters=Counters(*(_number(notes.get(name)) for name in (FAILURES, TRIES, INTERRUPTIONS))),
+            counters=Counters(
+                failures=_number(notes.get(FAILURES)),
+                tries=_number(notes.get(TRIES)),
+                interruptions=_number(notes.get(INTERRUPTIONS)),
+                halve=HALVE in notes,
+            ),
             retry=notes.get(RETRY, ""),
             created=_created(meta),
             deleting="deletionTimestamp" in meta,

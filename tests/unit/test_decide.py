@@ -774,11 +774,12 @@ FAILING = [
     Row("a hung trainer is counted", world(TRAINING, t(), ended(t(), 46, message(46, "Hung"))), "Starting", "Hung"),
     Row("damaged data is counted", world(TRAINING, t(), ended(t(), 43, message(43, "Damaged"))), "Starting", "Damaged"),
     Row(
-        "a container killed for its memory is counted: nothing tells the next attempt to halve the micro-batch",
-        world(TRAINING, t(), ended(t(), 137, word="OOMKilled")),
+        "a container killed for its memory is free, too: the next attempt is told to halve the micro-batch",
+        world(TRAINING, t(counters=Counters(failures=3)), ended(t(), 137, word="OOMKilled")),
         "Starting",
         "HostOutOfMemory",
-        says="raise spec.resources.perNode.memory; going on from step 30 at 2026-03-01T12:00:05Z",
+        "begin t2, delete t1",
+        says="raise spec.resources.perNode.memory; going on from step 30",
     ),
     Row(
         "memory that the trainer has told of is free: the next attempt halves the micro-batch",

@@ -165,7 +165,7 @@ ROWS = [
     Row(
         "a container over its limit of memory",
         [ended(137, word="OOMKilled")],
-        Kind.CRASH,
+        Kind.MEMORY,
         "HostOutOfMemory",
         says="raise spec.resources.perNode.memory",
     ),

@@ -179,6 +179,16 @@ def test_a_job_is_read_back_with_all_that_it_carries() -> None:
     assert (child.ordinal, child.counters, child.generation) == (3, Counters(failures=1, tries=2), 2)
 
 
+def test_after_a_container_killed_for_its_memory_the_next_is_told_to_halve_the_micro_batch() -> None:
+    for halve in (True, False):
+        counters = Counters(failures=1, halve=halve)
+        job = manifests.train_job(SUBJECT, config(SPEC), key="k", run_id="a" * 16, ordinal=2, counters=counters)
+        raw = {**job, "metadata": {**job["metadata"], "uid": "u", "creationTimestamp": "2026-03-01T00:00:00Z"}}
+        assert Child.of(raw).counters == counters
+        (container,) = job["spec"]["template"]["spec"]["containers"]
+        assert ("--halve-micro-batch" in container["args"]) is halve
+
+
 def test_the_rendezvous_name_is_the_first_pods_host_name() -> None:
     job = DOCUMENTS["train-job-rich"]
     environment = {v["name"]: v.get("value") for v in job["spec"]["template"]["spec"]["containers"][0]["env"]}

@@ -98,6 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     train = commands.add_parser("train", help="train a resolved run (what a train pod does)")
     _pod_options(train)
     train.add_argument("--run-id", required=True, metavar="ID", help="the run that preflight has found")
+    train.add_argument("--halve-micro-batch", action="store_true", help="the attempt before was killed for its memory")
     train.add_argument("--cache", type=Path, metavar="DIR", help="base models that pods share (default: none)")
     train.add_argument(
         "--port", type=int, default=PROGRESS_PORT, help="for /progress, /metrics and /healthz; 0: none (default: 9090)"
@@ -193,6 +194,7 @@ def _train(options: argparse.Namespace) -> int:
         message=options.message,
         work=options.work,
         cache=options.cache,
+        halve=options.halve_micro_batch,
         port=options.port,
     )
 

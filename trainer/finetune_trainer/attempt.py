@@ -199,13 +199,16 @@ class Attempt:
         return next(reversed(find(self.records, RecordKind.TRAINED)), None)
 
 
-def begin(attempt: Attempt) -> bool:
-    """Claim the run, settle the numerics and tell the other ranks; whether training is over already."""
+def begin(attempt: Attempt, *, halve: bool = False) -> bool:
+    """Claim the run, settle the numerics and tell the other ranks; whether training is over already.
+
+    `halve`: the attempt before was killed for its memory and could not leave word of it.
+    """
     world = attempt.world
     news: dict[str, Any] | None = None
     if world.leads:
         log = RunLog(attempt.store, attempt.record.run_id)
-        before = _numerics_before(log.read(), attempt.store, attempt.record.run_id)
+        before = _numerics_before(log.read(), attempt.store, attempt.record.run_id, halve=halve)
         settled = numerics.resolve(attempt.config, world=world, before=before)
         changed = numerics.changes(before, settled)
         if changed:
@@ -228,7 +231,7 @@ def _holder(config: RunConfig) -> Holder:
     )
 
 
-def _numerics_before(records: list[Record], store: Store, run_id: str) -> dict[str, Any] | None:
+def _numerics_before(records: list[Record], store: Store, run_id: str, *, halve: bool) -> dict[str, Any] | None:
     """Numerics of the newest attempt, its micro-batch as it was at the end, halved if it ran out of memory."""
     claims = find(records, RecordKind.CLAIM)
     if not claims or not claims[-1].body.get("numerics"):
@@ -240,8 +243,12 @@ def _numerics_before(records: list[Record], store: Store, run_id: str) -> dict[s
     try:
         note = json.loads(store.read(_memory_note(run_id, claims[-1].number)))
     except NotFound:
-        return found
-    return {**found, "microBatch": max(1, min(found["microBatch"], note["microBatch"]) // 2)}
+        if not halve:
+            return found
+        note = found
+    size = max(1, min(found["microBatch"], note["microBatch"]) // 2)
+    _log.warning("the attempt before ran out of memory: micro-batches have %d rows now", size)
+    return {**found, "microBatch": size}
 
 
 def _memory_note(run_id: str, attempt: int) -> str:

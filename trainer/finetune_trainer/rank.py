@@ -45,6 +45,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--credentials", type=Path)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--cache", type=Path)
+    parser.add_argument("--halve-micro-batch", action="store_true")
     return parser.parse_args(arguments)
 
 
@@ -129,7 +130,7 @@ class Rank:
             heart=self._heart,
             reporter=reporter,
         )
-        if not begin(attempt):
+        if not begin(attempt, halve=self._options.halve_micro_batch):
             fetch_inputs(attempt, cache=self._options.cache)
             measure_base(attempt)
             train_what_is_left(attempt)

@@ -111,6 +111,7 @@ def main(
     message: Path | None,
     work: Path,
     cache: Path | None = None,
+    halve: bool = False,
     port: int = PROGRESS_PORT,
 ) -> int:
     """`finetune train`: returns the exit code, having written the last message. `port` 0 serves nothing."""
@@ -134,6 +135,8 @@ def main(
             command += ["--credentials", str(credentials)]
         if cache is not None:
             command += ["--cache", str(cache)]
+        if halve:
+            command.append("--halve-micro-batch")
         command += ["--work", str(work)]
         if port:
             telemetry.serve(state / "progress.json", port)

@@ -7,7 +7,7 @@ from typing import Any
 
 from finetune_api.status import CheckpointStatus, FineTuneJobStatus, ProgressStatus, Restart, RunStatus, Usage
 from finetune_operator.policies.endings import End
-from finetune_operator.policies.ways import GATES_CHANGED, JOB_LOST, MESSAGE_LOST, Kind
+from finetune_operator.policies.ways import GATES_CHANGED, JOB_LOST, MESSAGE_LOST, OOM_KILLED, Kind
 from finetune_operator.verdict import Observed, Verdict
 from finetune_operator.views import Child, Counters, format_time
 
@@ -62,6 +62,8 @@ DELAYS: dict[Kind, Callable[[int], timedelta]] = {
 def after(child: Child, end: End) -> Counters:
     """What the next child Job carries."""
     before = child.counters
+    if end.way is OOM_KILLED:
+        return Counters(failures=before.failures, halve=True)
     if end.kind is Kind.CRASH:
         return Counters(failures=before.failures + 1, tries=0)
     if end.kind in (Kind.ENVIRONMENT, Kind.FENCED):

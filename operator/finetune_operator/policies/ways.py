@@ -149,9 +149,8 @@ CODES: dict[ExitCode, Way] = {
 
 OOM_KILLED = Way(
     "HostOutOfMemory",
-    Kind.CRASH,
-    "the kernel killed the whole container for its memory limit, so that nothing could tell the next attempt to halve "
-    "the micro-batch",
+    Kind.MEMORY,
+    "the kernel killed the whole container for its memory limit, so that the trainer could say nothing",
     "the container's reason OOMKilled with another exit code than 50",
     "raise `resources.perNode.memory`; of a preflight pod: split the files of rows",
 )

@@ -174,14 +174,14 @@ class Ranks:
         stop: "Stop | None" = None,
         trace: Path | None = None,
         environment: dict[str, str] | None = None,
-        cache: Path | None = None,
+        options: Sequence[str] = (),
     ) -> "Started":
         """`trace`: a file that gets a line for each step that is done (its number, the digest of its rows' numbers,
         its loss) and for each checkpoint that is handed over to be uploaded (its step)."""
         environment = environment or {}
         log = work.parent / f"{work.name}-{environment.get('RANK', '0')}.log"
         arguments = ["--config", str(made.config_path), "--run-id", made.record.run_id, "--work", str(work)]
-        arguments += [] if cache is None else ["--cache", str(cache)]
+        arguments += options
         if made.settings.credentials_dir is not None:
             arguments += ["--credentials", str(made.settings.credentials_dir)]
         pid = self._ask(
@@ -261,11 +261,11 @@ class Made:
         *,
         audit: bool = False,
         stop: Stop | None = None,
-        cache: Path | None = None,
+        options: Sequence[str] = (),
         **environment: str,
     ) -> "Started":
         """One rank as the supervisor would start it, as a process of its own."""
-        return self.ranks.start(self, work, audit=audit, stop=stop, environment=environment, cache=cache)
+        return self.ranks.start(self, work, audit=audit, stop=stop, environment=environment, options=options)
 
     def run(
         self,
@@ -273,11 +273,11 @@ class Made:
         *,
         audit: bool = False,
         stop: Stop | None = None,
-        cache: Path | None = None,
+        options: Sequence[str] = (),
         **environment: str,
     ) -> tuple[int, str]:
         """Exit code and log."""
-        started = self.start(work, audit=audit, stop=stop, cache=cache, **environment)
+        started = self.start(work, audit=audit, stop=stop, options=options, **environment)
         return started.wait(), started.log
 
     def kinds(self) -> list[str]:

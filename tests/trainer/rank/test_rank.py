@@ -277,14 +277,29 @@ def test_changed_inputs_are_refused_and_named(make_run: Any, rows: Any, tiny_bas
     assert made.message(tmp_path / "work2").reason == "ObjectNotFound"
 
 
+def test_an_attempt_after_one_killed_for_its_memory_halves_the_micro_batch(
+    make_run: Any, rows: Any, tmp_path: Path
+) -> None:
+    made = make_run(rows(100), training={**FAST, "microBatch": 8}, checkpoint={"every": {"steps": 3}})
+    started = made.start(tmp_path / "killed")
+    wait_for_records(made, 2)
+    started.kill(signal.SIGKILL)
+    started.wait()
+    code, log = made.run(tmp_path / "halved", options=["--halve-micro-batch"])
+    assert code == 0, log
+    claims = [record.body["numerics"]["microBatch"] for record in made.records if record.kind is RecordKind.CLAIM]
+    assert claims == [8, 4]
+    assert "ran out of memory: micro-batches have 4 rows now" in log
+
+
 def test_runs_with_the_same_base_share_its_download(make_run: Any, rows: Any, tiny_base: Path, tmp_path: Path) -> None:
-    cache = tmp_path / "cache"
+    cache = ["--cache", str(tmp_path / "cache")]
     spec = {"base": tiny_base, "training": {**FAST, "epochs": 0.5}}
     first, second = make_run(rows(100), name="first", **spec), make_run(rows(120), name="second", **spec)
-    code, log = first.run(tmp_path / "work-1", cache=cache)
+    code, log = first.run(tmp_path / "work-1", options=cache)
     assert code == 0, log
     assert "is downloaded into the cache" in log
-    code, log = second.run(tmp_path / "work-2", cache=cache)
+    code, log = second.run(tmp_path / "work-2", options=cache)
     assert code == 0, log
     assert "is in the cache" in log
     assert "downloaded" not in log
@@ -292,7 +307,7 @@ def test_runs_with_the_same_base_share_its_download(make_run: Any, rows: Any, ti
     alone = make_run(rows(140), name="alone", **spec)
     broken = tmp_path / "file"
     broken.write_text("")
-    code, log = alone.run(tmp_path / "work-3", cache=broken)
+    code, log = alone.run(tmp_path / "work-3", options=["--cache", str(broken)])
     assert code == 0, log
     assert "cannot be used (" in log
 
