@@ -20,6 +20,7 @@ import arguments
 import dataset
 import digits
 import names
+import pairs
 import prose
 import questions
 import yaml
@@ -30,12 +31,14 @@ EXAMPLES = ROOT / "examples"
 WORK = ROOT / ".work/examples"
 DATA: dict[str, Callable[[Path], object]] = {
     "arguments": arguments.make,
+    "descriptions": partial(pairs.make, "translation"),
     "digits": digits.make,
     "docstrings": dataset.make,
     "instructions": partial(prose.make, "instructions"),
     "names": names.make,
     "preferences": partial(prose.make, "preferences"),
     "questions": questions.make,
+    "summaries": partial(pairs.make, "summarization"),
     "text": partial(prose.make, "text"),
 }
 """Directory in the bucket `data` -> what makes it."""

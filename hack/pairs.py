@@ -1,7 +1,7 @@
 """Real data for translation and summarization, out of what a Debian machine with the trainer has.
 
-translation: one-line descriptions of Debian's library packages, English and German. apt fetches the translations from
-the machine's own package sources; nothing of the machine's apt is changed.
+translation: one-line descriptions of Debian's packages for programmers, English and German. apt fetches the
+translations from the machine's own package sources; nothing of the machine's apt is changed.
 
 summarization: the body of a docstring and the signature of its function, and the docstring's first line. Sources are
 parsed, never imported.
@@ -24,8 +24,12 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-DOMAIN = ("libdevel", "libs")
-"""Sections of the archive whose packages are translated in the example; the others are for pretraining."""
+DOMAIN = (
+    *("cli-mono", "debug", "devel", "doc", "gnu-r", "haskell", "interpreters", "introspection", "java", "javascript"),
+    *("libdevel", "libs", "lisp", "ocaml", "oldlibs", "perl", "php", "python", "ruby", "vcs"),
+)
+"""Sections of the archive, all about programming, whose packages are translated in the example; the others are for
+pretraining."""
 PACKAGES = (
     *("accelerate", "huggingface_hub", "networkx", "numpy", "peft", "scipy", "sklearn", "sympy"),
     *("argparse", "asyncio", "collections", "concurrent", "email", "html", "http", "importlib", "json", "logging"),
