@@ -30,3 +30,8 @@ def s3_bucket(s3_server: S3Server) -> Iterator[str]:
     client.create_bucket(Bucket=name)
     yield name
     client.delete_bucket(Bucket=name)  # this server deletes full ones, too
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Those that take longest go first, so that no worker is idle while another ends with one of them."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)

@@ -130,6 +130,7 @@ def ranks_of(work: Path) -> list[int]:
     return found
 
 
+@pytest.mark.long
 def test_a_run_that_is_killed_and_stopped_still_ends_in_a_published_model(
     tmp_path: Path, document: dict[str, Any]
 ) -> None:

@@ -231,7 +231,7 @@ def _holder(config: RunConfig) -> Holder:
     )
 
 
-def _numerics_before(records: list[Record], store: Store, run_id: str, *, halve: bool) -> dict[str, Any] | None:
+def _numerics_before(records: list[Record], store: Store, run_id: str, *, halve: bool = False) -> dict[str, Any] | None:
     """Numerics of the newest attempt, its micro-batch as it was at the end, halved if it ran out of memory."""
     claims = find(records, RecordKind.CLAIM)
     if not claims or not claims[-1].body.get("numerics"):
