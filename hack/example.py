@@ -38,6 +38,7 @@ DATA: dict[str, Callable[[Path], object]] = {
     "names": names.make,
     "preferences": partial(prose.make, "preferences"),
     "questions": questions.make,
+    "sentences": partial(names.make, rows=1000, test_rows=300),
     "summaries": partial(pairs.make, "summarization"),
     "text": partial(prose.make, "text"),
 }

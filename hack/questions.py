@@ -38,7 +38,7 @@ class Parameter(NamedTuple):
     text: str
 
 
-def make(directory: Path, *, rows: int = 1600, test_rows: int = 400) -> tuple[Path, Path]:
+def make(directory: Path, *, rows: int = 1200, test_rows: int = 300) -> tuple[Path, Path]:
     """Writes `train.jsonl` and `test.jsonl` (columns question, context, answers, module) and returns their paths.
 
     No module has rows in both. Raises RuntimeError when the installed packages say too little.
@@ -118,8 +118,8 @@ def _question(draw: random.Random, group: list[Parameter]) -> dict[str, Any]:
 def main() -> int:
     parser = argparse.ArgumentParser(description="Make a real question-answering data set without network")
     parser.add_argument("directory", type=Path)
-    parser.add_argument("--rows", type=int, default=1600, help="training rows (default 1600)")
-    parser.add_argument("--test-rows", type=int, default=400, help="test rows of other modules (default 400)")
+    parser.add_argument("--rows", type=int, default=1200, help="training rows (default 1200)")
+    parser.add_argument("--test-rows", type=int, default=300, help="test rows of other modules (default 300)")
     arguments = parser.parse_args()
     for path in make(arguments.directory, rows=arguments.rows, test_rows=arguments.test_rows):
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
