@@ -77,29 +77,26 @@ def calm(make_run: MakeRun, rows: Any, tmp_path: Path) -> Made:
     return made
 
 
+def wrong(made: Made, tmp_path: Path, *, wanted: dict[str, bytes], least: int) -> dict[str, str]:
+    """What went wrong, by object and damage, when each object that is there now was damaged; `least` are expected."""
+    kept, root = tmp_path / "kept", stored(made)
+    shutil.copytree(root, kept)
+    found = {}
+    for number, (key, how) in enumerate(damaged(root, kept)):
+        name = f"{key} {how}"
+        found[name] = judge(made, tmp_path / f"work-{number}", key=key, wanted=wanted)
+        print(f"{name}: {found[name] or 'ok'}", flush=True)
+    assert len(found) > least
+    return {name: said for name, said in found.items() if said is not None}
+
+
 @pytest.mark.parametrize("records", [3, 6], ids=["in-training", "trained"])
 def test_a_run_that_is_under_way(make_run: MakeRun, rows: Any, calm: Made, tmp_path: Path, records: int) -> None:
     made = make_run(rows(100), name="run", **SPEC)
     code, _ = made.run(tmp_path / "work-begun", stop=(*COMMIT, records, signal.SIGKILL))
     assert code == -signal.SIGKILL
-    kept, root = tmp_path / "kept", stored(made)
-    shutil.copytree(root, kept)
-    wanted = model_of(calm)
-    found = {}
-    for number, (key, how) in enumerate(damaged(root, kept)):
-        found[f"{key} {how}"] = judge(made, tmp_path / f"work-{number}", key=key, wanted=wanted)
-        print(f"{key} {how}: {found[f'{key} {how}'] or 'ok'}", flush=True)
-    assert len(found) > 20
-    assert not {name: wrong for name, wrong in found.items() if wrong is not None}
+    assert not wrong(made, tmp_path, wanted=model_of(calm), least=20)
 
 
 def test_a_run_that_is_finished(calm: Made, tmp_path: Path) -> None:
-    kept, root = tmp_path / "kept", stored(calm)
-    shutil.copytree(root, kept)
-    wanted = model_of(calm)
-    found = {}
-    for number, (key, how) in enumerate(damaged(root, kept)):
-        found[f"{key} {how}"] = judge(calm, tmp_path / f"work-{number}", key=key, wanted=wanted)
-        print(f"{key} {how}: {found[f'{key} {how}'] or 'ok'}", flush=True)
-    assert len(found) > 40
-    assert not {name: wrong for name, wrong in found.items() if wrong is not None}
+    assert not wrong(calm, tmp_path, wanted=model_of(calm), least=40)
