@@ -62,12 +62,24 @@ class Attempt:
     number: int = 0
     claim: Claim | None = None
     """Rank 0 only."""
-    cache: Cache | None = None
-    """Where the base model's files may lie; holds them as long as the attempt lasts."""
+    cache_root: Path | None = None
+    """A directory for base models that other pods use, too."""
     packs: Packs | None = None
     """What batches are made of, where rows are packed; settled once the model is loaded (units.py)."""
     of_base: OfBase | None = None
     """What the untouched base has said of rows, where the loss compares with it."""
+
+    @cached_property
+    def cache(self) -> Cache | None:
+        """Where the base model's files may lie; holds them as long as the attempt lasts. For one rank of the node."""
+        asked = self.config.pods.cache
+        if self.cache_root is None:
+            return None
+        try:
+            return Cache(self.cache_root, limit=int(bytes_of(asked.size)) if asked and asked.size else None)
+        except OSError as error:
+            _log.warning("the cache of base models cannot be used (%s); they are downloaded for this pod alone", error)
+            return None
 
     @cached_property
     def learner(self) -> tasks.Learner:
@@ -264,12 +276,9 @@ def note_memory(attempt: Attempt, error: OutOfMemory) -> None:
 # --- files ---
 
 
-def fetch_inputs(attempt: Attempt, *, cache: Path | None = None) -> None:
-    """Download the base model and the encoded stores, once a node, exactly as pinned. Raises StorageError.
-
-    `cache` is a directory for base models that other pods use, too.
-    """
-    shared = _open_cache(attempt, cache) if cache is not None and attempt.world.leads_node else None
+def fetch_inputs(attempt: Attempt) -> None:
+    """Download the base model and the encoded stores, once a node, exactly as pinned. Raises StorageError."""
+    shared = attempt.cache if attempt.world.leads_node else None
     for entry in attempt.record.manifest:
         kind, _, name = entry.role.partition("/")
         if kind == "model":
@@ -278,15 +287,6 @@ def fetch_inputs(attempt: Attempt, *, cache: Path | None = None) -> None:
     _fetch(attempt, attempt.record.encoded, attempt.base.parent / "encoded.safetensors")
     for name, kept in attempt.record.retention.items():
         _fetch(attempt, kept.encoded, attempt.retention_path(name))
-
-
-def _open_cache(attempt: Attempt, root: Path) -> Cache | None:
-    asked = attempt.config.pods.cache
-    try:
-        attempt.cache = Cache(root, limit=None if asked is None or asked.size is None else int(bytes_of(asked.size)))
-    except OSError as error:
-        _log.warning("the cache of base models cannot be used (%s); they are downloaded for this pod alone", error)
-    return attempt.cache
 
 
 def _link(attempt: Attempt, entry: Input, cache: Cache, download: Callable[[Path], Any], path: Path) -> None:

@@ -129,9 +129,10 @@ class Rank:
             signals=self._signals,
             heart=self._heart,
             reporter=reporter,
+            cache_root=self._options.cache,
         )
         if not begin(attempt, halve=self._options.halve_micro_batch):
-            fetch_inputs(attempt, cache=self._options.cache)
+            fetch_inputs(attempt)
             measure_base(attempt)
             train_what_is_left(attempt)
         world.leave()

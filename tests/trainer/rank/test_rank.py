@@ -302,6 +302,8 @@ def test_runs_with_the_same_base_share_its_download(make_run: Any, rows: Any, ti
     code, log = second.run(tmp_path / "work-2", options=cache)
     assert code == 0, log
     assert "is in the cache" in log
+    base = tmp_path / "work-2/runs" / second.record.run_id / "base"
+    assert all(path.is_symlink() for path in base.iterdir()), "also when all is done, evaluation and publication too"
     assert "downloaded" not in log
 
     alone = make_run(rows(140), name="alone", **spec)
