@@ -62,12 +62,12 @@ from finetune_trainer.storage import (
     open_store,
     probe_conditional_writes,
 )
+from finetune_trainer.storage.base import hash_object
 from finetune_trainer.storage.commit import (
     Record,
     RecordKind,
     RunLog,
     find,
-    hash_object,
     latest_checkpoint,
     what_is_wrong,
 )

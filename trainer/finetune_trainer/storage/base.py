@@ -244,6 +244,15 @@ def digest_of(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def hash_object(store: Store, info: ObjectInfo) -> str:
+    """Hex SHA-256 of an object as it is stored, in a stream of bounded memory."""
+    sha256 = hashlib.sha256()
+    with store.stream(info.key, if_match=info.etag) as source:
+        while block := source.read(4 * MIB):
+            sha256.update(block)
+    return sha256.hexdigest()
+
+
 def mismatch(uri: str, *, wanted: str, found: str) -> Damaged:
     """The error for bytes with another digest than the recorded one."""
     return Damaged(

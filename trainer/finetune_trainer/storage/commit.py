@@ -10,7 +10,6 @@ relative to the store, or under `prefix`, which covers everything below it. Garb
 fields alone.
 """
 
-import hashlib
 import json
 import threading
 import uuid
@@ -20,7 +19,17 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
-from .base import MIB, AlreadyExists, Damaged, NotFound, ObjectInfo, PreconditionFailed, StorageError, Store, digest_of
+from .base import (
+    AlreadyExists,
+    Damaged,
+    NotFound,
+    ObjectInfo,
+    PreconditionFailed,
+    StorageError,
+    Store,
+    digest_of,
+    hash_object,
+)
 
 CURRENT = "current.json"
 _FORMAT = 1
@@ -290,15 +299,6 @@ def what_is_wrong(store: Store, entries: Sequence[Mapping[str, Any]]) -> str | N
         if info.etag != entry.get("etag") and hash_object(store, info) != entry["sha256"]:
             return f"{key} is damaged"
     return None if entries else "it names no objects"
-
-
-def hash_object(store: Store, info: ObjectInfo) -> str:
-    """Hex SHA-256 of an object as it is stored, in a stream of bounded memory."""
-    sha256 = hashlib.sha256()
-    with store.stream(info.key, if_match=info.etag) as source:
-        while block := source.read(4 * MIB):
-            sha256.update(block)
-    return sha256.hexdigest()
 
 
 def publish_current(store: Store, body: Mapping[str, Any]) -> None:

@@ -62,6 +62,7 @@ from .base import (
     check_key,
     check_prefix,
     digest_of,
+    hash_object,
     mismatch,
 )
 from .files import file_changed, file_error, publish, temporary
@@ -324,11 +325,7 @@ class S3Store:
         """Encrypted and some foreign stores have etags of their own; only the bytes can prove the upload then."""
 
         def fetch() -> tuple[None, str, str | None]:
-            sha256 = hashlib.sha256()
-            with self.stream(info.key, if_match=info.etag) as source:
-                while block := source.read(_BLOCK):
-                    sha256.update(block)
-            return None, sha256.hexdigest(), info.sha256
+            return None, hash_object(self, info), info.sha256
 
         self._whole(info.key, fetch)
 
