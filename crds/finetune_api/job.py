@@ -300,6 +300,10 @@ class FineTuneJobSpec(Model):
     resources: Resources | None = spec_field(None, "What the pods get.")
     pod_template: PodTemplate | None = spec_field(None, "What else the pods need.")
     retries: Retries | None = spec_field(None, "What happens after crashes.")
+    suspend: bool | None = spec_field(
+        "live",
+        "true: nothing runs. An attempt commits a checkpoint and ends; false goes on from it. Default: false.",
+    )
 
 
 class FineTuneJob(Model):

@@ -7,15 +7,15 @@ an attempt has cost is written before its Job goes (so that it is counted once, 
 """
 
 from dataclasses import replace
-from datetime import datetime, timedelta
-from typing import Any
+from datetime import datetime
 
 from finetune_api.status import Usage
 from finetune_operator.policies.accept import Refusal, Target, accept, target_of
 from finetune_operator.policies.attempt import POLL, attempt, stopped
 from finetune_operator.policies.preflight import preflight
-from finetune_operator.policies.restarts import lost, rewound
+from finetune_operator.policies.restarts import forgotten, lost
 from finetune_operator.policies.rivals import ahead, wait_for
+from finetune_operator.policies.suspend import still_there, suspend
 from finetune_operator.policies.vanished import gone, vanished
 from finetune_operator.policies.ways import DOCUMENT_CHANGED
 from finetune_operator.status import compose, notes, worth_writing
@@ -35,8 +35,6 @@ from finetune_operator.verdict import (
 )
 from finetune_operator.views import Child, Counters, Pod
 
-ZOMBIE = timedelta(seconds=60)
-"""How long after its deadline a pod that should have ended is still waited for."""
 REFUSED_AGAIN = 60.0
 STARTED = ("Queued", "Starting", "Training", "Evaluating")
 
@@ -46,7 +44,10 @@ def decide(o: Observed, *, now: datetime) -> Decision:
     subject = o.subject
     if subject.deleting or (subject.finished and not _retry_asked(o)):
         return Decision()
-    verdict = _afresh(o, now=now) if subject.status.phase == "Failed" else _pursue(o, now=now)
+    if subject.suspended:
+        verdict = _suspended(o, now=now)
+    else:
+        verdict = _afresh(o, now=now) if subject.status.phase == "Failed" else _pursue(o, now=now)
     if subject.retry is not None:
         verdict = verdict.stating(last_handled_retry=subject.retry)
     after = compose(subject, verdict, now=now)
@@ -90,10 +91,8 @@ def _afresh(o: Observed, *, now: datetime) -> Verdict:
     """As if the document were new: what was said before stays, what Jobs of before ended with counts no more."""
     subject = o.subject
     status = subject.status
-    run = status.run.model_copy(update={"started_at": None, "interruptions": None}) if status.run else None
-    progress = rewound(status.progress, status.checkpoint.step if status.checkpoint else 0)
-    forgotten: dict[str, Any] = {"run": run, "restarts": None, "progress": progress}
-    blank = subject.status.model_copy(update={"phase": None, "message": None, "conditions": None, **forgotten})
+    anew = forgotten(status)
+    blank = subject.status.model_copy(update={"phase": None, "message": None, "conditions": None, **anew})
     asked = _retry_asked(o)
     old = [c for c in o.children if c.generation < subject.generation or (asked and c.retry != (subject.retry or ""))]
     fresh = replace(
@@ -103,8 +102,17 @@ def _afresh(o: Observed, *, now: datetime) -> Verdict:
     )
     verdict = _pursue(fresh, now=now)
     reset = {kind: Mark("Unknown", "NotYet", "asked to try again") for kind in ("PreflightPassed", "Evaluated")}
-    verdict = replace(verdict, marks={**reset, **verdict.marks}, facts={**forgotten, **verdict.facts})
+    verdict = replace(verdict, marks={**reset, **verdict.marks}, facts={**anew, **verdict.facts})
     return verdict.doing(*(DeleteJob.of(c) for c in old if not c.deleting))
+
+
+def _suspended(o: Observed, *, now: datetime) -> Verdict:
+    """Also what cannot be resolved is suspended, and says why it cannot."""
+    target = accept(o)
+    verdict = suspend(o, target, now=now)
+    if isinstance(target, Refusal):
+        return verdict.marking(Accepted=Mark("False", target.reason, target.message))
+    return _pinning(target, verdict)
 
 
 # --- the ordinary way ---
@@ -115,8 +123,11 @@ def _pursue(o: Observed, *, now: datetime) -> Verdict:
     job = next(reversed(o.jobs("train")), None)
     if isinstance(target, Refusal):
         return _beside(o, _refused(target), job, now=now) if job else _refused(target)
-    accepted = Mark("True", "Resolved", "the document is resolved and pinned")
-    verdict = _run(o, target, job, now=now).marking(Accepted=accepted)
+    return _pinning(target, _run(o, target, job, now=now))
+
+
+def _pinning(target: Target, verdict: Verdict) -> Verdict:
+    verdict = verdict.marking(Accepted=Mark("True", "Resolved", "the document is resolved and pinned"))
     if target.is_pinned:
         return verdict
     return replace(verdict, actions=(CreateConfig(target.config, target.key), *verdict.actions))
@@ -194,11 +205,7 @@ def _start(o: Observed, target: Target, *, now: datetime) -> Verdict:
 
 def _still_runs(pod: Pod, target: Target, *, now: datetime) -> bool:
     """A former train Job's pod that may still commit a checkpoint; one that a dead node never ends does not count."""
-    if pod.role != "train" or pod.over:
-        return False
-    if pod.gone_by is None:
-        return pod.key != target.key
-    return now <= pod.gone_by + ZOMBIE
+    return pod.role == "train" and still_there(pod, now=now) and (pod.gone_by is not None or pod.key != target.key)
 
 
 # --- a changed document while the run before it goes on ---

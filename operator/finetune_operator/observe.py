@@ -8,6 +8,7 @@ from finetune_api.resolve import Defaults
 from finetune_operator.cache import Cache
 from finetune_operator.kube import ApiError, Kube
 from finetune_operator.metrics import PROGRESS
+from finetune_operator.policies.suspend import still_there
 from finetune_operator.progress import ProgressReader
 from finetune_operator.verdict import Observed, Rival, condition
 from finetune_operator.views import Child, Pod, Subject
@@ -44,19 +45,25 @@ class Observer:
             unreadable=self._cache.unreadable(uid),
             children=self._cache.children(uid),
             pods=self._cache.pods(uid),
-            rivals=tuple(self._rival(other) for other in self._cache.same_output(subject)),
+            rivals=tuple(self._rival(other, now=now) for other in self._cache.same_output(subject)),
             progress=progress,
             refusals=refusals,
             last_write=last_write,
         )
 
-    def _rival(self, other: Subject) -> Rival:
-        """Who asks for another run by now, or is stalled, keeps nobody waiting, unless it trains."""
+    def _rival(self, other: Subject, *, now: datetime) -> Rival:
+        """Who asks for another run by now, is stalled or suspended keeps nobody waiting, unless it trains.
+
+        Pods that are to end for spec.suspend still train: who claimed the run now would fence their last checkpoint.
+        """
         run = other.status.run
         trains = [c for c in self._cache.children(other.uid) if c.role == "train" and not c.deleting]
-        holding = run is not None and any(c.run == run.id and c.ended is None for c in trains)
+        pods = self._cache.pods(other.uid) if other.suspended else ()
+        lingering = any(pod.role == "train" and still_there(pod, now=now) for pod in pods)
+        holding = run is not None and (any(c.run == run.id and c.ended is None for c in trains) or lingering)
         stalled = condition(other.status, "Stalled")
-        waiting = run is not None and run.generation == other.generation and (not stalled or stalled.status != "True")
+        willing = not other.suspended and (not stalled or stalled.status != "True")
+        waiting = run is not None and run.generation == other.generation and willing
         return Rival(
             name=f"{other.namespace}/{other.name}",
             uid=other.uid,

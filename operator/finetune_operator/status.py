@@ -3,6 +3,7 @@
 from datetime import datetime, timedelta
 
 from finetune_api.status import Condition, FineTuneJobStatus
+from finetune_operator.policies.ways import SUSPENDED
 from finetune_operator.verdict import Mark, Note, Verdict, condition, mark_of, reason_of
 from finetune_operator.views import Subject, format_time
 
@@ -34,13 +35,18 @@ def _lasting(subject: Subject) -> dict[str, Mark]:
 
 
 def _derived(verdict: Verdict) -> dict[str, Mark]:
-    """Succeeded is Unknown while it may still happen. Stalled and Reconciling are never True together."""
+    """Succeeded is Unknown while it may still happen. Stalled and Reconciling are never True together.
+
+    Suspended is True once nothing runs any more, and then nothing is on its way either.
+    """
     reason, message = verdict.reason, verdict.message
     succeeded = {"Succeeded": "True", "Failed": "False"}.get(verdict.phase, "Unknown")
     stalled = verdict.stalled or verdict.phase == "Failed"
-    working = not stalled and not verdict.final
+    suspended = reason == SUSPENDED.reason
+    working = not stalled and not verdict.final and not suspended
     return {
         "Succeeded": Mark(succeeded, reason, message),  # type: ignore[arg-type]
+        "Suspended": Mark("True", reason, message) if suspended else Mark("False", "NotSuspended", ""),
         "Reconciling": Mark("True" if working else "False", reason, message),
         "Stalled": Mark("True", reason, message) if stalled else Mark("False", "Progressing", ""),
     }

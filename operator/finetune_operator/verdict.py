@@ -114,7 +114,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is to be said of a FineTuneJob, and done for it. Succeeded, Reconciling and Stalled follow from it."""
+    """What is to be said of a FineTuneJob, and done for it. Succeeded, Suspended, Reconciling and Stalled follow."""
 
     phase: Phase
     reason: str

@@ -97,6 +97,11 @@ class Subject:
         return self.status.phase in ("Succeeded", "Failed") and self.status.observed_generation == self.generation
 
     @property
+    def suspended(self) -> bool:
+        """spec.suspend, not as it is pinned: it holds for a document that cannot be resolved, too."""
+        return self.spec.get("suspend") is True
+
+    @property
     def output(self) -> str:
         output = self.spec.get("output") or {}
         return str(output.get("uri", "")).rstrip("/")

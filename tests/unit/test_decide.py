@@ -58,6 +58,8 @@ SPEC: dict[str, Any] = {
 }
 FASTER = {**SPEC, "training": {"learningRate": 0.001}}
 """Another run."""
+SUSPENDED = {**SPEC, "suspend": True}
+"""The same run, which is not to go on."""
 PATIENT = {**SPEC, "retries": {"max": 1}}
 """The same run: only a live field differs."""
 STRICTER = {**SPEC, "evaluation": {"gates": [{"metric": "f1", "atLeast": 0.95}]}}
@@ -302,6 +304,13 @@ def tired(count: int) -> FineTuneJobStatus:
     return TRAINING.model_copy(update={"restarts": restarts(count)[-10:], "run": run})
 
 
+HALTED = {"subject": subject(SUSPENDED, generation=2), "pinned": {1: pinned(), 2: pinned(SUSPENDED, generation=2)}}
+"""Generation 2 is suspended; else it asks for the same."""
+RESUMED = {
+    "subject": subject(generation=3),
+    "pinned": {1: pinned(), 2: pinned(SUSPENDED, generation=2), 3: pinned(generation=3)},
+}
+"""Generation 3 is not suspended any more."""
 CHANGED = {"subject": subject(FASTER, generation=2), "pinned": {1: pinned(), 2: pinned(FASTER, generation=2)}}
 """Generation 2 asks for another run than generation 1."""
 GATED = {"subject": subject(STRICTER, generation=2), "pinned": {1: pinned(), 2: pinned(STRICTER, generation=2)}}
@@ -1181,6 +1190,165 @@ CHANGING = [
     ),
 ]
 
+HALTING = said("Suspended", "Suspending", generation=2, usage=Usage(attempts=1), restarts=restarts(1))
+IDLE = said(
+    "Suspended",
+    "Suspended",
+    generation=2,
+    usage=Usage(attempts=1),
+    checkpoint=CheckpointStatus(step=40),
+    restarts=[Restart(attempt=1, reason="Suspended", at="x", resumed_from_step=40, lost_steps=0)],
+)
+GOING = pod(t(), gone_by=NOW + timedelta(seconds=100), was_asked_to_go=True)
+SUSPENDING = [
+    Row(
+        "a new document that is suspended is pinned, and nothing is begun",
+        world(subject=subject(SUSPENDED), pinned={}),
+        "Suspended",
+        "Suspended",
+        "pin g1",
+        says="suspended before a checkpoint was committed; set spec.suspend to false to go on",
+        passed="Unknown",
+    ),
+    Row(
+        "one that cannot be resolved is suspended all the same",
+        world(subject=subject({**SUSPENDED, "profile": "gpu"}), pinned={}),
+        "Suspended",
+        "Suspended",
+    ),
+    Row("a preflight is ended", world(PREFLIGHT, p(), pod(p()), **HALTED), "Suspended", "Suspending", "delete p1"),
+    Row(
+        "what has passed does not begin",
+        world(GO, p(), ended(p(), 0, outcome("Fresh")), **HALTED),
+        "Suspended",
+        "Suspended",
+        "delete p1",
+    ),
+    Row("one that waits for a twin waits no longer", world(WAITING, rival(), **HALTED), "Suspended", "Suspended"),
+    Row("what trains is stopped", world(TRAINING, *RUNNING, **HALTED), "Suspended", "Suspending", "delete t1"),
+    Row(
+        "so is what waits for a node",
+        world(GO, t(), pod(t(), node=None, running=False), **HALTED),
+        "Suspended",
+        "Suspending",
+        "delete t1",
+    ),
+    Row(
+        "so is what goes on beside a changed document",
+        world(
+            REFUSED2,
+            *RUNNING,
+            subject=subject({**FASTER, "suspend": True}, generation=3),
+            pinned={1: pinned(), 3: pinned({**FASTER, "suspend": True}, generation=3)},
+        ),
+        "Suspended",
+        "Suspending",
+        "delete t1",
+    ),
+    Row(
+        "its pods commit a checkpoint first, which is waited for",
+        world(HALTING, GOING, **HALTED),
+        "Suspended",
+        "Suspending",
+        again=2.0,
+    ),
+    Row(
+        "but not on a dead node",
+        world(HALTING, replace(GOING, gone_by=ago(61)), **HALTED),
+        "Suspended",
+        "Suspended",
+    ),
+    Row(
+        "what they have committed is told",
+        world(HALTING, ended(t(), 45, message(45, "Stopped", run_id=RUN, step=45)), **HALTED),
+        "Suspended",
+        "Suspended",
+        says="suspended at step 45",
+    ),
+    Row(
+        "an attempt that has just ended with a model is a success",
+        world(TRAINING, t(), ended(t(), 0, TRAINED), **HALTED),
+        "Succeeded",
+        "Trained",
+        passed="True",
+    ),
+    Row(
+        "one that has just crashed is not tried again",
+        world(TRAINING, t(), ended(t(), 1, at=60), **HALTED),
+        "Suspended",
+        "Suspending",
+        "delete t1",
+    ),
+    Row(
+        "what has succeeded stays so",
+        world(SUCCEEDED, **HALTED),
+        "Succeeded",
+        "Trained",
+        passed="True",
+    ),
+    Row("and what has failed", world(FAILED, **HALTED), "Failed", "ColumnMissing", passed="False"),
+    Row(
+        "unless another run is asked for",
+        world(
+            SUCCEEDED,
+            subject=subject({**FASTER, "suspend": True}, generation=2),
+            pinned={1: pinned(), 2: pinned({**FASTER, "suspend": True}, generation=2)},
+        ),
+        "Suspended",
+        "Suspended",
+    ),
+    Row("what goes away is not suspended", world(TRAINING, subject=subject(SUSPENDED, deleting=True))),
+    Row(
+        "resumed, preflight asks storage what there is",
+        world(IDLE, **RESUMED),
+        "Preflight",
+        "Checking",
+        "begin p1",
+    ),
+    Row(
+        "also when the attempt before still ends",
+        world(HALTING, GOING, **RESUMED),
+        "Preflight",
+        "Checking",
+        "begin p1",
+    ),
+    Row(
+        "which the next attempt waits for",
+        world(said("Queued", "PreflightPassed", generation=3, passed="True"), GOING, **RESUMED),
+        "Queued",
+        "StoppingPreviousRun",
+        again=2.0,
+    ),
+    Row(
+        "then the next attempt goes on",
+        world(
+            said("Queued", "PreflightPassed", generation=3, passed="True", usage=Usage(attempts=1)),
+            p(generation=3),
+            ended(p(), 0, outcome("Resume", 40)),
+            **RESUMED,
+        ),
+        "Queued",
+        "PodsPending",
+        "begin t2",
+    ),
+    Row(
+        "unless a twin has taken the run over meanwhile",
+        world(
+            said("Queued", "PreflightPassed", generation=3, passed="True"),
+            rival(created=ago(1), holding=True),
+            **RESUMED,
+        ),
+        "Pending",
+        "IdenticalRunInProgress",
+    ),
+    Row(
+        "resumed before anything was stopped, it goes on as if nothing had been asked",
+        world(TRAINING, *RUNNING, progress(), **RESUMED),
+        "Training",
+        "Training",
+    ),
+]
+
 RETRY = subject(retry="1")
 RETRYING = [
     Row(
@@ -1232,7 +1400,7 @@ RETRYING += [
     ),
 ]
 
-ROWS = [*ACCEPTING, *LOOKING, *BEGINNING, *TRAINING_ROWS, *FAILING, *CHANGING, *RETRYING]
+ROWS = [*ACCEPTING, *LOOKING, *BEGINNING, *TRAINING_ROWS, *FAILING, *CHANGING, *SUSPENDING, *RETRYING]
 
 
 @pytest.mark.parametrize("row", ROWS, ids=[row.fact for row in ROWS])
@@ -1253,7 +1421,9 @@ def test_fact(row: Row) -> None:
         assert truth(status, "PreflightPassed") == row.passed
     assert truth(status, "Succeeded") == {"Succeeded": "True", "Failed": "False"}.get(row.phase, "Unknown")
     assert truth(status, "Stalled") == str(row.stalled or row.phase == "Failed")
-    assert truth(status, "Reconciling") == str(not row.stalled and row.phase not in ("Succeeded", "Failed"))
+    assert truth(status, "Suspended") == str(row.reason == "Suspended")
+    over = row.phase in ("Succeeded", "Failed") or row.reason == "Suspended"
+    assert truth(status, "Reconciling") == str(not row.stalled and not over)
 
 
 def settled(given: Observed) -> Decision:
@@ -1470,6 +1640,48 @@ def test_new_resources_restart_the_run_and_say_so() -> None:
     ]
     assert status.usage == Usage(gpu_seconds=40, attempts=1, lost_steps=0)
     assert status.checkpoint == CheckpointStatus(step=30), "that of step 40 is only expected"
+
+
+def test_a_suspended_attempt_is_paid_for_and_counts_as_no_failure() -> None:
+    given = world(TRAINING, t(created=ago(50)), pod(t(), started=ago(40)), **HALTED)
+    first = decide(given, now=NOW)
+    assert (short(first), first.again_after) == ("", 0.0), "told before the Job goes"
+    assert first.status is not None
+    assert first.status.usage == Usage(gpu_seconds=40, attempts=1, lost_steps=0)
+    assert [(r.attempt, r.reason, r.resumed_from_step) for r in first.status.restarts or []] == [(1, "Suspended", 40)]
+    assert first.status.run is not None
+    assert first.status.run.interruptions is None
+    second = decide(replace(given, subject=replace(given.subject, status=first.status)), now=NOW)
+    assert short(second) == "delete t1"
+    assert second.status is None, "paid once"
+
+
+def test_once_suspended_nothing_happens() -> None:
+    assert decide(world(_status(world(IDLE, **HALTED)), **HALTED), now=NOW) == Decision()
+
+
+def test_what_the_pods_say_when_they_end_corrects_what_was_expected() -> None:
+    status = _status(world(HALTING, ended(t(), 45, message(45, "Stopped", run_id=RUN, step=45)), **HALTED))
+    assert status.checkpoint == CheckpointStatus(step=45)
+    assert [(r.resumed_from_step, r.lost_steps) for r in status.restarts or []] == [(45, 0)]
+    other = ended(t(), 45, message(45, "Stopped", run_id=OTHER_RUN, step=99))
+    assert _status(world(HALTING, other, **HALTED)).checkpoint is None, "that was another run"
+
+
+def test_a_document_that_cannot_be_resolved_says_so_while_it_is_suspended() -> None:
+    status = _status(world(subject=subject({**SUSPENDED, "profile": "gpu"}), pinned={}))
+    found = condition(status, "Accepted")
+    assert found is not None
+    assert (found.status, found.reason) == ("False", "ProfileNotFound")
+
+
+def test_a_failed_job_that_is_suspended_with_another_document_begins_anew_when_it_is_resumed() -> None:
+    worn = tired(10).model_copy(update={"phase": "Failed"})
+    halted = {**FASTER, "suspend": True}
+    status = _status(world(worn, subject=subject(halted, generation=2), pinned={1: pinned()}))
+    assert (status.phase, status.restarts) == ("Suspended", None)
+    assert status.run is not None
+    assert status.run.interruptions is None
 
 
 def test_a_step_that_was_won_unseen_was_won_all_the_same() -> None:

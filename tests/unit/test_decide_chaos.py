@@ -31,7 +31,14 @@ SPEC: dict[str, Any] = {
     "output": {"uri": "s3://models/out"},
     "retries": {"max": 100},
 }
-SPECS = [SPEC, {**SPEC, "training": {"learningRate": 0.5}}, {**SPEC, "retries": {"max": 50}}, {**SPEC, "task": "bad"}]
+SPECS = [
+    SPEC,
+    {**SPEC, "training": {"learningRate": 0.5}},
+    {**SPEC, "retries": {"max": 50}},
+    {**SPEC, "task": "bad"},
+    {**SPEC, "suspend": True},
+    {**SPEC, "training": {"learningRate": 0.5}, "suspend": True},
+]
 RESULT = TrainOutcome(
     final_step=9,
     total_steps=9,
@@ -105,6 +112,7 @@ class World:
         manifest["metadata"] |= {"uid": f"job-{self.number}", "creationTimestamp": self.now.isoformat()}
         child = Child.of(manifest)
         assert not self.o.subject.finished, f"{name} is begun for what is done"
+        assert not self.o.subject.suspended, f"{name} is begun for what is suspended"
         self.begun.append(name)
         self.times += [self.now] if child.role == "train" else []
         pod = Pod(
@@ -226,7 +234,13 @@ class World:
 def test_whatever_happens_it_ends_well_once_it_may(seed: int) -> None:
     world = World(seed)
     _chaos(world, steps=40)
-    if world.o.subject.spec == SPECS[3]:
+    if world.o.subject.suspended:
+        for _ in range(5):
+            world.reconcile(dies=False)
+        status = world.o.subject.status
+        assert status.phase in ("Suspended", "Succeeded", "Failed"), status.message
+        assert status.phase != "Suspended" or not world.o.children, "nothing is left of it"
+    if world.o.subject.spec in SPECS[3:]:
         world.o = replace(
             world.o, subject=replace(world.o.subject, spec=SPEC, generation=world.o.subject.generation + 1)
         )

@@ -33,7 +33,9 @@ class Events:
         return self.answer
 
 
-def document(name: str, *, generation: int = 1, output: str = "s3://out", **status: Any) -> dict[str, Any]:
+def document(
+    name: str, *, generation: int = 1, output: str = "s3://out", suspend: bool = False, **status: Any
+) -> dict[str, Any]:
     return {
         "metadata": {
             "name": name,
@@ -43,7 +45,7 @@ def document(name: str, *, generation: int = 1, output: str = "s3://out", **stat
             "generation": generation,
             "creationTimestamp": "2026-03-01T00:00:00Z",
         },
-        "spec": {"output": {"uri": output}},
+        "spec": {"output": {"uri": output}, "suspend": suspend},
         "status": status,
     }
 
@@ -98,8 +100,17 @@ def stalled() -> list[dict[str, Any]]:
         (document("two", phase="Succeeded", run=run(), observedGeneration=1), False),
         (document("two", phase="Queued", run=run(), observedGeneration=1, output="s3://elsewhere"), False),
         (document("two"), False),
+        (document("two", suspend=True, phase="Suspended", run=run(), observedGeneration=1), False),
     ],
-    ids=["it is about to train", "it is stalled", "it asks for another run by now", "it is done", "elsewhere", "new"],
+    ids=[
+        "it is about to train",
+        "it is stalled",
+        "it asks for another run by now",
+        "it is done",
+        "elsewhere",
+        "new",
+        "suspended",
+    ],
 )
 async def test_a_twin_stands_in_the_way_only_if_it_will_train(twin: dict[str, Any], stands: bool) -> None:
     cache = Cache()
@@ -116,6 +127,35 @@ async def test_a_twin_that_trains_stands_in_the_way_even_if_it_asks_for_another_
     cache.apply("jobs", train_job("two"))
     (rival,) = (await seen(cache)).rivals
     assert (rival.holding, rival.run) == (True, RUN_ID)
+
+
+@pytest.mark.parametrize(
+    ("deadline", "phase", "holds"),
+    [
+        ("2026-03-01T12:01:00Z", "Running", True),
+        ("2026-03-01T12:01:00Z", "Failed", False),
+        ("2026-03-01T11:58:59Z", "Running", False),
+    ],
+    ids=["its pod commits a checkpoint", "its pod has ended", "its pod is on a dead node"],
+)
+async def test_a_suspended_twin_holds_the_run_until_its_pods_have_ended(deadline: str, phase: str, holds: bool) -> None:
+    cache = Cache()
+    cache.apply("finetunejobs", document("one"))
+    cache.apply("finetunejobs", document("two", suspend=True, phase="Suspended", run=run(), observedGeneration=1))
+    pod = {
+        "metadata": {
+            "name": "two-t1-x",
+            "namespace": "ns",
+            "uid": "uid-pod",
+            "resourceVersion": "1",
+            "deletionTimestamp": deadline,
+            "labels": {ROLE: "train", JOB_UID: "uid-two"},
+        },
+        "status": {"phase": phase},
+    }
+    cache.apply("pods", pod)
+    (rival,) = (await seen(cache)).rivals
+    assert (rival.holding, rival.run) == ((True, RUN_ID) if holds else (False, None))
 
 
 async def test_events_are_read_only_for_a_job_that_has_no_pods_for_a_while() -> None:

@@ -59,6 +59,8 @@ def kstatus(status: FineTuneJobStatus, *, generation: int) -> str:
         (STALLED, "Failed", "Unknown"),
         (Verdict("Failed", "ColumnMissing", "no column"), "Failed", "False"),
         (Verdict("Succeeded", "Trained", "done"), "Current", "True"),
+        (Verdict("Suspended", "Suspending", "a checkpoint is committed"), "InProgress", "Unknown"),
+        (Verdict("Suspended", "Suspended", "suspended at step 3"), "Current", "Unknown"),
     ],
 )
 def test_kstatus_reads_what_is_meant(verdict: Verdict, reading: str, succeeded: str) -> None:
@@ -68,13 +70,14 @@ def test_kstatus_reads_what_is_meant(verdict: Verdict, reading: str, succeeded: 
     assert kstatus(status, generation=2) == "InProgress"
 
 
-def test_all_six_conditions_are_always_there_and_speak_of_the_generation() -> None:
+def test_all_seven_conditions_are_always_there_and_speak_of_the_generation() -> None:
     status = compose(subject(generation=4), RUNNING, now=NOW)
     assert [c.type for c in status.conditions or []] == [
         "Accepted",
         "PreflightPassed",
         "Evaluated",
         "Succeeded",
+        "Suspended",
         "Reconciling",
         "Stalled",
     ]

@@ -178,6 +178,13 @@ def rewound(progress: ProgressStatus | None, step: int) -> ProgressStatus | None
     )
 
 
+def forgotten(status: FineTuneJobStatus) -> dict[str, Any]:
+    """The status fields of a run that failed and begins anew: from its checkpoint, with a clean sheet."""
+    run = status.run.model_copy(update={"started_at": None, "interruptions": None}) if status.run else None
+    progress = rewound(status.progress, status.checkpoint.step if status.checkpoint else 0)
+    return {"run": run, "restarts": None, "progress": progress}
+
+
 def checkpoint_at(seen: CheckpointStatus | None, step: int) -> CheckpointStatus | None:
     """What is known of the last committed checkpoint, once somebody has said of which step it is."""
     if seen is not None and seen.step == step:

@@ -238,8 +238,15 @@ DOCUMENT_CHANGED = Way(
     "a new generation that has passed preflight",
     NOTHING,
 )
+SUSPENDED = Way(
+    "Suspended",
+    Kind.ASKED,
+    "`spec.suspend` was set, so that the attempt was stopped with a checkpoint",
+    "`spec.suspend: true` while an attempt goes on",
+    "set `spec.suspend` to false: preflight looks, then the next attempt goes on from the checkpoint",
+)
 
 OTHERS = (OOM_KILLED, KILLED, CRASHED, NODE_LOST, NOT_STARTED, DELETED, *DISRUPTED.values(), DISRUPTED_OTHERWISE)
-LOOKED_UP = (MESSAGE_LOST, JOB_LOST, GATES_CHANGED, DOCUMENT_CHANGED)
+LOOKED_UP = (MESSAGE_LOST, JOB_LOST, GATES_CHANGED, DOCUMENT_CHANGED, SUSPENDED)
 WAYS = (*CODES.values(), *OTHERS, *LOOKED_UP)
 """All of them: a Way that is not here fails a test."""

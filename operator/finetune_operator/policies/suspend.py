@@ -1,0 +1,86 @@
+"""spec.suspend: nothing is begun, and what runs commits a checkpoint and ends. False again, preflight looks first."""
+
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Any
+
+from finetune_operator.policies.accept import Refusal, Target
+from finetune_operator.policies.attempt import POLL_STARTING, attempt, stopped
+from finetune_operator.policies.restarts import checkpoint_at, corrected, forgotten
+from finetune_operator.policies.ways import SUSPENDED
+from finetune_operator.verdict import DeleteJob, Mark, Observed, Verdict, reason_of
+from finetune_operator.views import Pod
+
+SUSPENDING = "Suspending"
+ZOMBIE = timedelta(seconds=60)
+"""How long after its deadline a pod that should have ended is still waited for."""
+
+
+def suspend(o: Observed, target: Target | Refusal, *, now: datetime) -> Verdict:
+    """What was over before stays so; all else ends, and what it has cost is told before its Job goes."""
+    over = _over(o, target, now=now)
+    if over is not None:
+        return over
+    trains = o.jobs("train")
+    told = reason_of(o.subject.status) in (SUSPENDING, SUSPENDED.reason)
+    verdict = _stopping(o, now=now)
+    if o.subject.status.phase == "Failed":
+        verdict = verdict.stating(**{**forgotten(o.subject.status), **verdict.facts})
+    if trains and not told:
+        return replace(verdict.stating(**stopped(o, trains[-1], reason=SUSPENDED.reason, now=now)), again_after=0.0)
+    return verdict.doing(*(DeleteJob.of(job) for job in (*trains, *o.jobs("preflight"))))
+
+
+def _over(o: Observed, target: Target | Refusal, *, now: datetime) -> Verdict | None:
+    """An attempt that has just ended for good, or a document of which only live fields differ from the one that is
+    done."""
+    if isinstance(target, Refusal):
+        return None
+    job = next(reversed(o.jobs("train")), None)
+    if job is not None and job.key == target.key:
+        verdict = attempt(o, target, job, now=now)
+        if verdict.final:
+            return verdict
+    status = o.subject.status
+    before = o.pinned.get(status.observed_generation)
+    if status.phase not in ("Succeeded", "Failed") or before is None:
+        return None
+    if (before.key, before.config.evaluation.judged) != (target.key, target.config.evaluation.judged):
+        return None
+    marks = {c.type: Mark(c.status, c.reason, c.message) for c in status.conditions or [] if c.type in _KEPT}
+    return Verdict(status.phase, reason_of(status), status.message or "", marks=marks)
+
+
+_KEPT = ("PreflightPassed", "Evaluated")
+
+
+def _stopping(o: Observed, *, now: datetime) -> Verdict:
+    """Until all pods are gone, and then the end of it."""
+    running = [pod for pod in o.pods if still_there(pod, now=now)]
+    facts = last_words(o)
+    if running or o.jobs("train"):
+        message = "what runs commits a checkpoint and ends"
+        return Verdict("Suspended", SUSPENDING, message, facts=facts, again_after=POLL_STARTING)
+    checkpoint = facts.get("checkpoint", o.subject.status.checkpoint)
+    where = f"at step {checkpoint.step}" if checkpoint else "before a checkpoint was committed"
+    message = f"suspended {where}; set spec.suspend to false to go on"
+    return Verdict("Suspended", SUSPENDED.reason, message, facts=facts)
+
+
+def still_there(pod: Pod, *, now: datetime) -> bool:
+    """A pod that may still do something; one that a dead node never ends does not count."""
+    return not pod.over and (pod.gone_by is None or now <= pod.gone_by + ZOMBIE)
+
+
+def last_words(o: Observed) -> dict[str, Any]:
+    """The status fields that are known better since pods of the run have said which step they have committed."""
+    status = o.subject.status
+    if status.run is None:
+        return {}
+    said = [pod.exit.last for pod in o.pods if pod.exit is not None and pod.exit.last is not None]
+    steps = [last.step for last in said if last.run_id == status.run.id and last.step is not None]
+    if not steps:
+        return {}
+    attempts = (status.usage.attempts if status.usage else None) or 0
+    committed = checkpoint_at(status.checkpoint, max(steps))
+    return {"checkpoint": committed, **corrected(status, resumed=max(steps), attempt=attempts + 1)}

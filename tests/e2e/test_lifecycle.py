@@ -1,0 +1,60 @@
+"""A job that is told when to run and for how long."""
+
+from typing import Any
+
+import pytest
+
+from finetune_trainer.storage.commit import RecordKind
+
+pytestmark = [pytest.mark.e2e, pytest.mark.together, pytest.mark.timeout(900)]
+LONG: dict[str, Any] = {"epochs": 5, "batchSize": 8, "microBatch": 4, "learningRate": 1e-3}
+
+
+def conditions(status: dict[str, Any]) -> dict[str, str]:
+    return {found["type"]: found["status"] for found in status["conditions"]}
+
+
+def patch(world: Any, namespace: str, name: str, spec: str) -> None:
+    body = f'{{"spec": {spec}}}'
+    world.kubectl("patch", "finetunejob", name, "-n", namespace, "--type=merge", "-p", body)
+
+
+def kinds(world: Any, uid: str) -> set[str]:
+    return {child.partition("/")[0] for child in world.children(uid)}
+
+
+def test_a_suspended_job_frees_its_node_and_goes_on_from_its_checkpoint(world: Any) -> None:
+    namespace, name = world.namespace("suspended"), "suspended"
+    document = world.small_job(name, training=LONG)
+    output = document["spec"]["output"]["uri"]
+    with world.trainings:
+        world.apply(document, namespace)
+        run = world.wait_for_checkpoint(namespace, name)
+        uid = world.job(namespace, name)["metadata"]["uid"]
+        patch(world, namespace, name, '{"suspend": true}')
+        suspended = lambda s: conditions(s).get("Suspended") == "True"  # noqa: E731
+        status = world.wait(namespace, name, suspended, what="the job to be suspended")
+        assert status["phase"] == "Suspended"
+        assert conditions(status) | {"Reconciling": "False", "Stalled": "False"} == conditions(status)
+        assert [restart["reason"] for restart in status["restarts"]] == ["Suspended"]
+        world.until(lambda: kinds(world, uid) == {"ConfigMap"}, what="Jobs and pods to be gone", seconds=30)
+        committed = world.records(output, run, RecordKind.CHECKPOINT)[-1].body["step"]
+        assert status["checkpoint"]["step"] <= committed
+        patch(world, namespace, name, '{"suspend": false}')
+        status = world.succeeded(namespace, name)
+    assert [restart["resumedFromStep"] for restart in status["restarts"]] == [committed]
+    assert status["usage"]["attempts"] == 2
+    assert status["usage"].get("lostSteps", 0) == 0
+    first, second = world.records(output, run, RecordKind.CLAIM)
+    steps = [r.body["step"] for r in world.records(output, run, RecordKind.CHECKPOINT) if r.attempt == second.number]
+    assert first.number < second.number
+    assert min(steps) >= committed, "no step is trained twice"
+
+
+def test_a_job_that_is_applied_suspended_starts_no_pod(world: Any) -> None:
+    namespace, name = world.namespace("born-suspended"), "born-suspended"
+    world.apply(world.small_job(name, suspend=True), namespace)
+    world.wait_for_phase(namespace, name, "Suspended")
+    uid = world.job(namespace, name)["metadata"]["uid"]
+    assert world.pods.of(uid, "preflight") == world.pods.of(uid, "train") == []
+    assert kinds(world, uid) == {"ConfigMap"}
