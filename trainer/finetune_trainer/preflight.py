@@ -78,6 +78,8 @@ from finetune_trainer.tasks.base import Facts, Tools, joined_forms, label_in, la
 
 log = logging.getLogger("finetune.preflight")
 
+FINISHED = ("complete", "early-stopped")
+"""Ends of a training after which there is nothing left to train."""
 _TRIES = 5
 
 
@@ -460,7 +462,7 @@ def _commit(
         stopped_at=trained.body["step"] if trained is not None and partial else None,
     )
     publication = publication_id(evaluation, config)
-    result, step, trouble = progress_of(records, publication=publication, output=output)
+    result, step, trouble = progress_of(records, publication=publication, output=output, partial=partial)
     unmet = None
     if result is not None:
         result, unmet = gates.rejudged(result, records, config, evaluation=evaluation)
@@ -634,12 +636,13 @@ def _put(output: Store, ref: EncodedRef, encoded: Sequence[Encoded]) -> None:
 
 
 def progress_of(
-    records: Sequence[Record], *, publication: str, output: Store
+    records: Sequence[Record], *, publication: str, output: Store, partial: bool = False
 ) -> tuple[TrainOutcome | None, int | None, list[str]]:
     """The published result that is asked for, the last committed step, and what is wrong with what was published."""
     trouble: list[str] = []
+    ends = (STOPPED,) if partial else FINISHED
     for record in reversed(find(records, RecordKind.PUBLISHED)):
-        if record.body.get("publicationId") != publication:
+        if record.body.get("publicationId") != publication or record.body.get("end") not in ends:
             continue
         wrong = what_is_wrong(output, record.body.get("objects") or [])
         outcome = _outcome(record.body.get("outcome"))
