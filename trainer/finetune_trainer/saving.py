@@ -23,7 +23,15 @@ from safetensors.torch import save_file
 
 from finetune_trainer.checkpoint import MEAN, OPTIMIZER, STATE, WEIGHTS, Best, State, Tensors, file_name
 from finetune_trainer.storage import StorageError, Store
-from finetune_trainer.storage.commit import Claim, Record, RecordKind, collect_garbage, live_checkpoints, object_entry
+from finetune_trainer.storage.commit import (
+    Claim,
+    Fenced,
+    Record,
+    RecordKind,
+    collect_garbage,
+    live_checkpoints,
+    object_entry,
+)
 from finetune_trainer.world import World
 
 GRACE = timedelta(minutes=10)
@@ -96,12 +104,17 @@ class Checkpoints:
         if self._claim is None:
             self._world.post(place, json.dumps(self._told(files, place)).encode())
             return
+        self._claim.check()  # one that woke up too late uploads nothing
         entries = self._uploaded(files, place, document)
         for said in map(json.loads, self._world.collect(place)):
             if "reason" in said:
                 raise StorageError(said["reason"], said["message"], environment=said["environment"])
             entries += said["objects"]
-        self._commit(self._claim, state, entries)
+        try:
+            self._commit(self._claim, state, entries)
+        except Fenced:  # nobody else would ever delete them when the newer attempt is done already
+            self._store.delete([entry["key"] for entry in entries])
+            raise
         self.seconds = time.monotonic() - started
 
     def _told(self, files: dict[str, Tensors], place: str) -> dict[str, Any]:
