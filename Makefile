@@ -31,13 +31,16 @@ test-trainer-all: .venv ## Every task with every method, on one process and on t
 chaos: .venv ## Kill 200 runs at random and one at each step while storage misbehaves; writes docs/reliability.md
 	@$(BIN)/python -m tests.chaos
 
-e2e: .venv ## The tests on a real cluster: brings it up, builds the images, runs tests/e2e and tests/chart
+e2e: .venv ## The tests on a real cluster: brings it up, builds the images, runs tests/e2e and tests/chart; 20 runs of make chaos
 	@hack/timed "cluster" hack/cluster/up
 	@hack/timed "binaries of tests/e2e" hack/cluster/build etcd kube-apiserver kube-controller-manager
 	@hack/timed "S3 server" hack/cluster/seaweedfs up
 	@hack/timed "images" hack/images/build
-	@PATH="$$PATH:$$(dirname "$$(hack/kubectl)")" KUBECONFIG=$(STATE)/kubeconfig \
-	  hack/timed "tests/e2e" $(BIN)/pytest tests/e2e tests/chart --durations=20
+	@log=$$(mktemp); code=0; nice -n 10 hack/timed "20 runs of make chaos, beside tests/e2e" \
+	  $(BIN)/pytest -m chaos tests/chaos/test_chaos.py tests/storage >"$$log" 2>&1 & chaos=$$!; \
+	PATH="$$PATH:$$(dirname "$$(hack/kubectl)")" KUBECONFIG=$(STATE)/kubeconfig \
+	  hack/timed "tests/e2e" $(BIN)/pytest tests/e2e tests/chart --durations=20 || code=$$?; \
+	wait $$chaos || code=$$?; cat "$$log"; rm "$$log"; exit $$code
 
 lint: .venv ## ruff, mypy --strict, import-linter
 	@$(BIN)/ruff check

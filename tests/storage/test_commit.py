@@ -146,6 +146,40 @@ def test_of_racing_claims_one_attempt_remains_in_each_of_20_races(store: Store) 
         assert [record.kind for record in records] == [RecordKind.CLAIM] * 3 + [RecordKind.TRAINED]
 
 
+@pytest.mark.chaos
+@pytest.mark.parametrize("claimed", [True, False], ids=["claimed before", "claimed meanwhile"])
+def test_each_of_100_races_for_a_record_on_a_real_server_has_one_winner(proxied: Store, claimed: bool) -> None:
+    """An older attempt commits while a newer one commits, too, or claims the run."""
+
+    def race(run: str) -> None:
+        def log() -> RunLog:
+            return RunLog(proxied, run)
+
+        def commit(claim: Claim) -> int:
+            try:
+                return claim.append(RecordKind.TRAINED, {}).number
+            except Fenced:
+                return 0
+
+        old = log().claim(holder=holder("old"))
+        new = log().claim(holder=holder("new")) if claimed else None
+
+        def act(who: int) -> int:
+            if who == 0:
+                return commit(old)
+            return commit(new) if new else log().claim(holder=holder("new")).number
+
+        said = in_threads(2, act)
+        newest = new.number if new else said[1]
+        records = log().read()
+        assert [record.number for record in records] == list(range(1, len(records) + 1))
+        assert all(record.attempt == newest for record in records if record.number >= newest)
+        assert said in ([[0, 3]] if claimed else [[0, 2], [2, 3]])
+
+    for number in range(100):
+        race(f"race{number}")
+
+
 def test_threads_of_one_attempt_append_one_after_the_other(store: Store) -> None:
     claim = RunLog(store, RUN).claim(holder=holder("p"))
     in_threads(6, lambda number: claim.append(RecordKind.EVALUATED, {"chunk": number}))

@@ -1,35 +1,29 @@
 """Checkpoints: safetensors and JSON, committed by the protocol of the run's log; no pickle anywhere.
 
 A checkpoint holds what trains (never a frozen base), the optimizer's moments, the loss of every step and the state of
-the course. It is copied to host memory, then written and uploaded by a thread while training goes on.
+the course. How it is written is told in saving.py.
 """
 
 import json
 import logging
 import shutil
-import time
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import wait as done
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from finetune_trainer.storage import Damaged, NotFound, StorageError, Store
-from finetune_trainer.storage.commit import Claim, Record, RecordKind, collect_garbage, live_checkpoints, object_entry
+from finetune_trainer.storage.commit import Record, live_checkpoints
 
 Tensors = dict[str, torch.Tensor]
 WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
 FORMAT = 1
-_MEAN = "/mean/"
+MEAN = "/mean/"
 """Before the names of a running mean's tensors; no parameter's name begins so."""
-GRACE = timedelta(minutes=10)
-"""Age at which objects that no record needs are deleted."""
 _log = logging.getLogger(__name__)
 
 
@@ -125,21 +119,42 @@ def trainable(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
     }
 
 
-def snapshot_weights(model: torch.nn.Module) -> Tensors:
-    """What trains, copied to host memory."""
-    return {name: _copied(parameter.detach()) for name, parameter in trainable(model).items()}
+def share(model: torch.nn.Module, *, rank: int, ranks: int) -> set[str]:
+    """The parameters that this rank writes: all ranks hold the same, so each writes about as many bytes as the others.
+
+    The largest first, each to the rank that has the least so far.
+    """
+    loads, mine = [0] * ranks, set()
+    for name, parameter in sorted(trainable(model).items(), key=lambda item: (-item[1].nbytes, item[0])):
+        least = loads.index(min(loads))
+        loads[least] += parameter.nbytes
+        if least == rank:
+            mine.add(name)
+    return mine
 
 
-def snapshot_optimizer(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Tensors:
+def snapshot_weights(model: torch.nn.Module, *, only: Collection[str] | None = None) -> Tensors:
+    """What trains, or the parameters of these names alone, copied to host memory."""
+    return {name: copied(parameter.detach()) for name, parameter in _of(model, only)}
+
+
+def snapshot_optimizer(
+    model: torch.nn.Module, optimizer: torch.optim.Optimizer, *, only: Collection[str] | None = None
+) -> Tensors:
     """The optimizer's state as `<parameter>/<name>`, copied to host memory."""
     return {
-        f"{name}/{key}": _copied(torch.as_tensor(value))
-        for name, parameter in trainable(model).items()
+        f"{name}/{key}": copied(torch.as_tensor(value))
+        for name, parameter in _of(model, only)
         for key, value in optimizer.state.get(parameter, {}).items()
     }
 
 
-def _copied(tensor: torch.Tensor) -> torch.Tensor:
+def _of(model: torch.nn.Module, only: Collection[str] | None) -> list[tuple[str, torch.nn.Parameter]]:
+    return [(name, parameter) for name, parameter in trainable(model).items() if only is None or name in only]
+
+
+def copied(tensor: torch.Tensor) -> torch.Tensor:
+    """In host memory, whatever becomes of the original."""
     return tensor.to("cpu", copy=True).contiguous()
 
 
@@ -175,120 +190,40 @@ def restore_optimizer(model: torch.nn.Module, optimizer: torch.optim.Optimizer, 
 # --- in storage ---
 
 
-class Checkpoints:
-    """Writes an attempt's checkpoints in the background, one at a time. Rank 0 only."""
-
-    def __init__(
-        self,
-        store: Store,
-        claim: Claim,
-        *,
-        work: Path,
-        keep_last: int,
-        committed: Callable[[Record], None] = lambda record: None,
-        beat: Callable[[], None] = lambda: None,
-    ) -> None:
-        self._store, self._claim, self._work = store, claim, work / "upload"
-        self._keep_last = keep_last
-        self._committed = committed
-        self._beat = beat
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._pending: Future[None] | None = None
-        self._used: dict[int, int] = {}
-        self.seconds = 0.0
-        """What the last one took to be written and committed."""
-
-    def save(self, state: State, *, weights: Tensors, optimizer: Tensors, mean: Tensors | None = None) -> None:
-        """Commit a snapshot in the background; waits for the one before. Raises what that one raised."""
-        self.wait()
-        document = json.dumps(state.document(), sort_keys=True).encode()
-        means = {f"{_MEAN}{name}": tensor for name, tensor in (mean or {}).items()}
-        optimizer = {**optimizer, **means, "losses": torch.tensor(state.losses, dtype=torch.float64)}
-        self._pending = self._thread.submit(self._commit, replace(state), document, weights, optimizer)
-
-    def poll(self) -> None:
-        """Raise what a finished commit raised (Fenced, StorageError), without waiting."""
-        if self._pending is not None and self._pending.done():
-            self.wait()
-
-    def wait(self) -> None:
-        """Until nothing is on its way."""
-        if self._pending is not None:
-            pending, self._pending = self._pending, None
-            while not done([pending], timeout=1.0).done:
-                self._beat()
-            pending.result()
-
-    def close(self) -> None:
-        self._thread.shutdown(wait=True)
-
-    def _commit(
-        self,
-        state: State,
-        document: bytes,
-        weights: Tensors,
-        optimizer: Tensors,
-    ) -> None:
-        step, best, started = state.step, state.best, time.monotonic()
-        shutil.rmtree(self._work, ignore_errors=True)
-        self._work.mkdir(parents=True)
-        self._used[step] = again = self._used.get(step, 0) + 1  # a step is done again after a divergence; keys never
-        prefix = f"{self._claim.prefix}step-{step}{f'-{again}' if again > 1 else ''}/"
-        save_file(weights, self._work / WEIGHTS)
-        save_file(optimizer, self._work / OPTIMIZER)
-        (self._work / STATE).write_bytes(document)
-        objects = []
-        for name in (WEIGHTS, OPTIMIZER, STATE):
-            objects.append(object_entry(self._store.upload(self._work / name, prefix + name)))
-            (self._work / name).unlink()
-        at_best = best is not None and best.step == step
-        body = {
-            "step": step,
-            "objects": objects,
-            "metric": {"name": best.metric, "value": best.value} if best and at_best else None,
-            "best": at_best,
-            "bestSoFar": best.document() if best else None,
-            "microBatch": state.micro_batch,
-            "packed": state.packed,
-            "committedAt": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
-        record = self._claim.append(RecordKind.CHECKPOINT, body, live=self._kept(best))
-        self._committed(record)
-        self.seconds = time.monotonic() - started
-        try:
-            collect_garbage(self._store, self._claim.log.run_id, self._claim, GRACE)
-        except StorageError as error:
-            _log.warning("old checkpoints were not deleted: %s", error)
-
-    def _kept(self, best: Best | None) -> list[int]:
-        """Earlier checkpoints that stay live beside the one being written: the last ones, and the best of each."""
-        records = live_checkpoints(self._claim.records)
-        last = records[: self._keep_last - 1]
-        needed = {(record.body["bestSoFar"] or {}).get("step") for record in last} | {best.step if best else None}
-        bests: dict[int, int] = {}
-        for record in records:  # newest first: of two of the same step, the newer
-            if record.body["best"] and record.body["step"] in needed:
-                bests.setdefault(record.body["step"], record.number)
-        return sorted({record.number for record in last} | set(bests.values()))
+def files_of(body: Mapping[str, Any], directory: Path) -> dict[str, Path]:
+    """Where `fetch` puts the objects of a checkpoint record, by their keys."""
+    return {entry["key"]: directory / entry["key"].rpartition("/")[2] for entry in body["objects"]}
 
 
 def fetch(body: Mapping[str, Any], store: Store, directory: Path, *, beat: Callable[[], None]) -> None:
     """Download the files of a checkpoint record, verified. Raises Damaged, NotFound."""
-    for entry in body["objects"]:
-        path = directory / entry["key"].rpartition("/")[2]
+    digests = {entry["key"]: entry["sha256"] for entry in body["objects"]}
+    for key, path in files_of(body, directory).items():
         if not path.exists():
-            store.download(entry["key"], path, sha256=entry["sha256"], progress=lambda _done: beat())
+            store.download(key, path, sha256=digests[key], progress=lambda _done: beat())
+
+
+def file_name(name: str, *, rank: int, ranks: int) -> str:
+    """What a rank's share of `name` is called: `weights.safetensors`, or `weights-00002-of-00003.safetensors`."""
+    stem, _, suffix = name.rpartition(".")
+    return name if ranks == 1 else f"{stem}-{rank + 1:05}-of-{ranks:05}.{suffix}"
+
+
+def _joined(directory: Path, name: str) -> Tensors:
+    """The tensors of all shares of `name`; the record of the log has named every file that is here."""
+    stem, _, suffix = name.rpartition(".")
+    return {key: tensor for path in directory.glob(f"{stem}*.{suffix}") for key, tensor in load_file(path).items()}
 
 
 def open_fetched(directory: Path) -> Restored:
-    """Read a downloaded checkpoint. Raises Damaged."""
+    """Read a downloaded checkpoint, written by however many ranks. Raises Damaged."""
     try:
-        optimizer = load_file(directory / OPTIMIZER)
+        optimizer = _joined(directory, OPTIMIZER)
         losses = optimizer.pop("losses").tolist()
-        mean = {name: optimizer.pop(name) for name in list(optimizer) if name.startswith(_MEAN)}
-        mean = {name.removeprefix(_MEAN): tensor for name, tensor in mean.items()}
+        mean = {name: optimizer.pop(name) for name in list(optimizer) if name.startswith(MEAN)}
+        mean = {name.removeprefix(MEAN): tensor for name, tensor in mean.items()}
         state = state_from(json.loads((directory / STATE).read_bytes()), losses)
-        return Restored(state, load_file(directory / WEIGHTS), optimizer, mean)
+        return Restored(state, _joined(directory, WEIGHTS), optimizer, mean)
     except (ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
         raise Damaged(
             "CheckpointUnreadable", f"A checkpoint cannot be read ({error}): start the run under a new output.uri."

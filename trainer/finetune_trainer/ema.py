@@ -1,11 +1,11 @@
 """A running mean of the weights, kept beside the optimizer's state."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 import torch
 
-from finetune_trainer.checkpoint import Tensors, trainable
+from finetune_trainer.checkpoint import Tensors, copied, trainable
 
 
 class Ema:
@@ -45,6 +45,6 @@ class Ema:
             parameter.copy_(self._means[name])
             self._means[name].copy_(raw)
 
-    def snapshot(self) -> Tensors:
-        """The mean, copied to host memory."""
-        return {name: mean.to("cpu", copy=True).contiguous() for name, mean in self._means.items()}
+    def snapshot(self, *, only: Collection[str] | None = None) -> Tensors:
+        """The mean, or that of the parameters of these names alone, copied to host memory."""
+        return {name: copied(mean) for name, mean in self._means.items() if only is None or name in only}

@@ -17,7 +17,7 @@ from finetune_trainer.adapt.base import InputsOf
 from finetune_trainer.attempt import Attempt
 from finetune_trainer.batches import order_of
 from finetune_trainer.cadence import Cadence
-from finetune_trainer.checkpoint import Checkpoints, Restored, State
+from finetune_trainer.checkpoint import Restored, State
 from finetune_trainer.course import Diverged
 from finetune_trainer.data.order import Rows
 from finetune_trainer.ema import Ema
@@ -26,9 +26,10 @@ from finetune_trainer.model import recompute_activations
 from finetune_trainer.optim import learning_rate, make_optimizer
 from finetune_trainer.regularise import Anchor, add_noise
 from finetune_trainer.run import TRAIN, VALIDATION
+from finetune_trainer.saving import Checkpoints
 from finetune_trainer.signs import Pace, checkpointed, wait_for
 from finetune_trainer.storage import StorageError
-from finetune_trainer.storage.commit import STOPPED, Record, RecordKind, live_checkpoints
+from finetune_trainer.storage.commit import STOPPED, Record, RecordKind, attempt_prefix, live_checkpoints
 from finetune_trainer.tasks import Metrics
 from finetune_trainer.units import packs_of, units_of
 
@@ -45,16 +46,16 @@ def train_what_is_left(attempt: Attempt) -> None:
     An attempt that is to finish now takes the newest checkpoint for the end. Raises Stopped, Diverged, OutOfMemory,
     Fenced, StorageError, ModelError.
     """
-    checkpoints = None
-    if attempt.claim is not None:
-        checkpoints = Checkpoints(
-            attempt.store,
-            attempt.claim,
-            work=attempt.work,
-            keep_last=attempt.config.checkpoint.keep_last,
-            committed=lambda record: _committed(attempt, record),
-            beat=attempt.heart.beat,
-        )
+    checkpoints = Checkpoints(
+        attempt.store,
+        attempt.claim,
+        prefix=attempt_prefix(attempt.record.run_id, attempt.number),
+        work=attempt.work,
+        keep_last=attempt.config.checkpoint.keep_last,
+        world=attempt.world,
+        committed=lambda record: _committed(attempt, record),
+        beat=attempt.heart.beat,
+    )
     try:
         try:
             _train(attempt, checkpoints)
@@ -62,8 +63,7 @@ def train_what_is_left(attempt: Attempt) -> None:
             _log.warning("%s; trying once more from the last checkpoint", error)
             _train(attempt, checkpoints)
     finally:
-        if checkpoints is not None:
-            checkpoints.close()
+        checkpoints.close()
 
 
 def _committed(attempt: Attempt, record: Record) -> None:
@@ -73,7 +73,7 @@ def _committed(attempt: Attempt, record: Record) -> None:
     _log.info("checkpoint of step %d committed", found.step)
 
 
-def _train(attempt: Attempt, checkpoints: Checkpoints | None) -> None:
+def _train(attempt: Attempt, checkpoints: Checkpoints) -> None:
     attempt.reporter.update(stage="Loading")
     trainee = prepare(attempt)
     state = trainee.state
@@ -91,8 +91,7 @@ def _train(attempt: Attempt, checkpoints: Checkpoints | None) -> None:
         if not attempt.finish_now or state.step == attempt.plan.total or state.stopped_early:
             train(trainee.setup, state, Duties(attempt, trainee, checkpoints))
     finally:
-        if checkpoints is not None:
-            checkpoints.wait()
+        checkpoints.wait()
         attempt.accelerator.free_memory()
     if attempt.claim is not None:
         attempt.claim.append(RecordKind.TRAINED, _trained(attempt, state))
@@ -251,28 +250,29 @@ def _newest(attempt: Attempt) -> Restored | None:
     directory = checkpoint.directory_of(attempt.work, news["sha256"])
     if attempt.world.leads_node:
         checkpoint.fetch(news["body"], attempt.store, directory, beat=attempt.heart.beat)
-    for name in (checkpoint.WEIGHTS, checkpoint.OPTIMIZER, checkpoint.STATE):
-        wait_for(directory / name, attempt.heart.beat)
+    for path in checkpoint.files_of(news["body"], directory).values():
+        wait_for(path, attempt.heart.beat)
     return checkpoint.open_fetched(directory)
 
 
 class Duties:
     """What the loop calls on: the clock, the signals, evaluations, checkpoints and reports."""
 
-    def __init__(self, attempt: Attempt, trainee: Trainee, checkpoints: Checkpoints | None) -> None:
+    def __init__(self, attempt: Attempt, trainee: Trainee, checkpoints: Checkpoints) -> None:
         self._attempt, self._trainee, self._checkpoints = attempt, trainee, checkpoints
         self._evaluator = attempt.evaluator(attempt.world)
         self._validation: Rows = attempt.encoded.rows(VALIDATION)
         self._pace = Pace()
         self._reported = now = time.monotonic()
+        self._mine = checkpoint.share(trainee.model, rank=attempt.world.rank, ranks=attempt.world.size)
         self._cadence = Cadence(attempt.config.checkpoint, grace=attempt.config.pods.grace_seconds, now=now)
 
     def due(self) -> tuple[bool, bool, bool]:
         self._pace.step()
         stop = self._attempt.signals.stop
-        if self._checkpoints is None:
-            return stop, False, False
         self._checkpoints.poll()
+        if not self._attempt.world.leads:
+            return stop, False, False
         now = time.monotonic()
         checkpoint_due = self._cadence.due(step=self._trainee.state.step + 1, now=now)
         return stop, checkpoint_due, now - self._reported >= _REPORT_SECONDS
@@ -291,18 +291,17 @@ class Duties:
         return metrics
 
     def checkpoint(self, state: State) -> None:
-        if self._checkpoints is not None:
-            started = time.monotonic()
-            model, optimizer = self._trainee.model, self._trainee.setup.optimizer
-            self._checkpoints.save(
-                state,
-                weights=checkpoint.snapshot_weights(model),
-                optimizer=checkpoint.snapshot_optimizer(model, optimizer),
-                mean=self._trainee.mean.snapshot() if self._trainee.mean else None,
-            )
-            now = time.monotonic()
-            self._cadence.saved(now=now, stall=now - started, written=self._checkpoints.seconds)
-        # Rank 0 may have waited for an upload: the others wait for it here, where they can show signs of life.
+        started = time.monotonic()
+        model, optimizer, mean = self._trainee.model, self._trainee.setup.optimizer, self._trainee.mean
+        self._checkpoints.save(
+            state,
+            weights=checkpoint.snapshot_weights(model, only=self._mine),
+            optimizer=checkpoint.snapshot_optimizer(model, optimizer, only=self._mine),
+            mean=mean.snapshot(only=self._mine) if mean else None,
+        )
+        now = time.monotonic()
+        self._cadence.saved(now=now, stall=now - started, written=self._checkpoints.seconds)
+        # A rank may have waited for an upload: the others wait for it here, where they can show signs of life.
         self._attempt.world.flags([]).wait(self._attempt.heart.beat)
 
     def report(self, state: State) -> None:

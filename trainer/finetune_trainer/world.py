@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed import PrefixStore, rendezvous  # type: ignore[attr-defined]
 
 # Ranks wait for one another while files are downloaded. A rank that hangs is found by the supervisor's watchdog, which
 # sees every rank's sign of life; a collective's own timeout could only end a slow but healthy run.
@@ -25,6 +26,8 @@ class World:
     size: int = 1
     local_rank: int = 0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    board: Any = None
+    """A store of torch.distributed where ranks post what is no part of a collective, from any thread; None for one."""
 
     @property
     def leads(self) -> bool:
@@ -52,6 +55,22 @@ class World:
             buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8)
         dist.broadcast(buffer, src=source)
         return bytes(buffer.numpy())
+
+    def post(self, name: str, data: bytes) -> None:
+        """Leave at least one byte for rank 0, under a name that this rank uses once."""
+        self.board.set(f"{name}/{self.rank}", data)
+
+    def collect(self, name: str) -> list[bytes]:
+        """On rank 0: what each other rank has posted under that name, waiting for it. A rank that has died ends the
+        wait together with this process: the supervisor sees to that."""
+        found = []
+        for rank in range(1, self.size):
+            key = f"{name}/{rank}"
+            while not self.board.check([key]):  # a blocking get would keep the connection from the collectives
+                time.sleep(0.02)
+            found.append(bytes(self.board.get(key)))
+            self.board.delete_key(key)
+        return found
 
     def flags(self, mine: Sequence[bool]) -> "Flags":
         """Begin to combine flags: each is set when any rank has set it. They travel while the gradients do."""
@@ -107,5 +126,8 @@ def join() -> World:
         for name in _LAUNCHER:  # accelerate would make a group of one
             os.environ.pop(name, None)
         return World(device=device)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=TIMEOUT)
-    return World(rank, size, local, device)
+    store, _, _ = next(iter(rendezvous("env://", rank, size, timeout=TIMEOUT)))
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if cuda else "gloo", store=store, rank=rank, world_size=size, timeout=TIMEOUT
+    )
+    return World(rank, size, local, device, PrefixStore("board", store))

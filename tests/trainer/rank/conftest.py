@@ -108,7 +108,7 @@ def stop_at(module, owner, name, call, number):
 
 def trace_to(path):
     trace = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    loop, checkpoints = finetune_trainer.loop, finetune_trainer.checkpoint.Checkpoints
+    loop, checkpoints = finetune_trainer.loop, finetune_trainer.saving.Checkpoints
     step, save = loop.step, checkpoints.save
     def traced(setup, state):
         rows = hashlib.sha256(setup.rows[setup.order.batch(state.step)].tobytes()).hexdigest()
@@ -293,15 +293,25 @@ class Made:
         return Path(self.published()["outcome"]["model"]["uri"].removeprefix("file://"))
 
     def last(self, name: str) -> Path:
-        """A file of the newest checkpoint."""
+        """A file of the newest checkpoint, written by one rank."""
+        (path,) = [path for path in self._files() if path.name == name]
+        return path
+
+    def tensors(self, name: str) -> dict[str, Any]:
+        """Those of the newest checkpoint, written by however many ranks."""
+        stem = name.partition(".")[0]
+        files = [load_file(path) for path in self._files() if path.name.startswith(stem)]
+        return {key: tensor for file in files for key, tensor in file.items()}
+
+    def _files(self) -> list[Path]:
         record = latest_checkpoint(self.records)
         assert record is not None
-        (key,) = [entry["key"] for entry in record.body["objects"] if entry["key"].endswith(f"/{name}")]
-        return Path(self.store.uri.removeprefix("file://")) / key
+        root = Path(self.store.uri.removeprefix("file://"))
+        return [root / entry["key"] for entry in record.body["objects"]]
 
     def losses(self) -> list[float]:
         """The loss of every step."""
-        return [float(loss) for loss in load_file(self.last("optimizer.safetensors"))["losses"]]
+        return [float(loss) for loss in self.tensors("optimizer.safetensors")["losses"]]
 
     def message(self, work: Path) -> LastMessage:
         return LastMessage.model_validate_json((work / "state" / "message.json").read_text())

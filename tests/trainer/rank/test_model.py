@@ -12,9 +12,10 @@ from tests.trainer.memory import Memory, config_of, learner_of
 
 from finetune_api.contract import MethodConfig
 from finetune_trainer import adapt, checkpoint, numerics
-from finetune_trainer.checkpoint import Best, Checkpoints, State
+from finetune_trainer.checkpoint import Best, State
 from finetune_trainer.model import Loaded, ModelError, load
-from finetune_trainer.storage import Damaged, StorageSettings, open_store
+from finetune_trainer.saving import Checkpoints
+from finetune_trainer.storage import Damaged, StorageError, StorageSettings, open_store
 from finetune_trainer.storage.commit import Holder, RecordKind, RunLog, live_checkpoints
 from finetune_trainer.tasks.probe import _fit, classify, log_loss
 from finetune_trainer.tasks.text_classification import ONE
@@ -189,7 +190,7 @@ def committed(tmp_path: Path, keep_last: int = 2) -> tuple[Checkpoints, RunLog, 
     store = open_store((tmp_path / "store").as_uri(), StorageSettings())
     log = RunLog(store, "run")
     claim = log.claim(holder=Holder())
-    return Checkpoints(store, claim, work=tmp_path, keep_last=keep_last), log, store
+    return Checkpoints(store, claim, prefix=claim.prefix, work=tmp_path, keep_last=keep_last), log, store
 
 
 def test_the_last_and_the_best_of_each_stay_live(tmp_path: Path) -> None:
@@ -239,6 +240,101 @@ def test_training_waits_for_an_upload_only_when_the_next_one_is_due(tmp_path: Pa
     checkpoints.wait()
     assert [r.body["step"] for r in log.read() if r.kind is RecordKind.CHECKPOINT] == [1, 2]
     checkpoints.close()
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 50])
+def test_every_parameter_is_in_one_share_and_shares_are_as_even_as_the_largest_allows(
+    tiny_base: Path, ranks: int
+) -> None:
+    model = loaded(tiny_base).model
+    sizes = {name: parameter.nbytes for name, parameter in checkpoint.trainable(model).items()}
+    shares = [checkpoint.share(model, rank=rank, ranks=ranks) for rank in range(ranks)]
+    assert sorted(name for share in shares for name in share) == sorted(sizes)
+    loads = [sum(sizes[name] for name in share) for share in shares]
+    assert max(loads) - min(loads) <= max(sizes.values())
+    assert loads[0] > 0
+
+
+class Board:
+    """What torch.distributed's store does, for threads of one process."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, bytes] = {}
+
+    def set(self, key: str, value: bytes) -> None:
+        self._held[key] = value
+
+    def check(self, keys: list[str]) -> bool:
+        return all(key in self._held for key in keys)
+
+    def get(self, key: str) -> bytes:
+        return self._held[key]
+
+    def delete_key(self, key: str) -> None:
+        del self._held[key]
+
+
+def of_three(tmp_path: Path) -> tuple[list[Checkpoints], RunLog, Any]:
+    store, board = open_store((tmp_path / "store").as_uri(), StorageSettings()), Board()
+    log = RunLog(store, "run")
+    claim = log.claim(holder=Holder())
+    worlds = [World(rank, 3, rank, board=board) for rank in range(3)]
+    ranks = [
+        Checkpoints(store, claim if world.leads else None, prefix=claim.prefix, work=tmp_path, keep_last=2, world=world)
+        for world in worlds
+    ]
+    return ranks, log, store
+
+
+def test_three_ranks_write_one_checkpoint_and_any_number_reads_it(tmp_path: Path) -> None:
+    ranks, log, store = of_three(tmp_path)
+    shares: list[dict[str, Any]] = [{"a": torch.ones(4)}, {"b": torch.ones(3) * 2}, {}]  # the third has no parameter
+    for step in (1, 1):  # done again after a divergence
+        for rank, weights in zip(ranks, shares, strict=True):
+            moments = {f"{name}/step": torch.tensor(step) for name in weights}
+            rank.save(State(step=step, losses=[0.5]), weights=weights, optimizer=moments, mean=weights)
+        for rank in ranks:
+            rank.wait()
+    assert [record.kind for record in log.read()] == [RecordKind.CLAIM, *[RecordKind.CHECKPOINT] * 2]
+    record = checkpoint.newest_whole(log.records, store, tmp_path, beat=lambda: None)
+    assert record is not None
+    names = [entry["key"].rpartition("/")[2] for entry in record.body["objects"]]
+    assert names == [
+        "weights-00001-of-00003.safetensors",
+        "optimizer-00001-of-00003.safetensors",
+        "state.json",
+        "weights-00002-of-00003.safetensors",
+        "optimizer-00002-of-00003.safetensors",
+    ]
+    restored = checkpoint.open_fetched(checkpoint.directory_of(tmp_path, record.sha256))
+    assert {name: tensor.tolist() for name, tensor in restored.weights.items()} == {"a": [1] * 4, "b": [2] * 3}
+    assert set(restored.optimizer) == {"a/step", "b/step"}
+    assert set(restored.mean) == {"a", "b"}
+    assert restored.state.losses == [0.5]
+    for rank in ranks:
+        rank.close()
+
+
+def test_a_share_that_cannot_be_uploaded_is_told_to_rank_0_and_nothing_is_committed(tmp_path: Path) -> None:
+    ranks, log, store = of_three(tmp_path)
+    upload = store.upload
+
+    def failing(path: Path, key: str) -> Any:
+        if "-00003-" in key:
+            raise StorageError("NoSpace", "the bucket is full")
+        return upload(path, key)
+
+    store.upload = failing
+    for number, rank in enumerate(ranks):
+        rank.save(State(step=1), weights={f"w{number}": torch.ones(2)}, optimizer={})
+    with pytest.raises(StorageError, match="the bucket is full") as told:
+        ranks[0].wait()
+    assert told.value.reason == "NoSpace"
+    assert [record.kind for record in log.read()] == [RecordKind.CLAIM]
+    for rank in ranks[1:]:
+        rank.wait()
+    for rank in ranks:
+        rank.close()
 
 
 def test_the_optimizer_goes_on_where_it_was(tiny_base: Path) -> None:

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 from tests.matrix.kinds import _stepped, _walk, make_base
 
 from finetune_trainer.run import TRAIN
@@ -185,9 +184,9 @@ def test_two_processes_train_the_same(make: Any, tmp_path: Path, free_port: int)
     started = [both.start(tmp_path / f"two-{rank}", RANK=str(rank), LOCAL_RANK="0", **group) for rank in range(2)]
     assert [process.wait() for process in started] == [0, 0], started[0].log
     assert both.losses() == pytest.approx(alone.losses(), rel=1e-5)
-    one, two = (load_file(made.last("weights.safetensors")) for made in (alone, both))
+    one, two = (made.tensors("weights.safetensors") for made in (alone, both))
     assert one.keys() == two.keys()
-    assert max(float((one[name] - two[name]).abs().max()) for name in one) < 1e-4
+    assert max(float(abs(one[name] - two[name]).max()) for name in one) < 1e-4
 
 
 def test_a_merged_model_is_one_directory_beside_gates_and_retention_sets(make: Any, tmp_path: Path) -> None:

@@ -228,6 +228,51 @@ def test_a_newer_attempt_fences_the_older(make_run: Any, rows: Any, tmp_path: Pa
     assert "pod_uid other" in message.message
 
 
+PAUSES = {
+    "before a step": ("finetune_trainer.training", "Duties", "due", 13),
+    "between an upload and its record": ("finetune_trainer.storage.commit", "RunLog", "put", 3),
+}
+
+
+def paused(made: Any, work: Path, where: str) -> Any:
+    """An attempt that has stopped itself there."""
+    started = made.start(work, stop=(*PAUSES[where], signal.SIGSTOP.value))
+    deadline = time.monotonic() + 60
+    while Path(f"/proc/{started.pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return started
+
+
+def held(made: Any) -> dict[str, bytes]:
+    """Every object of the store."""
+    return {info.key: made.store.read(info.key) for info in made.store.list()}
+
+
+@pytest.mark.parametrize("done", [True, False], ids=["after the newer is done", "before its first checkpoint"])
+@pytest.mark.parametrize("where", PAUSES)
+def test_a_paused_attempt_that_goes_on_beside_a_newer_one_ends_with_44_and_leaves_nothing(
+    make_run: Any, rows: Any, tmp_path: Path, where: str, done: bool
+) -> None:
+    made = make_run(rows(120), training=FAST, checkpoint={"every": {"steps": 4}})
+    old = paused(made, tmp_path / "old", where)
+    if done:
+        code, log = made.run(tmp_path / "new")
+        assert code == 0, log
+    else:
+        RunLog(made.store, made.record.run_id).claim(holder=Holder(pod_uid="newer"))
+    before = held(made)
+    old.kill(signal.SIGCONT)
+    assert old.wait() == 44, old.log
+    after = held(made)
+    committed = {entry["key"] for record in made.records for entry in record.body.get("objects") or ()}
+    gone = before.keys() - after.keys()
+    assert after == {key: data for key, data in before.items() if key not in gone}
+    assert all(key.startswith(f"runs/{made.record.run_id}/attempts/1/step-") for key in gone)
+    assert not gone & committed
+    assert bool(gone) is (where == "between an upload and its record")
+
+
 def test_a_damaged_checkpoint_is_passed_over(make_run: Any, rows: Any, tmp_path: Path) -> None:
     spec = {"training": FAST, "checkpoint": {"every": {"steps": 5}}}
     made = make_run(rows(200), **spec)

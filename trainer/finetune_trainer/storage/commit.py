@@ -204,6 +204,11 @@ class RunLog:
             yield number, valid
 
 
+def attempt_prefix(run_id: str, number: int) -> str:
+    """Where an attempt's objects lie."""
+    return f"runs/{run_id}/attempts/{number}/"
+
+
 class Claim:
     """One attempt's right to append. Safe to use from several threads."""
 
@@ -211,7 +216,7 @@ class Claim:
         self.log = log
         self.record = record
         self.number = record.number
-        self.prefix = f"runs/{log.run_id}/attempts/{record.number}/"
+        self.prefix = attempt_prefix(log.run_id, record.number)
         self._lock = threading.Lock()
 
     @property
