@@ -1342,6 +1342,13 @@ SUSPENDING = [
         "IdenticalRunInProgress",
     ),
     Row(
+        "resumed when it was told to end and had not yet been, it ends: it is paid for",
+        world(HALTING.model_copy(update={"usage": Usage(attempts=1, counted=1)}), *RUNNING, progress(), **RESUMED),
+        "Starting",
+        "StoppingPreviousRun",
+        "delete t1",
+    ),
+    Row(
         "resumed before anything was stopped, it goes on as if nothing had been asked",
         world(TRAINING, *RUNNING, progress(), **RESUMED),
         "Training",

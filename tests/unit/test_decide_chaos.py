@@ -10,6 +10,7 @@ import random
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
+from math import inf
 from typing import Any
 
 from hypothesis import HealthCheck, given, settings
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 
 from finetune_api.contract import Checkpointed, LastMessage, PreflightOutcome, Progress, RunConfig, TrainOutcome
 from finetune_api.resolve import Defaults
-from finetune_api.status import EvaluationStatus, FineTuneJobStatus, ModelStatus, PreflightStatus
+from finetune_api.status import EvaluationStatus, FineTuneJobStatus, ModelStatus, PreflightStatus, Usage
 from finetune_operator import manifests
 from finetune_operator.decide import decide
 from finetune_operator.policies.restarts import free_delay
@@ -38,6 +39,8 @@ SPECS = [
     {**SPEC, "task": "bad"},
     {**SPEC, "suspend": True},
     {**SPEC, "training": {"learningRate": 0.5}, "suspend": True},
+    {**SPEC, "deadline": "5m"},
+    {**SPEC, "budget": {"gpuHours": 0.05}},
 ]
 RESULT = TrainOutcome(
     final_step=9,
@@ -113,6 +116,11 @@ class World:
         child = Child.of(manifest)
         assert not self.o.subject.finished, f"{name} is begun for what is done"
         assert not self.o.subject.suspended, f"{name} is begun for what is suspended"
+        limits = self.o.pinned[child.generation].config.limits
+        if child.role == "train" and not child.counters.finish:
+            usage = self.o.subject.status.usage or Usage()
+            assert (usage.running_seconds or 0) < (limits.deadline_seconds or inf), f"{name} is begun past its deadline"
+            assert (usage.gpu_seconds or 0) < (limits.gpu_seconds or inf), f"{name} is begun past its budget"
         self.begun.append(name)
         self.times += [self.now] if child.role == "train" else []
         pod = Pod(

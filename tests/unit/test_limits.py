@@ -346,6 +346,23 @@ ROWS = [
         "StoppedAtBest",
     ),
     Row(
+        "an attempt that was told to end when the deadline was raised ends and goes on in the next one",
+        world(stopped("DeadlineExceeded"), *running(3700), **under({**SPEC, "deadline": "2h"})),
+        "Training",
+        "StoppingPreviousRun",
+        "delete t1",
+    ),
+    Row(
+        "what waits in a queue for the second time takes no time",
+        world(
+            spent(3000, run=RunStatus(id=RUN, generation=1, placed_at=format_time(ago(9000)))),
+            t(created=ago(9999), suspended=True),
+            **under(DEADLINE),
+        ),
+        "Queued",
+        "JobSuspended",
+    ),
+    Row(
         "an attempt that only finishes and is interrupted is begun again as such",
         world(
             spent(3600, attempts=2, checkpoint=CheckpointStatus(step=40)),

@@ -29,6 +29,7 @@ from finetune_operator.policies.success import last_checkpoint, not_good_enough,
 from finetune_operator.policies.waiting import STOPPING, wait_of
 from finetune_operator.policies.ways import BUDGET_EXHAUSTED, BUDGET_RAISED, GATES_CHANGED, Kind, Way
 from finetune_operator.verdict import IDENTICAL, CreateTrain, DeleteJob, Mark, Observed, Verdict, mark_of, reason_of
+from finetune_operator.verdict import STOPPING as STOPPING_PREVIOUS
 from finetune_operator.views import Child, format_time
 
 POLL = 5.0
@@ -71,6 +72,11 @@ def _going_on(o: Observed, target: Target, job: Child, *, now: datetime, superse
     limit = _limit(o, target, job, now=now)
     if limit is not None:
         return _stopped_at(o, job, limit, facts, now=now)
+    if (o.subject.status.usage or Usage()).counted == job.ordinal:
+        # The document was changed back just now. What is paid for has to end, or nobody would count the rest.
+        message = "the attempt before commits a checkpoint and ends"
+        verdict = Verdict(_going(o), STOPPING_PREVIOUS, message, facts=facts, again_after=POLL_STARTING)
+        return verdict.doing(DeleteJob.of(job))
     pods = o.pods_of(job)
     if stopping(job, pods, now=now):
         verdict = _running(o, job, facts)
@@ -97,11 +103,15 @@ def _limit(o: Observed, target: Target, job: Child, *, now: datetime) -> Limit |
 def _stopped_at(o: Observed, job: Child, limit: Limit, facts: dict[str, object], *, now: datetime) -> Verdict:
     """What it has cost is told before its Job goes."""
     cost = stopped(o, job, reason=limit.way.reason, now=now)
-    phase = o.subject.status.phase
-    going: Phase = phase if phase in STARTED else "Starting"
     message = f"{limit.message}; the attempt commits a checkpoint and ends"
-    verdict = Verdict(going, limit.way.reason, message, facts={**facts, **cost}, again_after=0.0)
+    verdict = Verdict(_going(o), limit.way.reason, message, facts={**facts, **cost}, again_after=0.0)
     return verdict if cost else replace(verdict, again_after=POLL_STARTING).doing(DeleteJob.of(job))
+
+
+def _going(o: Observed) -> Phase:
+    """Of an attempt that is stopped."""
+    phase = o.subject.status.phase
+    return phase if phase in STARTED else "Starting"
 
 
 def _running(o: Observed, job: Child, facts: dict[str, object]) -> Verdict:

@@ -63,7 +63,7 @@ def placed(o: Observed, job: Child, run: RunStatus) -> RunStatus:
 def _began(o: Observed, job: Child, *, ended: bool) -> datetime | None:
     """When the first pod got its node; None while all wait for one."""
     began, run = _started(o, job), o.subject.status.run
-    if began is not None:
+    if began is not None or (job.suspended and not ended):
         return began
     before = _time(run.placed_at) if run is not None and run.id == job.run else None
     if before is not None and before >= job.created:  # else it is an earlier attempt's
