@@ -90,8 +90,11 @@ COUNTED = (
     ("usage.lostSteps", "their sum, over all attempts"),
     (
         "usage.gpuSeconds",
-        "from the first pod's start to the attempt's end, times its GPUs; without Jobs that vanished unseen",
+        "of all attempts that have ended: from when each pod got its node to the end, times its GPUs; without Jobs "
+        "that vanished unseen",
     ),
+    ("usage.runningSeconds", "the same from when the first pod got its node, whatever the GPUs"),
+    ("usage.counted", "the last attempt that is in these sums: each is added once"),
     ("run.interruptions", "endings in a row that were not counted and won no step"),
 )
 

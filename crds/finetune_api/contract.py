@@ -314,6 +314,19 @@ class PodsConfig(Model):
         return (self.template.spec or PodSpec()).termination_grace_period_seconds or 120
 
 
+class LimitsConfig(Model):
+    """When a job ends before it is done, and for how long its pods are kept. Only the operator reads it."""
+
+    deadline_seconds: float | None = None
+    """Of running, over all attempts."""
+    gpu_seconds: float | None = None
+    """Over all attempts."""
+    stop_at_best: bool = True
+    """What follows when the GPU seconds are used up: the best checkpoint is published; else the job fails."""
+    keep_seconds: int = 3600
+    """How long a Job that has ended stays, with its pods and their logs."""
+
+
 class RunConfig(Model):
     """One resolved FineTuneJob: every default filled in, nothing left to decide but what the data says."""
 
@@ -341,6 +354,7 @@ class RunConfig(Model):
     storage: StorageConfig
     pods: PodsConfig
     max_retries: int
+    limits: LimitsConfig = LimitsConfig()
 
     @property
     def addresses(self) -> dict[str, str]:
@@ -412,7 +426,8 @@ class PreflightOutcome(Model):
     """What a preflight Job found out. Exactly one state, from the run's log in storage.
 
     Fresh: no checkpoint yet. Resume: something is committed, a train pod goes on from there (perhaps only to evaluate
-    or publish). Reused: the very model that is asked for is published; LastMessage.result describes it.
+    or publish). Reused: the very model that is asked for is published; LastMessage.result describes it. With Resume it
+    describes what was published when training was ended before its time, if nothing has gone on since.
     """
 
     state: Literal["Fresh", "Resume", "Reused"]
@@ -428,6 +443,8 @@ class TrainOutcome(Model):
     total_steps: int
     final_loss: float | None = None
     best: BestCheckpoint | None = None
+    partial: bool = False
+    """Training was ended before its last step, for spec.budget."""
     evaluation: EvaluationStatus
     model: ModelStatus
 

@@ -1,4 +1,4 @@
-"""What pods get and where a run keeps its results: spec.checkpoint, output, storage, resources, podTemplate, retries."""
+"""What pods get and where a run keeps its results: spec.checkpoint, output, storage, resources, podTemplate, retries, budget."""
 
 from typing import Annotated, ClassVar, Literal
 
@@ -128,4 +128,19 @@ class PodTemplate(Model):
 class Retries(Model):
     max: int | None = spec_field(
         "live", "Crashes after which the job fails; preemptions are free. Default: 3.", ge=0, le=100
+    )
+
+
+class Budget(Model):
+    gpu_hours: float = spec_field(
+        "live",
+        "Hours times GPUs over all attempts of this FineTuneJob, each pod from when it got its node. Raise it to go on.",
+        required=True,
+        gt=0,
+        le=10_000_000,
+    )
+    on_exhausted: Literal["StopAtBest", "Fail"] | None = spec_field(
+        "live",
+        "StopAtBest: training ends, and the best checkpoint is evaluated and published. Fail: the job fails after a "
+        "committed checkpoint. Default: StopAtBest.",
     )

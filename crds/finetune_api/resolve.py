@@ -5,7 +5,6 @@ The defaults of the API live here and nowhere else.
 
 import fnmatch
 import hashlib
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -19,6 +18,7 @@ from finetune_api.contract import (
     EvaluationConfig,
     GateConfig,
     GenerationConfig,
+    LimitsConfig,
     MethodConfig,
     OutputConfig,
     PartConfig,
@@ -36,6 +36,7 @@ from finetune_api.method import Method
 from finetune_api.pods import Checkpoint, PerNode, PodMetadata, PodSpec, PodTemplate, Resources, Retries, Storage
 from finetune_api.profile import FineTuneProfileSpec, Gpu, Images
 from finetune_api.rows import Deduplicate, PartTestSource, Validation, ValidationSource
+from finetune_api.scalars import seconds
 from finetune_api.task import Augment, Part, Task
 from finetune_api.tasks import TASKS, TaskKind
 from finetune_api.training import Every, Generation, Loss, Optimizer, Schedule, Training, Warmup
@@ -80,15 +81,6 @@ def first(*values: T | None, default: T) -> T:
     return next((value for value in values if value is not None), default)
 
 
-def seconds(duration: str) -> float:
-    """A Kubernetes-style duration such as 1h30m in seconds."""
-    match = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", duration)
-    if match is None:
-        raise ValueError(f"{duration!r} is no duration like 1h30m")
-    hours, minutes, secs = (int(part or 0) for part in match.groups())
-    return float(hours * 3600 + minutes * 60 + secs)
-
-
 def resolve(
     spec: FineTuneJobSpec,
     profile: FineTuneProfileSpec,
@@ -125,6 +117,7 @@ def resolve(
         storage=_storage(spec.storage or Storage(), profile),
         pods=_pods(spec, profile, defaults),
         max_retries=first((spec.retries or Retries()).max, default=3),
+        limits=_limits(spec),
     )
     if defaults.in_cluster:
         _refuse_files(config.addresses)
@@ -355,6 +348,16 @@ def _checkpoint(spec: FineTuneJobSpec) -> CheckpointConfig:
     )
 
 
+def _limits(spec: FineTuneJobSpec) -> LimitsConfig:
+    budget = spec.budget
+    return LimitsConfig(
+        deadline_seconds=seconds(spec.deadline) if spec.deadline else None,
+        gpu_seconds=3600 * budget.gpu_hours if budget else None,
+        stop_at_best=budget is None or budget.on_exhausted != "Fail",
+        keep_seconds=min(int(seconds(spec.ttl_after_finished or "1h")), 2**31 - 1),
+    )
+
+
 def _storage(asked: Storage, profile: FineTuneProfileSpec) -> StorageConfig:
     theirs = profile.storage or Storage()
     own = (theirs.endpoint or "").rstrip("/")
@@ -474,9 +477,17 @@ def run_id(identity: Mapping[str, Any]) -> str:
     return digest(identity)[:16]
 
 
-def evaluation_id(run: str, config: RunConfig, *, test: str | None, retention: Mapping[str, str] | None = None) -> str:
+def evaluation_id(
+    run: str,
+    config: RunConfig,
+    *,
+    test: str | None,
+    retention: Mapping[str, str] | None = None,
+    stopped_at: int | None = None,
+) -> str:
     """Identity of an evaluation; `test` is the SHA-256 of the test rows, None for the validation rows, and `retention`
-    that of the rows of each retention set, by its name.
+    that of the rows of each retention set, by its name. `stopped_at` is the step after which training was ended before
+    its time: what is measured then says nothing of the whole run.
 
     Gates and bounds are not part of it: they are judged again from what was measured. What is at its default counts
     nothing.
@@ -485,7 +496,8 @@ def evaluation_id(run: str, config: RunConfig, *, test: str | None, retention: M
     sources = config.data.test_sources
     tasks = {} if sources is None else {"testTasks": [source.task for source in sources]}
     kept = {"retention": dict(retention)} if retention else {}
-    return digest({"run": run, "test": test, **decoding, **tasks, **kept, **_measured(config, "uri")})[:16]
+    ended = {} if stopped_at is None else {"stoppedAt": stopped_at}
+    return digest({"run": run, "test": test, **decoding, **tasks, **kept, **ended, **_measured(config, "uri")})[:16]
 
 
 def _measured(config: RunConfig, *without: str) -> dict[str, Any]:
@@ -512,7 +524,7 @@ def restart_key(config: RunConfig) -> str:
     """Equal for two configs that can share running pods: everything but what is `live` or `judge`, or names the
     generation."""
     document = config.document()
-    for live in ("generation", "maxRetries", "checkpoint", "evaluation"):
+    for live in ("generation", "maxRetries", "limits", "checkpoint", "evaluation"):
         document.pop(live)
     document["data"].pop("audit", None)
     return digest({**document, **_measured(config)})[:16]

@@ -1,5 +1,6 @@
 """What a single value of a document may be."""
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
@@ -32,3 +33,12 @@ OptimizerType = Literal["adamw", "adafactor", "sgd", "adamw-8bit"]
 ScheduleType = Literal["linear", "cosine", "constant", "polynomial", "inverse-sqrt", "one-cycle"]
 LossType = Literal["cross-entropy", "focal"]
 Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+def seconds(duration: str) -> float:
+    """A Kubernetes-style duration such as 1h30m in seconds. Raises ValueError for what is none."""
+    match = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", duration)
+    if match is None:
+        raise ValueError(f"{duration!r} is no duration like 1h30m")
+    hours, minutes, secs = (int(part or 0) for part in match.groups())
+    return float(hours * 3600 + minutes * 60 + secs)

@@ -21,6 +21,7 @@ class RunStatus(Model):
     generation: int = Field(description="metadata.generation this run was resolved from.")
     attempt: int | None = Field(None, description="Number of the attempt's claim in storage.")
     started_at: Time | None = Field(None, description="When the first attempt began.")
+    placed_at: Time | None = Field(None, description="When the first pod of the last attempt got its node.")
     interruptions: int | None = Field(
         None,
         description="How often in a row an attempt ended through no fault of its own and without one more committed step; at "
@@ -206,7 +207,11 @@ class ModelStatus(Model):
 
 
 class Usage(Model):
-    gpu_seconds: int | None = Field(None, description="Seconds times GPUs, over all attempts.")
+    gpu_seconds: int | None = Field(None, description="Seconds times GPUs, over all attempts that have ended.")
+    running_seconds: int | None = Field(
+        None, description="Seconds from the first pod's start to the end, over all attempts that have ended."
+    )
+    counted: int | None = Field(None, description="The last attempt whose seconds are in these sums.")
     attempts: int | None = Field(None, description="Attempts so far.")
     lost_steps: int | None = Field(None, description="Steps done again, over all attempts.")
 

@@ -11,11 +11,12 @@ from datetime import datetime
 
 from finetune_api.status import Usage
 from finetune_operator.policies.accept import Refusal, Target, accept, target_of
-from finetune_operator.policies.attempt import POLL, attempt, stopped
+from finetune_operator.policies.attempt import POLL, STARTED, attempt, stopped
+from finetune_operator.policies.limits import REASONS, reached
 from finetune_operator.policies.preflight import preflight
 from finetune_operator.policies.restarts import forgotten, lost
 from finetune_operator.policies.rivals import ahead, wait_for
-from finetune_operator.policies.suspend import still_there, suspend
+from finetune_operator.policies.suspend import last_words, still_there, suspend
 from finetune_operator.policies.vanished import gone, vanished
 from finetune_operator.policies.ways import DOCUMENT_CHANGED
 from finetune_operator.status import compose, notes, worth_writing
@@ -36,7 +37,6 @@ from finetune_operator.verdict import (
 from finetune_operator.views import Child, Counters, Pod
 
 REFUSED_AGAIN = 60.0
-STARTED = ("Queued", "Starting", "Training", "Evaluating")
 
 
 def decide(o: Observed, *, now: datetime) -> Decision:
@@ -176,7 +176,7 @@ def _passed(o: Observed) -> bool:
 
 def _lost(o: Observed) -> bool:
     """Whether the status speaks of a train Job, of which there is none any more."""
-    return o.subject.status.phase in STARTED and reason_of(o.subject.status) not in (PASSED, STOPPING)
+    return o.subject.status.phase in STARTED and reason_of(o.subject.status) not in (PASSED, STOPPING, *REASONS)
 
 
 def _start(o: Observed, target: Target, *, now: datetime) -> Verdict:
@@ -184,18 +184,24 @@ def _start(o: Observed, target: Target, *, now: datetime) -> Verdict:
     run = o.subject.status.run
     assert run is not None
     former = [job for job in o.jobs("train") if job.key != target.key]
-    if former or any(_still_runs(pod, target, now=now) for pod in o.pods):
+    said = reason_of(o.subject.status)
+    if former or any(_still_runs(o, pod, target, now=now) for pod in o.pods):
         message = "the attempt before commits a checkpoint and ends"
-        verdict = Verdict("Queued", STOPPING, message, again_after=2.0)
-        if former and reason_of(o.subject.status) != STOPPING:  # what it cost is told before it goes
+        verdict = Verdict("Queued", said if said in REASONS else STOPPING, message, again_after=2.0)
+        if former and said != STOPPING:  # what it cost is told before it goes
             cost = stopped(o, former[-1], reason=DOCUMENT_CHANGED.reason, now=now)
             return replace(verdict, facts=cost, again_after=0.0)
         return verdict.doing(*(DeleteJob.of(job) for job in former))
     rival = ahead(o, run.id, holding=False)
     if rival is not None:
         return wait_for(rival).doing(*(DeleteJob.of(job) for job in o.jobs("preflight")))
+    limit = reached(o, target)
+    if limit is not None and not limit.publish:
+        words = last_words(o)
+        known = replace(o.subject, status=o.subject.status.model_copy(update=words))
+        return limit.failed(replace(o, subject=known)).stating(**words)
     looked = next(reversed(o.jobs("preflight")), None)
-    counters = replace(looked.counters, interruptions=0) if looked else Counters()
+    counters = replace(looked.counters if looked else Counters(), interruptions=0, finish=limit is not None)
     ordinal = o.next_ordinal("train")
     action = CreateTrain(target.config, target.key, run.id, ordinal, counters)
     usage = (o.subject.status.usage or Usage()).model_copy(update={"attempts": ordinal})
@@ -203,9 +209,11 @@ def _start(o: Observed, target: Target, *, now: datetime) -> Verdict:
     return verdict.doing(action)
 
 
-def _still_runs(pod: Pod, target: Target, *, now: datetime) -> bool:
+def _still_runs(o: Observed, pod: Pod, target: Target, *, now: datetime) -> bool:
     """A former train Job's pod that may still commit a checkpoint; one that a dead node never ends does not count."""
-    return pod.role == "train" and still_there(pod, now=now) and (pod.gone_by is not None or pod.key != target.key)
+    if pod.role != "train" or not still_there(pod, now=now):
+        return False
+    return pod.gone_by is not None or pod.key != target.key or pod.owner not in {job.uid for job in o.jobs("train")}
 
 
 # --- a changed document while the run before it goes on ---

@@ -12,6 +12,7 @@ from finetune_api.contract import CACHE_PATH, CONFIG_PATH, CREDENTIALS_PATH, PRO
 from finetune_api.pods import PodMetadata, PodSpec
 from finetune_operator.views import (
     FAILURES,
+    FINISH,
     GENERATION,
     HALVE,
     INTERRUPTIONS,
@@ -33,8 +34,6 @@ Manifest = dict[str, Any]
 
 USER = 65532
 """The images' own user; a platform may run them as another, so only the group of the files is set."""
-KEEP_SECONDS = 3600
-"""How long a finished child Job stays for reading its logs."""
 CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HF_TOKEN")
 
 
@@ -106,7 +105,7 @@ def preflight_job(subject: Subject, config: RunConfig, *, key: str, ordinal: int
     pod.pop("runtimeClassName", None)  # a GPU's runtime is of no use here
     labels = _labels(subject, role="preflight", generation=config.generation)
     spec = {"template": _template(config, pod, labels, key)}
-    return _job(subject, name, labels, spec, annotations=_notes(subject, key, ordinal, counters))
+    return _job(subject, config, name, labels, spec, annotations=_notes(subject, key, ordinal, counters))
 
 
 def train_job(
@@ -128,6 +127,8 @@ def train_job(
     pod["volumes"].append({"name": "shm", "emptyDir": {"medium": "Memory"}})
     if counters.halve:
         container["args"].append("--halve-micro-batch")
+    if counters.finish:
+        container["args"].append("--finish-now")
     if pods.cache is not None:
         container["args"] += ["--cache", CACHE_PATH]
         container["volumeMounts"].append({"name": "cache", "mountPath": CACHE_PATH})
@@ -143,7 +144,7 @@ def train_job(
         "parallelism": pods.nodes,
         "template": _template(config, pod, labels, key),
     }
-    return _job(subject, name, labels, spec, annotations=_notes(subject, key, ordinal, counters))
+    return _job(subject, config, name, labels, spec, annotations=_notes(subject, key, ordinal, counters))
 
 
 def event(subject: Subject, *, kind: str, reason: str, message: str, now: str) -> Manifest:
@@ -194,6 +195,8 @@ def _notes(subject: Subject, key: str, ordinal: int, counters: Counters) -> dict
     }
     if counters.halve:
         notes[HALVE] = "true"
+    if counters.finish:
+        notes[FINISH] = "true"
     return {**notes, RETRY: subject.retry} if subject.retry else notes
 
 
@@ -202,7 +205,9 @@ def _arguments(command: str, config: RunConfig) -> list[str]:
     return [command, "--config", CONFIG_PATH, *credentials, "--message", "/dev/termination-log", "--work", WORK_PATH]
 
 
-def _job(subject: Subject, name: str, labels: dict[str, str], spec: Manifest, *, annotations: Manifest) -> Manifest:
+def _job(
+    subject: Subject, config: RunConfig, name: str, labels: dict[str, str], spec: Manifest, *, annotations: Manifest
+) -> Manifest:
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
@@ -213,7 +218,7 @@ def _job(subject: Subject, name: str, labels: dict[str, str], spec: Manifest, *,
             "annotations": annotations,
             "ownerReferences": [owner_reference(subject)],
         },
-        "spec": {"backoffLimit": 0, "ttlSecondsAfterFinished": KEEP_SECONDS, **spec},
+        "spec": {"backoffLimit": 0, "ttlSecondsAfterFinished": config.limits.keep_seconds, **spec},
     }
 
 

@@ -27,6 +27,7 @@ FAILURES = "finetune.dev/failures"
 TRIES = "finetune.dev/tries"
 INTERRUPTIONS = "finetune.dev/interruptions"
 HALVE = "finetune.dev/halve-micro-batch"
+FINISH = "finetune.dev/finish-now"
 RETRY = "finetune.dev/retry"
 
 Raw = Mapping[str, Any]
@@ -150,6 +151,8 @@ class Counters:
     """Of preflight: times in a row that the cluster took the pod away."""
     halve: bool = False
     """Of a train Job: the container before was killed for its memory, and nothing but this can say so."""
+    finish: bool = False
+    """Of a train Job: it trains no more, and publishes the best checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -193,6 +196,7 @@ class Child:
                 tries=_number(notes.get(TRIES)),
                 interruptions=_number(notes.get(INTERRUPTIONS)),
                 halve=HALVE in notes,
+                finish=FINISH in notes,
             ),
             retry=notes.get(RETRY, ""),
             created=_created(meta),

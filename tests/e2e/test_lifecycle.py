@@ -14,6 +14,10 @@ def conditions(status: dict[str, Any]) -> dict[str, str]:
     return {found["type"]: found["status"] for found in status["conditions"]}
 
 
+def condition(status: dict[str, Any], kind: str) -> dict[str, Any]:
+    return next(found for found in status["conditions"] if found["type"] == kind)
+
+
 def patch(world: Any, namespace: str, name: str, spec: str) -> None:
     body = f'{{"spec": {spec}}}'
     world.kubectl("patch", "finetunejob", name, "-n", namespace, "--type=merge", "-p", body)
@@ -58,3 +62,41 @@ def test_a_job_that_is_applied_suspended_starts_no_pod(world: Any) -> None:
     uid = world.job(namespace, name)["metadata"]["uid"]
     assert world.pods.of(uid, "preflight") == world.pods.of(uid, "train") == []
     assert kinds(world, uid) == {"ConfigMap"}
+
+
+def test_a_used_up_budget_publishes_the_best_checkpoint_and_a_raised_one_trains_on(world: Any) -> None:
+    namespace, name = world.namespace("budget"), "budget"
+    document = world.small_job(name, training=LONG)
+    output = document["spec"]["output"]["uri"]
+    with world.trainings:
+        world.apply(document, namespace)
+        run = world.wait_for_checkpoint(namespace, name)
+        patch(world, namespace, name, '{"budget": {"gpuHours": 0.0001}}')
+        part = world.succeeded(namespace, name)
+        assert condition(part, "Succeeded")["reason"] == "StoppedAtBest"
+        assert part["progress"]["step"] < part["progress"]["totalSteps"]
+        assert part["usage"]["gpuSeconds"] > 0
+        assert [restart["reason"] for restart in part["restarts"]] == ["BudgetExhausted"]
+        assert part["model"]["uri"]
+        patch(world, namespace, name, '{"budget": {"gpuHours": 10}}')
+        whole = world.wait(
+            namespace,
+            name,
+            lambda s: s.get("observedGeneration") == 3 and s.get("phase") in ("Succeeded", "Failed"),
+            what="the whole run",
+            seconds=400,
+        )
+    assert condition(whole, "Succeeded")["reason"] == "Trained", whole
+    assert whole["run"]["id"] == run
+    assert whole["progress"]["step"] == whole["progress"]["totalSteps"]
+    assert whole["model"]["digest"] != part["model"]["digest"]
+    ends = [record.body["end"] for record in world.records(output, run, RecordKind.TRAINED)]
+    assert ends == ["stopped", "complete"]
+    first, _, third = world.records(output, run, RecordKind.CLAIM)
+    committed = {
+        attempt.number: [
+            r.body["step"] for r in world.records(output, run, RecordKind.CHECKPOINT) if r.attempt == attempt.number
+        ]
+        for attempt in (first, third)
+    }
+    assert min(committed[third.number]) >= max(committed[first.number]), "no step is trained twice"

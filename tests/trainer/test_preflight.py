@@ -574,7 +574,7 @@ def test_another_publication_of_the_run_is_not_reused(bench: Bench) -> None:
 
 
 def test_a_result_that_ended_early_for_its_budget_is_not_reused(bench: Bench) -> None:
-    publish(bench, bench.run(), end="budget")
+    publish(bench, bench.run(), end="stopped")
     again = bench.run()
     assert again.preflight is not None
     assert again.preflight.state == "Fresh"

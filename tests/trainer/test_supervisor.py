@@ -9,7 +9,7 @@ import textwrap
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ import pytest
 
 from finetune_api.contract import Checkpointed, ExitCode, LastMessage, Progress
 from finetune_api.status import BestCheckpoint
-from finetune_trainer import lastmessage, telemetry
+from finetune_trainer import __main__ as command_line
+from finetune_trainer import lastmessage, supervisor, telemetry
 from finetune_trainer.supervisor import memory_note_key, visible_gpus
 
 # Runs supervise() as a process of its own, as in a pod: command, ranks, state directory, limits.
@@ -387,3 +388,19 @@ def test_the_last_message_fits_and_holds_no_secret(tmp_path: Path, monkeypatch: 
 def test_a_message_that_cannot_be_written_is_no_reason_to_fail(tmp_path: Path) -> None:
     lastmessage.write(tmp_path / "no/such/place", LastMessage(code=0, reason="Done", message="x"))
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("finish", [True, False])
+def test_the_ranks_are_told_to_finish_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finish: bool) -> None:
+    commands: list[Sequence[str]] = []
+
+    def supervise(command: Sequence[str], **_: Any) -> LastMessage:
+        commands.append(command)
+        return LastMessage(code=0, reason="Completed", message="m")
+
+    monkeypatch.setattr(supervisor, "supervise", supervise)
+    monkeypatch.setattr(supervisor, "read_config", lambda _: None)
+    monkeypatch.setattr(supervisor, "world_of", lambda *_: None)
+    arguments = ["train", "--config", "c", "--run-id", "r", "--work", str(tmp_path), "--port", "0"]
+    assert command_line.main([*arguments, *(["--finish-now"] if finish else [])]) == 0
+    assert ("--finish-now" in commands[0]) is finish

@@ -1342,6 +1342,13 @@ SUSPENDING = [
         "IdenticalRunInProgress",
     ),
     Row(
+        "resumed when it was told to end and had not yet been, it ends: it is paid for",
+        world(HALTING.model_copy(update={"usage": Usage(attempts=1, counted=1)}), *RUNNING, progress(), **RESUMED),
+        "Starting",
+        "StoppingPreviousRun",
+        "delete t1",
+    ),
+    Row(
         "resumed before anything was stopped, it goes on as if nothing had been asked",
         world(TRAINING, *RUNNING, progress(), **RESUMED),
         "Training",
@@ -1506,7 +1513,7 @@ def test_a_success_tells_model_evaluation_and_gpu_time() -> None:
     assert status.evaluation == RESULT.evaluation
     assert status.progress is not None
     assert status.progress.percent == 100
-    assert status.usage == Usage(gpu_seconds=60, attempts=1)
+    assert status.usage == Usage(gpu_seconds=60, running_seconds=60, counted=1, attempts=1)
     assert status.run is not None
     assert status.run.attempt == 7
 
@@ -1516,7 +1523,7 @@ def test_a_restart_tells_what_it_cost_once() -> None:
     status = _status(given)
     restart = Restart(attempt=1, reason="Crashed", at=format_time(ago(2)), resumed_from_step=30, lost_steps=10)
     assert status.restarts == [restart]
-    assert status.usage == Usage(gpu_seconds=58, attempts=1, lost_steps=10)
+    assert status.usage == Usage(gpu_seconds=58, running_seconds=58, counted=1, attempts=1, lost_steps=10)
     later = decide(replace(given, subject=replace(given.subject, status=status)), now=NOW + timedelta(seconds=1))
     assert later.status is None or later.status.restarts == [restart]
 
@@ -1612,15 +1619,15 @@ def test_a_run_that_was_done_though_nobody_could_say_so_has_no_restart() -> None
     given = world(before, t(created=ago(61)), ended(t(), 0, at=1))
     looking = _status(given)
     assert [restart.reason for restart in looking.restarts or []] == ["MessageLost"]
-    assert looking.usage == Usage(gpu_seconds=60, attempts=1, lost_steps=10)
+    assert looking.usage == Usage(gpu_seconds=60, running_seconds=60, counted=1, attempts=1, lost_steps=10)
     status = _status(world(looking, p(), ended(p(), 0, outcome("Reused"))))
     assert (status.phase, status.restarts) == ("Succeeded", None)
-    assert status.usage == Usage(gpu_seconds=60, attempts=1, lost_steps=0)
+    assert status.usage == Usage(gpu_seconds=60, running_seconds=60, counted=1, attempts=1, lost_steps=0)
 
 
 def test_an_attempt_that_a_changed_document_stops_is_paid_for() -> None:
     status = _status(world(PASSED2, t(created=ago(50)), pod(t(), started=ago(40)), **CHANGED))
-    assert status.usage == Usage(gpu_seconds=40, attempts=1)
+    assert status.usage == Usage(gpu_seconds=40, running_seconds=40, counted=1, attempts=1)
     assert status.restarts is None
 
 
@@ -1638,7 +1645,7 @@ def test_new_resources_restart_the_run_and_say_so() -> None:
     assert [(r.reason, r.resumed_from_step, r.lost_steps) for r in status.restarts or []] == [
         ("DocumentChanged", 40, 0)
     ]
-    assert status.usage == Usage(gpu_seconds=40, attempts=1, lost_steps=0)
+    assert status.usage == Usage(gpu_seconds=40, running_seconds=40, counted=1, attempts=1, lost_steps=0)
     assert status.checkpoint == CheckpointStatus(step=30), "that of step 40 is only expected"
 
 
@@ -1647,7 +1654,7 @@ def test_a_suspended_attempt_is_paid_for_and_counts_as_no_failure() -> None:
     first = decide(given, now=NOW)
     assert (short(first), first.again_after) == ("", 0.0), "told before the Job goes"
     assert first.status is not None
-    assert first.status.usage == Usage(gpu_seconds=40, attempts=1, lost_steps=0)
+    assert first.status.usage == Usage(gpu_seconds=40, running_seconds=40, counted=1, attempts=1, lost_steps=0)
     assert [(r.attempt, r.reason, r.resumed_from_step) for r in first.status.restarts or []] == [(1, "Suspended", 40)]
     assert first.status.run is not None
     assert first.status.run.interruptions is None

@@ -10,6 +10,7 @@ import random
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
+from math import inf
 from typing import Any
 
 from hypothesis import HealthCheck, given, settings
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 
 from finetune_api.contract import Checkpointed, LastMessage, PreflightOutcome, Progress, RunConfig, TrainOutcome
 from finetune_api.resolve import Defaults
-from finetune_api.status import EvaluationStatus, FineTuneJobStatus, ModelStatus, PreflightStatus
+from finetune_api.status import EvaluationStatus, FineTuneJobStatus, ModelStatus, PreflightStatus, Usage
 from finetune_operator import manifests
 from finetune_operator.decide import decide
 from finetune_operator.policies.restarts import free_delay
@@ -38,6 +39,8 @@ SPECS = [
     {**SPEC, "task": "bad"},
     {**SPEC, "suspend": True},
     {**SPEC, "training": {"learningRate": 0.5}, "suspend": True},
+    {**SPEC, "deadline": "5m"},
+    {**SPEC, "budget": {"gpuHours": 0.05}},
 ]
 RESULT = TrainOutcome(
     final_step=9,
@@ -113,6 +116,11 @@ class World:
         child = Child.of(manifest)
         assert not self.o.subject.finished, f"{name} is begun for what is done"
         assert not self.o.subject.suspended, f"{name} is begun for what is suspended"
+        limits = self.o.pinned[child.generation].config.limits
+        if child.role == "train" and not child.counters.finish:
+            usage = self.o.subject.status.usage or Usage()
+            assert (usage.running_seconds or 0) < (limits.deadline_seconds or inf), f"{name} is begun past its deadline"
+            assert (usage.gpu_seconds or 0) < (limits.gpu_seconds or inf), f"{name} is begun past its budget"
         self.begun.append(name)
         self.times += [self.now] if child.role == "train" else []
         pod = Pod(
@@ -465,3 +473,103 @@ def _one_attempt(world: World, pod: Pod, number: int) -> int:
     fields: dict[str, Any] = {"step": committed, "reached_step": reached, "resumed_from_step": resumed or None}
     world._exit(pod, 1, LastMessage(code=1, reason="Crashed", message="m", run_id=run, **fields))
     return reached - committed
+
+
+# --- what attempts take ---
+
+
+def bounded(seed: int, **spec: Any) -> World:
+    world = World(seed)
+    world.o = replace(world.o, subject=replace(world.o.subject, spec={**SPEC, **spec}))
+    return world
+
+
+def runs_for(world: World, pod: Pod, seconds: int) -> None:
+    """The attempt trains for so long, wins a step, and is read at the end of it."""
+    run = str(next(child for child in world.o.children if child.uid == pod.owner).run)
+    before = world.steps.get(run, 0)
+    world.wait(seconds)
+    world.steps[run] = before + 10
+    said = _reading(run, step=before + 10, resumed=before, committed=before + 10)
+    now = world.now.isoformat()
+    world.o = replace(world.o, progress=said.model_copy(update={"updated_at": now}))
+
+
+SEEN = [how for how in INTERRUPTIONS if how != "its Job is deleted"]
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    ends=st.lists(st.tuples(st.sampled_from(SEEN), st.integers(0, 4000)), min_size=1, max_size=8),
+    seed=st.integers(0, 2**32),
+    dies=st.booleans(),
+)
+def test_every_second_of_every_attempt_is_counted_once(ends: list[tuple[str, int]], seed: int, dies: bool) -> None:
+    world = World(seed)
+    for how, seconds in ends:
+        pod = until_it_trains(world, dies=dies)
+        assert pod is not None, world.o.subject.status.message
+        began = world.now
+        runs_for(world, pod, seconds)
+        assert world.now - began == timedelta(seconds=seconds)
+        interrupt(world, pod, how)
+        world.o = replace(world.o, progress=None)
+    assert until_it_trains(world, dies=dies) is not None
+    usage = world.o.subject.status.usage
+    assert usage is not None
+    total = sum(seconds for _, seconds in ends)
+    assert (usage.running_seconds, usage.gpu_seconds, usage.counted) == (total, total, len(ends))
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    lasts=st.lists(st.integers(1, 3000), min_size=1, max_size=12),
+    seed=st.integers(0, 2**32),
+    dies=st.booleans(),
+    limit=st.sampled_from([{"deadline": "1h"}, {"budget": {"gpuHours": 1, "onExhausted": "Fail"}}]),
+)
+def test_no_attempt_is_begun_past_a_limit_and_none_goes_on(
+    lasts: list[int], seed: int, dies: bool, limit: dict[str, Any]
+) -> None:
+    """However it is interrupted and whoever dies when: it fails when the hour is over, and not before."""
+    world, ran = bounded(seed, **limit), 0
+    for seconds in [*lasts, *[3000] * 3]:
+        pod = until_it_trains(world, dies=dies)
+        if pod is None:
+            break
+        assert ran < 3600, "an attempt was begun past the limit"
+        runs_for(world, pod, seconds)
+        ran += seconds
+        for chance in (0.5, 0.5, 0.5, 0, 0, 0):
+            world.reconcile(dies=dies and world.dice.random() < chance)
+        going = any(p.uid == pod.uid for p in world.o.pods)
+        assert going == (ran < 3600)
+        if going:
+            interrupt(world, pod, world.dice.choice(SEEN))
+        world.o = replace(world.o, progress=None)
+    assert until_it_trains(world) is None
+    status = world.o.subject.status
+    assert (status.phase, reason_of(status)) in (("Failed", "DeadlineExceeded"), ("Failed", "BudgetExhausted"))
+    assert status.usage is not None
+    assert status.usage.running_seconds == ran >= 3600
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(seed=st.integers(0, 2**32), dies=st.booleans())
+def test_a_budget_that_is_used_up_ends_in_one_attempt_that_only_finishes(seed: int, dies: bool) -> None:
+    world = bounded(seed, budget={"gpuHours": 1})
+    pod = until_it_trains(world, dies=dies)
+    assert pod is not None
+    runs_for(world, pod, 3600)
+    for chance in (0.5, 0.5, 0.5, 0, 0, 0):
+        world.reconcile(dies=dies and world.dice.random() < chance)
+    world.o = replace(world.o, progress=None)
+    last = until_it_trains(world, dies=dies)
+    assert last is not None
+    (child,) = [child for child in world.o.children if child.role == "train"]
+    assert child.counters.finish
+    part = RESULT.model_copy(update={"partial": True, "final_step": 5})
+    message = LastMessage(code=0, reason="Completed", message="m", run_id=str(child.run), result=part)
+    world._exit(last, 0, message)
+    assert until_it_trains(world, dies=dies) is None
+    assert reason_of(world.o.subject.status) == "StoppedAtBest"

@@ -189,6 +189,23 @@ def test_after_a_container_killed_for_its_memory_the_next_is_told_to_halve_the_m
         assert ("--halve-micro-batch" in container["args"]) is halve
 
 
+def test_an_attempt_that_only_finishes_is_told_so() -> None:
+    for finish in (True, False):
+        counters = Counters(finish=finish)
+        job = manifests.train_job(SUBJECT, config(SPEC), key="k", run_id="a" * 16, ordinal=2, counters=counters)
+        raw = {**job, "metadata": {**job["metadata"], "uid": "u", "creationTimestamp": "2026-03-01T00:00:00Z"}}
+        assert Child.of(raw).counters == counters
+        (container,) = job["spec"]["template"]["spec"]["containers"]
+        assert ("--finish-now" in container["args"]) is finish
+
+
+@pytest.mark.parametrize(("asked", "seconds"), [(None, 3600), ("1m", 60), ("24h", 86400), ("9999999h", 2**31 - 1)])
+def test_jobs_and_their_pods_stay_as_long_as_is_asked_for(asked: str | None, seconds: int) -> None:
+    spec = SPEC if asked is None else {**SPEC, "ttlAfterFinished": asked}
+    for job in (train(spec), preflight(spec)):
+        assert job["spec"]["ttlSecondsAfterFinished"] == seconds
+
+
 def test_the_rendezvous_name_is_the_first_pods_host_name() -> None:
     job = DOCUMENTS["train-job-rich"]
     environment = {v["name"]: v.get("value") for v in job["spec"]["template"]["spec"]["containers"][0]["env"]}

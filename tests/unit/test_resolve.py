@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from finetune_api.contract import RunConfig
+from finetune_api.contract import LimitsConfig, RunConfig
 from finetune_api.job import FineTuneJobSpec
 from finetune_api.profile import FineTuneProfileSpec
 from finetune_api.resolve import (
@@ -15,9 +15,9 @@ from finetune_api.resolve import (
     resolve,
     restart_key,
     run_id,
-    seconds,
     train_identity,
 )
+from finetune_api.scalars import seconds
 
 DEFAULTS = Defaults(trainer_image="trainer:1", preflight_image="preflight:1")
 SPEC: dict[str, Any] = {
@@ -111,6 +111,21 @@ def test_of_pod_templates_maps_merge_and_lists_append_by_name() -> None:
 @pytest.mark.parametrize(("text", "value"), [("90s", 90), ("10m", 600), ("1h30m", 5400), ("1h1m1s", 3661)])
 def test_durations_are_kubernetes_style(text: str, value: float) -> None:
     assert seconds(text) == value
+
+
+def test_limits_are_seconds_and_absent_where_none_is_asked_for() -> None:
+    assert resolved({}).limits == LimitsConfig()
+    asked = {"deadline": "1h30m", "budget": {"gpuHours": 0.5, "onExhausted": "Fail"}, "ttlAfterFinished": "24h"}
+    wanted = LimitsConfig(deadline_seconds=5400, gpu_seconds=1800, stop_at_best=False, keep_seconds=86400)
+    assert resolved(asked).limits == wanted
+    assert resolved({"budget": {"gpuHours": 1}}).limits.stop_at_best
+
+
+def test_what_is_measured_of_a_part_is_never_taken_for_the_whole() -> None:
+    config = resolved({})
+    whole, part, more = (evaluation_id("r", config, test=None, stopped_at=step) for step in (None, 10, 20))
+    assert len({whole, part, more}) == 3
+    assert whole == evaluation_id("r", config, test=None)
 
 
 # --- what is refused ---

@@ -99,6 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     _pod_options(train)
     train.add_argument("--run-id", required=True, metavar="ID", help="the run that preflight has found")
     train.add_argument("--halve-micro-batch", action="store_true", help="the attempt before was killed for its memory")
+    train.add_argument("--finish-now", action="store_true", help="train no more; publish the best checkpoint")
     train.add_argument("--cache", type=Path, metavar="DIR", help="base models that pods share (default: none)")
     train.add_argument(
         "--port", type=int, default=PROGRESS_PORT, help="for /progress, /metrics and /healthz; 0: none (default: 9090)"
@@ -195,6 +196,7 @@ def _train(options: argparse.Namespace) -> int:
         work=options.work,
         cache=options.cache,
         halve=options.halve_micro_batch,
+        finish=options.finish_now,
         port=options.port,
     )
 

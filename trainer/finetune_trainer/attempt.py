@@ -38,7 +38,16 @@ from finetune_trainer.storage import (
     split_uri,
 )
 from finetune_trainer.storage.cache import Cache
-from finetune_trainer.storage.commit import Claim, Holder, Record, RecordKind, RunLog, find, live_checkpoints
+from finetune_trainer.storage.commit import (
+    Claim,
+    Holder,
+    Record,
+    RecordKind,
+    RunLog,
+    find,
+    live_checkpoints,
+    training_end,
+)
 from finetune_trainer.world import World
 
 _MEMORY_NOTE = "out-of-memory.json"
@@ -66,6 +75,8 @@ class Attempt:
     """A directory for base models that other pods use, too."""
     packs: Packs | None = None
     """What batches are made of, where rows are packed; settled once the model is loaded (units.py)."""
+    finish_now: bool = False
+    """Training is over, however far it is: the best checkpoint is evaluated and published."""
     of_base: OfBase | None = None
     """What the untouched base has said of rows, where the loss compares with it."""
 
@@ -208,7 +219,8 @@ class Attempt:
 
     @property
     def trained(self) -> Record | None:
-        return next(reversed(find(self.records, RecordKind.TRAINED)), None)
+        """How training ended, None while there is something left to train."""
+        return training_end(self.records, partial=self.finish_now)
 
 
 def begin(attempt: Attempt, *, halve: bool = False) -> bool:

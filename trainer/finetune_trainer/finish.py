@@ -23,7 +23,7 @@ from finetune_trainer.report import page
 from finetune_trainer.report.gather import gather
 from finetune_trainer.run import TRAIN, retained, tested
 from finetune_trainer.storage import Damaged
-from finetune_trainer.storage.commit import Record, RecordKind, find, object_entry, what_is_wrong
+from finetune_trainer.storage.commit import STOPPED, Record, RecordKind, find, object_entry, what_is_wrong
 
 _log = logging.getLogger("finetune.train")
 
@@ -38,7 +38,11 @@ def finish(attempt: Attempt) -> tuple[TrainOutcome, str | None]:
     steps = {"step": trained.body["step"], "total_steps": trained.body["totalSteps"]}
     manifest = attempt.record.manifest
     evaluation = evaluation_id(
-        attempt.record.run_id, attempt.config, test=tested(manifest), retention=retained(manifest)
+        attempt.record.run_id,
+        attempt.config,
+        test=tested(manifest),
+        retention=retained(manifest),
+        stopped_at=trained.body["step"] if trained.body["end"] == STOPPED else None,
     )
     publication = publication_id(evaluation, attempt.config)
     outcome = _published(attempt, publication)
@@ -123,6 +127,7 @@ def _publish(
         total_steps=trained.body["totalSteps"],
         final_loss=trained.body["finalLoss"],
         best=trained.body["best"],
+        partial=trained.body["end"] == STOPPED,
         evaluation=status,
         model=ModelStatus(
             uri=f"{attempt.store.uri}/{prefix.rstrip('/')}",

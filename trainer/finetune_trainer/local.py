@@ -171,7 +171,7 @@ class _Run:
         (self.work / "config.json").write_text(self.config.model_dump_json(by_alias=True, indent=1))
         with self._signals():
             last = self._preflight()
-            if last.code == ExitCode.DONE and last.result is None:
+            if last.code == ExitCode.DONE and (last.result is None or last.result.partial):
                 last = self._train(last)
         self.line.end()
         return self._finish(last, secrets)

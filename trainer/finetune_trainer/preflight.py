@@ -64,11 +64,13 @@ from finetune_trainer.storage import (
 )
 from finetune_trainer.storage.base import hash_object
 from finetune_trainer.storage.commit import (
+    STOPPED,
     Record,
     RecordKind,
     RunLog,
     find,
     latest_checkpoint,
+    training_end,
     what_is_wrong,
 )
 from finetune_trainer.tasks import Task
@@ -77,7 +79,7 @@ from finetune_trainer.tasks.base import Facts, Tools, joined_forms, label_in, la
 log = logging.getLogger("finetune.preflight")
 
 FINISHED = ("complete", "early-stopped")
-"""Ends of a run after which there is nothing left to train."""
+"""Ends of a training after which there is nothing left to train."""
 _TRIES = 5
 
 
@@ -449,15 +451,25 @@ def _commit(
         retention={name: one.record for name, one in kept.items()},
     )
     record = pin(output, record, [data.encoded, *(one.encoded for one in kept.values())])
-    evaluation = evaluation_id(run, config, test=test, retention=retained(manifest))
-    publication = publication_id(evaluation, config)
     records = RunLog(output, run).read()
-    result, step, trouble = progress_of(records, publication=publication, output=output)
+    trained = training_end(records, partial=True)
+    partial = trained is not None and trained.body.get("end") == STOPPED
+    evaluation = evaluation_id(
+        run,
+        config,
+        test=test,
+        retention=retained(manifest),
+        stopped_at=trained.body["step"] if trained is not None and partial else None,
+    )
+    publication = publication_id(evaluation, config)
+    result, step, trouble = progress_of(records, publication=publication, output=output, partial=partial)
     unmet = None
     if result is not None:
         result, unmet = gates.rejudged(result, records, config, evaluation=evaluation)
-        if unmet is None:
+        if unmet is None and not partial:
             gates.release(output, run, publication, result)
+    if partial and unmet is not None:  # it is judged where it is asked for: the run may go on, and become good enough
+        result, unmet = None, None
     foresight = foresee(config, record, model=base.config, shapes=base.shapes, encoded=EncodedRows(data.encoded.path))
     unlikely = memory_warning(foresight, config.pods)
     warnings = [*trouble, *([unlikely] if unlikely else []), *data.quality.warnings]
@@ -473,9 +485,10 @@ def _commit(
 def _passed(
     run: str, *, result: TrainOutcome | None, step: int | None, summary: PreflightStatus, unmet: str | None
 ) -> LastMessage:
-    """`unmet`: why a model that is there already is not good enough by the gates that are asked for now."""
+    """`result` is that of the whole run, or of one that was ended before its time and may go on. `unmet`: why a model
+    that is there already is not good enough by the gates that are asked for now."""
     state: Literal["Fresh", "Resume", "Reused"]
-    if result is not None:
+    if result is not None and not result.partial:
         state, sentence = "Reused", f"Run {run} is trained and published already; its model is reused."
     elif step is not None:
         state, sentence = "Resume", f"All checks passed; run {run} goes on from step {step}."
@@ -483,7 +496,7 @@ def _passed(
         state, sentence = "Fresh", f"All checks passed; run {run} begins."
     return LastMessage(
         code=ExitCode.DONE if unmet is None else ExitCode.GATE,
-        reason="GateNotMet" if unmet else "Reused" if result is not None else "PreflightPassed",
+        reason="GateNotMet" if unmet else "Reused" if state == "Reused" else "PreflightPassed",
         message=lastmessage.clip(unmet or sentence),
         run_id=run,
         step=step,
@@ -623,12 +636,13 @@ def _put(output: Store, ref: EncodedRef, encoded: Sequence[Encoded]) -> None:
 
 
 def progress_of(
-    records: Sequence[Record], *, publication: str, output: Store
+    records: Sequence[Record], *, publication: str, output: Store, partial: bool = False
 ) -> tuple[TrainOutcome | None, int | None, list[str]]:
     """The published result that is asked for, the last committed step, and what is wrong with what was published."""
     trouble: list[str] = []
+    ends = (STOPPED,) if partial else FINISHED
     for record in reversed(find(records, RecordKind.PUBLISHED)):
-        if record.body.get("publicationId") != publication or record.body.get("end") not in FINISHED:
+        if record.body.get("publicationId") != publication or record.body.get("end") not in ends:
             continue
         wrong = what_is_wrong(output, record.body.get("objects") or [])
         outcome = _outcome(record.body.get("outcome"))
@@ -639,8 +653,7 @@ def progress_of(
 
 
 def _step(records: Sequence[Record]) -> int | None:
-    trained = find(records, RecordKind.TRAINED)
-    last = trained[-1] if trained else latest_checkpoint(records)
+    last = training_end(records, partial=False) or latest_checkpoint(records)
     step = last.body.get("step") if last is not None else None
     return step if isinstance(step, int) else None
 

@@ -46,6 +46,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--cache", type=Path)
     parser.add_argument("--halve-micro-batch", action="store_true")
+    parser.add_argument("--finish-now", action="store_true")
     return parser.parse_args(arguments)
 
 
@@ -130,6 +131,7 @@ class Rank:
             heart=self._heart,
             reporter=reporter,
             cache_root=self._options.cache,
+            finish_now=self._options.finish_now,
         )
         if not begin(attempt, halve=self._options.halve_micro_batch):
             fetch_inputs(attempt)
@@ -151,7 +153,8 @@ class Rank:
         tuned = outcome.evaluation.tuned or {}
         primary = self._attempt.config.primary
         measured = f"; {primary} {tuned[primary]:.4f} on {outcome.evaluation.on}" if primary in tuned else ""
-        message = f"Trained {outcome.final_step} steps and published {outcome.model.uri}{measured}."
+        steps = f"{outcome.final_step} of {outcome.total_steps}" if outcome.partial else f"{outcome.final_step}"
+        message = f"Trained {steps} steps and published {outcome.model.uri}{measured}."
         return self._say(ExitCode.DONE, "Completed", message, result=outcome)
 
     def _wait_for_rank_0(self) -> None:

@@ -112,6 +112,7 @@ def main(
     work: Path,
     cache: Path | None = None,
     halve: bool = False,
+    finish: bool = False,
     port: int = PROGRESS_PORT,
 ) -> int:
     """`finetune train`: returns the exit code, having written the last message. `port` 0 serves nothing."""
@@ -137,6 +138,8 @@ def main(
             command += ["--cache", str(cache)]
         if halve:
             command.append("--halve-micro-batch")
+        if finish:
+            command.append("--finish-now")
         command += ["--work", str(work)]
         if port:
             telemetry.serve(state / "progress.json", port)

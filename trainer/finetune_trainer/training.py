@@ -28,7 +28,8 @@ from finetune_trainer.regularise import Anchor, add_noise
 from finetune_trainer.run import TRAIN, VALIDATION
 from finetune_trainer.saving import Checkpoints
 from finetune_trainer.signs import Pace, checkpointed, wait_for
-from finetune_trainer.storage.commit import Record, RecordKind, attempt_prefix, live_checkpoints
+from finetune_trainer.storage import StorageError
+from finetune_trainer.storage.commit import STOPPED, Record, RecordKind, attempt_prefix, live_checkpoints
 from finetune_trainer.tasks import Metrics
 from finetune_trainer.units import packs_of, units_of
 
@@ -42,7 +43,8 @@ _log = logging.getLogger("finetune.train")
 def train_what_is_left(attempt: Attempt) -> None:
     """Train to the end and say so in the log; a divergence is given one more try from the last checkpoint.
 
-    Raises Stopped, Diverged, OutOfMemory, Fenced, StorageError, ModelError.
+    An attempt that is to finish now takes the newest checkpoint for the end. Raises Stopped, Diverged, OutOfMemory,
+    Fenced, StorageError, ModelError.
     """
     checkpoints = Checkpoints(
         attempt.store,
@@ -79,8 +81,15 @@ def _train(attempt: Attempt, checkpoints: Checkpoints) -> None:
     # A second try within this attempt does not change where the attempt itself began.
     began = progress.resumed_from_step if progress.total_steps else state.step or None
     attempt.reporter.update(stage="Training", step=state.step, total_steps=attempt.plan.total, resumed_from_step=began)
+    if attempt.finish_now and not state.step:
+        raise StorageError(
+            "NothingCommitted",
+            "The budget is used up and no checkpoint is committed that could be published: raise spec.budget.gpuHours.",
+            environment=False,
+        )
     try:
-        train(trainee.setup, state, Duties(attempt, trainee, checkpoints))
+        if not attempt.finish_now or state.step == attempt.plan.total or state.stopped_early:
+            train(trainee.setup, state, Duties(attempt, trainee, checkpoints))
     finally:
         checkpoints.wait()
         attempt.accelerator.free_memory()
@@ -91,16 +100,23 @@ def _train(attempt: Attempt, checkpoints: Checkpoints) -> None:
 def _trained(attempt: Attempt, state: State) -> dict[str, Any]:
     """The body of the trained record; `weights` are the numbers of the checkpoints that hold them."""
     records = live_checkpoints(attempt.records)
+    last = next((r for r in records if r.body["step"] == state.step), records[0])
     best = next((r for r in records if state.best and r.body["best"] and r.body["step"] == state.best.step), None)
     return {
         "step": state.step,
         "totalSteps": attempt.plan.total,
-        "end": "early-stopped" if state.stopped_early else "complete",
+        "end": _end(attempt, state),
         "best": state.best.document() if state.best else None,
         "finalLoss": recent(state),
         "curve": _curve(state),
-        "weights": {"Last": records[0].number, "Best": (best or records[0]).number},
+        "weights": {"Last": last.number, "Best": (best or last).number},
     }
+
+
+def _end(attempt: Attempt, state: State) -> str:
+    if state.stopped_early:
+        return "early-stopped"
+    return "complete" if state.step == attempt.plan.total else STOPPED
 
 
 def _curve(state: State) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from finetune_api.status import Phase, RunStatus, Usage
 from finetune_operator.policies import restarts
 from finetune_operator.policies.accept import Target, target_of
 from finetune_operator.policies.endings import End, ending, stopping
+from finetune_operator.policies.ledger import cost_of, placed, with_cost
+from finetune_operator.policies.limits import Limit, reached
 from finetune_operator.policies.preflight import preflight
 from finetune_operator.policies.restarts import (
     DELAYS,
@@ -21,18 +23,20 @@ from finetune_operator.policies.restarts import (
     free_delay,
     no_progress,
     recorded,
-    used,
 )
 from finetune_operator.policies.rivals import ahead, wait_for
 from finetune_operator.policies.success import last_checkpoint, not_good_enough, succeeded
 from finetune_operator.policies.waiting import STOPPING, wait_of
-from finetune_operator.policies.ways import GATES_CHANGED, Kind
+from finetune_operator.policies.ways import BUDGET_EXHAUSTED, BUDGET_RAISED, GATES_CHANGED, Kind, Way
 from finetune_operator.verdict import IDENTICAL, CreateTrain, DeleteJob, Mark, Observed, Verdict, mark_of, reason_of
+from finetune_operator.verdict import STOPPING as STOPPING_PREVIOUS
 from finetune_operator.views import Child, format_time
 
 POLL = 5.0
 POLL_STARTING = 2.0
 """Seconds between two questions to a trainer."""
+STARTED = ("Queued", "Starting", "Training", "Evaluating")
+"""Phases of a job that has a train Job."""
 STAGES: dict[str, Phase] = {
     "Loading": "Starting",
     "Training": "Training",
@@ -65,6 +69,14 @@ def _going_on(o: Observed, target: Target, job: Child, *, now: datetime, superse
             return replace(waits.stating(**stopped(o, job, reason=IDENTICAL, now=now)), again_after=0.0)
         return waits.doing(DeleteJob.of(job))
     facts = _run_facts(o, target, job, superseded=superseded)
+    limit = _limit(o, target, job, now=now)
+    if limit is not None:
+        return _stopped_at(o, job, limit, facts, now=now)
+    if (o.subject.status.usage or Usage()).counted == job.ordinal:
+        # The document was changed back just now. What is paid for has to end, or nobody would count the rest.
+        message = "the attempt before commits a checkpoint and ends"
+        verdict = Verdict(_going(o), STOPPING_PREVIOUS, message, facts=facts, again_after=POLL_STARTING)
+        return verdict.doing(DeleteJob.of(job))
     pods = o.pods_of(job)
     if stopping(job, pods, now=now):
         verdict = _running(o, job, facts)
@@ -74,6 +86,32 @@ def _going_on(o: Observed, target: Target, job: Child, *, now: datetime, superse
         phase: Phase = "Starting" if wait.placed else "Queued"
         return Verdict(phase, wait.reason, wait.message, stalled=wait.stalled, facts=facts, again_after=POLL)
     return _running(o, job, facts)
+
+
+def _limit(o: Observed, target: Target, job: Child, *, now: datetime) -> Limit | None:
+    """One that ends the attempt. What is left to do after training is done, whatever it costs, unless it is to fail."""
+    run, progress = o.subject.status.run, o.progress
+    if run is None or run.id != job.run:  # nothing is known yet of what was used before
+        return None
+    limit = reached(o, target, cost_of(o, target, job, None, now=now))
+    if limit is None or limit.way is not BUDGET_EXHAUSTED or not target.config.limits.stop_at_best:
+        return limit
+    stage = STAGES[progress.stage] if progress is not None else o.subject.status.phase
+    return None if job.counters.finish or stage == "Evaluating" else limit
+
+
+def _stopped_at(o: Observed, job: Child, limit: Limit, facts: dict[str, object], *, now: datetime) -> Verdict:
+    """What it has cost is told before its Job goes."""
+    cost = stopped(o, job, reason=limit.way.reason, now=now)
+    message = f"{limit.message}; the attempt commits a checkpoint and ends"
+    verdict = Verdict(_going(o), limit.way.reason, message, facts={**facts, **cost}, again_after=0.0)
+    return verdict if cost else replace(verdict, again_after=POLL_STARTING).doing(DeleteJob.of(job))
+
+
+def _going(o: Observed) -> Phase:
+    """Of an attempt that is stopped."""
+    phase = o.subject.status.phase
+    return phase if phase in STARTED else "Starting"
 
 
 def _running(o: Observed, job: Child, facts: dict[str, object]) -> Verdict:
@@ -88,7 +126,7 @@ def _run_facts(o: Observed, target: Target, job: Child, *, superseded: bool) -> 
     generation = before.generation if superseded else target.config.generation
     usage = status.usage or Usage()
     usage = usage.model_copy(update={"attempts": max(usage.attempts or 0, job.ordinal)})
-    return {"run": before.model_copy(update={"generation": generation}), "usage": usage}
+    return {"run": placed(o, job, before.model_copy(update={"generation": generation})), "usage": usage}
 
 
 def _silent(o: Observed, facts: dict[str, object]) -> Verdict:
@@ -141,12 +179,12 @@ def _sentence(progress: Progress) -> str:
 
 def _ended(o: Observed, target: Target, job: Child, end: End, *, now: datetime, superseded: bool) -> Verdict:
     if end.kind in (Kind.DONE, Kind.FINAL) and end.last is not None and end.last.result is not None:
-        if superseded or not _judged_by_other_gates(o, target, job):
+        way = None if superseded else _out_of_date(o, target, job, end, now=now)
+        if way is None:
             return _done(o, target, job, end, now=now, superseded=superseded)
-        # The model is there: a preflight judges it again.
-        words = "the gates were changed meanwhile"
-        end = End(GATES_CHANGED, GATES_CHANGED.reason, words, end.at, committed=end.committed)
-    facts = recorded(o, job, end, began=_began(o, job), gpus=_gpus(target))
+        # The model is there: a preflight judges it again, or finds from where to go on.
+        end = End(way, way.reason, way.happened, end.at, committed=end.committed)
+    facts = recorded(o, job, end, cost_of(o, target, job, end, now=now))
     run = facts.get("run") or o.subject.status.run
     interruptions = (run.interruptions if isinstance(run, RunStatus) else None) or 0
     if end.kind is Kind.FINAL:
@@ -167,20 +205,23 @@ def _ended(o: Observed, target: Target, job: Child, end: End, *, now: datetime, 
 
 
 def stopped(o: Observed, job: Child, *, reason: str, now: datetime) -> dict[str, object]:
-    """The status fields that tell of an attempt which is stopped now, by us, unless it has ended by itself."""
-    pinned, run = o.pinned.get(job.generation), o.subject.status.run
+    """The status fields that tell of an attempt which is stopped now, by us, unless it has ended by itself; empty when
+    they do so already."""
+    pinned, status = o.pinned.get(job.generation), o.subject.status
     if pinned is None:
         return {}
-    target, began = target_of(pinned), _began(o, job)
+    target, same = target_of(pinned), status.run is not None and status.run.id == job.run
     end = ending(job, o.pods_of(job), nodes=target.config.pods.nodes, now=now)
-    if end is None:
-        return restarts.stopped(o, job, reason=reason, now=now, began=began, gpus=_gpus(target))
-    same = run is not None and run.id == job.run
-    return recorded(o, job, end, began=began, gpus=_gpus(target)) if same else {}
-
-
-def _gpus(target: Target) -> int:
-    return target.config.pods.gpus * target.config.pods.nodes
+    cost = cost_of(o, target, job, end, now=now)
+    if end is not None:
+        return recorded(o, job, end, cost) if same else {}
+    if not same or o.progress is None:
+        return restarts.stopped(o, job, cost, reason=reason, now=now)
+    # The last reading may not be in the status yet.
+    known = _running(o, job, _run_facts(o, target, job, superseded=True)).facts
+    read = replace(o, subject=replace(o.subject, status=status.model_copy(update=dict(known))))
+    facts = restarts.stopped(read, job, cost, reason=reason, now=now)
+    return {**known, **facts} if facts else {}
 
 
 def _done(o: Observed, target: Target, job: Child, end: End, *, now: datetime, superseded: bool) -> Verdict:
@@ -195,7 +236,7 @@ def _done(o: Observed, target: Target, job: Child, end: End, *, now: datetime, s
         return replace(verdict, facts={})  # told already
     facts = _run_facts(o, target, job, superseded=superseded)
     attempts = max((status.usage or Usage()).attempts or 0, job.ordinal)
-    usage = used(status, began=_began(o, job), ended=end.at, gpus=_gpus(target))
+    usage = with_cost(status, cost_of(o, target, job, end, now=now))
     usage = usage.model_copy(update={"attempts": attempts})
     run = facts["run"]
     assert isinstance(run, RunStatus)
@@ -203,15 +244,24 @@ def _done(o: Observed, target: Target, job: Child, end: End, *, now: datetime, s
     return verdict.stating(run=run, usage=usage, checkpoint=last_checkpoint(status.checkpoint, result))
 
 
+def _out_of_date(o: Observed, target: Target, job: Child, end: End, *, now: datetime) -> Way | None:
+    """Why a result is not the one that the document asks for by now."""
+    assert end.last is not None
+    assert end.last.result is not None
+    if end.last.result.partial and not _exhausted(o, target, job, end, now=now):
+        return BUDGET_RAISED
+    return GATES_CHANGED if _judged_by_other_gates(o, target, job) else None
+
+
+def _exhausted(o: Observed, target: Target, job: Child, end: End, *, now: datetime) -> bool:
+    limit = reached(o, target, cost_of(o, target, job, end, now=now))
+    return limit is not None and limit.way is BUDGET_EXHAUSTED
+
+
 def _judged_by_other_gates(o: Observed, target: Target, job: Child) -> bool:
     """Gates and bounds may change while pods run: these have the ones of their own generation."""
     wanted, pinned = target.config.evaluation.judged, o.pinned.get(job.generation)
     return any(wanted) if pinned is None else pinned.config.evaluation.judged != wanted
-
-
-def _began(o: Observed, job: Child) -> datetime:
-    """When the first pod got its node, as far as that is known."""
-    return min((pod.started for pod in o.pods_of(job) if pod.started is not None), default=job.created)
 
 
 def _after_crash(o: Observed, target: Target, job: Child, end: End, *, now: datetime) -> Verdict:
@@ -225,12 +275,16 @@ def _after_crash(o: Observed, target: Target, job: Child, end: End, *, now: date
 def _next(o: Observed, target: Target, job: Child, end: End, *, now: datetime, delay: timedelta) -> Verdict:
     """Another Job for the same run; the old one goes only when the new one is there, so that nothing is forgotten."""
     due = end.at + delay
+    limit = reached(o, target, cost_of(o, target, job, end, now=now))
+    if limit is not None and not limit.publish:
+        return limit.failed(o)
     where = f"going on from step {committed_step(o, end)}"
     if now < due:
         message = f"{end.message}; {where} at {format_time(due)}"
         return Verdict("Starting", end.reason, message, again_after=(due - now).total_seconds())
     ordinal = o.next_ordinal("train")
-    action = CreateTrain(target.config, target.key, job.run or "", ordinal, after(job, end))
+    counters = replace(after(job, end), finish=limit is not None)
+    action = CreateTrain(target.config, target.key, job.run or "", ordinal, counters)
     usage = (o.subject.status.usage or Usage()).model_copy(update={"attempts": ordinal})
     verdict = Verdict("Starting", end.reason, f"{end.message}; {where}", again_after=POLL, facts={"usage": usage})
     return verdict.doing(action, DeleteJob.of(job))

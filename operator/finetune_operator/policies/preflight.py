@@ -7,6 +7,7 @@ from finetune_api.contract import LastMessage, PreflightOutcome, TrainOutcome
 from finetune_api.status import CheckpointStatus, FineTuneJobStatus, Phase, RunStatus
 from finetune_operator.policies.accept import Target
 from finetune_operator.policies.endings import End, ending
+from finetune_operator.policies.limits import reached
 from finetune_operator.policies.restarts import (
     FREE_WITHOUT_PROGRESS,
     NO_PROGRESS,
@@ -115,11 +116,14 @@ def _failure(reason: str, message: str) -> Verdict:
 
 
 def _passed(o: Observed, target: Target, last: LastMessage, outcome: PreflightOutcome, *, now: datetime) -> Verdict:
-    facts = {"preflight": outcome.summary, **_run_facts(o, target, outcome, last.result)}
-    if outcome.state == "Reused" and last.result is not None:
-        verdict = succeeded(last.result, reason="Reused", now=now, metric=target.config.primary)
+    result, limit = last.result, reached(o, target)
+    if result is not None and result.partial and (limit is None or not limit.publish):
+        result = None  # there is budget left: the run goes on from where it was stopped
+    facts = {"preflight": outcome.summary, **_run_facts(o, target, outcome, result)}
+    if result is not None:
+        verdict = succeeded(result, reason="Reused", now=now, metric=target.config.primary)
         reused = verdict.marking(PreflightPassed=Mark("True", "Reused", "the very model is published already"))
-        return reused.stating(**{**facts, **verdict.facts, "checkpoint": last_checkpoint(None, last.result)})
+        return reused.stating(**{**facts, **verdict.facts, "checkpoint": last_checkpoint(None, result)})
     message = f"goes on from step {outcome.step}" if outcome.state == "Resume" else "the run may begin"
     verdict = Verdict("Queued", PASSED, message, facts=facts, again_after=0.0)
     return verdict.marking(PreflightPassed=Mark("True", outcome.state, message))

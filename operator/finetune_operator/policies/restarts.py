@@ -7,6 +7,7 @@ from typing import Any
 
 from finetune_api.status import CheckpointStatus, FineTuneJobStatus, ProgressStatus, Restart, RunStatus, Usage
 from finetune_operator.policies.endings import End
+from finetune_operator.policies.ledger import Cost, with_cost
 from finetune_operator.policies.ways import GATES_CHANGED, JOB_LOST, MESSAGE_LOST, OOM_KILLED, Kind
 from finetune_operator.verdict import Observed, Verdict
 from finetune_operator.views import Child, Counters, format_time
@@ -93,12 +94,12 @@ def committed_step(o: Observed, end: End | None) -> int:
     return checkpoint.step if checkpoint else 0
 
 
-def recorded(o: Observed, child: Child, end: End, *, began: datetime, gpus: int) -> dict[str, Any]:
+def recorded(o: Observed, child: Child, end: End, cost: Cost) -> dict[str, Any]:
     """The status fields that tell of an ended attempt; empty when they do so already."""
     status = o.subject.status
     run = status.run if status.run is not None and status.run.id == child.run else None
     run = run or RunStatus(id=child.run or "", generation=child.generation)
-    usage = used(status, began=began, ended=end.at, gpus=gpus)
+    usage = with_cost(status, cost)
     told = _Ended(child.ordinal, end.kind, end.reason, end.at, end.reached, end.began_at)
     return _told(o, run, told, usage=usage, committed=committed_step(o, end))
 
@@ -113,10 +114,10 @@ def lost(o: Observed, *, now: datetime) -> dict[str, Any]:
     return _told(o, status.run, told, usage=status.usage or Usage(), committed=committed_step(o, None))
 
 
-def stopped(o: Observed, child: Child, *, reason: str, now: datetime, began: datetime, gpus: int) -> dict[str, Any]:
+def stopped(o: Observed, child: Child, cost: Cost, *, reason: str, now: datetime) -> dict[str, Any]:
     """The same for an attempt that we stop, for which it commits a checkpoint. Another run has its own restarts."""
     status = o.subject.status
-    usage = used(status, began=began, ended=now, gpus=gpus)
+    usage = with_cost(status, cost)
     if status.run is None or status.run.id != child.run:
         return {"usage": usage.model_copy(update={"attempts": max(usage.attempts or 0, child.ordinal)})}
     step = status.progress.step if status.progress else 0
@@ -224,10 +225,3 @@ def nothing_lost(status: FineTuneJobStatus, *, step: int) -> dict[str, Any]:
     if restarts and restarts[-1].reason in (MESSAGE_LOST.reason, GATES_CHANGED.reason):
         facts["restarts"] = restarts[:-1] or None
     return facts
-
-
-def used(status: FineTuneJobStatus, *, began: datetime, ended: datetime, gpus: int) -> Usage:
-    """The usage with this attempt's GPU seconds added."""
-    usage = status.usage or Usage()
-    seconds = max(0, int((ended - began).total_seconds())) * gpus
-    return usage.model_copy(update={"gpu_seconds": (usage.gpu_seconds or 0) + seconds})

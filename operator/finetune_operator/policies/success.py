@@ -11,6 +11,9 @@ from finetune_operator.views import format_time
 def succeeded(result: TrainOutcome, *, reason: str, now: datetime, metric: str) -> Verdict:
     """`metric` names the number that goes into the message."""
     message = _sentence(result, metric)
+    if result.partial:
+        done = f"stopped at step {result.final_step} of {result.total_steps} because spec.budget is used up"
+        reason, message = "StoppedAtBest", f"{done}; the best checkpoint is published: {message}"
     verdict = Verdict("Succeeded", reason, message, facts=_facts(result, now=now))
     return verdict.marking(Evaluated=Mark("True", "Evaluated", message))
 
@@ -25,7 +28,7 @@ def _facts(result: TrainOutcome, *, now: datetime) -> dict[str, object]:
     progress = ProgressStatus(
         step=result.final_step,
         total_steps=result.total_steps,
-        percent=100,
+        percent=min(100, 100 * result.final_step // max(1, result.total_steps)) if result.partial else 100,
         loss=result.final_loss,
         updated_at=format_time(now),
     )

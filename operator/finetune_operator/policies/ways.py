@@ -245,8 +245,31 @@ SUSPENDED = Way(
     "`spec.suspend: true` while an attempt goes on",
     "set `spec.suspend` to false: preflight looks, then the next attempt goes on from the checkpoint",
 )
+DEADLINE_EXCEEDED = Way(
+    "DeadlineExceeded",
+    Kind.FINAL,
+    "the attempts ran as long as `spec.deadline` allows; a checkpoint is committed",
+    "`status.usage.runningSeconds`, with the attempt that goes on",
+    "raise `spec.deadline` to go on",
+)
+BUDGET_EXHAUSTED = Way(
+    "BudgetExhausted",
+    Kind.FINAL,
+    "the attempts have used `spec.budget`; a checkpoint is committed. With `StopAtBest` the best one is published: "
+    "`Succeeded`, `StoppedAtBest`",
+    "`status.usage.gpuSeconds`, with the attempt that goes on",
+    "raise `spec.budget.gpuHours` to go on",
+)
+BUDGET_RAISED = Way(
+    "BudgetRaised",
+    Kind.ASKED,
+    "the best checkpoint of a run that was not done is published, and `spec.budget` was raised meanwhile",
+    "a partial result, and a budget that is not used up",
+    NOTHING,
+)
 
 OTHERS = (OOM_KILLED, KILLED, CRASHED, NODE_LOST, NOT_STARTED, DELETED, *DISRUPTED.values(), DISRUPTED_OTHERWISE)
-LOOKED_UP = (MESSAGE_LOST, JOB_LOST, GATES_CHANGED, DOCUMENT_CHANGED, SUSPENDED)
-WAYS = (*CODES.values(), *OTHERS, *LOOKED_UP)
+LOOKED_UP = (MESSAGE_LOST, JOB_LOST, GATES_CHANGED, DOCUMENT_CHANGED, SUSPENDED, BUDGET_RAISED)
+LIMITS = (DEADLINE_EXCEEDED, BUDGET_EXHAUSTED)
+WAYS = (*CODES.values(), *OTHERS, *LOOKED_UP, *LIMITS)
 """All of them: a Way that is not here fails a test."""

@@ -32,6 +32,8 @@ from .base import (
 )
 
 CURRENT = "current.json"
+STOPPED = "stopped"
+"""End of a training, in its record, that was ended before its time: a later attempt may go on."""
 _FORMAT = 1
 _SEAL = "sha256"
 # A bound against a store that answers AlreadyExists for ever; a real log is never this far ahead of a reader.
@@ -263,6 +265,16 @@ def find(records: Iterable[Record], kind: RecordKind) -> list[Record]:
 def published(records: Iterable[Record]) -> Record | None:
     """The last publication, or None."""
     return next(reversed(find(records, RecordKind.PUBLISHED)), None)
+
+
+def training_end(records: Sequence[Record], *, partial: bool) -> Record | None:
+    """The record that says how training ended, or None while it goes on. `partial`: an end before its time counts,
+    too, as long as no later checkpoint has been committed."""
+    last = next(reversed(find(records, RecordKind.TRAINED)), None)
+    if last is None or last.body.get("end") != STOPPED:
+        return last
+    newest = latest_checkpoint(records)
+    return last if partial and (newest is None or newest.number < last.number) else None
 
 
 def live_checkpoints(records: Sequence[Record]) -> list[Record]:

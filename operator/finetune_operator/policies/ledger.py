@@ -1,0 +1,101 @@
+"""What attempts have taken: seconds of running, and GPU seconds. Each attempt is counted once, when it ends.
+
+Times come from the API objects and from the trainer, which has the clock of its pod's node. The operator's own clock
+is asked only where those say nothing new. No clock alone adds more than UNHEARD: one that jumps by a year must not end
+a job.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from finetune_api.contract import Progress
+from finetune_api.status import FineTuneJobStatus, RunStatus, Usage
+from finetune_operator.policies.accept import Target
+from finetune_operator.policies.endings import End
+from finetune_operator.verdict import Observed
+from finetune_operator.views import Child, format_time, parse_time
+
+UNHEARD = timedelta(minutes=10)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one attempt."""
+
+    attempt: int
+    running: int = 0
+    """Seconds since the first pod got its node."""
+    gpu: int = 0
+    """Seconds times GPUs, of each pod since it got its own."""
+
+
+def cost_of(o: Observed, target: Target, job: Child, end: End | None, *, now: datetime) -> Cost:
+    """What an attempt has taken until its end, or so far."""
+    began = _began(o, job, ended=end is not None)
+    if began is None:
+        return Cost(job.ordinal)
+    until = max(began, _until(o, began, end, now=now))
+    pods, started = target.config.pods, [pod.started for pod in o.pods_of(job) if pod.started is not None]
+    running = (until - began).total_seconds()
+    later = sum((min(max(start, began), until) - began).total_seconds() for start in started)
+    return Cost(job.ordinal, int(running), int(pods.gpus * (pods.nodes * running - later)))
+
+
+def with_cost(status: FineTuneJobStatus, cost: Cost) -> Usage:
+    """The usage with an attempt's cost added, unless it was added before."""
+    usage = status.usage or Usage()
+    if cost.attempt <= (usage.counted or 0):
+        return usage
+    sums = {
+        "gpu_seconds": (usage.gpu_seconds or 0) + cost.gpu,
+        "running_seconds": (usage.running_seconds or 0) + cost.running,
+        "counted": cost.attempt,
+    }
+    return usage.model_copy(update=sums)
+
+
+def placed(o: Observed, job: Child, run: RunStatus) -> RunStatus:
+    """The run with the time when the attempt got its first node: its pods may be gone before it ends."""
+    began = _started(o, job)
+    return run if began is None else run.model_copy(update={"placed_at": format_time(began)})
+
+
+def _began(o: Observed, job: Child, *, ended: bool) -> datetime | None:
+    """When the first pod got its node; None while all wait for one."""
+    began, run = _started(o, job), o.subject.status.run
+    if began is not None or (job.suspended and not ended):
+        return began
+    before = _time(run.placed_at) if run is not None and run.id == job.run else None
+    if before is not None and before >= job.created:  # else it is an earlier attempt's
+        return before
+    waits = all(pod.node is None for pod in o.pods_of(job))
+    return None if waits and not ended else job.created
+
+
+def _started(o: Observed, job: Child) -> datetime | None:
+    """By the nodes' clocks, but never before the Job was made by the API server's."""
+    started = min((pod.started for pod in o.pods_of(job) if pod.started is not None), default=None)
+    return None if started is None else max(started, job.created)
+
+
+def _until(o: Observed, began: datetime, end: End | None, *, now: datetime) -> datetime:
+    if end is not None:
+        return min(end.at, now + UNHEARD)
+    status = o.subject.status.progress
+    said = _time(o.progress.updated_at if o.progress else status.updated_at if status else None)
+    known = min(max(said or began, began), now + UNHEARD)
+    # In training it says something every few seconds; it may be silent while it loads or evaluates.
+    return known if _trains(o.progress) else min(max(now, known), known + UNHEARD)
+
+
+def _trains(progress: Progress | None) -> bool:
+    return progress is not None and progress.stage == "Training"
+
+
+def _time(text: str | None) -> datetime | None:
+    """None for what is no time with a zone: what a pod says is not trusted."""
+    try:
+        moment = parse_time(text)
+    except ValueError:
+        return None
+    return moment if moment is not None and moment.tzinfo is not None else None

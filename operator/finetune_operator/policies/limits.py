@@ -1,0 +1,55 @@
+"""spec.deadline and spec.budget: how much the attempts of a FineTuneJob may take in all, and what follows then."""
+
+from dataclasses import dataclass
+
+from finetune_api.status import Usage
+from finetune_operator.policies.accept import Target
+from finetune_operator.policies.ledger import Cost, with_cost
+from finetune_operator.policies.restarts import committed_step
+from finetune_operator.policies.ways import BUDGET_EXHAUSTED, DEADLINE_EXCEEDED, Way
+from finetune_operator.verdict import Observed, Verdict
+
+REASONS = (DEADLINE_EXCEEDED.reason, BUDGET_EXHAUSTED.reason)
+
+
+@dataclass(frozen=True)
+class Limit:
+    """One that is reached."""
+
+    way: Way
+    message: str
+    publish: bool = False
+    """The best checkpoint is evaluated and published, instead of a failure."""
+
+    def failed(self, o: Observed) -> Verdict:
+        """Until the document changes."""
+        step = _expected(o)
+        where = f"from step {step}" if step else "from the beginning: no checkpoint was committed"
+        return Verdict("Failed", self.way.reason, f"{self.message}; raise it to go on {where}")
+
+
+def reached(o: Observed, target: Target, cost: Cost | None = None) -> Limit | None:
+    """The deadline first: it ends also what is to be published. `cost` is that of an attempt which goes on."""
+    status, limits = o.subject.status, target.config.limits
+    usage = with_cost(status, cost) if cost is not None else status.usage or Usage()
+    running, gpu = usage.running_seconds or 0, usage.gpu_seconds or 0
+    if limits.deadline_seconds is not None and running >= limits.deadline_seconds:
+        ran, allowed = spoken(running), spoken(limits.deadline_seconds)
+        return Limit(DEADLINE_EXCEEDED, f"the attempts ran {ran}, spec.deadline is {allowed}")
+    if limits.gpu_seconds is not None and gpu >= limits.gpu_seconds:
+        message = f"{gpu / 3600:.4g} GPU hours are used, spec.budget.gpuHours is {limits.gpu_seconds / 3600:.4g}"
+        return Limit(BUDGET_EXHAUSTED, message, publish=limits.stop_at_best and _expected(o) > 0)
+    return None
+
+
+def _expected(o: Observed) -> int:
+    """The step that is committed, or was being committed when the last attempt was stopped."""
+    last = next(reversed(o.subject.status.restarts or []), None)
+    return max(committed_step(o, None), (last.resumed_from_step or 0) if last else 0)
+
+
+def spoken(seconds: float) -> str:
+    """For instance 1h30m, 10m or 45s, as a document has it."""
+    whole = int(seconds)
+    parts = ((whole // 3600, "h"), (whole // 60 % 60, "m"), (whole % 60, "s"))
+    return "".join(f"{number}{unit}" for number, unit in parts if number) or "0s"

@@ -1,0 +1,537 @@
+"""spec.deadline and spec.budget: what counts, what follows, and which clocks are believed."""
+
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from tests.unit.test_decide import (
+    CHANGED,
+    FASTER_KEY,
+    NOW,
+    OTHER_RUN,
+    RUN,
+    SPEC,
+    TRAINED,
+    TRAINING,
+    Row,
+    ago,
+    ended,
+    message,
+    outcome,
+    p,
+    pinned,
+    pod,
+    progress,
+    said,
+    settled,
+    short,
+    subject,
+    t,
+    truth,
+    world,
+)
+
+from finetune_api.status import CheckpointStatus, FineTuneJobStatus, Restart, RunStatus, Usage
+from finetune_operator.decide import decide
+from finetune_operator.policies.ledger import UNHEARD
+from finetune_operator.policies.limits import spoken
+from finetune_operator.verdict import CreateTrain, Observed, reason_of
+from finetune_operator.views import Counters, format_time
+
+DEADLINE = {**SPEC, "deadline": "1h"}
+BUDGET = {**SPEC, "budget": {"gpuHours": 1}}
+STRICT = {**SPEC, "budget": {"gpuHours": 1, "onExhausted": "Fail"}}
+BOTH = {**SPEC, "deadline": "1h", "budget": {"gpuHours": 1}}
+FOUR_GPUS = {**BUDGET, "resources": {"nodes": 2, "perNode": {"gpus": 2}}}
+
+
+def under(spec: dict[str, Any], *, generation: int = 1) -> dict[str, Any]:
+    return {
+        "subject": subject(spec, generation=generation),
+        "pinned": {generation: pinned(spec, generation=generation)},
+    }
+
+
+def spent(seconds: int, *, attempts: int = 1, **facts: Any) -> FineTuneJobStatus:
+    """What trains, after earlier attempts have taken so many seconds of one GPU."""
+    usage = Usage(gpu_seconds=seconds, running_seconds=seconds, counted=attempts - 1, attempts=attempts)
+    return TRAINING.model_copy(update={"usage": usage, **facts})
+
+
+def stopped(reason: str, *, step: int | None = 40, **facts: Any) -> FineTuneJobStatus:
+    """The first attempt was stopped for a limit, and its Job is gone."""
+    cost = Restart(attempt=1, reason=reason, at="x", resumed_from_step=step or 0, lost_steps=0)
+    usage = Usage(gpu_seconds=3600, running_seconds=3600, counted=1, attempts=1)
+    return said("Training", reason, passed="True", usage=usage, restarts=[cost], **facts)
+
+
+def running(seconds: float, number: int = 1, **changes: Any) -> tuple[Any, ...]:
+    """An attempt whose pod has had its node for so long, and which trains."""
+    job = t(number, created=ago(seconds + 5), **changes)
+    return job, pod(job, started=ago(seconds)), telling(NOW)
+
+
+def telling(at: Any, stage: Any = "Training", **fields: Any) -> Any:
+    return progress(stage, **fields).model_copy(update={"updated_at": format_time(at)})
+
+
+GOING = pod(t(), gone_by=NOW + timedelta(seconds=100), was_asked_to_go=True)
+PARTIAL = TRAINED.model_copy(
+    update={"result": TRAINED.result and TRAINED.result.model_copy(update={"partial": True, "final_step": 40})}
+)
+FINISHING = t(2, created=ago(65), counters=Counters(finish=True))
+OVER = Usage(gpu_seconds=3600, running_seconds=3600, counted=1, attempts=2)
+STOPPED_AT_BEST = said("Succeeded", "StoppedAtBest", passed="True", usage=OVER, checkpoint=CheckpointStatus(step=40))
+
+ROWS = [
+    Row(
+        "below the deadline it goes on",
+        world(spent(3000), *running(599), **under(DEADLINE)),
+        "Training",
+        "Training",
+    ),
+    Row(
+        "at the deadline the attempt commits a checkpoint and ends",
+        world(spent(3000), *running(600), **under(DEADLINE)),
+        "Training",
+        "DeadlineExceeded",
+        "delete t1",
+        says="the attempts ran 1h, spec.deadline is 1h; the attempt commits a checkpoint and ends",
+        again=2.0,
+    ),
+    Row(
+        "what waits for a node takes no time",
+        world(spent(3000), t(created=ago(9999)), pod(t(), node=None, running=False), **under(DEADLINE)),
+        "Queued",
+        "PodsPending",
+    ),
+    Row(
+        "nor does what waits for the Job controller",
+        world(spent(3000), t(created=ago(9999)), **under(DEADLINE)),
+        "Queued",
+        "PodsPending",
+    ),
+    Row(
+        "what waits for the environment takes none, however long",
+        world(
+            said("Pending", "BucketNotFound", run=None),
+            p(created=ago(99999)),
+            ended(p(), 49, message(49, "BucketNotFound"), at=2),
+            **under(DEADLINE),
+        ),
+        "Pending",
+        "BucketNotFound",
+        stalled=True,
+    ),
+    Row(
+        "its pods are waited for",
+        world(stopped("DeadlineExceeded"), GOING, **under(DEADLINE)),
+        "Queued",
+        "DeadlineExceeded",
+        again=2.0,
+    ),
+    Row(
+        "also before the garbage collector has noticed that their Job is gone",
+        world(stopped("DeadlineExceeded"), pod(t()), **under(DEADLINE)),
+        "Queued",
+        "DeadlineExceeded",
+    ),
+    Row(
+        "then the job has failed",
+        world(stopped("DeadlineExceeded"), **under(DEADLINE)),
+        "Failed",
+        "DeadlineExceeded",
+        says="spec.deadline is 1h; raise it to go on from step 40",
+        passed="True",
+    ),
+    Row(
+        "and knows from its pods which step is committed",
+        world(
+            stopped("DeadlineExceeded"),
+            ended(t(), 45, message(45, "Stopped", run_id=RUN, step=44)),
+            **under(DEADLINE),
+        ),
+        "Failed",
+        "DeadlineExceeded",
+        says="from step 44",
+    ),
+    Row(
+        "where nothing was committed it says so",
+        world(stopped("DeadlineExceeded", step=None), **under(DEADLINE)),
+        "Failed",
+        "DeadlineExceeded",
+        says="from the beginning: no checkpoint was committed",
+    ),
+    Row(
+        "a deadline that is raised looks where the run is",
+        world(
+            said("Failed", "DeadlineExceeded", passed="True", usage=OVER),
+            subject=subject({**SPEC, "deadline": "2h"}, generation=2),
+            pinned={1: pinned(DEADLINE), 2: pinned({**SPEC, "deadline": "2h"}, generation=2)},
+        ),
+        "Preflight",
+        "Checking",
+        "begin p1",
+    ),
+    Row(
+        "and goes on from there",
+        world(
+            said("Queued", "PreflightPassed", passed="True", usage=OVER, checkpoint=CheckpointStatus(step=40)),
+            **under({**SPEC, "deadline": "2h"}),
+        ),
+        "Queued",
+        "PodsPending",
+        "begin t3",
+    ),
+    Row(
+        "one that is not raised begins nothing, whatever brought the job back",
+        world(
+            said("Queued", "PreflightPassed", passed="True", usage=OVER, checkpoint=CheckpointStatus(step=40)),
+            **under(DEADLINE),
+        ),
+        "Failed",
+        "DeadlineExceeded",
+    ),
+    Row(
+        "a crash past the deadline is not tried again",
+        world(spent(3000), *running(700)[:1], ended(t(), 1, at=1, started=ago(700)), **under(DEADLINE)),
+        "Failed",
+        "DeadlineExceeded",
+    ),
+    Row(
+        "a model that is there counts, however long it took",
+        world(spent(3000), *running(700)[:1], ended(t(), 0, TRAINED, started=ago(700)), **under(DEADLINE)),
+        "Succeeded",
+        "Trained",
+    ),
+    Row(
+        "a budget counts every GPU of every pod since it got its node",
+        world(
+            spent(0),
+            t(created=ago(1000), key=pinned(FOUR_GPUS).key),
+            pod(t(), started=ago(950)),
+            pod(t(), name="second", index=1, started=ago(850)),
+            telling(NOW),
+            **under(FOUR_GPUS),
+        ),
+        "Training",
+        "BudgetExhausted",
+        "delete t1",
+        says="1 GPU hours are used, spec.budget.gpuHours is 1",
+    ),
+    Row(
+        "and not a second more",
+        world(
+            spent(0),
+            t(created=ago(1000), key=pinned(FOUR_GPUS).key),
+            pod(t(), started=ago(950)),
+            pod(t(), name="second", index=1, started=ago(849)),
+            telling(NOW),
+            **under(FOUR_GPUS),
+        ),
+        "Training",
+        "Training",
+    ),
+    Row(
+        "a budget that is used up fails where that is asked for",
+        world(stopped("BudgetExhausted"), **under(STRICT)),
+        "Failed",
+        "BudgetExhausted",
+        says="raise it to go on from step 40",
+    ),
+    Row(
+        "else the next attempt only finishes",
+        world(stopped("BudgetExhausted"), **under(BUDGET)),
+        "Queued",
+        "PodsPending",
+        "begin t2",
+    ),
+    Row(
+        "once the one before has committed",
+        world(stopped("BudgetExhausted"), GOING, **under(BUDGET)),
+        "Queued",
+        "BudgetExhausted",
+    ),
+    Row(
+        "without a checkpoint there is nothing to publish",
+        world(stopped("BudgetExhausted", step=None), **under(BUDGET)),
+        "Failed",
+        "BudgetExhausted",
+        says="no checkpoint was committed",
+    ),
+    Row(
+        "what only finishes is not stopped, whatever it costs",
+        world(spent(5000, attempts=2), FINISHING, pod(FINISHING, started=ago(60)), telling(NOW), **under(BUDGET)),
+        "Training",
+        "Training",
+    ),
+    Row(
+        "but for the deadline",
+        world(
+            spent(5000, attempts=2),
+            FINISHING,
+            pod(FINISHING, started=ago(60)),
+            telling(NOW, "Evaluating"),
+            **under(BOTH),
+        ),
+        "Training",
+        "DeadlineExceeded",
+        "delete t2",
+    ),
+    Row(
+        "an attempt that evaluates already is not stopped either",
+        world(spent(3000), *running(700)[:2], telling(NOW, "Evaluating"), **under(BUDGET)),
+        "Evaluating",
+        "Evaluating",
+    ),
+    Row(
+        "unless it is to fail",
+        world(spent(3000), *running(700)[:2], telling(NOW, "Evaluating"), **under(STRICT)),
+        "Training",
+        "BudgetExhausted",
+        "delete t1",
+    ),
+    Row(
+        "the best checkpoint, published, is a success that says how far it came",
+        world(spent(3600, attempts=2), FINISHING, ended(FINISHING, 0, PARTIAL, started=ago(60)), **under(BUDGET)),
+        "Succeeded",
+        "StoppedAtBest",
+        says="stopped at step 40 of 100 because spec.budget is used up; the best checkpoint is published: f1 0.900",
+    ),
+    Row(
+        "unless the budget was raised meanwhile",
+        world(
+            spent(3600, attempts=2),
+            FINISHING,
+            ended(FINISHING, 0, PARTIAL, started=ago(60)),
+            **under({**SPEC, "budget": {"gpuHours": 2}}),
+        ),
+        "Preflight",
+        "Checking",
+        "begin p1, delete t2",
+    ),
+    Row(
+        "raised afterwards, preflight looks",
+        world(
+            STOPPED_AT_BEST,
+            subject=subject({**SPEC, "budget": {"gpuHours": 2}}, generation=2),
+            pinned={1: pinned(BUDGET), 2: pinned({**SPEC, "budget": {"gpuHours": 2}}, generation=2)},
+        ),
+        "Preflight",
+        "Checking",
+        "begin p1",
+    ),
+    Row(
+        "a partial result is no result where there is budget left",
+        world(
+            said("Preflight", "Checking", usage=OVER),
+            p(),
+            ended(p(), 0, outcome("Resume", 40).model_copy(update={"result": PARTIAL.result})),
+            **under({**SPEC, "budget": {"gpuHours": 2}}),
+        ),
+        "Queued",
+        "PreflightPassed",
+        says="goes on from step 40",
+    ),
+    Row(
+        "and is one where there is none",
+        world(
+            said("Preflight", "Checking", usage=OVER, checkpoint=CheckpointStatus(step=40)),
+            p(),
+            ended(p(), 0, outcome("Resume", 40).model_copy(update={"result": PARTIAL.result})),
+            **under({**BUDGET, "retries": {"max": 1}}),
+        ),
+        "Succeeded",
+        "StoppedAtBest",
+    ),
+    Row(
+        "an attempt that was told to end when the deadline was raised ends and goes on in the next one",
+        world(stopped("DeadlineExceeded"), *running(3700), **under({**SPEC, "deadline": "2h"})),
+        "Training",
+        "StoppingPreviousRun",
+        "delete t1",
+    ),
+    Row(
+        "what waits in a queue for the second time takes no time",
+        world(
+            spent(3000, run=RunStatus(id=RUN, generation=1, placed_at=format_time(ago(9000)))),
+            t(created=ago(9999), suspended=True),
+            **under(DEADLINE),
+        ),
+        "Queued",
+        "JobSuspended",
+    ),
+    Row(
+        "an attempt that only finishes and is interrupted is begun again as such",
+        world(
+            spent(3600, attempts=2, checkpoint=CheckpointStatus(step=40)),
+            FINISHING,
+            ended(FINISHING, 45, started=ago(60)),
+            **under(BUDGET),
+        ),
+        "Starting",
+        "Stopped",
+        "begin t3, delete t2",
+    ),
+]
+
+
+@pytest.mark.parametrize("row", ROWS, ids=[row.fact for row in ROWS])
+def test_fact(row: Row) -> None:
+    decision = settled(row.given)
+    assert short(decision) == row.does
+    if row.again is not None:
+        assert decision.again_after == pytest.approx(row.again)
+    status = decision.status
+    assert status is not None
+    assert (status.phase, reason_of(status)) == (row.phase, row.reason), status.message
+    assert row.says in (status.message or "")
+    assert truth(status, "Stalled") == str(row.stalled or row.phase == "Failed")
+    if row.passed is not None:
+        assert truth(status, "PreflightPassed") == row.passed
+
+
+def begun(given: Observed) -> CreateTrain:
+    return next(action for action in settled(given).actions if isinstance(action, CreateTrain))
+
+
+def test_the_next_attempt_is_told_to_finish_only_while_the_budget_is_used_up() -> None:
+    assert begun(world(stopped("BudgetExhausted"), **under(BUDGET))).counters.finish
+    assert not begun(world(stopped("BudgetExhausted"), **under({**SPEC, "budget": {"gpuHours": 2}}))).counters.finish
+    again = world(
+        spent(3600, attempts=2, checkpoint=CheckpointStatus(step=40)),
+        FINISHING,
+        ended(FINISHING, 45, started=ago(60)),
+        **under(BUDGET),
+    )
+    assert begun(again).counters.finish
+
+
+def test_an_attempt_that_is_stopped_for_a_limit_is_paid_once() -> None:
+    given = world(spent(3000), *running(600), **under(DEADLINE))
+    first = decide(given, now=NOW)
+    assert (short(first), first.again_after) == ("", 0.0)
+    assert first.status is not None
+    assert first.status.usage == Usage(gpu_seconds=3600, running_seconds=3600, counted=1, attempts=1, lost_steps=0)
+    second = decide(replace(given, subject=replace(given.subject, status=first.status)), now=NOW)
+    assert short(second) == "delete t1"
+    assert second.status is None or second.status.usage == first.status.usage
+
+
+def test_a_result_that_is_looked_at_again_is_paid_once() -> None:
+    """Its Job stays for a while, so that a raised budget sees it once more."""
+    done = world(spent(3600, attempts=2), FINISHING, ended(FINISHING, 0, PARTIAL, started=ago(60)), **under(BUDGET))
+    status = settled(done).status
+    assert status is not None
+    assert status.usage is not None
+    assert (status.usage.gpu_seconds, status.usage.counted) == (3660, 2)
+    raised = under({**SPEC, "budget": {"gpuHours": 2}}, generation=2)
+    again = settled(
+        world(replace(done.subject, status=status).status, FINISHING, ended(FINISHING, 0, PARTIAL), **raised)
+    ).status
+    assert again is not None
+    assert again.usage is not None
+    assert again.usage.gpu_seconds == 3660
+
+
+def test_a_partial_success_shows_how_much_is_done() -> None:
+    given = world(spent(3600, attempts=2), FINISHING, ended(FINISHING, 0, PARTIAL, started=ago(60)), **under(BUDGET))
+    status = settled(given).status
+    assert status is not None
+    assert status.progress is not None
+    assert (status.progress.step, status.progress.total_steps, status.progress.percent) == (40, 100, 40)
+
+
+def test_what_goes_on_beside_a_changed_document_is_stopped_by_the_limits_of_its_own() -> None:
+    changed = {**CHANGED, "pinned": {**CHANGED["pinned"], 1: pinned(DEADLINE)}}
+    looks = p(2, generation=2, key=FASTER_KEY)
+    given = world(spent(3000), *running(700), looks, pod(looks), **changed)
+    assert short(settled(given)) == "delete t1"
+
+
+# --- clocks ---
+
+YEAR = timedelta(days=365)
+
+
+def looked(given: Observed, *, operator: timedelta) -> str:
+    """The reason that is given when the operator's clock is wrong by so much."""
+    first = decide(given, now=NOW + operator)
+    return reason_of(first.status or given.subject.status)
+
+
+@pytest.mark.parametrize("wrong", [YEAR, -YEAR, timedelta(hours=2), timedelta()])
+def test_while_it_trains_the_operators_clock_does_not_matter(wrong: timedelta) -> None:
+    assert looked(world(spent(3000), *running(60), **under(DEADLINE)), operator=wrong) == "Training"
+
+
+@pytest.mark.parametrize("wrong", [YEAR, -YEAR])
+@pytest.mark.parametrize("stage", ["Loading", "Evaluating", None])
+def test_one_that_says_nothing_new_is_charged_ten_minutes_at_most(wrong: timedelta, stage: str | None) -> None:
+    job, its_pod, _ = running(60)
+    told = [] if stage is None else [telling(NOW, stage)]
+    calm = world(spent(3600 - 60 - int(UNHEARD.total_seconds()) - 1), job, its_pod, *told, **under(DEADLINE))
+    assert looked(calm, operator=wrong) != "DeadlineExceeded"
+
+
+def test_a_nodes_clock_that_jumps_ahead_is_not_believed() -> None:
+    job, its_pod, _ = running(60)
+    given = world(spent(2000), job, its_pod, telling(NOW + YEAR), **under(DEADLINE))
+    assert looked(given, operator=timedelta()) == "Training"
+    over = world(spent(2000), job, ended(job, 45, at=-YEAR.total_seconds(), started=ago(60)), **under(DEADLINE))
+    status = decide(over, now=NOW).status
+    assert status is not None
+    assert status.usage is not None
+    assert status.usage.running_seconds == 2000 + 60 + 600
+
+
+def test_a_nodes_clock_that_is_behind_counts_from_the_job() -> None:
+    job, its_pod, _ = running(60)
+    given = world(
+        spent(3000), job, replace(its_pod, started=ago(YEAR.total_seconds())), telling(NOW), **under(DEADLINE)
+    )
+    assert looked(given, operator=timedelta()) == "Training"
+    early = world(spent(3000), job, replace(its_pod, started=NOW + YEAR), telling(NOW - YEAR), **under(DEADLINE))
+    assert looked(early, operator=timedelta()) == "Training"
+
+
+def test_an_answer_that_is_no_time_is_no_news() -> None:
+    job, its_pod, _ = running(60)
+    assert looked(world(spent(3000), job, its_pod, progress(), **under(DEADLINE)), operator=timedelta()) == "Training"
+
+
+def test_pods_that_are_gone_before_the_attempt_ends_are_paid_from_when_they_got_their_node() -> None:
+    """Not from when the Job was made: it may have waited for hours."""
+    job, its_pod, told = running(60)
+    job = replace(job, created=ago(9999))
+    seen = decide(world(spent(0), job, its_pod, told, **under(DEADLINE)), now=NOW).status
+    assert seen is not None
+    assert seen.run is not None
+    assert seen.run.placed_at == format_time(ago(60))
+    gone = replace(job, ended="Failed", ended_at=ago(0))
+    status = decide(world(seen, gone, **under(DEADLINE)), now=NOW).status
+    assert status is not None
+    assert status.usage is not None
+    assert status.usage.running_seconds == 60
+
+
+def test_the_time_of_an_earlier_attempt_is_not_taken_for_that_of_this_one() -> None:
+    earlier = RunStatus(id=RUN, generation=1, placed_at=format_time(ago(5000)))
+    gone = t(2, created=ago(100), ended="Failed", ended_at=ago(10))
+    status = decide(world(spent(0, attempts=2, run=earlier), gone, **under(DEADLINE)), now=NOW).status
+    assert status is not None
+    assert status.usage is not None
+    assert status.usage.running_seconds == 90
+
+
+def test_another_run_of_the_same_job_goes_on_with_what_was_used() -> None:
+    told = said("Queued", "PreflightPassed", passed="True", run=OTHER_RUN, usage=OVER)
+    assert reason_of(settled(world(told, **under(DEADLINE))).status or told) == "DeadlineExceeded"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(3600, "1h"), (5400.9, "1h30m"), (45, "45s"), (0, "0s"), (3601, "1h1s"), (600, "10m")]
+)
+def test_times_are_told_as_a_document_has_them(seconds: float, words: str) -> None:
+    assert spoken(seconds) == words
