@@ -8,8 +8,9 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from bench import preflight, training, transfer
+from bench import checkpoints, preflight, training, transfer
 
+PARTS = (transfer, training, checkpoints, preflight)
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("torch", "transformers", "accelerate", "botocore", "boto3")
 
@@ -17,9 +18,7 @@ PACKAGES = ("torch", "transformers", "accelerate", "botocore", "boto3")
 def main() -> int:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     with tempfile.TemporaryDirectory(prefix="finetune-bench-") as scratch:
-        sections = [
-            part.run(Path(scratch) / part.__name__.rpartition(".")[2]) for part in (transfer, training, preflight)
-        ]
+        sections = [part.run(Path(scratch) / part.__name__.rpartition(".")[2]) for part in PARTS]
     page = "\n\n".join([_head(), *sections]) + "\n"
     (ROOT / "docs/benchmarks.md").write_text(page, encoding="utf-8")
     print(page)

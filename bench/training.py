@@ -41,8 +41,17 @@ def run(scratch: Path) -> str:
 
 def _ours(work: Path, model: Path, train: Path) -> float:
     """Preflight and train by the command lines that pods use; the speed is the one that /progress shows."""
+    config, run_id = prepare(work, document(work, model, train))
+    command = [sys.executable, "-m", "finetune_trainer", "train", "--config", str(config), "--run-id", run_id]
+    _output([*command, "--message", str(work / "message.json"), "--work", str(work / "work"), "--port", "0"])
+    progress = json.loads((work / "work/state/progress.json").read_text())
+    return float(progress["samplesPerSecond"])
+
+
+def prepare(work: Path, content: dict[str, Any]) -> tuple[Path, str]:
+    """Let preflight do its part; the config's path and the run's id."""
     work.mkdir(parents=True)
-    (work / "job.yaml").write_text(yaml.safe_dump(_document(work, model, train)), encoding="utf-8")
+    (work / "job.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
     program = """
 import json, sys, uuid
 from pathlib import Path
@@ -57,15 +66,12 @@ print(config.model_dump_json(by_alias=True))
 """
     config = work / "config.json"
     config.write_text(_output([sys.executable, "-c", program, str(work / "job.yaml")]), encoding="utf-8")
-    common = ["--config", str(config), "--message", str(work / "message.json"), "--work", str(work / "work")]
-    _output([sys.executable, "-m", "finetune_trainer", "preflight", *common])
-    run_id = json.loads((work / "message.json").read_text())["runId"]
-    _output([sys.executable, "-m", "finetune_trainer", "train", *common, "--run-id", run_id, "--port", "0"])
-    progress = json.loads((work / "work/state/progress.json").read_text())
-    return float(progress["samplesPerSecond"])
+    command = [sys.executable, "-m", "finetune_trainer", "preflight", "--config", str(config)]
+    _output([*command, "--message", str(work / "message.json"), "--work", str(work / "work")])
+    return config, str(json.loads((work / "message.json").read_text())["runId"])
 
 
-def _document(work: Path, model: Path, train: Path) -> dict[str, Any]:
+def document(work: Path, model: Path, train: Path) -> dict[str, Any]:
     return {
         "apiVersion": "finetune.dev/v1alpha1",
         "kind": "FineTuneJob",
