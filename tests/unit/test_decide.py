@@ -1680,6 +1680,11 @@ def test_a_suspended_attempt_is_paid_for_and_counts_as_no_failure() -> None:
     assert second.status is None, "paid once"
 
 
+def test_an_attempt_that_was_done_when_it_was_told_to_end_has_no_restart() -> None:
+    status = _status(world(HALTING, t(), ended(t(), 0, TRAINED), **HALTED))
+    assert (status.phase, status.restarts) == ("Succeeded", None)
+
+
 def test_once_suspended_nothing_happens() -> None:
     assert decide(world(_status(world(IDLE, **HALTED)), **HALTED), now=NOW) == Decision()
 

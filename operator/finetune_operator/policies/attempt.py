@@ -247,7 +247,10 @@ def _done(o: Observed, target: Target, job: Child, end: End, *, now: datetime, s
     run = facts["run"]
     assert isinstance(run, RunStatus)
     run = run.model_copy(update={"attempt": end.last.attempt or run.attempt})
-    return verdict.stating(run=run, usage=usage, checkpoint=last_checkpoint(status.checkpoint, result))
+    # It may have been told to end when it was done already.
+    others = [restart for restart in status.restarts or [] if restart.attempt != job.ordinal] or None
+    checkpoint = last_checkpoint(status.checkpoint, result)
+    return verdict.stating(run=run, usage=usage, checkpoint=checkpoint, restarts=others)
 
 
 def _out_of_date(o: Observed, target: Target, job: Child, end: End, *, now: datetime) -> Way | None:
