@@ -453,6 +453,7 @@ def test_a_job_goes_by_preflight_and_training_to_success(place: Place) -> None:
         "PreflightPassed": "True",
         "Evaluated": "True",
         "Succeeded": "True",
+        "Suspended": "False",
         "Reconciling": "False",
         "Stalled": "False",
     }
@@ -644,6 +645,100 @@ def test_a_live_change_restarts_nothing(place: Place) -> None:
     eventually("generation 2 is observed", lambda: place.status("one")["observedGeneration"] == 2)
     assert place.status("one")["phase"] == "Starting"
     assert place.kubelet.jobs_of("one") == ["p1", "t1"]
+
+
+def test_a_suspended_job_has_no_pods_and_goes_on_when_it_is_resumed(place: Place) -> None:
+    place.apply("one", lambda role, ordinal: trained() if ordinal == 2 else passes() if role == "preflight" else None)
+    place.reaches("one", "Starting", "Loading")
+    place.plane.patch(place.path("one"), {"spec": {"suspend": True}})
+    status = place.reaches("one", "Suspended", "Suspended")
+    assert {kind: condition(status, kind)["status"] for kind in ("Suspended", "Reconciling", "Stalled")} == {
+        "Suspended": "True",
+        "Reconciling": "False",
+        "Stalled": "False",
+    }
+    assert status["usage"]["counted"] == 1
+    eventually("Jobs and pods are gone", lambda: not place.children("jobs") and not place.children("pods"))
+    version = place.get("one")["metadata"]["resourceVersion"]
+    time.sleep(3)
+    assert place.get("one")["metadata"]["resourceVersion"] == version, "nothing is written"
+    place.kubelet.scripts["one"] = ordinary
+    place.plane.patch(place.path("one"), {"spec": {"suspend": False}})
+    status = place.reaches("one", "Succeeded", "Trained")
+    assert [restart["reason"] for restart in status["restarts"]] == ["Suspended"]
+    assert [job for job in place.kubelet.jobs_of("one") if job[0] == "t"] == ["t1", "t2"]
+
+
+def test_a_job_that_is_born_suspended_has_no_pods(place: Place) -> None:
+    place.apply("one", suspend=True)
+    place.reaches("one", "Suspended", "Suspended")
+    time.sleep(2)
+    assert place.children("jobs") == []
+    place.plane.patch(place.path("one"), {"spec": {"suspend": None}})
+    place.reaches("one", "Succeeded", "Trained")
+
+
+def test_the_twin_of_a_suspended_job_takes_its_run_over(place: Place) -> None:
+    same = {"uri": "s3://models/same"}
+    place.apply("one", lambda role, ordinal: passes() if role == "preflight" else None, output=same)
+    place.reaches("one", "Starting", "Loading")
+    place.apply("two", output=same)
+    place.reaches("two", "Pending", "IdenticalRunInProgress")
+    place.plane.patch(place.path("one"), {"spec": {"suspend": True}})
+    place.reaches("one", "Suspended", "Suspended")
+    place.reaches("two", "Succeeded", "Trained")
+    assert place.status("one")["phase"] == "Suspended"
+
+
+def test_a_used_up_budget_is_finished_by_an_attempt_of_its_own_and_a_raised_one_goes_on(place: Place) -> None:
+    part = {**RESULT, "finalStep": 30, "partial": True}
+    stopped = Ends(0, {"code": 0, "reason": "Completed", "message": "m", "runId": "a" * 16, "result": part})
+    found = {"state": "Resume", "runId": "a" * 16, "step": 30, "summary": {"labels": 2}}
+    resumes = Ends(0, {"code": 0, "reason": "PreflightPassed", "message": "fine", "preflight": found})
+    place.apply(
+        "one",
+        lambda role, ordinal: resumes if role == "preflight" else (None, stopped, trained())[ordinal - 1],
+        budget={"gpuHours": 0.001},
+        resources={"perNode": {"gpus": 1}},
+    )
+    status = place.reaches("one", "Succeeded", "StoppedAtBest")
+    assert "stopped at step 30 of 100 because spec.budget is used up" in status["message"]
+    assert [restart["reason"] for restart in status["restarts"]] == ["BudgetExhausted"]
+    jobs = place.plane.items(f"/apis/batch/v1/namespaces/{place.name}/jobs")
+    (last,) = [job for job in jobs if job["metadata"]["name"].endswith("-t2")]
+    assert "--finish-now" in last["spec"]["template"]["spec"]["containers"][0]["args"]
+    place.plane.patch(place.path("one"), {"spec": {"budget": {"gpuHours": 10}}})
+    status = place.reaches("one", "Succeeded", "Trained")
+    assert status["progress"]["step"] == 100
+    assert [job for job in place.kubelet.jobs_of("one") if job[0] == "t"] == ["t1", "t2", "t3"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ({"deadline": "59s"}, "deadline is at least 1m"),
+        ({"ttlAfterFinished": "0s"}, "ttlAfterFinished is at least 1m"),
+        ({"budget": {"gpuHours": 0}}, "spec.budget.gpuHours"),
+        ({"budget": {"onExhausted": "Fail"}}, "spec.budget.gpuHours"),
+    ],
+)
+def test_the_api_server_refuses_limits_that_are_none(plane: Plane, spec: Document, words: str) -> None:
+    document = {
+        "apiVersion": "finetune.dev/v1alpha1",
+        "kind": "FineTuneJob",
+        "metadata": {"name": "limits"},
+        "spec": {
+            "task": {"type": "text-classification"},
+            "model": {"uri": "s3://models/base"},
+            "data": {"train": [{"uri": "s3://data/train.jsonl"}]},
+            "output": {"uri": "s3://models/limits"},
+            "deadline": "1h30m",
+            **spec,
+        },
+    }
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        plane.create(JOBS.format("default"), document)
+    assert words in caught.value.read().decode()
 
 
 def test_deleting_leaves_nothing(place: Place) -> None:

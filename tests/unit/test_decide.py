@@ -941,6 +941,14 @@ FAILING = [
         passed="False",
     ),
     Row(
+        "while its node is silent the status says so, beside what the trainer said last",
+        world(TRAINING, t(), pod(t(), unreachable=True), progress(loss=0.5)),
+        "Training",
+        "NodeSilent",
+        says="node node0 does not answer, and may be lost; step 40 of 100, loss 0.5",
+        again=5.0,
+    ),
+    Row(
         "a pod that nothing ends on a dead node does not hold the run: FailureTarget is enough",
         world(
             TRAINING,
@@ -1453,6 +1461,15 @@ def truth(status: FineTuneJobStatus, kind: str) -> str:
     return found.status
 
 
+def test_a_silent_node_is_told_once_however_often_it_is_looked_at() -> None:
+    """An operator that came after it fell silent has no news of the trainer, only the words of the status."""
+    given = world(TRAINING, t(), pod(t(), unreachable=True))
+    first = decide(given, now=NOW).status
+    assert first is not None
+    assert first.message == "node node0 does not answer, and may be lost"
+    assert decide(replace(given, subject=replace(given.subject, status=first)), now=NOW).status is None
+
+
 def test_every_fact_has_a_name_of_its_own() -> None:
     assert len({row.fact for row in ROWS}) == len(ROWS) >= 60
 
@@ -1661,6 +1678,11 @@ def test_a_suspended_attempt_is_paid_for_and_counts_as_no_failure() -> None:
     second = decide(replace(given, subject=replace(given.subject, status=first.status)), now=NOW)
     assert short(second) == "delete t1"
     assert second.status is None, "paid once"
+
+
+def test_an_attempt_that_was_done_when_it_was_told_to_end_has_no_restart() -> None:
+    status = _status(world(HALTING, t(), ended(t(), 0, TRAINED), **HALTED))
+    assert (status.phase, status.restarts) == ("Succeeded", None)
 
 
 def test_once_suspended_nothing_happens() -> None:

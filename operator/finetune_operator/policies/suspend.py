@@ -6,6 +6,7 @@ from typing import Any
 
 from finetune_operator.policies.accept import Refusal, Target
 from finetune_operator.policies.attempt import POLL_STARTING, attempt, stopped
+from finetune_operator.policies.endings import ending
 from finetune_operator.policies.restarts import checkpoint_at, corrected, forgotten
 from finetune_operator.policies.ways import SUSPENDED
 from finetune_operator.verdict import DeleteJob, Mark, Observed, Verdict, reason_of
@@ -18,7 +19,7 @@ ZOMBIE = timedelta(seconds=60)
 
 def suspend(o: Observed, target: Target | Refusal, *, now: datetime) -> Verdict:
     """What was over before stays so; all else ends, and what it has cost is told before its Job goes."""
-    over = _over(o, target, now=now)
+    over = None if isinstance(target, Refusal) else _over_before(o, target, now=now) or _just_over(o, target, now=now)
     if over is not None:
         return over
     trains = o.jobs("train")
@@ -31,16 +32,8 @@ def suspend(o: Observed, target: Target | Refusal, *, now: datetime) -> Verdict:
     return verdict.doing(*(DeleteJob.of(job) for job in (*trains, *o.jobs("preflight"))))
 
 
-def _over(o: Observed, target: Target | Refusal, *, now: datetime) -> Verdict | None:
-    """An attempt that has just ended for good, or a document of which only live fields differ from the one that is
-    done."""
-    if isinstance(target, Refusal):
-        return None
-    job = next(reversed(o.jobs("train")), None)
-    if job is not None and job.key == target.key:
-        verdict = attempt(o, target, job, now=now)
-        if verdict.final:
-            return verdict
+def _over_before(o: Observed, target: Target, *, now: datetime) -> Verdict | None:
+    """A document of which only live fields differ from the one that is done. What was begun since has to go."""
     status = o.subject.status
     before = o.pinned.get(status.observed_generation)
     if status.phase not in ("Succeeded", "Failed") or before is None:
@@ -48,10 +41,21 @@ def _over(o: Observed, target: Target | Refusal, *, now: datetime) -> Verdict | 
     if (before.key, before.config.evaluation.judged) != (target.key, target.config.evaluation.judged):
         return None
     marks = {c.type: Mark(c.status, c.reason, c.message) for c in status.conditions or [] if c.type in _KEPT}
-    return Verdict(status.phase, reason_of(status), status.message or "", marks=marks)
+    verdict = Verdict(status.phase, reason_of(status), status.message or "", marks=marks)
+    nodes = {"train": target.config.pods.nodes, "preflight": 1}
+    jobs = (*o.jobs("train"), *o.jobs("preflight"))
+    going = [job for job in jobs if ending(job, o.pods_of(job), nodes=nodes[job.role], now=now) is None]
+    return verdict.doing(*(DeleteJob.of(job) for job in going))
 
 
 _KEPT = ("PreflightPassed", "Evaluated")
+
+
+def _just_over(o: Observed, target: Target, *, now: datetime) -> Verdict | None:
+    """An attempt that has ended for good before it was stopped."""
+    job = next(reversed(o.jobs("train")), None)
+    verdict = attempt(o, target, job, now=now) if job is not None and job.key == target.key else None
+    return verdict if verdict is not None and verdict.final else None
 
 
 def _stopping(o: Observed, *, now: datetime) -> Verdict:

@@ -130,3 +130,15 @@ def test_gates_of_a_part_are_judged_and_said(make_run: Any, rows: Any, tmp_path:
     assert code == 48, log
     said = looked(made, tmp_path)
     assert (said.code, said.preflight.state, said.result) == (0, "Resume", None), "the whole may be good enough"
+
+
+def test_several_ranks_finish_together(make_run: Any, rows: Any, tmp_path: Path, free_port: int) -> None:
+    made = make_run(rows(300), **SPEC)
+    assert made.run(tmp_path / "one", stop=stop_at(5))[0] == 45
+    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port), "LOCAL_WORLD_SIZE": "2"}
+    work = tmp_path / "two"
+    both = [made.start(work, options=FINISH, RANK=str(rank), LOCAL_RANK=str(rank), **group) for rank in (0, 1)]
+    assert [one.wait() for one in both] == [0, 0], both[0].log
+    result = made.message(work).result
+    assert (result.partial, result.final_step) == (True, 5)
+    assert [body["step"] for body in bodies(made, RecordKind.CHECKPOINT)] == [4, 5], "nothing is trained"
