@@ -61,8 +61,8 @@ then it goes on by itself.
 
 ## A node that dies
 
-1. Kubernetes notices after about 50 seconds: the pod is no longer Ready. Its peers may have crashed or hung by then,
-   and are not blamed for it.
+1. Kubernetes notices after about 50 seconds: the pod is no longer Ready, and the status says `NodeSilent`. Its peers
+   may have crashed or hung by then, and are not blamed for it.
 2. After 5 minutes more (a toleration of `node.kubernetes.io/unreachable` with a lower `tolerationSeconds` in
    `podTemplate.spec.tolerations` shortens that) the pod is deleted, but its object stays, Terminating, until the node
    answers or is removed.

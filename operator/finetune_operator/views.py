@@ -296,7 +296,7 @@ class Pod:
             disrupted=disrupted,
             words=words,
             never_began=status.get("phase") == "Failed" and ended is None,
-            unreachable=running and _unreachable(_condition(status, "Ready"), asked=asked),
+            unreachable=running and _unreachable(_condition(status, "Ready")),
             unschedulable=_unschedulable(status),
             waiting=(waiting.get("reason", ""), waiting.get("message", "")) if waiting else None,
             running=running,
@@ -318,13 +318,12 @@ def _asked_to_go(meta: Raw) -> datetime | None:
     return deadline - timedelta(seconds=int(meta.get("deletionGracePeriodSeconds") or 0)) if deadline else None
 
 
-def _unreachable(ready: Raw, *, asked: datetime | None) -> bool:
-    """Our containers have no readiness probe: who runs and is not Ready was marked so for its node, which is silent.
+def _unreachable(ready: Raw) -> bool:
+    """Not Ready without a reason: so the node controller marks the pods of a node that is silent, or not Ready itself.
 
-    Unless that came after the deletion, for which a living node might say the same.
+    A kubelet always gives a reason, for example of a container that was injected beside ours.
     """
-    since = parse_time(ready.get("lastTransitionTime"))
-    return ready.get("status") == "False" and (asked is None or (since is not None and since < asked))
+    return ready.get("status") == "False" and not ready.get("reason")
 
 
 def _disruption(status: Raw) -> tuple[str, str]:

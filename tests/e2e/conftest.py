@@ -8,6 +8,7 @@ then waits for each in turn. Every test gets the one argument `world`.
 import importlib.util
 import json
 import os
+import re
 import secrets
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -334,7 +336,10 @@ class World:
         return self.wait(namespace, name, lambda s: s.get("phase") in phases, what=f"phase {phases}", seconds=seconds)
 
     def succeeded(self, namespace: str, name: str, *, seconds: float = 300) -> Document:
-        status = self.wait_for_phase(namespace, name, "Succeeded", "Failed", seconds=seconds)
+        """The status of the document as it is now: what it says of the generation before counts no more."""
+        generation = self.job(namespace, name)["metadata"]["generation"]
+        over = lambda s: s.get("phase") in ("Succeeded", "Failed") and s.get("observedGeneration") == generation  # noqa: E731
+        status = self.wait(namespace, name, over, what=f"the end of generation {generation}", seconds=seconds)
         assert status["phase"] == "Succeeded", status
         return status
 
@@ -370,7 +375,9 @@ class World:
         job = self.job(namespace, name)
         status, output = job["status"], job["spec"]["output"]["uri"]
         last = self.records(output, status["run"]["id"], RecordKind.CHECKPOINT)[-1]
-        key = next(entry["key"] for entry in last.body["objects"] if entry["key"].endswith("optimizer.safetensors"))
+        # The first rank's share has the losses; it is the whole file where there is one rank.
+        first = re.compile(r"/optimizer(-00001-of-\d+)?\.safetensors$")
+        key = next(entry["key"] for entry in last.body["objects"] if first.search(entry["key"]))
         losses = safetensors.numpy.load(self.store(output).read(key))["losses"].tolist()
         return Training(status["model"]["digest"], status["progress"]["loss"], losses)
 
@@ -428,11 +435,49 @@ class World:
         container = pod["status"]["containerStatuses"][0]["containerID"].removeprefix("containerd://")
         self.containerd("tasks", "kill", "-s", "SIGKILL", container)
 
+    def evict(self, pod: Document) -> None:
+        """What `kubectl drain` does with each pod of a node."""
+        meta = pod["metadata"]
+        where = {"name": meta["name"], "namespace": meta["namespace"]}
+        path = f"/api/v1/namespaces/{where['namespace']}/pods/{where['name']}/eviction"
+        body = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": where}
+        self.kubectl("create", "--raw", path, "-f", "-", stdin=json.dumps(body))
+
+    @contextmanager
+    def frozen(self, pod: Document) -> Iterator[Callable[[], None]]:
+        """Stops the kubelet and freezes the pod, as if its node were gone; the given call brings the kubelet back.
+
+        At the end the kubelet runs and the pod goes on where it was, whatever happened. Kubernetes takes no pods away
+        where no node answers, so another Node's Lease is renewed meanwhile; it has no room for pods.
+        """
+        container = pod["status"]["containerStatuses"][0]["containerID"].removeprefix("containerd://")
+        silent = True
+
+        def back() -> None:
+            nonlocal silent
+            self.restart("kubelet")
+            silent = False
+
+        with _answering(self, "elsewhere"):
+            self.containerd("tasks", "pause", container)
+            try:
+                subprocess.run([ROOT / "hack/cluster/stop", "kubelet"], check=True, capture_output=True, timeout=60)
+                yield back
+            finally:
+                self.containerd("tasks", "resume", container)
+                if silent:
+                    back()
+
     def containerd(self, *arguments: str) -> None:
         """ctr on the cluster's only node."""
         socket = STATE / "containerd.sock"
-        own = ["ctr", "-a", str(socket)] if socket.exists() else ["docker", "exec", "finetune-control-plane", "ctr"]
-        subprocess.run([*own, "-n", "k8s.io", *arguments], check=True, capture_output=True, timeout=30)
+        own = ["-a", str(socket)] if socket.exists() else []
+        self.on_node("ctr", *own, "-n", "k8s.io", *arguments)
+
+    def on_node(self, *command: str) -> None:
+        """A command on the cluster's only node, which is this machine or a container of kind."""
+        own = [] if (STATE / "containerd.sock").exists() else ["docker", "exec", "finetune-control-plane"]
+        subprocess.run([*own, *command], check=True, capture_output=True, timeout=60)
 
     def operator_pods(self) -> list[Document]:
         selector = "app.kubernetes.io/name=finetune-operator,app.kubernetes.io/instance=finetune-operator"
@@ -493,6 +538,40 @@ def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     _sweep(found)
 
 
+@contextmanager
+def _answering(world: World, name: str) -> Iterator[None]:
+    """A Node with nothing behind it that answers in time and takes no pods."""
+    node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": {"finetune-e2e": "true"}}}
+    world.apply({**node, "spec": {"unschedulable": True}})
+    since = {"lastHeartbeatTime": _now(), "lastTransitionTime": _now()}
+    patch = json.dumps({"status": {"conditions": [{"type": "Ready", "status": "True", "reason": "Test", **since}]}})
+    world.kubectl("patch", "node", name, "--subresource=status", "--type=merge", "-p", patch)
+    done = threading.Event()
+
+    def renew() -> None:
+        while not done.is_set():
+            lease = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": name}}
+            spec = {"holderIdentity": name, "leaseDurationSeconds": 20, "renewTime": _now(digits=6)}
+            world.apply({**lease, "spec": spec}, "kube-node-lease")
+            done.wait(4)
+
+    thread = threading.Thread(target=renew, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        world.kubectl("delete", "node", name)
+        world.kubectl("delete", "lease", name, "-n", "kube-node-lease")
+
+
+def _now(*, digits: int = 0) -> str:
+    """As the API server writes a Time, or with 6 digits a MicroTime."""
+    now = datetime.now(UTC)
+    return now.strftime("%Y-%m-%dT%H:%M:%S.%fZ" if digits else "%Y-%m-%dT%H:%M:%SZ")
+
+
 def _s3_keys() -> dict[str, str]:
     path = STATE / "s3.env"
     assert path.exists(), "no S3 server: run hack/cluster/seaweedfs up, or make e2e"
@@ -518,9 +597,10 @@ def _client(keys: dict[str, str]) -> Any:
 
 def _sweep(world: World) -> None:
     """Removes what this or an interrupted session left; FineTuneJobs go with their namespaces."""
-    world.kubectl.run("delete", "namespaces", "-l", "finetune-e2e=true", "--wait=false")
+    everywhere = "namespaces,nodes,persistentvolumes,finetuneprofiles"
+    world.kubectl.run("delete", everywhere, "-l", "finetune-e2e=true", "--wait=false")
     for bucket in world.s3.list_buckets()["Buckets"]:
-        if bucket["Name"].startswith(("bad-", "missing-")):
+        if bucket["Name"].startswith(("bad-", "large-", "missing-")):
             empty(world.s3, bucket["Name"], "")
             world.s3.delete_bucket(Bucket=bucket["Name"])
 

@@ -1,8 +1,10 @@
 """From `kubectl apply` to `Succeeded`, and the same end whatever dies on the way."""
 
 import json
+import random
 import time
 from collections import Counter
+from contextlib import ExitStack
 from datetime import datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -164,6 +166,87 @@ def test_a_result_made_while_the_operator_was_down_and_its_job_deleted_is_found(
     assert_like_the_reference(world, namespace, name)
 
 
+def test_an_evicted_run_loses_no_step(world: Any) -> None:
+    """As `kubectl drain` evicts: the pod is given the time to commit a checkpoint."""
+    namespace, name = world.namespace("evicted"), "evicted"
+    with world.trainings:
+        world.apply(world.small_job(name), namespace)
+        run = world.wait_for_checkpoint(namespace, name, step=8)
+        uid = world.job(namespace, name)["metadata"]["uid"]
+        pod = world.running_pod(uid)
+        world.evict(pod)
+        status = world.succeeded(namespace, name)
+    (restart,) = status["restarts"]
+    assert restart["reason"] == "EvictionByEvictionAPI"
+    assert restart["lostSteps"] == status["usage"]["lostSteps"] == 0
+    assert exit_code(world, uid, pod) == 45
+    assert len(world.train_pods(namespace, name)) == 2
+    assert no_step_is_committed_twice(world, namespace, name, run)
+    assert_like_the_reference(world, namespace, name)
+
+
+@pytest.mark.alone
+def test_a_node_that_falls_silent_holds_no_run_and_its_zombie_commits_nothing(world: Any) -> None:
+    """The trainer freezes with its node, and wakes when the next attempt has claimed the run."""
+    namespace, name = world.namespace("silent"), "silent"
+    taint = {"key": "node.kubernetes.io/unreachable", "operator": "Exists", "effect": "NoExecute"}
+    template = {"spec": {"tolerations": [{**taint, "tolerationSeconds": 6}]}}
+    document = world.small_job(name, podTemplate=template)
+    with world.trainings, world.disruption:
+        world.apply(document, namespace)
+        run = world.wait_for_checkpoint(namespace, name, step=8)
+        uid = world.job(namespace, name)["metadata"]["uid"]
+        zombie = world.running_pod(uid)
+        with world.frozen(zombie) as kubelet_returns:
+            status = world.wait(namespace, name, lambda s: reason(s) == "NodeSilent", what="NodeSilent", seconds=90)
+            assert f"{zombie['spec']['nodeName']} does not answer" in status["message"]
+            status = world.wait(namespace, name, lambda s: s.get("restarts"), what="the next attempt", seconds=60)
+            assert [r["reason"] for r in status["restarts"]] == ["DeletionByTaintManager"]
+            status = world.wait(namespace, name, lambda s: reason(s) == "Unschedulable", what="no node", seconds=30)
+            assert "no node for pod" in status["message"]
+            first, second = world.train_pods(namespace, name)
+            assert first["metadata"]["deletionTimestamp"]
+            assert "running" in first["status"]["containerStatuses"][0]["state"]
+            assert second["status"]["phase"] == "Pending"
+            kubelet_returns()
+            claims = lambda: world.records(document["spec"]["output"]["uri"], run, RecordKind.CLAIM)  # noqa: E731
+            world.until(lambda: len(claims()) > 1, what="the next attempt to claim the run")
+        status = world.succeeded(namespace, name)
+        assert world.until(lambda: exit_code(world, uid, zombie), what="the zombie to end") == 44
+    assert [r["reason"] for r in status["restarts"]] == ["DeletionByTaintManager"]
+    assert no_step_is_committed_twice(world, namespace, name, run)
+    assert_like_the_reference(world, namespace, name)
+
+
+@pytest.mark.slow
+def test_three_deaths_at_drawn_instants_change_nothing(world: Any) -> None:
+    """Killed in its container, or its pod forced out of the API, so that it ends beside the next attempt."""
+    namespace, name = world.namespace("deaths"), "deaths"
+    chance, killed = random.Random(20), set[str]()
+    with world.trainings:
+        world.apply(world.small_job(name), namespace)
+        world.until(lambda: world.status(namespace, name).get("run"), what="the run's name")
+        uid = world.job(namespace, name)["metadata"]["uid"]
+        for forced in (False, True, chance.random() < 0.5):
+            pod = world.until(lambda: running_but(world, uid, killed), what="the next attempt to run", seconds=60)
+            time.sleep(chance.uniform(1, 12))
+            if forced:
+                world.kubectl("delete", "pod", pod["metadata"]["name"], "-n", namespace, "--grace-period=0", "--force")
+            else:
+                world.kill(pod)
+            killed.add(pod["metadata"]["uid"])
+        status = world.succeeded(namespace, name)
+    assert len(status["restarts"]) == 3, status["restarts"]
+    assert_like_the_reference(world, namespace, name)
+
+
+def running_but(world: Any, uid: str, killed: set[str]) -> dict[str, Any] | None:
+    """The job's train pod that runs, if it is none of those."""
+    pods = world.pods.of(uid, "train")
+    alive = [p for p in pods if p["status"].get("phase") == "Running" and p["metadata"]["uid"] not in killed]
+    return alive[-1] if alive else None
+
+
 @pytest.mark.alone
 def test_a_restart_of_the_api_server_changes_nothing(world: Any) -> None:
     namespace, name = world.namespace("api-server"), "api-server"
@@ -176,29 +259,55 @@ def test_a_restart_of_the_api_server_changes_nothing(world: Any) -> None:
     assert_like_the_reference(world, namespace, name)
 
 
-def test_a_newer_operator_retrains_nothing(world: Any) -> None:
-    """Neither a run that goes on nor one that is done, although the default image of train pods is another by then."""
+@pytest.mark.parametrize(("done", "going"), [(1, 1), pytest.param(20, 2, marks=pytest.mark.slow)])
+def test_a_newer_operator_retrains_nothing(world: Any, done: int, going: int) -> None:
+    """Neither runs that are done nor those that go on, although the default image of train pods is another by then.
+
+    Of those that are done one has trained; the others are its document under other names, and ended as Reused.
+    """
     world.reference()
-    done = next(n for n in namespaces(world) if n.startswith("e2e-undisturbed"))
-    before = world.job(done, "undisturbed")
-    namespace, name = world.namespace("upgrade"), "upgrade"
+    old = next(n for n in namespaces(world) if n.startswith("e2e-undisturbed"))
+    output = world.job(old, "undisturbed")["spec"]["output"]["uri"]
+    namespace, running = world.namespace("upgrade"), [f"going-{number}" for number in range(going)]
+    ended = [(old, "undisturbed"), *((namespace, f"done-{number}") for number in range(1, done))]
+    for where, name in ended[1:]:
+        world.apply(world.small_job(name, output=output), where)
+    for where, name in ended:
+        world.succeeded(where, name)
     world.containerd("images", "tag", "--force", "localhost/finetune-trainer:dev", "localhost/finetune-trainer:newer")
-    with world.trainings:
-        world.apply(world.small_job(name), namespace)
-        world.wait_for_checkpoint(namespace, name)
+    with ExitStack() as places:
+        for name in running:
+            places.enter_context(world.trainings)
+            world.apply(world.small_job(name), namespace)
+        for name in running:
+            world.wait_for_checkpoint(namespace, name)
         with world.disruption:
+            before = [outcome(world, *one) for one in ended]
             world.install("--set", "images.trainer=localhost/finetune-trainer:newer", "--set", "log.format=json")
             try:
-                world.kubectl("label", "finetunejob", "undisturbed", "-n", done, "seen-by=the-newer")
-                world.succeeded(namespace, name)
+                for where, name in ended:
+                    world.kubectl("label", "finetunejob", name, "-n", where, "seen-by=the-newer")
+                for name in running:
+                    world.succeeded(namespace, name)
                 time.sleep(5)  # a mistake would take a moment to be made
             finally:
                 world.install()
-    (pod,) = world.train_pods(namespace, name)
-    assert pod["spec"]["containers"][0]["image"] == "localhost/finetune-trainer:dev"
-    assert_like_the_reference(world, namespace, name)
-    assert world.job(done, "undisturbed")["status"] == before["status"]
-    assert len(world.train_pods(done, "undisturbed")) == 1
+    assert [outcome(world, *one) for one in ended] == before
+    assert sum(len(trained) for _, _, trained in before) == 1
+    for name in running:
+        (pod,) = world.train_pods(namespace, name)
+        assert pod["spec"]["containers"][0]["image"] == "localhost/finetune-trainer:dev"
+        assert_like_the_reference(world, namespace, name)
+
+
+def outcome(world: Any, namespace: str, name: str) -> tuple[dict[str, Any], list[str], list[str]]:
+    """The job's status, and the UIDs of every preflight and train pod that it ever had."""
+    job = world.job(namespace, name)
+    preflight, train = (
+        [pod["metadata"]["uid"] for pod in world.pods.of(job["metadata"]["uid"], role)]
+        for role in ("preflight", "train")
+    )
+    return job["status"], preflight, train
 
 
 def namespaces(world: Any) -> list[str]:
@@ -345,6 +454,11 @@ def test_the_operator_serves_metrics_and_health(world: Any) -> None:
 
 def condition(status: dict[str, Any], kind: str) -> dict[str, Any]:
     return next((c for c in status.get("conditions", ()) if c["type"] == kind), {})
+
+
+def reason(status: dict[str, Any]) -> str:
+    """Why the job is where it is."""
+    return str(condition(status, "Reconciling").get("reason", ""))
 
 
 def assert_like_the_reference(world: Any, namespace: str, name: str) -> None:

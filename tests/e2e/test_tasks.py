@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 
+from finetune_trainer.storage.commit import RecordKind
+
 pytestmark = [pytest.mark.e2e, pytest.mark.together, pytest.mark.timeout(900)]
 
 _TINY = {"epochs": 1, "batchSize": 16, "learningRate": 1e-3}
@@ -59,7 +61,7 @@ def test_a_job_of_another_task_succeeds_and_says_what_it_measured(world: Any, ta
     assert task in world.s3.get_object(Bucket=page[0], Key=page[2])["Body"].read().decode()
 
 
-def test_a_gate_that_is_not_met_fails_the_job_and_a_lower_one_trains_nothing(world: Any) -> None:
+def test_a_gate_that_is_not_met_fails_the_job_and_neither_a_lower_one_nor_a_slice_trains(world: Any) -> None:
     namespace, name = world.namespace("gate"), "gate"
     document = world.small_job(name, training={"epochs": 1, "batchSize": 8, "microBatch": 4, "learningRate": 1e-3})
     document["spec"]["evaluation"] = {"gates": [{"metric": "f1", "atLeast": 0.999}]}
@@ -82,3 +84,19 @@ def test_a_gate_that_is_not_met_fails_the_job_and_a_lower_one_trains_nothing(wor
     assert len(world.train_pods(namespace, name)) == 1
     body = world.s3.get_object(Bucket=current[0], Key=f"{current[2]}/current.json")["Body"].read()
     assert json.loads(body)["model"] == status["model"]["uri"]
+
+    steps = committed(world, document, status["run"]["id"])
+    document["spec"]["evaluation"] |= {"slices": ["label"]}
+    with world.trainings:
+        world.apply(document, namespace)
+        sliced = world.succeeded(namespace, name)
+    assert [found["column"] for found in sliced["evaluation"]["slices"]] == ["label"]
+    assert sliced["evaluation"]["tuned"] == status["evaluation"]["tuned"]
+    assert sliced["model"]["digest"] == status["model"]["digest"]
+    assert len(world.train_pods(namespace, name)) == 2
+    assert committed(world, document, sliced["run"]["id"]) == steps
+
+
+def committed(world: Any, document: dict[str, Any], run: str) -> list[int]:
+    """The step of every checkpoint that was ever committed."""
+    return [r.body["step"] for r in world.records(document["spec"]["output"]["uri"], run, RecordKind.CHECKPOINT)]

@@ -941,6 +941,14 @@ FAILING = [
         passed="False",
     ),
     Row(
+        "while its node is silent the status says so, beside what the trainer said last",
+        world(TRAINING, t(), pod(t(), unreachable=True), progress(loss=0.5)),
+        "Training",
+        "NodeSilent",
+        says="node node0 does not answer, and may be lost; step 40 of 100, loss 0.5",
+        again=5.0,
+    ),
+    Row(
         "a pod that nothing ends on a dead node does not hold the run: FailureTarget is enough",
         world(
             TRAINING,
@@ -1452,6 +1460,15 @@ def truth(status: FineTuneJobStatus, kind: str) -> str:
     found = condition(status, kind)
     assert found is not None
     return found.status
+
+
+def test_a_silent_node_is_told_once_however_often_it_is_looked_at() -> None:
+    """An operator that came after it fell silent has no news of the trainer, only the words of the status."""
+    given = world(TRAINING, t(), pod(t(), unreachable=True))
+    first = decide(given, now=NOW).status
+    assert first is not None
+    assert first.message == "node node0 does not answer, and may be lost"
+    assert decide(replace(given, subject=replace(given.subject, status=first)), now=NOW).status is None
 
 
 def test_every_fact_has_a_name_of_its_own() -> None:

@@ -57,7 +57,10 @@ def target(reason: str, words: str = "in its words") -> list[Raw]:
     return [{"type": "DisruptionTarget", "status": "True", "reason": reason, "message": words}]
 
 
-NOT_READY = [{"type": "Ready", "status": "False", "lastTransitionTime": at(10)}]
+NOT_READY = [{"type": "Ready", "status": "False"}]
+"""As the node controller writes it when a node is silent: it changes nothing else, and gives no reason."""
+SIDECAR = [{"type": "Ready", "status": "False", "reason": "ContainersNotReady", "message": "[proxy]"}]
+"""As the kubelet says it, of a container that something has injected; it always gives a reason."""
 ASKED = {"deletionTimestamp": "2026-03-01T12:01:30Z", "deletionGracePeriodSeconds": 120}
 """At 11:59:30."""
 STOPPED = said(45, "Stopped", step=40, reached_step=40)
@@ -129,10 +132,16 @@ ROWS = [
         "ColumnMissing",
     ),
     Row(
-        "a peer that is not Ready since it was asked to go says nothing",
-        [pod(meta=ASKED, conditions=[{**NOT_READY[0], "lastTransitionTime": at(31)}]), ended(1, 1)],
+        "a peer whose kubelet says that it is not Ready is no lost node",
+        [pod(conditions=SIDECAR), ended(1, 1)],
         Kind.CRASH,
         "Crashed",
+    ),
+    Row(
+        "a node that falls silent while its pod ends is one",
+        [pod(meta=ASKED, conditions=NOT_READY), ended(46, 1)],
+        Kind.FREE,
+        "NodeLost",
     ),
     Row("a peer that the Job controller deletes says nothing", [pod(meta=ASKED), ended(1, 1)], Kind.CRASH, "Crashed"),
     Row("nor does one that it let finish", [ended(45, meta=ASKED), ended(139, 1)], Kind.CRASH, "Crashed"),
@@ -243,6 +252,7 @@ def test_nothing_is_waited_for_where_a_peer_is_dead() -> None:
     """The others will never reach the end of a step."""
     going = pod(meta=ASKED)
     assert ending(job(), [going, pod(1, conditions=NOT_READY)], nodes=2, now=NOW) is not None
+    assert ending(job(), [going, pod(1, meta=ASKED, conditions=SIDECAR)], nodes=2, now=NOW) is None
     assert ending(job(), [going, ended(137, 1)], nodes=2, now=NOW) is not None
     assert ending(job(role="preflight"), [going], nodes=1, now=NOW) is not None
 

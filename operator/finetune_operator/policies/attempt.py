@@ -26,7 +26,7 @@ from finetune_operator.policies.restarts import (
 )
 from finetune_operator.policies.rivals import ahead, wait_for
 from finetune_operator.policies.success import last_checkpoint, not_good_enough, succeeded
-from finetune_operator.policies.waiting import STOPPING, wait_of
+from finetune_operator.policies.waiting import SILENT, STOPPING, wait_of
 from finetune_operator.policies.ways import BUDGET_EXHAUSTED, BUDGET_RAISED, GATES_CHANGED, Kind, Way
 from finetune_operator.verdict import IDENTICAL, CreateTrain, DeleteJob, Mark, Observed, Verdict, mark_of, reason_of
 from finetune_operator.verdict import STOPPING as STOPPING_PREVIOUS
@@ -115,7 +115,13 @@ def _going(o: Observed) -> Phase:
 
 
 def _running(o: Observed, job: Child, facts: dict[str, object]) -> Verdict:
-    return _silent(o, facts) if o.progress is None else _progressing(o, job, o.progress, facts)
+    verdict = _silent(o, facts) if o.progress is None else _progressing(o, job, o.progress, facts)
+    lost = next((pod for pod in o.pods_of(job) if pod.unreachable), None)
+    if lost is None:
+        return verdict
+    said = f"node {lost.node} does not answer, and may be lost"
+    # Without news the verdict's words are those of the status, which may be these.
+    return replace(verdict, reason=SILENT.reason, message=f"{said}; {verdict.message}" if o.progress else said)
 
 
 def _run_facts(o: Observed, target: Target, job: Child, *, superseded: bool) -> dict[str, object]:

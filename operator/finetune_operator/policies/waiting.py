@@ -49,7 +49,13 @@ STOPPING = Cause(
     "nothing",
     stalled=False,
 )
-CAUSES = (SUSPENDED, REFUSED, UNSCHEDULABLE, PENDING, STARTING, SECRET, CONFIG_MAP, IMAGE, CONTAINER, STOPPING)
+SILENT = Cause(
+    "NodeSilent",
+    "the node does not answer, and may be lost; the trainer may go on",
+    "nothing; what follows is below",
+    stalled=False,
+)
+CAUSES = (SUSPENDED, REFUSED, UNSCHEDULABLE, PENDING, STARTING, SECRET, CONFIG_MAP, IMAGE, CONTAINER, STOPPING, SILENT)
 ORDINARY = (PENDING.reason, STARTING.reason)
 """Reasons that pass within seconds, as a rule."""
 

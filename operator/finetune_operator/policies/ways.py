@@ -172,7 +172,7 @@ NODE_LOST = Way(
     "NodeLost",
     Kind.FREE,
     "a node died or started anew; other pods of the attempt may have crashed or hung for it",
-    "a running pod that is not Ready, or a container with reason ContainerStatusUnknown, or 255 Unknown",
+    "a running pod that is not Ready without a reason; a container with ContainerStatusUnknown, or 255 Unknown",
     NOTHING,
 )
 NOT_STARTED = Way(
