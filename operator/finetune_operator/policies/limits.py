@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from finetune_api.status import Usage
 from finetune_operator.policies.accept import Target
 from finetune_operator.policies.ledger import Cost, with_cost
-from finetune_operator.policies.restarts import committed_step
+from finetune_operator.policies.restarts import expected_step
 from finetune_operator.policies.ways import BUDGET_EXHAUSTED, DEADLINE_EXCEEDED, Way
 from finetune_operator.verdict import Observed, Verdict
 
@@ -23,7 +23,7 @@ class Limit:
 
     def failed(self, o: Observed) -> Verdict:
         """Until the document changes."""
-        step = _expected(o)
+        step = expected_step(o.subject.status)
         where = f"from step {step}" if step else "from the beginning: no checkpoint was committed"
         return Verdict("Failed", self.way.reason, f"{self.message}; raise it to go on {where}")
 
@@ -38,14 +38,8 @@ def reached(o: Observed, target: Target, cost: Cost | None = None) -> Limit | No
         return Limit(DEADLINE_EXCEEDED, f"the attempts ran {ran}, spec.deadline is {allowed}")
     if limits.gpu_seconds is not None and gpu >= limits.gpu_seconds:
         message = f"{gpu / 3600:.4g} GPU hours are used, spec.budget.gpuHours is {limits.gpu_seconds / 3600:.4g}"
-        return Limit(BUDGET_EXHAUSTED, message, publish=limits.stop_at_best and _expected(o) > 0)
+        return Limit(BUDGET_EXHAUSTED, message, publish=limits.stop_at_best and expected_step(o.subject.status) > 0)
     return None
-
-
-def _expected(o: Observed) -> int:
-    """The step that is committed, or was being committed when the last attempt was stopped."""
-    last = next(reversed(o.subject.status.restarts or []), None)
-    return max(committed_step(o, None), (last.resumed_from_step or 0) if last else 0)
 
 
 def spoken(seconds: float) -> str:

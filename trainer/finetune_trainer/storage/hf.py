@@ -34,7 +34,7 @@ from .base import (
     check_prefix,
     mismatch,
 )
-from .files import file_error, publish, temporary
+from .files import file_error, pour, publish, temporary
 
 TOKEN = "HF_TOKEN"  # noqa: S105 - the name of a file
 _BLOCK = 16 * MIB
@@ -113,7 +113,7 @@ class HfStore:
                 while size < info.size:
                     block = self._range(key, size, min(size + _BLOCK, info.size) - 1)
                     found.update(block)
-                    sink.write(block)
+                    pour(block, sink)
                     size += len(block)
                     if progress is not None:
                         progress(size)

@@ -33,7 +33,7 @@ from .base import (
     digest_of,
     mismatch,
 )
-from .files import TEMPORARY, file_changed, local_failure, publish, sync, temporary
+from .files import TEMPORARY, file_changed, local_failure, pour, publish, sync, temporary
 
 _BLOCK = 4 * MIB
 
@@ -289,7 +289,7 @@ def _copy(source: BinaryIO, target: Path, progress: Callable[[int], None] | None
     with open(target, "wb") as sink:
         while block := source.read(_BLOCK):
             sha256.update(block)
-            sink.write(block)
+            pour(block, sink)
             size += len(block)
             if progress is not None:
                 progress(size)

@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from .base import MIB
+from .files import PIECE
 
 WORKERS = 8
 UPLOAD_WORKERS = 4
@@ -61,7 +62,7 @@ def fetch_ranges(
                 raise Stopped
             view = memoryview(data)
             while view:
-                written = os.pwrite(descriptor, view, offset)
+                written = os.pwrite(descriptor, view[:PIECE], offset)
                 view, offset = view[written:], offset + written
 
         waiting = deque(pool.submit(fetch, start, min(length, size - start), write) for start in starts)
