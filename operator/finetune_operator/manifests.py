@@ -11,6 +11,7 @@ from finetune_api import GROUP, VERSION
 from finetune_api.contract import CACHE_PATH, CONFIG_PATH, CREDENTIALS_PATH, PROGRESS_PORT, WORK_PATH, RunConfig
 from finetune_api.pods import PodMetadata, PodSpec
 from finetune_operator.views import (
+    CONTAINERS,
     FAILURES,
     FINISH,
     GENERATION,
@@ -95,7 +96,7 @@ def service(subject: Subject) -> Manifest:
 def preflight_job(subject: Subject, config: RunConfig, *, key: str, ordinal: int, counters: Counters) -> Manifest:
     """One pod without a GPU that looks at the document, the data and what storage already holds."""
     container: Manifest = {
-        "name": "preflight",
+        "name": CONTAINERS["preflight"],
         "image": config.pods.preflight_image,
         "args": _arguments("preflight", config),
         "resources": {"requests": {"cpu": "250m", "memory": "512Mi"}, "limits": {"memory": "2Gi"}},
@@ -115,7 +116,7 @@ def train_job(
     pods, name = config.pods, child_name(subject, "train", ordinal)
     amounts = {"memory": pods.memory, **({pods.gpu_resource: str(pods.gpus)} if pods.gpus else {})}
     container: Manifest = {
-        "name": "trainer",
+        "name": CONTAINERS["train"],
         "image": pods.trainer_image,
         "args": [*_arguments("train", config), "--run-id", run_id],
         "ports": [{"name": "metrics", "containerPort": PROGRESS_PORT}],

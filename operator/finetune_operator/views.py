@@ -4,7 +4,7 @@ Each view is made from the raw object by `of`; nothing else in the operator look
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
@@ -32,6 +32,8 @@ RETRY = "finetune.dev/retry"
 
 Raw = Mapping[str, Any]
 Role = Literal["preflight", "train"]
+CONTAINERS: Mapping[Role, str] = {"preflight": "preflight", "train": "trainer"}
+"""The name of a pod's own container, by its role."""
 
 
 def parse_time(text: str | None) -> datetime | None:
@@ -274,7 +276,7 @@ class Pod:
     def of(cls, raw: Raw) -> "Pod":
         meta, status = raw["metadata"], raw.get("status") or {}
         labels, notes = meta.get("labels") or {}, meta.get("annotations") or {}
-        state = next((c.get("state") or {} for c in status.get("containerStatuses") or []), {})
+        state = next(_states(status), {})
         waiting = state.get("waiting")
         ended, running = _exit(state.get("terminated")), "running" in state
         disrupted, words = _disruption(status)
@@ -336,8 +338,13 @@ def _disruption(status: Raw) -> tuple[str, str]:
     reason, words = str(status.get("reason") or ""), str(status.get("message") or "")
     if reason in ("Evicted", "NodeLost", "Terminated", "Shutdown", "NodeShutdown", "Preempting"):
         return reason, words
-    began = any("terminated" in (c.get("state") or {}) for c in status.get("containerStatuses") or [])
+    began = any("terminated" in state for state in _states(status))
     return ("", "") if began else (reason or "PodNotStarted", words)
+
+
+def _states(status: Raw) -> Iterator[Raw]:
+    """Of our own container: a service mesh or a log shipper may have put others beside it, and they sort by name."""
+    return (c.get("state") or {} for c in status.get("containerStatuses") or [] if c.get("name") in CONTAINERS.values())
 
 
 def _unschedulable(status: Raw) -> str:

@@ -293,7 +293,7 @@ class Kubelet(threading.Thread):
         phase = pod["status"].get("phase")
         if "deletionTimestamp" in meta:
             if phase == "Running":
-                self._end(path, Ends(45))
+                self._end(path, pod, Ends(45))
             return self.plane.delete(path, grace=0)
         if phase in ("Succeeded", "Failed"):
             return None
@@ -304,22 +304,23 @@ class Kubelet(threading.Thread):
             return None
         if phase == "Pending":
             self._since[meta["uid"]] = time.monotonic()
-            return self._status(path, "Running", {"running": {}})
+            return self._status(path, pod, "Running", {"running": {}})
         ends = self.scripts.get(owner, ordinary)(labels["finetune.dev/role"], int(tail[1:]))
         if ends is not None and time.monotonic() - self._since.get(meta["uid"], 0) >= ends.after:
-            self._end(path, ends)
+            self._end(path, pod, ends)
         return None
 
-    def _end(self, path: str, ends: Ends) -> None:
+    def _end(self, path: str, pod: Document, ends: Ends) -> None:
         terminated = {"exitCode": ends.code, "reason": "Completed" if ends.code == 0 else "Error"}
         terminated["finishedAt"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         if ends.message is not None:
             terminated["message"] = json.dumps(ends.message)
-        self._status(path, "Succeeded" if ends.code == 0 else "Failed", {"terminated": terminated})
+        self._status(path, pod, "Succeeded" if ends.code == 0 else "Failed", {"terminated": terminated})
 
-    def _status(self, path: str, phase: str, state: Document) -> None:
+    def _status(self, path: str, pod: Document, phase: str, state: Document) -> None:
         runs = "running" in state
-        container = {"name": "it", "image": "i", "imageID": "", "restartCount": 0, "ready": runs, "state": state}
+        name = pod["spec"]["containers"][0]["name"]
+        container = {"name": name, "image": "i", "imageID": "", "restartCount": 0, "ready": runs, "state": state}
         ready = {"type": "Ready", "status": str(runs)}
         self.plane.patch(
             f"{path}/status",

@@ -30,7 +30,7 @@ def job(*, ended: str | None = "FailureTarget", role: str = "train") -> Child:
 
 def pod(index: int = 0, *, meta: Raw | None = None, **status: Any) -> Pod:
     notes = {"batch.kubernetes.io/job-completion-index": str(index)}
-    found = {"phase": "Running", "containerStatuses": [{"state": {"running": {}}}], **status}
+    found = {"phase": "Running", "containerStatuses": [{"name": "trainer", "state": {"running": {}}}], **status}
     raw = {
         "metadata": {"name": f"x-{index}", "uid": f"u{index}", "annotations": notes, **(meta or {})},
         "spec": {"nodeName": f"node-{index}"},
@@ -46,7 +46,20 @@ def ended(
     if last is not None:
         state["message"] = last.model_dump_json(by_alias=True, exclude_none=True)
     phase = "Failed" if code else "Succeeded"
-    return pod(index, phase=phase, containerStatuses=[{"state": {"terminated": state}}], **more)
+    return pod(index, phase=phase, containerStatuses=[{"name": "trainer", "state": {"terminated": state}}], **more)
+
+
+def test_a_container_that_somebody_has_put_beside_ours_says_nothing() -> None:
+    """The kubelet sorts them by name."""
+    ours: Raw = {"name": "trainer", "state": {"terminated": {"exitCode": 45, "reason": "Error"}}}
+    beside: list[Raw] = [
+        {"name": "istio-proxy", "state": {"terminated": {"exitCode": 0, "reason": "Completed"}}},
+        {"name": "logs", "state": {"waiting": {"reason": "ImagePullBackOff"}}},
+    ]
+    found = pod(containerStatuses=[*beside, ours])
+    assert found.exit is not None
+    assert (found.exit.code, found.waiting) == (45, None)
+    assert pod(containerStatuses=beside).exit is None
 
 
 def said(code: int, reason: str, **fields: Any) -> LastMessage:
@@ -165,7 +178,12 @@ ROWS = [
     ),
     Row(
         "a pod whose injected container fails",
-        [pod(phase="Failed", containerStatuses=[{"state": {"waiting": {"reason": "PodInitializing"}}}])],
+        [
+            pod(
+                phase="Failed",
+                containerStatuses=[{"name": "trainer", "state": {"waiting": {"reason": "PodInitializing"}}}],
+            )
+        ],
         Kind.FREE,
         "PodNotStarted",
     ),
