@@ -18,7 +18,7 @@ def test_of_two_pods_that_share_a_cache_one_downloads_the_base(world: Any) -> No
     """They begin together, so that one waits for what the other downloads; what they train is not waited for."""
     namespace, names = world.namespace("cache"), ("left", "right")
     stored = world.s3.get_object(Bucket="models", Key="minilm/model.safetensors")["Body"].read()
-    with world.trainings, world.trainings, cached_profile(world, namespace) as profile:
+    with world.trainings, cached_profile(world, namespace) as profile:  # one place for both: they train next to nothing
         for seed, name in enumerate(names):
             world.apply(world.small_job(name, profile=profile, training={"epochs": 1, "seed": seed}), namespace)
         told = lambda: said_of(world, namespace, hashlib.sha256(stored).hexdigest())  # noqa: E731

@@ -1265,6 +1265,7 @@ SUSPENDING = [
         world(HALTING, replace(GOING, gone_by=ago(61)), **HALTED),
         "Suspended",
         "Suspended",
+        says="suspended at step 30",
     ),
     Row(
         "what they have committed is told",

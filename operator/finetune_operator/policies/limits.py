@@ -7,7 +7,7 @@ from finetune_api.contract import LimitsConfig
 from finetune_api.status import Usage
 from finetune_operator.policies.accept import Target
 from finetune_operator.policies.ledger import Cost, with_cost
-from finetune_operator.policies.restarts import committed_step
+from finetune_operator.policies.restarts import expected_step
 from finetune_operator.policies.ways import BUDGET_EXHAUSTED, DEADLINE_EXCEEDED, Way
 from finetune_operator.verdict import Observed, Verdict
 
@@ -26,7 +26,7 @@ class Limit:
 
     def failed(self, o: Observed) -> Verdict:
         """Until the document changes."""
-        step = _expected(o)
+        step = expected_step(o.subject.status)
         where = f"from step {step}" if step else "from the beginning: no checkpoint was committed"
         return Verdict("Failed", self.way.reason, f"{self.message}; {self.remedy} to go on {where}")
 
@@ -43,7 +43,9 @@ def reached(o: Observed, target: Target, cost: Cost | None = None) -> Limit | No
     if limits.gpu_seconds is not None and gpu >= limits.gpu_seconds:
         name, remedy = _whose("spec.budget.gpuHours", "gpuHours", limits)
         message = f"{gpu / 3600:.4g} GPU hours are used, {name} is {limits.gpu_seconds / 3600:.4g}"
-        return Limit(BUDGET_EXHAUSTED, message, remedy, publish=limits.stop_at_best and _expected(o) > 0)
+        return Limit(
+            BUDGET_EXHAUSTED, message, remedy, publish=limits.stop_at_best and expected_step(o.subject.status) > 0
+        )
     return None
 
 
@@ -52,12 +54,6 @@ def _whose(field: str, name: Literal["deadline", "gpuHours"], limits: LimitsConf
     if name not in (limits.of_profile or []):
         return field, "raise it"
     return f"the profile's limits.{name}", f"have it raised, then set {field},"
-
-
-def _expected(o: Observed) -> int:
-    """The step that is committed, or was being committed when the last attempt was stopped."""
-    last = next(reversed(o.subject.status.restarts or []), None)
-    return max(committed_step(o, None), (last.resumed_from_step or 0) if last else 0)
 
 
 def spoken(seconds: float) -> str:

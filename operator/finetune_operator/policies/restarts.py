@@ -94,6 +94,12 @@ def committed_step(o: Observed, end: End | None) -> int:
     return checkpoint.step if checkpoint else 0
 
 
+def expected_step(status: FineTuneJobStatus) -> int:
+    """The step that is committed, or was being committed when the last attempt was stopped; 0 where none is."""
+    last = next(reversed(status.restarts or []), None)
+    return max(status.checkpoint.step if status.checkpoint else 0, (last.resumed_from_step or 0) if last else 0)
+
+
 def recorded(o: Observed, child: Child, end: End, cost: Cost) -> dict[str, Any]:
     """The status fields that tell of an ended attempt; empty when they do so already."""
     status = o.subject.status

@@ -7,7 +7,7 @@ from typing import Any
 from finetune_operator.policies.accept import Refusal, Target
 from finetune_operator.policies.attempt import POLL_STARTING, attempt, stopped
 from finetune_operator.policies.endings import ending
-from finetune_operator.policies.restarts import checkpoint_at, corrected, forgotten
+from finetune_operator.policies.restarts import checkpoint_at, corrected, expected_step, forgotten
 from finetune_operator.policies.ways import SUSPENDED
 from finetune_operator.verdict import DeleteJob, Mark, Observed, Verdict, reason_of
 from finetune_operator.views import Pod
@@ -65,8 +65,8 @@ def _stopping(o: Observed, *, now: datetime) -> Verdict:
     if running or o.jobs("train"):
         message = "what runs commits a checkpoint and ends"
         return Verdict("Suspended", SUSPENDING, message, facts=facts, again_after=POLL_STARTING)
-    checkpoint = facts.get("checkpoint", o.subject.status.checkpoint)
-    where = f"at step {checkpoint.step}" if checkpoint else "before a checkpoint was committed"
+    step = expected_step(o.subject.status.model_copy(update=facts))
+    where = f"at step {step}" if step else "before a checkpoint was committed"
     message = f"suspended {where}; set spec.suspend to false to go on"
     return Verdict("Suspended", SUSPENDED.reason, message, facts=facts)
 

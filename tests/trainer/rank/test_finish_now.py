@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from finetune_trainer import local
 from finetune_trainer.checkpoint import OPTIMIZER, STATE, WEIGHTS
 from finetune_trainer.preflight import preflight
 from finetune_trainer.storage.commit import CURRENT, RecordKind, find
@@ -142,3 +143,14 @@ def test_several_ranks_finish_together(make_run: Any, rows: Any, tmp_path: Path,
     result = made.message(work).result
     assert (result.partial, result.final_step) == (True, 5)
     assert [body["step"] for body in bodies(made, RecordKind.CHECKPOINT)] == [4, 5], "nothing is trained"
+
+
+def test_on_a_laptop_the_run_goes_on(make_run: Any, rows: Any, tmp_path: Path) -> None:
+    """There is no budget, and what was published of a part is no reason to be done."""
+    made = make_run(rows(300), **SPEC)
+    assert made.run(tmp_path / "one", stop=stop_at(5))[0] == 45
+    assert made.run(tmp_path / "two", options=FINISH)[0] == 0
+    (tmp_path / "local").mkdir()
+    assert local._Run(made.config, tmp_path / "local", credentials=None).main() == 0
+    assert [body["end"] for body in bodies(made, RecordKind.TRAINED)] == ["stopped", "complete"]
+    assert [body["end"] for body in bodies(made, RecordKind.PUBLISHED)] == ["stopped", "complete"]
