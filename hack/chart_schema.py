@@ -27,8 +27,11 @@ def closed(**properties: Any) -> dict[str, Any]:
 
 
 def from_crd(schema: dict[str, Any]) -> dict[str, Any]:
-    """A structural schema as plain JSON Schema: extensions go, objects become closed."""
+    """A structural schema as plain JSON Schema: extensions go, objects become closed, exclusive bounds numbers."""
     result = {key: value for key, value in schema.items() if not key.startswith("x-")}
+    for strict, bound in (("exclusiveMinimum", "minimum"), ("exclusiveMaximum", "maximum")):
+        if result.pop(strict, False):
+            result[strict] = result.pop(bound)
     if "properties" in result:
         result["properties"] = {name: from_crd(child) for name, child in result["properties"].items()}
         result["additionalProperties"] = False

@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
 from pydantic_core import PydanticCustomError
 
+from finetune_api.scalars import seconds
+
 Effect = Literal["train", "evaluate", "publish", "judge", "attempt", "live"]
 """What changing a field causes: a new run, a new evaluation, a new publication, a new judgement of stored metrics,
 a restart of the pods from the last checkpoint, or nothing."""
@@ -85,6 +87,23 @@ def never_beside(field: str, other: str, *, values: tuple[str, ...], reason: str
         f"{field} does not go with {other}: {_names(values, 'or')}, {reason}",
         lambda model: at(model, field) is None or at(model, other) not in values,
     )
+
+
+def lasts_a_minute(field: str) -> Rule:
+    """Shorter times would end a job before it begins, or take away what the operator has not read yet."""
+    return Rule(
+        f"!has(self.{field}) || duration(self.{field}) >= duration('1m')",
+        f"{field} is at least 1m",
+        lambda model: _long_enough(at(model, field)),
+    )
+
+
+def _long_enough(duration: Any) -> bool:
+    """What is no duration has another problem."""
+    try:
+        return duration is None or seconds(duration) >= 60
+    except (ValueError, TypeError):
+        return True
 
 
 def has_path(path: str) -> str:

@@ -323,6 +323,8 @@ class LimitsConfig(Model):
     """Over all attempts."""
     stop_at_best: bool = True
     """What follows when the GPU seconds are used up: the best checkpoint is published; else the job fails."""
+    of_profile: list[Literal["deadline", "gpuHours"]] | None = None
+    """Which of these bounds the document leaves to the profile."""
     keep_seconds: int = 3600
     """How long a Job that has ended stays, with its pods and their logs."""
 

@@ -5,12 +5,12 @@ from typing import Any, ClassVar, Literal, get_args
 
 from pydantic import Field
 
-from finetune_api.base import Model, Rule, at, has_path, items, never_beside, only_beside, spec_field
+from finetune_api.base import Model, Rule, at, has_path, items, lasts_a_minute, never_beside, only_beside, spec_field
 from finetune_api.evaluation import Evaluation
 from finetune_api.method import Method
 from finetune_api.pods import Budget, Checkpoint, Output, PodTemplate, Resources, Retries, Storage
 from finetune_api.rows import Data
-from finetune_api.scalars import Duration, Name, seconds
+from finetune_api.scalars import Duration, Name
 from finetune_api.status import FineTuneJobStatus
 from finetune_api.task import ModelSource, Task
 from finetune_api.tasks import (
@@ -221,23 +221,6 @@ def _retention(name: str, kind: TaskKind, *, writes: bool | None = None) -> Rule
     )
 
 
-def _lasts_a_minute(field: str) -> Rule:
-    """Shorter times would end a job before it begins, or take away what the operator has not read yet."""
-    return Rule(
-        f"!has(self.{field}) || duration(self.{field}) >= duration('1m')",
-        f"{field} is at least 1m",
-        lambda spec: _long_enough(at(spec, field)),
-    )
-
-
-def _long_enough(duration: Any) -> bool:
-    """What is no duration has another problem."""
-    try:
-        return duration is None or seconds(duration) >= 60
-    except (ValueError, TypeError):
-        return True
-
-
 _UNMERGED = ("adapter", "prompt", "prefix")
 """Methods without weights that could be folded into the base."""
 
@@ -273,7 +256,7 @@ class FineTuneJobSpec(Model):
             f"data.overlong Split goes only with task.type: {' or '.join(SPLITTING)}",
             lambda spec: at(spec, "data.overlong") != "Split" or at(spec, "task.type") in SPLITTING,
         ),
-        *(_lasts_a_minute(field) for field in ("deadline", "ttlAfterFinished")),
+        *(lasts_a_minute(field) for field in ("deadline", "ttlAfterFinished")),
         only_beside("training.packing", "task.type", values=PACKING, default="text-classification"),
         only_beside("training.loss", "task.type", values=CLASSIFYING, default=""),
         only_beside("training.labelSmoothing", "task.type", values=CLASSIFYING, default=""),

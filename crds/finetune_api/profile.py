@@ -1,12 +1,12 @@
 """FineTuneProfile: the platform team's defaults and limits, cluster-scoped."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, StringConstraints
 
-from finetune_api.base import Model, spec_field
+from finetune_api.base import Model, Rule, lasts_a_minute, spec_field
 from finetune_api.pods import PodTemplate, Resources, Storage
-from finetune_api.scalars import License, Name, Quantity
+from finetune_api.scalars import Duration, License, Name, NamePattern, Quantity
 
 Image = Annotated[str, StringConstraints(pattern=r"^[^ \t\r\n]+$", max_length=512)]
 EndpointPattern = Annotated[str, StringConstraints(pattern=r"^https?://[^ \t\r\n]+$", max_length=512)]
@@ -42,6 +42,67 @@ class Cache(Model):
     )
 
 
+class Limits(Model):
+    rules: ClassVar[tuple[Rule, ...]] = (lasts_a_minute("deadline"),)
+
+    gpus: int | None = spec_field(
+        "attempt", "Most GPUs of a job: nodes times perNode.gpus. Default: no bound.", ge=0, le=32_768
+    )
+    nodes: int | None = spec_field(
+        "attempt", "Most pods of a job that train together. Default: no bound.", ge=1, le=512
+    )
+    gpu_hours: float | None = spec_field(
+        "live",
+        "Most budget.gpuHours of a job, and what one without a budget gets. Default: no bound.",
+        gt=0,
+        le=10_000_000,
+    )
+    deadline: Duration | None = spec_field(
+        "live", "Longest deadline of a job, such as 24h, and what one without a deadline gets. Default: no bound."
+    )
+
+
+class Allowed(Model):
+    """The profile's own words are always allowed; so is a job that names nothing."""
+
+    namespaces: list[NamePattern] | None = spec_field(
+        "attempt",
+        "Namespaces whose jobs may use this profile, * standing for any characters. Default: all.",
+        max_length=64,
+    )
+    secrets: list[NamePattern] | None = spec_field(
+        "attempt",
+        "Secrets of its namespace that a job may name, as storage.credentialsSecret or to pull images, * standing for any "
+        "characters. Default: all.",
+        max_length=64,
+    )
+    service_accounts: list[NamePattern] | None = spec_field(
+        "attempt",
+        "Service accounts of its namespace that a job may name, * standing for any characters. Default: all.",
+        max_length=64,
+    )
+    runtime_classes: list[NamePattern] | None = spec_field(
+        "attempt", "Runtime classes a job may name, * standing for any characters. Default: all.", max_length=64
+    )
+
+
+Requirable = Literal[
+    "budget",
+    "data.test",
+    "data.validation",
+    "deadline",
+    "evaluation.gates",
+    "model.license",
+    "podTemplate.metadata.labels",
+    "podTemplate.spec.priorityClassName",
+    "podTemplate.spec.serviceAccountName",
+    "resources.perNode.gpus",
+    "resources.perNode.memory",
+    "storage.credentialsSecret",
+]
+"""Optional fields of a job that a platform team may insist on."""
+
+
 class FineTuneProfileSpec(Model):
     images: Images | None = spec_field(None, "Images of the pods.")
     storage: Storage | None = spec_field(None, "How object storage is reached when a job does not say it.")
@@ -55,6 +116,16 @@ class FineTuneProfileSpec(Model):
         "Licenses that base models may have, by their names on the Hub; unknown ones are refused. Default: any, and none known.",
         min_length=1,
         max_length=64,
+    )
+    allowed: Allowed | None = spec_field(
+        None,
+        "Names that jobs may use, beside those of the profile. A list that is left out allows all, an empty one none.",
+    )
+    limits: Limits | None = spec_field(None, "The most that one job may ask for.")
+    required: list[Requirable] | None = spec_field(
+        "attempt",
+        "Fields that a job must set itself, whatever the defaults. Default: none.",
+        max_length=16,
     )
     resources: Resources | None = spec_field(None, "What the pods get when a job does not say it.")
     gpu: Gpu | None = spec_field(None, "How GPUs are asked for.")

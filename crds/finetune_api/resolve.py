@@ -7,7 +7,7 @@ import fnmatch
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import rfc8785
 
@@ -31,10 +31,11 @@ from finetune_api.contract import (
     TrainingConfig,
 )
 from finetune_api.evaluation import Evaluation, Retention, RetentionTask
+from finetune_api.fence import Refusal, refusals
 from finetune_api.job import FineTuneJobSpec
 from finetune_api.method import Method
 from finetune_api.pods import Checkpoint, PerNode, PodMetadata, PodSpec, PodTemplate, Resources, Retries, Storage
-from finetune_api.profile import FineTuneProfileSpec, Gpu, Images
+from finetune_api.profile import FineTuneProfileSpec, Gpu, Images, Limits
 from finetune_api.rows import Deduplicate, PartTestSource, Validation, ValidationSource
 from finetune_api.scalars import seconds
 from finetune_api.task import Augment, Part, Task
@@ -90,7 +91,7 @@ def resolve(
     generation: int,
     defaults: Defaults,
 ) -> RunConfig:
-    """The run a document asks for.
+    """The run a document asks for; `job` is namespace/name.
 
     Raises ResolveError when the profile forbids what the document names.
     """
@@ -117,10 +118,13 @@ def resolve(
         storage=_storage(spec.storage or Storage(), profile),
         pods=_pods(spec, profile, defaults),
         max_retries=first((spec.retries or Retries()).max, default=3),
-        limits=_limits(spec),
+        limits=_limits(spec, profile.limits or Limits()),
     )
     if defaults.in_cluster:
         _refuse_files(config.addresses)
+        _refuse(
+            refusals(spec, profile, namespace=job.partition("/")[0], nodes=config.pods.nodes, gpus=config.pods.gpus)
+        )
     return config
 
 
@@ -128,6 +132,11 @@ def _refuse_files(uris: Mapping[str, str]) -> None:
     for path, uri in uris.items():
         if uri.startswith("file:"):
             raise ResolveError("FileUriInCluster", f"{path}: {uri} names a file of one machine; in a cluster use s3://")
+
+
+def _refuse(found: Sequence[Refusal]) -> None:
+    if found:
+        raise ResolveError(found[0].reason, "; ".join(one.message for one in found))
 
 
 def _task(spec: FineTuneJobSpec) -> TaskConfig:
@@ -348,14 +357,26 @@ def _checkpoint(spec: FineTuneJobSpec) -> CheckpointConfig:
     )
 
 
-def _limits(spec: FineTuneJobSpec) -> LimitsConfig:
-    budget = spec.budget
+def _limits(spec: FineTuneJobSpec, most: Limits) -> LimitsConfig:
+    deadline = first(spec.deadline, most.deadline, default=None)
+    hours = first(spec.budget.gpu_hours if spec.budget else None, most.gpu_hours, default=None)
     return LimitsConfig(
-        deadline_seconds=seconds(spec.deadline) if spec.deadline else None,
-        gpu_seconds=3600 * budget.gpu_hours if budget else None,
-        stop_at_best=budget is None or budget.on_exhausted != "Fail",
+        deadline_seconds=seconds(deadline) if deadline else None,
+        gpu_seconds=3600 * hours if hours else None,
+        of_profile=_left(spec, most) or None,
+        stop_at_best=spec.budget is None or spec.budget.on_exhausted != "Fail",
         keep_seconds=min(int(seconds(spec.ttl_after_finished or "1h")), 2**31 - 1),
     )
+
+
+def _left(spec: FineTuneJobSpec, most: Limits) -> list[Literal["deadline", "gpuHours"]]:
+    """Bounds that are the profile's, for want of one of the job's."""
+    left: list[Literal["deadline", "gpuHours"]] = []
+    if spec.deadline is None and most.deadline is not None:
+        left.append("deadline")
+    if spec.budget is None and most.gpu_hours is not None:
+        left.append("gpuHours")
+    return left
 
 
 def _storage(asked: Storage, profile: FineTuneProfileSpec) -> StorageConfig:

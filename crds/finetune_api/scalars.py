@@ -10,6 +10,7 @@ SourceUri = Annotated[str, StringConstraints(pattern=r"^(s3|file|hf)://[^ \t\r\n
 S3OrFile = "an s3:// or file:// address (file:// only outside a cluster)"
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)]
 Column = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+NamePattern = Annotated[str, StringConstraints(pattern=r"^[-a-z0-9.*]+$", max_length=253)]
 License = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.+-]*$", max_length=64)]
 Label = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 PartName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=40)]

@@ -19,6 +19,7 @@ PATTERNS = {
     scalars.SourceUri: "must be an address such as s3://bucket/folder, hf://org/name@revision or file:///folder, "
     "without spaces",
     scalars.Name: "must be lower-case letters, digits, - and . only, a letter or digit first and last",
+    scalars.NamePattern: "must be lower-case letters, digits, -, . and * only",
     scalars.Quantity: 'must be an amount such as "2", 500m, 16Gi or 1.5G',
     scalars.Duration: "must be a time such as 90s, 10m or 1h30m",
     scalars.LabelValue: "must be letters, digits, -, _ and . only, a letter or digit first and last",

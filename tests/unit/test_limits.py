@@ -32,6 +32,7 @@ from tests.unit.test_decide import (
     world,
 )
 
+from finetune_api.contract import LimitsConfig
 from finetune_api.status import CheckpointStatus, FineTuneJobStatus, Restart, RunStatus, Usage
 from finetune_operator.decide import decide
 from finetune_operator.policies.ledger import UNHEARD
@@ -74,6 +75,13 @@ def running(seconds: float, number: int = 1, **changes: Any) -> tuple[Any, ...]:
 
 def telling(at: Any, stage: Any = "Training", **fields: Any) -> Any:
     return progress(stage, **fields).model_copy(update={"updated_at": format_time(at)})
+
+
+def given(**limits: Any) -> dict[str, Any]:
+    """Bounds that the profile gives, because the document has none."""
+    made = pinned()
+    config = made.config.model_copy(update={"limits": LimitsConfig(of_profile=["deadline", "gpuHours"], **limits)})
+    return {"subject": subject(), "pinned": {1: replace(made, config=config)}}
 
 
 GOING = pod(t(), gone_by=NOW + timedelta(seconds=100), was_asked_to_go=True)
@@ -143,6 +151,22 @@ ROWS = [
         "Failed",
         "DeadlineExceeded",
         says="spec.deadline is 1h; raise it to go on from step 40",
+        passed="True",
+    ),
+    Row(
+        "a bound of the profile is named as such",
+        world(stopped("DeadlineExceeded"), **given(deadline_seconds=3600)),
+        "Failed",
+        "DeadlineExceeded",
+        says="the profile's limits.deadline is 1h; have it raised, then set spec.deadline, to go on from step 40",
+        passed="True",
+    ),
+    Row(
+        "so is one of GPU hours",
+        world(stopped("BudgetExhausted"), **given(gpu_seconds=3600, stop_at_best=False)),
+        "Failed",
+        "BudgetExhausted",
+        says="the profile's limits.gpuHours is 1; have it raised, then set spec.budget.gpuHours, to go on from step 40",
         passed="True",
     ),
     Row(

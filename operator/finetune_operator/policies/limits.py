@@ -1,7 +1,9 @@
 """spec.deadline and spec.budget: how much the attempts of a FineTuneJob may take in all, and what follows then."""
 
 from dataclasses import dataclass
+from typing import Literal
 
+from finetune_api.contract import LimitsConfig
 from finetune_api.status import Usage
 from finetune_operator.policies.accept import Target
 from finetune_operator.policies.ledger import Cost, with_cost
@@ -18,6 +20,7 @@ class Limit:
 
     way: Way
     message: str
+    remedy: str
     publish: bool = False
     """The best checkpoint is evaluated and published, instead of a failure."""
 
@@ -25,7 +28,7 @@ class Limit:
         """Until the document changes."""
         step = expected_step(o.subject.status)
         where = f"from step {step}" if step else "from the beginning: no checkpoint was committed"
-        return Verdict("Failed", self.way.reason, f"{self.message}; raise it to go on {where}")
+        return Verdict("Failed", self.way.reason, f"{self.message}; {self.remedy} to go on {where}")
 
 
 def reached(o: Observed, target: Target, cost: Cost | None = None) -> Limit | None:
@@ -35,11 +38,22 @@ def reached(o: Observed, target: Target, cost: Cost | None = None) -> Limit | No
     running, gpu = usage.running_seconds or 0, usage.gpu_seconds or 0
     if limits.deadline_seconds is not None and running >= limits.deadline_seconds:
         ran, allowed = spoken(running), spoken(limits.deadline_seconds)
-        return Limit(DEADLINE_EXCEEDED, f"the attempts ran {ran}, spec.deadline is {allowed}")
+        name, remedy = _whose("spec.deadline", "deadline", limits)
+        return Limit(DEADLINE_EXCEEDED, f"the attempts ran {ran}, {name} is {allowed}", remedy)
     if limits.gpu_seconds is not None and gpu >= limits.gpu_seconds:
-        message = f"{gpu / 3600:.4g} GPU hours are used, spec.budget.gpuHours is {limits.gpu_seconds / 3600:.4g}"
-        return Limit(BUDGET_EXHAUSTED, message, publish=limits.stop_at_best and expected_step(o.subject.status) > 0)
+        name, remedy = _whose("spec.budget.gpuHours", "gpuHours", limits)
+        message = f"{gpu / 3600:.4g} GPU hours are used, {name} is {limits.gpu_seconds / 3600:.4g}"
+        return Limit(
+            BUDGET_EXHAUSTED, message, remedy, publish=limits.stop_at_best and expected_step(o.subject.status) > 0
+        )
     return None
+
+
+def _whose(field: str, name: Literal["deadline", "gpuHours"], limits: LimitsConfig) -> tuple[str, str]:
+    """What bounds the job, and what to do about it. The profile is read again when the document changes."""
+    if name not in (limits.of_profile or []):
+        return field, "raise it"
+    return f"the profile's limits.{name}", f"have it raised, then set {field},"
 
 
 def spoken(seconds: float) -> str:

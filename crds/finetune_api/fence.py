@@ -1,0 +1,107 @@
+"""Pure: what a profile keeps a job from. The operator asks before it pins a run, so what runs already goes on.
+
+A name that the job gives must match a pattern as a whole. What the profile itself names is allowed.
+"""
+
+import fnmatch
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from finetune_api.base import at
+from finetune_api.job import FineTuneJobSpec
+from finetune_api.pods import PodSpec, PodTemplate, PullSecret
+from finetune_api.profile import Allowed, FineTuneProfileSpec, Limits
+from finetune_api.scalars import seconds
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """One thing the profile does not allow: the field, what was found, what is allowed."""
+
+    reason: str
+    message: str
+
+
+def refusals(
+    spec: FineTuneJobSpec, profile: FineTuneProfileSpec, *, namespace: str, nodes: int, gpus: int
+) -> list[Refusal]:
+    """All that stands against a job; `nodes` and `gpus` of each are those it would get."""
+    allowed = profile.allowed or Allowed()
+    return [
+        *_names("NamespaceNotAllowed", "metadata.namespace", namespace, allowed.namespaces, own=()),
+        *_missing(spec, profile),
+        *_above(spec, profile.limits or Limits(), nodes=nodes, gpus=gpus),
+        *_named(spec, profile, allowed),
+    ]
+
+
+def _missing(spec: FineTuneJobSpec, profile: FineTuneProfileSpec) -> Iterator[Refusal]:
+    for path in profile.required or []:
+        if at(spec, path) in (None, {}):
+            yield Refusal("FieldRequired", f"spec.{path}: is missing; the profile requires it: set it")
+
+
+def _above(spec: FineTuneJobSpec, limits: Limits, *, nodes: int, gpus: int) -> Iterator[Refusal]:
+    if limits.nodes is not None and nodes > limits.nodes:
+        yield _limited("resources.nodes", str(nodes), "nodes", str(limits.nodes))
+    if limits.gpus is not None and nodes * gpus > limits.gpus:
+        asked = f"{nodes * gpus} GPUs ({nodes} x {gpus})"
+        yield _limited("resources", asked, "gpus", str(limits.gpus))
+    if spec.deadline and limits.deadline and seconds(spec.deadline) > seconds(limits.deadline):
+        yield _limited("deadline", spec.deadline, "deadline", limits.deadline)
+    if spec.budget and limits.gpu_hours is not None and spec.budget.gpu_hours > limits.gpu_hours:
+        yield _limited("budget.gpuHours", f"{spec.budget.gpu_hours:g}", "gpuHours", f"{limits.gpu_hours:g}")
+
+
+def _limited(path: str, found: str, name: str, most: str) -> Refusal:
+    return Refusal("LimitExceeded", f"spec.{path}: {found} is more than the profile allows; limits.{name}: {most}")
+
+
+def _named(spec: FineTuneJobSpec, profile: FineTuneProfileSpec, allowed: Allowed) -> Iterator[Refusal]:
+    """Of what the job itself names; what the profile brings is its own affair."""
+    ours, theirs = _pod(spec.pod_template), _pod(profile.pod_template)
+    secrets = [at(profile, "storage.credentialsSecret"), *(pull.name for pull in _pulls(theirs))]
+    accounts, classes = allowed.service_accounts, allowed.runtime_classes
+    pod = "spec.podTemplate.spec"
+    yield from _names(
+        "SecretNotAllowed",
+        "spec.storage.credentialsSecret",
+        at(spec, "storage.credentialsSecret"),
+        allowed.secrets,
+        own=secrets,
+    )
+    for index, pull in enumerate(_pulls(ours)):
+        where = f"{pod}.imagePullSecrets[{index}].name"
+        yield from _names("SecretNotAllowed", where, pull.name, allowed.secrets, own=secrets)
+    yield from _names(
+        "ServiceAccountNotAllowed",
+        f"{pod}.serviceAccountName",
+        ours.service_account_name,
+        accounts,
+        own=[theirs.service_account_name],
+    )
+    yield from _names(
+        "RuntimeClassNotAllowed",
+        f"{pod}.runtimeClassName",
+        ours.runtime_class_name,
+        classes,
+        own=[theirs.runtime_class_name],
+    )
+
+
+def _pod(template: PodTemplate | None) -> PodSpec:
+    return (template and template.spec) or PodSpec()
+
+
+def _pulls(pod: PodSpec) -> list[PullSecret]:
+    return pod.image_pull_secrets or []
+
+
+def _names(
+    reason: str, path: str, name: str | None, patterns: Sequence[str] | None, *, own: Sequence[str | None]
+) -> Iterator[Refusal]:
+    if name is None or patterns is None or name in own:
+        return
+    if not any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns):
+        listed = ", ".join(dict.fromkeys([*filter(None, own), *patterns])) or "none"
+        yield Refusal(reason, f"{path}: {name} is not allowed by the profile; allowed: {listed}")

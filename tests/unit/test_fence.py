@@ -1,0 +1,264 @@
+"""What a profile keeps a job from, and in which words."""
+
+from typing import Any, get_args
+
+import pytest
+from tests.unit.test_decide import NOW, TRAINING, progress, t, world
+from tests.unit.test_decide import pod as pod_of
+from tests.unit.test_resolve import resolved
+
+from finetune_api.contract import LimitsConfig
+from finetune_api.crd import open_api_schema
+from finetune_api.job import FineTuneJob
+from finetune_api.profile import Requirable
+from finetune_api.resolve import Defaults, ResolveError, restart_key
+from finetune_operator.decide import decide
+from finetune_operator.verdict import reason_of
+from finetune_operator.views import Profile
+
+LAPTOP = Defaults(trainer_image="", preflight_image="", in_cluster=False)
+
+
+def refused(spec: dict[str, Any], profile: dict[str, Any], **fields: Any) -> tuple[str, str]:
+    with pytest.raises(ResolveError) as caught:
+        resolved(spec, profile, **fields)
+    return caught.value.reason, caught.value.message
+
+
+def test_a_profile_without_bounds_refuses_nothing() -> None:
+    spec = {
+        "resources": {"nodes": 512, "perNode": {"gpus": 64}},
+        "storage": {"credentialsSecret": "any"},
+        "podTemplate": {"spec": {"serviceAccountName": "any", "runtimeClassName": "any"}},
+    }
+    assert resolved(spec).limits.of_profile is None
+
+
+# --- limits ---
+
+
+@pytest.mark.parametrize(("nodes", "gpus"), [(1, 8), (2, 4), (8, 1), (8, 0)])
+def test_as_many_gpus_as_the_profile_allows_are_given(nodes: int, gpus: int) -> None:
+    asked = {"resources": {"nodes": nodes, "perNode": {"gpus": gpus}}}
+    assert resolved(asked, {"limits": {"gpus": 8, "nodes": 8}}).pods.gpus == gpus
+
+
+def test_gpus_are_counted_over_all_nodes() -> None:
+    asked = {"resources": {"nodes": 3, "perNode": {"gpus": 4}}}
+    assert refused(asked, {"limits": {"gpus": 8}}) == (
+        "LimitExceeded",
+        "spec.resources: 12 GPUs (3 x 4) is more than the profile allows; limits.gpus: 8",
+    )
+
+
+def test_gpus_that_nobody_asked_for_count_too() -> None:
+    assert refused({}, {"limits": {"gpus": 0}})[0] == "LimitExceeded"
+
+
+def test_nodes_are_bounded_also_without_gpus() -> None:
+    asked = {"resources": {"nodes": 3, "perNode": {"gpus": 0}}}
+    assert refused(asked, {"limits": {"gpus": 8, "nodes": 2}}) == (
+        "LimitExceeded",
+        "spec.resources.nodes: 3 is more than the profile allows; limits.nodes: 2",
+    )
+
+
+@pytest.mark.parametrize(
+    ("spec", "profile", "message"),
+    [
+        (
+            {"deadline": "61m"},
+            {"deadline": "1h"},
+            "spec.deadline: 61m is more than the profile allows; limits.deadline: 1h",
+        ),
+        (
+            {"budget": {"gpuHours": 8.5}},
+            {"gpuHours": 8},
+            "spec.budget.gpuHours: 8.5 is more than the profile allows; limits.gpuHours: 8",
+        ),
+    ],
+)
+def test_more_time_than_the_profile_allows_is_refused(
+    spec: dict[str, Any], profile: dict[str, Any], message: str
+) -> None:
+    assert refused(spec, {"limits": profile}) == ("LimitExceeded", message)
+
+
+def test_less_time_is_what_the_job_says() -> None:
+    limits = {"limits": {"deadline": "1h", "gpuHours": 8}}
+    asked = {"deadline": "60m", "budget": {"gpuHours": 8, "onExhausted": "Fail"}}
+    assert resolved(asked, limits).limits == LimitsConfig(
+        deadline_seconds=3600, gpu_seconds=8 * 3600, stop_at_best=False
+    )
+
+
+def test_a_job_that_names_no_bound_gets_the_profiles() -> None:
+    limits = resolved({}, {"limits": {"deadline": "1h", "gpuHours": 8}}).limits
+    assert limits == LimitsConfig(
+        deadline_seconds=3600, gpu_seconds=8 * 3600, of_profile=["deadline", "gpuHours"], stop_at_best=True
+    )
+
+
+def test_another_bound_of_time_restarts_no_pods() -> None:
+    bounded = resolved({}, {"limits": {"deadline": "1h", "gpuHours": 8}})
+    assert restart_key(bounded) == restart_key(resolved())
+
+
+# --- names ---
+
+ALLOWED = {
+    "storage": {"credentialsSecret": "ours"},
+    "allowed": {
+        "secrets": ["s3-*"],
+        "serviceAccounts": ["train-*"],
+        "runtimeClasses": [],
+        "namespaces": ["ns", "team-*"],
+    },
+}
+
+
+def pod(**spec: Any) -> dict[str, Any]:
+    return {"podTemplate": {"spec": spec}}
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {},
+        {"storage": {"credentialsSecret": "s3-team"}},
+        {"storage": {"credentialsSecret": "ours"}},
+        pod(serviceAccountName="train-a", imagePullSecrets=[{"name": "s3-pull"}]),
+    ],
+)
+def test_a_name_that_the_profile_allows_or_uses_itself_is_fine(spec: dict[str, Any]) -> None:
+    resolved(spec, ALLOWED)
+
+
+@pytest.mark.parametrize(
+    ("spec", "reason", "message"),
+    [
+        (
+            {"storage": {"credentialsSecret": "admin"}},
+            "SecretNotAllowed",
+            "spec.storage.credentialsSecret: admin is not allowed by the profile; allowed: ours, s3-*",
+        ),
+        (
+            {"storage": {"credentialsSecret": "not-s3-team"}},
+            "SecretNotAllowed",
+            "spec.storage.credentialsSecret: not-s3-team is not allowed by the profile; allowed: ours, s3-*",
+        ),
+        (
+            pod(imagePullSecrets=[{"name": "s3-a"}, {"name": "admin"}]),
+            "SecretNotAllowed",
+            "spec.podTemplate.spec.imagePullSecrets[1].name: admin is not allowed by the profile; allowed: ours, s3-*",
+        ),
+        (
+            pod(serviceAccountName="operator"),
+            "ServiceAccountNotAllowed",
+            "spec.podTemplate.spec.serviceAccountName: operator is not allowed by the profile; allowed: train-*",
+        ),
+        (
+            pod(runtimeClassName="runc"),
+            "RuntimeClassNotAllowed",
+            "spec.podTemplate.spec.runtimeClassName: runc is not allowed by the profile; allowed: none",
+        ),
+    ],
+)
+def test_another_name_is_refused_and_the_allowed_ones_are_named(
+    spec: dict[str, Any], reason: str, message: str
+) -> None:
+    assert refused(spec, ALLOWED) == (reason, message)
+
+
+def test_what_the_profile_puts_into_the_pods_needs_no_leave() -> None:
+    profile = {
+        **pod(serviceAccountName="a", runtimeClassName="kata", imagePullSecrets=[{"name": "registry"}]),
+        "allowed": {"secrets": [], "serviceAccounts": [], "runtimeClasses": []},
+    }
+    spec = resolved(pod(serviceAccountName="a", runtimeClassName="kata"), profile).pods.template.spec
+    assert spec is not None
+    assert (spec.service_account_name, [pull.name for pull in spec.image_pull_secrets or []]) == ("a", ["registry"])
+
+
+@pytest.mark.parametrize("namespace", ["team-a", "team-", "ns"])
+def test_a_profile_serves_the_namespaces_it_names(namespace: str) -> None:
+    resolved({}, ALLOWED, job=f"{namespace}/one")
+
+
+@pytest.mark.parametrize("namespace", ["other", "my-team-a", "nsx", "team"])
+def test_a_profile_serves_no_other_namespace(namespace: str) -> None:
+    assert refused({}, ALLOWED, job=f"{namespace}/one") == (
+        "NamespaceNotAllowed",
+        f"metadata.namespace: {namespace} is not allowed by the profile; allowed: ns, team-*",
+    )
+
+
+# --- required ---
+
+
+def test_what_the_profile_requires_the_job_must_say_itself() -> None:
+    profile = {"required": ["budget", "model.license"], "limits": {"gpuHours": 8}}
+    assert refused({"budget": {"gpuHours": 1}}, profile) == (
+        "FieldRequired",
+        "spec.model.license: is missing; the profile requires it: set it",
+    )
+    assert "spec.budget: is missing" in refused({}, profile)[1]
+    resolved({"budget": {"gpuHours": 1}, "model": {"uri": "s3://m/b", "license": "mit"}}, profile)
+
+
+def test_an_empty_map_does_not_count_as_set() -> None:
+    empty = {"podTemplate": {"metadata": {"labels": {}}}}
+    assert refused(empty, {"required": ["podTemplate.metadata.labels"]})[0] == "FieldRequired"
+
+
+@pytest.mark.parametrize("path", get_args(Requirable))
+def test_each_field_that_may_be_required_is_an_optional_one_of_the_job(path: str) -> None:
+    schema, optional = open_api_schema(FineTuneJob)["properties"]["spec"], False
+    for name in path.split("."):
+        optional = optional or name not in schema.get("required", [])
+        schema = schema["properties"][name]
+    assert optional
+    assert refused({}, {"required": [path]})[0] == "FieldRequired"
+
+
+# --- all of it ---
+
+
+def test_all_that_stands_against_a_job_is_said_at_once() -> None:
+    profile = {**ALLOWED, "required": ["deadline"], "limits": {"gpus": 1}}
+    asked = {"resources": {"perNode": {"gpus": 2}}, **pod(runtimeClassName="x")}
+    reason, message = refused(asked, profile, job="other/one")
+    assert reason == "NamespaceNotAllowed"
+    assert [part.split(":")[0] for part in message.split("; ") if part.startswith(("spec.", "metadata."))] == [
+        "metadata.namespace",
+        "spec.deadline",
+        "spec.resources",
+        "spec.podTemplate.spec.runtimeClassName",
+    ]
+
+
+def test_the_fence_is_for_those_who_share_a_cluster() -> None:
+    resolved({}, {**ALLOWED, "required": ["budget"]}, job="other/one", defaults=LAPTOP)
+
+
+# --- in the operator ---
+
+STRICT = {"default": Profile("default", {"limits": {"gpus": 0}})}
+
+
+def test_a_refused_job_has_failed_until_its_document_changes() -> None:
+    decision = decide(world(pinned={}, profiles=STRICT), now=NOW)
+    assert decision.actions == ()
+    assert decision.status is not None
+    assert (decision.status.phase, reason_of(decision.status)) == ("Failed", "LimitExceeded")
+    assert decision.again_after is None
+
+
+def test_a_stricter_profile_leaves_a_run_alone_that_is_pinned() -> None:
+    before, after = world(TRAINING, *running()), world(TRAINING, *running(), profiles=STRICT)
+    assert decide(after, now=NOW) == decide(before, now=NOW)
+    assert decide(after, now=NOW).actions == ()
+
+
+def running() -> tuple[Any, ...]:
+    return t(), pod_of(t()), progress()
