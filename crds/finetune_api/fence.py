@@ -13,6 +13,9 @@ from finetune_api.pods import PodSpec, PodTemplate, PullSecret
 from finetune_api.profile import Allowed, FineTuneProfileSpec, Limits
 from finetune_api.scalars import seconds
 
+DIVERTING = {"HF_ENDPOINT", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"}
+"""Environment variables with the address of a server, in capitals; libraries read proxies in small letters, too."""
+
 
 @dataclass(frozen=True)
 class Refusal:
@@ -32,6 +35,7 @@ def refusals(
         *_missing(spec, profile),
         *_above(spec, profile.limits or Limits(), nodes=nodes, gpus=gpus),
         *_named(spec, profile, allowed),
+        *_diverted(spec, profile),
     ]
 
 
@@ -89,6 +93,23 @@ def _named(spec: FineTuneJobSpec, profile: FineTuneProfileSpec, allowed: Allowed
     )
 
 
+def _diverted(spec: FineTuneJobSpec, profile: FineTuneProfileSpec) -> Iterator[Refusal]:
+    """Variables that send requests, and the tokens in them, somewhere else are endpoints like storage.endpoint."""
+    theirs = {variable.name: variable.value for variable in _pod(profile.pod_template).env or []}
+    patterns = profile.allowed_endpoints or []
+    for index, variable in enumerate(_pod(spec.pod_template).env or []):
+        own = theirs.get(variable.name)
+        if variable.name.upper() not in DIVERTING or variable.value == own:
+            continue
+        if not any(endpoint_matches(variable.value, pattern) for pattern in patterns):
+            listed = ", ".join(filter(None, [own, *patterns])) or "none"
+            yield Refusal(
+                "EndpointNotAllowed",
+                f"spec.podTemplate.spec.env[{index}]: {variable.name} {variable.value} is not allowed by the profile; "
+                f"allowed: {listed}",
+            )
+
+
 def _pod(template: PodTemplate | None) -> PodSpec:
     return (template and template.spec) or PodSpec()
 
@@ -105,3 +126,11 @@ def _names(
     if not any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns):
         listed = ", ".join(dict.fromkeys([*filter(None, own), *patterns])) or "none"
         yield Refusal(reason, f"{path}: {name} is not allowed by the profile; allowed: {listed}")
+
+
+def endpoint_matches(endpoint: str, pattern: str) -> bool:
+    """Scheme, host and port must match as a whole; * never crosses a slash, and user information is never allowed."""
+    if "@" in endpoint:
+        return False
+    parts, wanted = endpoint.rstrip("/").split("/"), pattern.rstrip("/").split("/")
+    return len(parts) == len(wanted) and all(fnmatch.fnmatchcase(a, b) for a, b in zip(parts, wanted, strict=True))

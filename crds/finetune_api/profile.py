@@ -108,7 +108,8 @@ class FineTuneProfileSpec(Model):
     storage: Storage | None = spec_field(None, "How object storage is reached when a job does not say it.")
     allowed_endpoints: list[EndpointPattern] | None = spec_field(
         "attempt",
-        "Endpoints a job may name, * standing for any characters but a slash. Default: only the profile's own endpoint.",
+        "Endpoints a job may name, also as HF_ENDPOINT or a proxy in its env, * standing for any characters but a slash. "
+        "Default: only the profile's own.",
         max_length=64,
     )
     allowed_licenses: list[License] | None = spec_field(

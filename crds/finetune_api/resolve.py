@@ -3,7 +3,6 @@
 The defaults of the API live here and nowhere else.
 """
 
-import fnmatch
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ from finetune_api.contract import (
     TrainingConfig,
 )
 from finetune_api.evaluation import Evaluation, Retention, RetentionTask
-from finetune_api.fence import Refusal, refusals
+from finetune_api.fence import Refusal, endpoint_matches, refusals
 from finetune_api.job import FineTuneJobSpec
 from finetune_api.method import Method
 from finetune_api.pods import Checkpoint, PerNode, PodMetadata, PodSpec, PodTemplate, Resources, Retries, Storage
@@ -384,7 +383,7 @@ def _storage(asked: Storage, profile: FineTuneProfileSpec) -> StorageConfig:
     own = (theirs.endpoint or "").rstrip("/")
     endpoint = first(asked.endpoint, default=own).rstrip("/")
     patterns = profile.allowed_endpoints or []
-    if endpoint != own and not any(_endpoint_matches(endpoint, pattern) for pattern in patterns):
+    if endpoint != own and not any(endpoint_matches(endpoint, pattern) for pattern in patterns):
         allowed = ", ".join(filter(None, [own, *patterns])) or "none but AWS"
         raise ResolveError(
             "EndpointNotAllowed",
@@ -395,14 +394,6 @@ def _storage(asked: Storage, profile: FineTuneProfileSpec) -> StorageConfig:
         region=first(asked.region, theirs.region, default="us-east-1"),
         credentials_secret=asked.credentials_secret or theirs.credentials_secret,
     )
-
-
-def _endpoint_matches(endpoint: str, pattern: str) -> bool:
-    """Scheme, host and port must match as a whole; * never crosses a slash, and user information is never allowed."""
-    if "@" in endpoint:
-        return False
-    parts, wanted = endpoint.rstrip("/").split("/"), pattern.rstrip("/").split("/")
-    return len(parts) == len(wanted) and all(fnmatch.fnmatchcase(a, b) for a, b in zip(parts, wanted, strict=True))
 
 
 def _pods(spec: FineTuneJobSpec, profile: FineTuneProfileSpec, defaults: Defaults) -> PodsConfig:

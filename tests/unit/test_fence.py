@@ -180,6 +180,45 @@ def test_what_the_profile_puts_into_the_pods_needs_no_leave() -> None:
     assert (spec.service_account_name, [pull.name for pull in spec.image_pull_secrets or []]) == ("a", ["registry"])
 
 
+def env(**variables: str) -> dict[str, Any]:
+    return pod(env=[{"name": name, "value": value} for name, value in variables.items()])
+
+
+HUB = {"allowedEndpoints": ["https://*.example.org"], **env(HTTPS_PROXY="http://proxy:3128")}
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        env(HF_ENDPOINT="https://hub.example.org"),
+        env(HF_ENDPOINT="https://hub.example.org/"),
+        env(HTTPS_PROXY="http://proxy:3128"),
+        env(TOKENIZERS_PARALLELISM="false"),
+    ],
+)
+def test_a_hub_or_proxy_that_the_profile_allows_or_uses_itself_is_fine(spec: dict[str, Any]) -> None:
+    resolved(spec, HUB)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("HF_ENDPOINT", "https://evil.org"),
+        ("HF_ENDPOINT", ""),
+        ("HF_ENDPOINT", "http://proxy:3128"),
+        ("HF_ENDPOINT", "https://user@hub.example.org"),
+        ("https_proxy", "http://evil.org:3128"),
+        ("HTTPS_PROXY", "evil.org:3128"),
+        ("all_proxy", "socks5://evil.org"),
+    ],
+)
+def test_a_hub_or_proxy_that_the_profile_does_not_know_gets_no_token(name: str, value: str) -> None:
+    reason, message = refused(env(**{"A": "b", name: value}), HUB)
+    assert reason == "EndpointNotAllowed"
+    assert message.startswith(f"spec.podTemplate.spec.env[1]: {name} {value} is not allowed by the profile; allowed: ")
+    assert message.endswith("https://*.example.org")
+
+
 @pytest.mark.parametrize("namespace", ["team-a", "team-", "ns"])
 def test_a_profile_serves_the_namespaces_it_names(namespace: str) -> None:
     resolved({}, ALLOWED, job=f"{namespace}/one")
