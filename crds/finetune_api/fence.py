@@ -26,7 +26,7 @@ class Refusal:
 
 
 def refusals(
-    spec: FineTuneJobSpec, profile: FineTuneProfileSpec, *, namespace: str, nodes: int, gpus: int
+    spec: FineTuneJobSpec, profile: FineTuneProfileSpec, *, namespace: str | None, nodes: int, gpus: int
 ) -> list[Refusal]:
     """All that stands against a job; `nodes` and `gpus` of each are those it would get."""
     allowed = profile.allowed or Allowed()
@@ -49,8 +49,7 @@ def _above(spec: FineTuneJobSpec, limits: Limits, *, nodes: int, gpus: int) -> I
     if limits.nodes is not None and nodes > limits.nodes:
         yield _limited("resources.nodes", str(nodes), "nodes", str(limits.nodes))
     if limits.gpus is not None and nodes * gpus > limits.gpus:
-        asked = f"{nodes * gpus} GPUs ({nodes} x {gpus})"
-        yield _limited("resources", asked, "gpus", str(limits.gpus))
+        yield _limited("resources", f"{nodes} x {gpus} GPUs", "gpus", str(limits.gpus))
     if spec.deadline and limits.deadline and seconds(spec.deadline) > seconds(limits.deadline):
         yield _limited("deadline", spec.deadline, "deadline", limits.deadline)
     if spec.budget and limits.gpu_hours is not None and spec.budget.gpu_hours > limits.gpu_hours:

@@ -90,7 +90,7 @@ def resolve(
     generation: int,
     defaults: Defaults,
 ) -> RunConfig:
-    """The run a document asks for; `job` is namespace/name.
+    """The run a document asks for; `job` is namespace/name; where a document names no namespace, none is judged.
 
     Raises ResolveError when the profile forbids what the document names.
     """
@@ -122,7 +122,9 @@ def resolve(
     if defaults.in_cluster:
         _refuse_files(config.addresses)
         _refuse(
-            refusals(spec, profile, namespace=job.partition("/")[0], nodes=config.pods.nodes, gpus=config.pods.gpus)
+            refusals(
+                spec, profile, namespace=job.partition("/")[0] or None, nodes=config.pods.nodes, gpus=config.pods.gpus
+            )
         )
     return config
 

@@ -20,7 +20,8 @@ from finetune_api import GROUP, VERSION, scalars
 from finetune_api.base import Model
 from finetune_api.document import Document, Node, Path, Position, find, plain, read
 from finetune_api.job import FineTuneJob
-from finetune_api.profile import FineTuneProfile
+from finetune_api.profile import FineTuneProfile, FineTuneProfileSpec
+from finetune_api.resolve import Defaults, ResolveError, resolve
 from finetune_api.wording import closest, either, hint, meant, not_text, plain_word, shown, wrong
 
 API_VERSION = f"{GROUP}/{VERSION}"
@@ -92,28 +93,65 @@ def _load(text: str | bytes, kind: type[M], name: str) -> tuple[M | None, list[P
     return found[0], []
 
 
-def main(paths: Sequence[str]) -> int:
-    """Prints every problem of the files (- is standard input); 0 when there is none, else 1."""
-    good = True
-    for path in paths:
-        name = "<stdin>" if path == "-" else path
-        try:
-            source = sys.stdin.buffer.read() if path == "-" else FilePath(path).read_bytes()
-        except OSError as error:
-            print(f"{name}: cannot be read: {error.strerror}: give the path of a YAML file")
-            good = False
-            continue
-        documents = check(source, name=name)
-        if not documents:
-            print(f"{name}: holds no document: write a FineTuneJob into it")
-            good = False
-        for document in documents:
-            for problem in document.problems:
-                print(problem)
-            if document.valid and document.model is not None:
-                print(f"{name}: {document.kind} {document.name} is valid")
-            good = good and document.valid
-    return 0 if good else 1
+def main(paths: Sequence[str], *, profile: str | None = None) -> int:
+    """Prints every problem of the files (- is standard input); 0 when there is none, else 1. With a file that holds a
+    FineTuneProfile a problem is also what the operator refuses under it."""
+    fence: FineTuneProfileSpec | None = None
+    if profile is not None:
+        source = _source(profile)
+        found, problems = (None, []) if source is None else load_profile(source, name=profile)
+        for problem in problems:
+            print(problem)
+        if found is None:
+            return 1
+        fence = found.spec
+    bad = [path for path in paths if not _good(path, fence)]
+    return 1 if bad else 0
+
+
+def _source(path: str) -> bytes | None:
+    try:
+        return sys.stdin.buffer.read() if path == "-" else FilePath(path).read_bytes()
+    except OSError as error:
+        print(f"{path}: cannot be read: {error.strerror}: give the path of a YAML file")
+        return None
+
+
+def _good(path: str, fence: FineTuneProfileSpec | None) -> bool:
+    """Whether a file has no problem; prints those it has."""
+    name = "<stdin>" if path == "-" else path
+    source = _source(path)
+    if source is None:
+        return False
+    documents, good = check(source, name=name), True
+    if not documents:
+        print(f"{name}: holds no document: write a FineTuneJob into it")
+        good = False
+    for document in documents:
+        for problem in document.problems:
+            print(problem)
+        refused = _refused(document.model, fence)
+        if refused is not None:
+            print(f"{name}: FineTuneJob {document.name}: {refused}")
+        elif document.valid and document.model is not None:
+            print(f"{name}: {document.kind} {document.name} is valid")
+        good = good and document.valid and refused is None
+    return good
+
+
+def _refused(model: FineTuneJob | FineTuneProfile | None, fence: FineTuneProfileSpec | None) -> str | None:
+    """What the operator would say under the profile. Where the document names no namespace none is judged."""
+    if fence is None or not isinstance(model, FineTuneJob):
+        return None
+    job = f"{model.metadata.get('namespace') or ''}/{model.metadata.get('name') or ''}"
+    images = Defaults(
+        trainer_image="trainer", preflight_image="preflight"
+    )  # the operator's flags, which nothing judges
+    try:
+        resolve(model.spec, fence, job=job, job_uid="", generation=1, defaults=images)
+    except ResolveError as error:
+        return error.message
+    return None
 
 
 # --- one document ---

@@ -172,6 +172,38 @@ def test_a_missing_and_an_empty_file_are_told(tmp_path: Path, capsys: pytest.Cap
     assert "empty.yaml: holds no document" in out
 
 
+FENCED = PROFILE.replace("{storage:", "{limits: {gpus: 0}, allowed: {namespaces: [team-a]}, storage:")
+
+
+def test_what_a_profile_does_not_allow_is_a_problem_in_the_operators_words(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, profile = tmp_path / "job.yaml", tmp_path / "profile.yaml"
+    file.write_text(GOOD)
+    profile.write_text(FENCED)
+    assert main([str(file)]) == 0
+    capsys.readouterr()
+    assert main([str(file)], profile=str(profile)) == 1
+    assert capsys.readouterr().out.splitlines() == [
+        f"{file}: FineTuneJob support-intents: spec.resources: 1 x 1 GPUs is more than the profile allows; limits.gpus: 0"
+    ]
+    file.write_text(GOOD.replace("{name: support-intents}", "{name: support-intents, namespace: team-b}"))
+    assert main([str(file)], profile=str(profile)) == 1
+    assert "metadata.namespace: team-b is not allowed by the profile; allowed: team-a" in capsys.readouterr().out
+
+
+def test_without_a_profile_that_is_whole_nothing_is_judged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, profile = tmp_path / "job.yaml", tmp_path / "profile.yaml"
+    file.write_text(GOOD)
+    assert main([str(file)], profile=str(profile)) == 1
+    assert "profile.yaml: cannot be read" in capsys.readouterr().out
+    profile.write_text(FENCED.replace("gpus: 0", "gpus: -1"))
+    assert main([str(file)], profile=str(profile)) == 1
+    out = capsys.readouterr().out
+    assert "spec.limits.gpus: must be at least 0" in out
+    assert "is valid" not in out
+
+
 def test_a_dash_reads_standard_input(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(GOOD.encode())))
     assert main(["-"]) == 0

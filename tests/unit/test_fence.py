@@ -47,7 +47,7 @@ def test_gpus_are_counted_over_all_nodes() -> None:
     asked = {"resources": {"nodes": 3, "perNode": {"gpus": 4}}}
     assert refused(asked, {"limits": {"gpus": 8}}) == (
         "LimitExceeded",
-        "spec.resources: 12 GPUs (3 x 4) is more than the profile allows; limits.gpus: 8",
+        "spec.resources: 3 x 4 GPUs is more than the profile allows; limits.gpus: 8",
     )
 
 

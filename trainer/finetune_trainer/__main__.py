@@ -42,6 +42,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     validate = commands.add_parser("validate", help="check documents and name every problem with line and remedy")
     validate.add_argument("files", nargs="+", metavar="FILE", help="YAML file with FineTuneJobs or FineTuneProfiles")
+    validate.add_argument(
+        "--profile", metavar="FILE", help="YAML file with a FineTuneProfile: what it does not allow is a problem, too"
+    )
     validate.set_defaults(action=_validate)
     run = commands.add_parser(
         "run",
@@ -127,7 +130,7 @@ def _pod_options(parser: argparse.ArgumentParser) -> None:
 def _validate(options: argparse.Namespace) -> int:
     from finetune_api.validate import main as validate
 
-    return validate(options.files)
+    return validate(options.files, profile=options.profile)
 
 
 def _run(options: argparse.Namespace) -> int:
