@@ -185,7 +185,8 @@ def test_what_a_profile_does_not_allow_is_a_problem_in_the_operators_words(
     capsys.readouterr()
     assert main([str(file)], profile=str(profile)) == 1
     assert capsys.readouterr().out.splitlines() == [
-        f"{file}: FineTuneJob support-intents: spec.resources: 1 x 1 GPUs is more than the profile allows; limits.gpus: 0"
+        f"{file}: FineTuneJob support-intents: "
+        "spec.resources: 1 x 1 GPUs is more than the profile allows; limits.gpus: 0"
     ]
     file.write_text(GOOD.replace("{name: support-intents}", "{name: support-intents, namespace: team-b}"))
     assert main([str(file)], profile=str(profile)) == 1
