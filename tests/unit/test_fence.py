@@ -3,7 +3,7 @@
 from typing import Any, get_args
 
 import pytest
-from tests.unit.test_decide import NOW, TRAINING, progress, t, world
+from tests.unit.test_decide import NOW, SPEC, TRAINING, pinned, progress, subject, t, world
 from tests.unit.test_decide import pod as pod_of
 from tests.unit.test_resolve import resolved
 
@@ -297,6 +297,15 @@ def test_a_stricter_profile_leaves_a_run_alone_that_is_pinned() -> None:
     before, after = world(TRAINING, *running()), world(TRAINING, *running(), profiles=STRICT)
     assert decide(after, now=NOW) == decide(before, now=NOW)
     assert decide(after, now=NOW).actions == ()
+
+
+def test_a_changed_document_that_is_refused_leaves_the_old_run_going() -> None:
+    changed = {"subject": subject({**SPEC, "deadline": "2h"}, generation=2), "pinned": {1: pinned()}}
+    decision = decide(world(TRAINING, *running(), profiles=STRICT, **changed), now=NOW)
+    assert decision.actions == ()
+    assert decision.status is not None
+    assert decision.status.phase == "Training"
+    assert "generation 2 was refused: spec.resources: 1 x 1 GPUs is more" in (decision.status.message or "")
 
 
 def running() -> tuple[Any, ...]:
