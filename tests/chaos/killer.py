@@ -83,11 +83,11 @@ class Killer:
     def run(self, plan: Plan) -> Run:
         """A run that ends before anything has killed it shows nothing: it is done anew with sooner kills."""
         faults: Counter[str] = Counter()
-        for _ in range(5):
+        for tries_left in reversed(range(5)):
             run = self._once(plan)
             faults += run.faults
             run.faults = faults
-            if run.kills or not plan.kills or run.attempts[-1].code != 0:
+            if run.kills or not plan.kills or run.attempts[-1].code != 0 or not tries_left:
                 break
             run.job.forget()
             plan = plan.sooner()
@@ -100,9 +100,11 @@ class Killer:
         started = time.monotonic()
         self._proxy.begin(f"{self._seed}/{plan.number}", **({} if plan.faults else {"rates": {}}))
         while len(run.attempts) < MOST_ATTEMPTS:
-            kill = kills.pop(0) if kills else None
+            kill = kills[0] if kills else None
             run.attempts.append(self._attempt(job, len(run.attempts), kill, cold=plan.cold))
             code = run.attempts[-1].code
+            if code not in AGAIN:  # the one that gave up on storage before it could be killed does not count
+                kills = kills[1:]
             if code != -signal.SIGKILL and code not in AGAIN:
                 break
         run.faults = self._proxy.end()

@@ -16,8 +16,8 @@ from hack.seaweed import S3Server
 from tests.chaos import judge
 from tests.chaos.__main__ import chaos
 from tests.chaos.job import EVERY, STEPS, End, Step, steps_in
-from tests.chaos.killer import Attempt
-from tests.chaos.plan import PLACES, AtCall, AtTime, every_step, plans
+from tests.chaos.killer import Attempt, Killer
+from tests.chaos.plan import PLACES, AtCall, AtTime, Plan, every_step, plans
 from tests.chaos.proxy import MEANING, RATES, Faults, Running
 
 from finetune_trainer.storage import StorageError, open_store
@@ -136,6 +136,42 @@ def test_the_judge_sees_what_an_attempt_did_wrong(changed: dict[str, Any], said:
         *judge._lost(attempt),
     ]
     assert any(said in wrong for wrong in found) if said else not found
+
+
+class Scripted(Killer):
+    """Attempts end as they are told to, as long as nothing kills them."""
+
+    def __init__(self, ends: list[int]) -> None:
+        self.ends, self.asked, self.forgotten = ends, [], 0
+        self._seed = 0
+        forget = SimpleNamespace(forget=self._forget)
+        self._jobs: Any = SimpleNamespace(make=lambda *_: forget)
+        self._ranks: Any = None
+        self._proxy: Any = SimpleNamespace(begin=lambda *_, **__: None, end=Counter, endpoint="")
+
+    def _forget(self) -> None:
+        self.forgotten += 1
+
+    def _attempt(self, job: Any, number: int, kill: Any, *, cold: bool) -> Attempt:
+        self.asked.append(kill)
+        code = self.ends.pop(0)
+        return dataclasses.replace(GOOD, code=code, killed="somewhere" if code == -9 else None)
+
+
+def test_an_attempt_that_gives_up_on_storage_leaves_its_kill_to_the_next() -> None:
+    kill = AtTime(0.1)
+    killer = Scripted([49, -9, 0])
+    run = killer.run(Plan(1, (kill,)))
+    assert killer.asked == [kill, kill, None]
+    assert [attempt.code for attempt in run.attempts] == [49, -9, 0]
+    assert killer.forgotten == 0
+
+
+def test_what_a_run_left_that_nothing_could_kill_is_there_to_be_judged() -> None:
+    killer = Scripted([0] * 5)
+    assert killer.run(Plan(1, (AtTime(0.5),))).kills == []
+    assert [kill.share for kill in killer.asked] == pytest.approx([0.5 * 0.7**n for n in range(5)])
+    assert killer.forgotten == 4
 
 
 def test_steps_lost_are_those_behind_the_last_commit() -> None:
