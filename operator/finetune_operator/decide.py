@@ -3,7 +3,8 @@
 Every decision is made from the whole state, so a missed event, a restarted operator or a second one changes nothing.
 The steps of a run are separated by status writes where an order matters: the run's name is written before its train
 Job is made (so that twins see each other), a preflight Job is deleted only after what it said is acted upon, and what
-an attempt has cost is written before its Job goes (so that it is counted once, whoever dies when).
+an attempt has cost is written before its Job goes (so that it is counted once, whoever dies when). A generation is
+pinned before anything of it is begun, and after what has to end: ending needs nothing that may be refused.
 """
 
 from dataclasses import replace
@@ -16,7 +17,7 @@ from finetune_operator.policies.limits import REASONS, reached
 from finetune_operator.policies.preflight import preflight
 from finetune_operator.policies.restarts import forgotten, lost
 from finetune_operator.policies.rivals import ahead, wait_for
-from finetune_operator.policies.suspend import last_words, still_there, suspend
+from finetune_operator.policies.suspend import SUSPENDING, last_words, still_there, suspend
 from finetune_operator.policies.vanished import gone, vanished
 from finetune_operator.policies.ways import DOCUMENT_CHANGED
 from finetune_operator.status import compose, notes, worth_writing
@@ -25,6 +26,7 @@ from finetune_operator.verdict import (
     PASSED,
     STOPPING,
     CreateConfig,
+    CreatePreflight,
     CreateTrain,
     Decision,
     DeleteJob,
@@ -64,12 +66,21 @@ def refused(o: Observed, *, reason: str, message: str, now: datetime) -> Decisio
     """The API server did not take an action. Nothing is forgotten: the same is decided again after a while.
 
     Without a train Job nothing was begun, and the phase must not claim it: the next look would take the Job for lost.
+    What is suspended and has nothing to end lacks its ConfigMap only, and needs none to stay as it is.
     """
+    halted = _suspended(o, now=now) if o.subject.suspended else None
+    if halted is not None and not any(isinstance(action, DeleteJob) for action in halted.actions):
+        unpinned = Mark("Unknown", reason, f"the document is resolved; the API server refuses to pin it: {message}")
+        return _unable(o, replace(halted.marking(Accepted=unpinned), again_after=REFUSED_AGAIN), now=now)
     phase = o.subject.status.phase
     going_on = phase in STARTED and bool(o.jobs("train"))
     # Not "next try at ...": words that change with every try would be a status write, an Event and a look with each.
     said = f"the API server refuses what the job needs: {message}; tried again every {REFUSED_AGAIN:.0f} s"
     verdict = Verdict(phase if going_on and phase else "Pending", reason, said, stalled=True, again_after=REFUSED_AGAIN)
+    return _unable(o, verdict, now=now)
+
+
+def _unable(o: Observed, verdict: Verdict, *, now: datetime) -> Decision:
     after = compose(o.subject, verdict, now=now)
     write = worth_writing(o.subject.status, after, now=now, last_write=o.last_write)
     return Decision(
@@ -130,7 +141,21 @@ def _pinning(target: Target, verdict: Verdict) -> Verdict:
     verdict = verdict.marking(Accepted=Mark("True", "Resolved", "the document is resolved and pinned"))
     if target.is_pinned:
         return verdict
-    return replace(verdict, actions=(CreateConfig(target.config, target.key), *verdict.actions))
+    generation, actions = target.config.generation, verdict.actions
+    config = CreateConfig(target.config, target.key)
+    for i, action in enumerate(actions):
+        if isinstance(action, CreatePreflight | CreateTrain) and action.config.generation == generation:
+            return replace(verdict, actions=(*actions[:i], config, *actions[i:]))
+    return verdict if _ends_something(verdict) else verdict.doing(config)
+
+
+def _ends_something(verdict: Verdict) -> bool:
+    """It goes before the ConfigMap, or a ConfigMap that is refused would keep for ever what has to end.
+
+    At once means that something is told first, for instance what an attempt has cost: the next look does the rest.
+    """
+    ends = any(isinstance(action, DeleteJob) for action in verdict.actions)
+    return not verdict.final and (ends or verdict.again_after == 0.0 or verdict.reason == SUSPENDING)
 
 
 def _refused(refusal: Refusal) -> Verdict:
@@ -232,6 +257,8 @@ def _beside(o: Observed, verdict: Verdict, job: Child, *, now: datetime) -> Verd
     generation = o.subject.generation
     if old.final:  # its model counts, its failure does not: the document asks for something else by now
         return verdict.stating(**old.facts)
+    if old.again_after == 0.0:  # told before anything else, which may be refused
+        return old
     trouble = verdict.final or verdict.stalled
     said = f"generation {generation} was refused" if verdict.final else f"generation {generation}"
     message = f"{old.message}; {said}: {verdict.message}"
@@ -242,7 +269,7 @@ def _beside(o: Observed, verdict: Verdict, job: Child, *, now: datetime) -> Verd
         message,
         marks=verdict.marks,
         facts={**verdict.facts, **old.facts},
-        actions=(*verdict.actions, *old.actions),
+        actions=(*old.actions, *verdict.actions),
         again_after=min(again, default=None),
     )
 

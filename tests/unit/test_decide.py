@@ -1829,6 +1829,55 @@ def test_a_refused_train_job_is_asked_for_again_later_and_told_once() -> None:
     assert refused(again, reason="CreateForbidden", message="exceeded quota", now=NOW) == Decision(again_after=60.0)
 
 
+def _while_configs_are_refused(o: Observed) -> tuple[Observed, list[str]]:
+    """The world after some looks, and what was carried out meanwhile."""
+    done: list[str] = []
+    for _ in range(6):
+        decision = decide(o, now=NOW)
+        actions = list(decision.actions)
+        at = next((i for i, action in enumerate(actions) if isinstance(action, CreateConfig)), len(actions))
+        taken = Decision(actions=tuple(actions[:at]))
+        if at < len(actions):
+            decision = refused(o, reason="CreateForbidden", message="exceeded quota", now=NOW)
+        done += [short(taken)] if taken.actions else []
+        after = _carried_out(o, taken)
+        there = {c.uid for c in after.children}
+        o = replace(after, pods=tuple(pod for pod in o.pods if pod.owner in there))
+        if decision.status is not None:
+            o = replace(o, subject=replace(o.subject, status=decision.status))
+    return o, done
+
+
+@pytest.mark.parametrize("parts", [RUNNING, (p(), pod(p()))], ids=["training", "preflight"])
+def test_what_is_suspended_ends_though_its_configuration_cannot_be_pinned(parts: tuple[Any, ...]) -> None:
+    before = TRAINING if parts is RUNNING else PREFLIGHT
+    o, done = _while_configs_are_refused(world(before, *parts, subject=subject(SUSPENDED, generation=2)))
+    assert done == ["delete t1" if parts is RUNNING else "delete p1"]
+    status = o.subject.status
+    assert (status.phase, reason_of(status), truth(status, "Suspended")) == ("Suspended", "Suspended", "True")
+    accepted = condition(status, "Accepted")
+    assert accepted is not None
+    assert (accepted.status, accepted.reason) == ("Unknown", "CreateForbidden")
+    assert short(decide(o, now=NOW)) == "pin g2", "asked for again"
+    if parts is RUNNING:
+        assert [r.reason for r in status.restarts or []] == ["Suspended"]
+
+
+@pytest.mark.parametrize("spec", [PATIENT, FASTER], ids=["the same run", "another run"])
+@pytest.mark.parametrize("limit", [{"deadline": "1m"}, {"budget": {"gpuHours": 0.001}}], ids=["deadline", "budget"])
+def test_what_reaches_its_limit_ends_though_an_edit_cannot_be_pinned(
+    spec: dict[str, Any], limit: dict[str, Any]
+) -> None:
+    bound = pinned({**SPEC, **limit})
+    job = t(key=bound.key, created=ago(75))
+    parts = (job, pod(job, started=ago(70)), progress().model_copy(update={"updated_at": format_time(NOW)}))
+    edited = subject({**spec, **limit}, generation=2)
+    o, done = _while_configs_are_refused(world(TRAINING, *parts, subject=edited, pinned={1: bound}))
+    assert done == ["delete t1"]
+    assert o.subject.status.usage is not None
+    assert (o.subject.status.usage.running_seconds, o.subject.status.usage.counted) == (70, 1)
+
+
 def test_a_success_shows_the_checkpoint_of_its_last_step() -> None:
     """The last one is committed between two questions to the trainer more often than not."""
     seen = said("Training", "Training", passed="True", checkpoint=CheckpointStatus(step=40, uri="s3://models/out/40"))
