@@ -549,6 +549,54 @@ def test_the_time_of_an_earlier_attempt_is_not_taken_for_that_of_this_one() -> N
     assert status.usage.running_seconds == 90
 
 
+WAITED = said("Queued", "Unschedulable", passed="True", usage=Usage(attempts=1))
+
+
+@pytest.mark.parametrize(
+    "pods",
+    [(), (pod(t(), node=None, running=False, phase="Failed"),)],
+    ids=["its pods are gone", "its pod is there"],
+)
+def test_an_attempt_that_ends_before_it_got_a_node_takes_no_time(pods: tuple[Any, ...]) -> None:
+    """A pod that no node fits, say, and that somebody deletes after a day and more."""
+    gone = t(created=ago(108_000), ended="Failed", ended_at=ago(10))
+    status = decide(world(WAITED, gone, *pods, **under(BOTH)), now=NOW).status
+    assert status is not None
+    assert status.usage is not None
+    assert (status.usage.running_seconds, status.usage.gpu_seconds, status.usage.counted) == (0, 0, 1)
+    assert reason_of(status) not in ("DeadlineExceeded", "BudgetExhausted")
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        TRAINING,
+        said("Queued", "Unschedulable", passed="True", run=OTHER_RUN, usage=Usage(attempts=1)),
+        said("Queued", "PodsPending", passed="True", usage=Usage(attempts=2)),
+        FineTuneJobStatus(),
+    ],
+    ids=["it was seen training", "another run waited", "another attempt waits", "nothing is known"],
+)
+def test_an_attempt_without_pods_is_paid_from_its_job_unless_it_was_seen_to_wait(told: FineTuneJobStatus) -> None:
+    gone = t(created=ago(100), ended="Failed", ended_at=ago(10))
+    status = decide(world(told, gone, **under(DEADLINE)), now=NOW).status
+    assert status is not None
+    assert status.usage is not None
+    assert status.usage.running_seconds == 90
+
+
+def test_an_old_attempt_is_paid_from_its_job_when_a_preflight_of_the_same_run_has_passed() -> None:
+    """Other resources. That status is Queued as well, but not because the old attempt has waited."""
+    more = {**FOUR_GPUS, "deadline": "1h"}
+    changed = {"subject": subject(more, generation=2), "pinned": {1: pinned(), 2: pinned(more, generation=2)}}
+    passed = said("Queued", "PreflightPassed", generation=2, passed="True", usage=Usage(attempts=1))
+    gone = t(created=ago(100), ended="Failed", ended_at=ago(10))
+    status = decide(world(passed, gone, **changed), now=NOW).status
+    assert status is not None
+    assert status.usage is not None
+    assert status.usage.running_seconds == 90
+
+
 def test_another_run_of_the_same_job_goes_on_with_what_was_used() -> None:
     told = said("Queued", "PreflightPassed", passed="True", run=OTHER_RUN, usage=OVER)
     assert reason_of(settled(world(told, **under(DEADLINE))).status or told) == "DeadlineExceeded"

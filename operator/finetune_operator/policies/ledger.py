@@ -12,7 +12,7 @@ from finetune_api.contract import Progress
 from finetune_api.status import FineTuneJobStatus, RunStatus, Usage
 from finetune_operator.policies.accept import Target
 from finetune_operator.policies.endings import End
-from finetune_operator.verdict import Observed
+from finetune_operator.verdict import PASSED, Observed, reason_of
 from finetune_operator.views import Child, format_time, parse_time
 
 UNHEARD = timedelta(minutes=10)
@@ -61,15 +61,25 @@ def placed(o: Observed, job: Child, run: RunStatus) -> RunStatus:
 
 
 def _began(o: Observed, job: Child, *, ended: bool) -> datetime | None:
-    """When the first pod got its node; None while all wait for one."""
+    """When the first pod got its node; None while all wait for one, and where the attempt ends before any got one."""
     began, run = _started(o, job), o.subject.status.run
     if began is not None or (job.suspended and not ended):
         return began
     before = _time(run.placed_at) if run is not None and run.id == job.run else None
     if before is not None and before >= job.created:  # else it is an earlier attempt's
         return before
-    waits = all(pod.node is None for pod in o.pods_of(job))
-    return None if waits and not ended else job.created
+    pods = o.pods_of(job)
+    waits = all(pod.node is None for pod in pods) if pods or not ended else _only_waited(o, job)
+    return None if waits else job.created
+
+
+def _only_waited(o: Observed, job: Child) -> bool:
+    """Whether the status speaks of this attempt and never saw it on a node: its pods are gone, and cannot tell."""
+    status = o.subject.status
+    same = status.run is not None and status.run.id == job.run
+    attempts = status.usage.attempts if status.usage is not None else None
+    # A preflight that has passed is Queued, too, and says nothing of the attempt that it replaces.
+    return same and attempts == job.ordinal and status.phase == "Queued" and reason_of(status) != PASSED
 
 
 def _started(o: Observed, job: Child) -> datetime | None:
