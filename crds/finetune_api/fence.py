@@ -128,8 +128,9 @@ def _names(
 
 
 def endpoint_matches(endpoint: str, pattern: str) -> bool:
-    """Scheme, host and port must match as a whole; * never crosses a slash, and user information is never allowed."""
-    if "@" in endpoint:
+    """Scheme, host and port must match as a whole; * never crosses a slash. What could move the end of the host's name,
+    user information, a query or a fragment, is never allowed."""
+    if any(sign in endpoint for sign in "@?#\\"):
         return False
     parts, wanted = endpoint.rstrip("/").split("/"), pattern.rstrip("/").split("/")
     return len(parts) == len(wanted) and all(fnmatch.fnmatchcase(a, b) for a, b in zip(parts, wanted, strict=True))

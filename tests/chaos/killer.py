@@ -130,7 +130,7 @@ class Killer:
             after=job.committed(),
             steps=steps,
             saved=saved,
-            log=log.read_text(),
+            log=log.read_text() if log.exists() else "",  # killed before it had written a word
             seconds=seconds,
         )
 

@@ -204,6 +204,7 @@ def test_a_hub_or_proxy_that_the_profile_allows_or_uses_itself_is_fine(spec: dic
     ("name", "value"),
     [
         ("HF_ENDPOINT", "https://evil.org"),
+        ("HF_ENDPOINT", "https://evil.org?.example.org"),
         ("HF_ENDPOINT", ""),
         ("HF_ENDPOINT", "http://proxy:3128"),
         ("HF_ENDPOINT", "https://user@hub.example.org"),

@@ -10,15 +10,17 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as done
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from finetune_trainer.checkpoint import MEAN, OPTIMIZER, STATE, WEIGHTS, Best, State, Tensors, file_name
@@ -32,10 +34,13 @@ from finetune_trainer.storage.commit import (
     live_checkpoints,
     object_entry,
 )
+from finetune_trainer.storage.files import file_error
 from finetune_trainer.world import World
 
 GRACE = timedelta(minutes=10)
 """Age at which objects that no record needs are deleted."""
+PATIENCE = 600.0
+"""Seconds that rank 0 waits at least for what another rank has uploaded beside it."""
 _log = logging.getLogger(__name__)
 
 
@@ -102,20 +107,17 @@ class Checkpoints:
         self._used[state.step] = again = self._used.get(state.step, 0) + 1  # done again after a divergence; keys never
         place = f"step-{state.step}{f'-{again}' if again > 1 else ''}"
         if self._claim is None:
-            self._world.post(place, json.dumps(self._told(files, place)).encode())
+            told = json.dumps(self._told(files, place)).encode()
+            with _peers("post"):
+                self._world.post(place, told)
             return
-        self._claim.check()  # one that woke up too late uploads nothing
-        entries = self._uploaded(files, place, document)
-        for said in map(json.loads, self._world.collect(place)):
-            if "reason" in said:
-                raise StorageError(said["reason"], said["message"], environment=said["environment"])
-            entries += said["objects"]
-        try:
-            self._commit(self._claim, state, entries)
-        except Fenced:  # nobody else would ever delete them when the newer attempt is done already
-            self._store.delete([entry["key"] for entry in entries])
-            raise
+        record = self._record(self._claim, state, files, document, place)
         self.seconds = time.monotonic() - started
+        self._committed(record)
+        try:
+            collect_garbage(self._store, self._claim.log.run_id, self._claim, GRACE)
+        except StorageError as error:
+            _log.warning("old checkpoints were not deleted: %s", error)
 
     def _told(self, files: dict[str, Tensors], place: str) -> dict[str, Any]:
         """What rank 0 is to know of this rank's files. It says so when they cannot be uploaded: others wait."""
@@ -124,41 +126,55 @@ class Checkpoints:
         except StorageError as error:
             return {"reason": error.reason, "message": str(error), "environment": error.environment}
 
+    def _record(
+        self, claim: Claim, state: State, files: dict[str, Tensors], document: bytes | None, place: str
+    ) -> Record:
+        """Commit what all ranks have uploaded. A fenced attempt takes its objects away: when the newer one is done
+        already, nobody else ever would. Once they are committed they are not its own any more."""
+        started, late, entries = time.monotonic(), None, []
+        try:
+            claim.check()  # one that woke up too late uploads nothing
+            entries = self._uploaded(files, place, document)
+        except Fenced as error:
+            late = error
+        entries += self._of_others(place, patience=max(PATIENCE, 10 * (time.monotonic() - started)))
+        try:
+            if late is not None:
+                raise late
+            return claim.append(RecordKind.CHECKPOINT, _body(state, entries), live=self._kept(claim, state.best))
+        except Fenced:
+            try:
+                self._store.delete([entry["key"] for entry in entries])
+            except StorageError as error:
+                _log.warning("what this attempt has uploaded too late was not deleted: %s", error)
+            raise
+
+    def _of_others(self, place: str, *, patience: float) -> list[dict[str, Any]]:
+        """The entries of the other ranks' objects. Raises StorageError: theirs, or PeerSilent after `patience` s."""
+        with _peers("hear from"):
+            said = [json.loads(data) for data in self._world.collect(place, patience=patience)]
+        for answer in said:
+            if "reason" in answer:
+                raise StorageError(answer["reason"], answer["message"], environment=answer["environment"])
+        return [entry for answer in said for entry in answer["objects"]]
+
     def _uploaded(self, files: dict[str, Tensors], place: str, document: bytes | None) -> list[dict[str, Any]]:
-        shutil.rmtree(self._work, ignore_errors=True)
-        self._work.mkdir(parents=True)
         paths = []
-        for name, tensors in files.items():
-            if tensors or self._world.leads:  # a small model has not a parameter for each rank
-                paths.append(self._work / file_name(name, rank=self._world.rank, ranks=self._world.size))
-                save_file(tensors, paths[-1])
-        if document is not None:
-            paths.append(self._work / STATE)
-            paths[-1].write_bytes(document)
+        with _scratch(self._work):
+            shutil.rmtree(self._work, ignore_errors=True)
+            self._work.mkdir(parents=True)
+            for name, tensors in files.items():
+                if tensors or self._world.leads:  # a small model has not a parameter for each rank
+                    paths.append(self._work / file_name(name, rank=self._world.rank, ranks=self._world.size))
+                    save_file(tensors, paths[-1])
+            if document is not None:
+                paths.append(self._work / STATE)
+                paths[-1].write_bytes(document)
         entries = []
         for path in paths:
             entries.append(object_entry(self._store.upload(path, f"{self._prefix}{place}/{path.name}")))
             path.unlink()
         return entries
-
-    def _commit(self, claim: Claim, state: State, entries: list[dict[str, Any]]) -> None:
-        best = state.best
-        at_best = best is not None and best.step == state.step
-        body = {
-            "step": state.step,
-            "objects": entries,
-            "metric": {"name": best.metric, "value": best.value} if best and at_best else None,
-            "best": at_best,
-            "bestSoFar": best.document() if best else None,
-            "microBatch": state.micro_batch,
-            "packed": state.packed,
-            "committedAt": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
-        self._committed(claim.append(RecordKind.CHECKPOINT, body, live=self._kept(claim, best)))
-        try:
-            collect_garbage(self._store, claim.log.run_id, claim, GRACE)
-        except StorageError as error:
-            _log.warning("old checkpoints were not deleted: %s", error)
 
     def _kept(self, claim: Claim, best: Best | None) -> list[int]:
         """Earlier checkpoints that stay live beside the one being written: the last ones, and the best of each."""
@@ -170,3 +186,45 @@ class Checkpoints:
             if record.body["best"] and record.body["step"] in needed:
                 bests.setdefault(record.body["step"], record.number)
         return sorted({record.number for record in last} | set(bests.values()))
+
+
+def _body(state: State, entries: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of a checkpoint's record."""
+    best = state.best
+    at_best = best is not None and best.step == state.step
+    return {
+        "step": state.step,
+        "objects": entries,
+        "metric": {"name": best.metric, "value": best.value} if best and at_best else None,
+        "best": at_best,
+        "bestSoFar": best.document() if best else None,
+        "microBatch": state.micro_batch,
+        "packed": state.packed,
+        "committedAt": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+@contextmanager
+def _scratch(directory: Path) -> Iterator[None]:
+    """Raises StorageError where files cannot be written."""
+    try:
+        with file_error(directory):
+            yield
+    except SafetensorError as error:  # the library's own word for a full disk, among others
+        raise StorageError(
+            "ScratchUnusable",
+            f"A checkpoint cannot be written below {directory} ({error}): give the pod more ephemeral storage.",
+        ) from error
+
+
+@contextmanager
+def _peers(what: str) -> Iterator[None]:
+    """Raises StorageError where the other ranks cannot be reached, or one says nothing."""
+    try:
+        yield
+    except (TimeoutError, RuntimeError) as error:  # torch.distributed raises RuntimeErrors
+        raise StorageError(
+            "PeerSilent",
+            f"Cannot {what} the other processes of the run about a checkpoint ({error}); the next attempt goes on from "
+            "the one before.",
+        ) from error

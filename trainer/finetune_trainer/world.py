@@ -60,13 +60,16 @@ class World:
         """Leave at least one byte for rank 0, under a name that this rank uses once."""
         self.board.set(f"{name}/{self.rank}", data)
 
-    def collect(self, name: str) -> list[bytes]:
-        """On rank 0: what each other rank has posted under that name, waiting for it. A rank that has died ends the
-        wait together with this process: the supervisor sees to that."""
+    def collect(self, name: str, *, patience: float) -> list[bytes]:
+        """On rank 0: what each other rank has posted under that name. Raises TimeoutError after `patience` seconds in
+        which one has not: its node may have fallen silent."""
         found = []
+        until = time.monotonic() + patience
         for rank in range(1, self.size):
             key = f"{name}/{rank}"
             while not self.board.check([key]):  # a blocking get would keep the connection from the collectives
+                if time.monotonic() > until:
+                    raise TimeoutError(f"rank {rank} has said nothing for {patience:.0f} s")
                 time.sleep(0.02)
             found.append(bytes(self.board.get(key)))
             self.board.delete_key(key)

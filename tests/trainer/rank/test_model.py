@@ -1,5 +1,6 @@
 """Loading, methods, evaluation, checkpoints: what whole runs do not show."""
 
+import errno
 import json
 import threading
 from pathlib import Path
@@ -8,15 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from tests.trainer.memory import Memory, config_of, learner_of
 
 from finetune_api.contract import MethodConfig
-from finetune_trainer import adapt, checkpoint, numerics
+from finetune_trainer import adapt, checkpoint, numerics, saving
 from finetune_trainer.checkpoint import Best, State
 from finetune_trainer.model import Loaded, ModelError, load
 from finetune_trainer.saving import Checkpoints
 from finetune_trainer.storage import Damaged, StorageError, StorageSettings, open_store
-from finetune_trainer.storage.commit import Holder, RecordKind, RunLog, live_checkpoints
+from finetune_trainer.storage.commit import Fenced, Holder, RecordKind, RunLog, live_checkpoints
 from finetune_trainer.tasks.probe import _fit, classify, log_loss
 from finetune_trainer.tasks.text_classification import ONE
 from finetune_trainer.world import World
@@ -319,12 +321,12 @@ def test_a_share_that_cannot_be_uploaded_is_told_to_rank_0_and_nothing_is_commit
     ranks, log, store = of_three(tmp_path)
     upload = store.upload
 
-    def failing(path: Path, key: str) -> Any:
+    def full(path: Path, key: str) -> Any:
         if "-00003-" in key:
             raise StorageError("NoSpace", "the bucket is full")
         return upload(path, key)
 
-    store.upload = failing
+    store.upload = full
     for number, rank in enumerate(ranks):
         rank.save(State(step=1), weights={f"w{number}": torch.ones(2)}, optimizer={})
     with pytest.raises(StorageError, match="the bucket is full") as told:
@@ -335,6 +337,82 @@ def test_a_share_that_cannot_be_uploaded_is_told_to_rank_0_and_nothing_is_commit
         rank.wait()
     for rank in ranks:
         rank.close()
+
+
+def test_a_newer_attempt_that_claims_right_after_a_commit_finds_the_checkpoint_whole(tmp_path: Path) -> None:
+    store = open_store((tmp_path / "store").as_uri(), StorageSettings())
+    log = RunLog(store, "run")
+    claim = log.claim(holder=Holder())
+    newer: list[Any] = []
+
+    def overtaken(record: Any) -> None:
+        newer.append(RunLog(store, "run").claim(holder=Holder(pod_uid="newer")))
+
+    made = Checkpoints(store, claim, prefix=claim.prefix, work=tmp_path, keep_last=2, committed=overtaken)
+    made.save(State(step=1), weights={"w": torch.ones(2)}, optimizer={})
+    with pytest.raises(Fenced):  # the collection of garbage finds out
+        made.wait()
+    record = checkpoint.newest_whole(newer[0].records, store, tmp_path, beat=lambda: None)
+    assert record is not None
+    assert record.body["step"] == 1
+    made.close()
+
+
+@pytest.mark.parametrize("deletes", [True, False])
+def test_of_a_fenced_attempt_no_ranks_share_stays(tmp_path: Path, deletes: bool) -> None:
+    ranks, _, store = of_three(tmp_path)
+    RunLog(store, "run").claim(holder=Holder(pod_uid="newer"))
+    if not deletes:
+        store.delete = failing("the bucket lets nobody delete")
+    for number, rank in enumerate(ranks):
+        rank.save(State(step=1), weights={f"w{number}": torch.ones(2)}, optimizer={})
+    for rank in ranks[1:]:
+        rank.wait()
+    with pytest.raises(Fenced):
+        ranks[0].wait()
+    assert bool(list(store.list("runs/run/attempts/"))) is not deletes
+    for rank in ranks:
+        rank.close()
+
+
+def failing(message: str) -> Any:
+    def fail(*_arguments: Any, **_named: Any) -> Any:
+        raise StorageError("AccessDenied", message)
+
+    return fail
+
+
+def test_a_rank_that_says_nothing_is_not_waited_for_without_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(saving, "PATIENCE", 0.1)
+    ranks, log, _ = of_three(tmp_path)
+    for rank in ranks[:2]:
+        rank.save(State(step=1), weights={}, optimizer={})
+    with pytest.raises(StorageError, match="rank 2 has said nothing") as told:
+        ranks[0].wait()
+    assert told.value.reason == "PeerSilent"
+    assert [record.kind for record in log.read()] == [RecordKind.CLAIM]
+    for rank in ranks:
+        rank.close()
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left on device"), SafetensorError("I/O error: No space left on device")]
+)
+def test_a_full_scratch_disk_is_told_in_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def full(*_arguments: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(saving, "save_file", full)
+    checkpoints, _, _ = committed(tmp_path)
+    checkpoints.save(State(step=1), weights={"w": torch.ones(2)}, optimizer={})
+    with pytest.raises(StorageError, match=str(tmp_path)) as told:
+        checkpoints.wait()
+    assert told.value.environment
+    checkpoints.close()
 
 
 def test_the_optimizer_goes_on_where_it_was(tiny_base: Path) -> None:
