@@ -14,7 +14,7 @@ from hack.seaweed import S3Server, serve
 
 SIZE = 512 << 20
 ROUNDS = 4
-BUCKET, KEY, REGION = "bench", "object", "us-east-1"
+KEY, REGION = "object", "us-east-1"
 CONTESTANTS = ("ours", "boto3", "aws-crt", "s5cmd")
 S5CMD = Path(__file__).resolve().parents[1] / "hack/s5cmd"
 
@@ -28,19 +28,36 @@ def run(scratch: Path) -> str:
             file.write(os.urandom(1 << 20))
     results: dict[tuple[str, str], list[dict[str, float]]] = {}
     with serve(scratch / "server") as server:
-        server.client().create_bucket(Bucket=BUCKET)
+        client = server.client()
         for number in range(ROUNDS):
+            bucket = f"bench-{number}"
+            client.create_bucket(Bucket=bucket)
             for what in ("upload", "download"):
                 for who in CONTESTANTS[number % 4 :] + CONTESTANTS[: number % 4]:  # nobody is always last
                     print(f"transfer: round {number + 1} of {ROUNDS}, {what}, {who}", file=sys.stderr, flush=True)
-                    results.setdefault((what, who), []).append(_measure(server, who, what, source))
+                    results.setdefault((what, who), []).append(_measure(server, bucket, who, what, source))
+            client.delete_object(Bucket=bucket, Key=KEY)
+            client.delete_bucket(Bucket=bucket)  # with all that was overwritten
     source.unlink()
     return _table(results)
 
 
-def _measure(server: S3Server, who: str, what: str, source: Path) -> dict[str, float]:
-    command = [sys.executable, "-m", "bench.transfer", who, what, server.endpoint, str(server.admin), str(source)]
-    return dict(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+def _measure(server: S3Server, bucket: str, who: str, what: str, source: Path) -> dict[str, float]:
+    command = [
+        sys.executable,
+        "-m",
+        "bench.transfer",
+        bucket,
+        who,
+        what,
+        server.endpoint,
+        str(server.admin),
+        str(source),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"{what} by {who} ended with {done.returncode}:\n{done.stderr[-4000:]}")
+    return dict(json.loads(done.stdout))
 
 
 def _table(results: dict[tuple[str, str], list[dict[str, float]]]) -> str:
@@ -65,16 +82,16 @@ def _table(results: dict[tuple[str, str], list[dict[str, float]]]) -> str:
 # --- in the child: one transfer ---
 
 
-def _one(who: str, what: str, endpoint: str, credentials: Path, source: Path) -> None:
+def _one(bucket: str, who: str, what: str, endpoint: str, credentials: Path, source: Path) -> None:
     import resource
 
     keys = [(credentials / name).read_text() for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")]
     target = source.with_suffix(".down")
     begin: dict[str, Callable[[], Callable[[], Any]]] = {
-        "ours": lambda: _ours(what, endpoint, credentials, source, target),
-        "boto3": lambda: _boto3(what, endpoint, keys, source, target),
-        "aws-crt": lambda: _crt(what, endpoint, keys, source, target),
-        "s5cmd": lambda: _s5cmd(what, endpoint, keys, source, target),
+        "ours": lambda: _ours(what, bucket, endpoint, credentials, source, target),
+        "boto3": lambda: _boto3(what, bucket, endpoint, keys, source, target),
+        "aws-crt": lambda: _crt(what, bucket, endpoint, keys, source, target),
+        "s5cmd": lambda: _s5cmd(what, bucket, endpoint, keys, source, target),
     }
     work = begin[who]()
     of = resource.RUSAGE_CHILDREN if who == "s5cmd" else resource.RUSAGE_SELF
@@ -88,15 +105,15 @@ def _one(who: str, what: str, endpoint: str, credentials: Path, source: Path) ->
     print(json.dumps({"wall": wall, "cpu": cpu, "peak": after.ru_maxrss / 1024}))
 
 
-def _ours(what: str, endpoint: str, credentials: Path, source: Path, target: Path) -> Callable[[], Any]:
+def _ours(what: str, bucket: str, endpoint: str, credentials: Path, source: Path, target: Path) -> Callable[[], Any]:
     from finetune_trainer.storage import StorageSettings, open_store
 
-    store = open_store(f"s3://{BUCKET}", StorageSettings(endpoint, REGION, credentials))
+    store = open_store(f"s3://{bucket}", StorageSettings(endpoint, REGION, credentials))
     store.head(KEY)
     return lambda: store.upload(source, KEY) if what == "upload" else store.download(KEY, target)
 
 
-def _boto3(what: str, endpoint: str, keys: list[str], source: Path, target: Path) -> Callable[[], Any]:
+def _boto3(what: str, bucket: str, endpoint: str, keys: list[str], source: Path, target: Path) -> Callable[[], Any]:
     import boto3
     from boto3.s3.transfer import TransferConfig
 
@@ -106,11 +123,11 @@ def _boto3(what: str, endpoint: str, keys: list[str], source: Path, target: Path
     client.list_buckets()
     config = TransferConfig(preferred_transfer_client="classic")
     if what == "upload":
-        return lambda: client.upload_file(str(source), BUCKET, KEY, Config=config)
-    return lambda: client.download_file(BUCKET, KEY, str(target), Config=config)
+        return lambda: client.upload_file(str(source), bucket, KEY, Config=config)
+    return lambda: client.download_file(bucket, KEY, str(target), Config=config)
 
 
-def _crt(what: str, endpoint: str, keys: list[str], source: Path, target: Path) -> Callable[[], Any]:
+def _crt(what: str, bucket: str, endpoint: str, keys: list[str], source: Path, target: Path) -> Callable[[], Any]:
     """boto3's other transfer client, put together by hand, since boto3 gives it no endpoint without TLS."""
     import awscrt.auth
     import botocore.session
@@ -123,18 +140,18 @@ def _crt(what: str, endpoint: str, keys: list[str], source: Path, target: Path) 
     serializer = BotocoreCRTRequestSerializer(session, {"endpoint_url": endpoint, "region_name": REGION})
     manager = CRTTransferManager(client, serializer)
     if what == "upload":
-        return lambda: manager.upload(str(source), BUCKET, KEY).result()
-    return lambda: manager.download(BUCKET, KEY, str(target)).result()
+        return lambda: manager.upload(str(source), bucket, KEY).result()
+    return lambda: manager.download(bucket, KEY, str(target)).result()
 
 
-def _s5cmd(what: str, endpoint: str, keys: list[str], source: Path, target: Path) -> Callable[[], Any]:
+def _s5cmd(what: str, bucket: str, endpoint: str, keys: list[str], source: Path, target: Path) -> Callable[[], Any]:
     program = subprocess.run([S5CMD], check=True, capture_output=True, text=True).stdout.strip()
     environment = {**os.environ, "AWS_ACCESS_KEY_ID": keys[0], "AWS_SECRET_ACCESS_KEY": keys[1], "AWS_REGION": REGION}
-    there = f"s3://{BUCKET}/{KEY}"
+    there = f"s3://{bucket}/{KEY}"
     places = [str(source), there] if what == "upload" else [there, str(target)]
     command = [program, "--endpoint-url", endpoint, "--log", "error", "cp", *places]
     return lambda: subprocess.run(command, check=True, env=environment)
 
 
 if __name__ == "__main__":
-    _one(sys.argv[1], sys.argv[2], sys.argv[3], Path(sys.argv[4]), Path(sys.argv[5]))
+    _one(*sys.argv[1:5], Path(sys.argv[5]), Path(sys.argv[6]))

@@ -57,7 +57,7 @@ class Cell:
                 **spec.get("data", {}),
             },
             "training": {
-                "epochs": 4.0,
+                "epochs": kind.epochs.get(self.method, 4.0),
                 "batchSize": 16,
                 "learningRate": kind.rates.get(self.method, RATES.get(self.method, RATE)),
                 **spec.get("training", {}),

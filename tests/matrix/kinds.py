@@ -43,6 +43,8 @@ class Kind:
     """Fields of spec.method."""
     rates: Mapping[MethodType, float] = field(default_factory=dict)
     """Learning rates other than those of most tasks."""
+    epochs: Mapping[MethodType, float] = field(default_factory=dict)
+    """Of methods that learn enough in fewer than four."""
     margins: Mapping[MethodType, float] = field(default_factory=dict)
     """Of methods that learn less in so few steps."""
     metrics: tuple[str, ...] = ()
@@ -214,6 +216,7 @@ KINDS: Mapping[TaskType, Kind] = {
         0.3,
         _SMALL,
         only={"prefix": "llama", "qlora": "llama"},
+        epochs={"prompt": 2.0, "prefix": 2.0},  # packs are not for them: four times the batches of the others
     ),
     "instruction": Kind(
         ("llama", "gpt2"),
