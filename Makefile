@@ -32,11 +32,9 @@ chaos: .venv ## Kill 200 runs at random and one at each step while storage misbe
 	@$(BIN)/python -m tests.chaos
 
 e2e: e2e-ready ## The tests on a real cluster: brings it up, builds the images, runs tests/e2e and tests/chart; 20 runs of make chaos
-	@log=$$(mktemp); code=0; nice -n 10 hack/timed "20 runs of make chaos, beside tests/e2e" \
-	  $(BIN)/pytest -m chaos tests/chaos/test_chaos.py tests/storage >"$$log" 2>&1 & chaos=$$!; \
-	PATH="$$PATH:$$(dirname "$$(hack/kubectl)")" KUBECONFIG=$(STATE)/kubeconfig \
-	  hack/timed "tests/e2e" $(BIN)/pytest tests/e2e tests/chart -m "not slow" --durations=20 || code=$$?; \
-	wait $$chaos || code=$$?; cat "$$log"; rm "$$log"; exit $$code
+	@PATH="$$PATH:$$(dirname "$$(hack/kubectl)")" KUBECONFIG=$(STATE)/kubeconfig \
+	  hack/timed "tests/e2e" $(BIN)/pytest tests/e2e tests/chart -m "not slow" --durations=20
+	@hack/timed "20 runs of make chaos" $(BIN)/pytest -m chaos tests/chaos/test_chaos.py tests/storage
 
 e2e-slow: e2e-ready ## Those of them that take minutes: an upgrade over 22 jobs, a run killed three times, a base of 4 GB
 	@PATH="$$PATH:$$(dirname "$$(hack/kubectl)")" KUBECONFIG=$(STATE)/kubeconfig \

@@ -174,7 +174,9 @@ def test_an_evicted_run_loses_no_step(world: Any) -> None:
         run = world.wait_for_checkpoint(namespace, name, step=8)
         uid = world.job(namespace, name)["metadata"]["uid"]
         pod = world.running_pod(uid)
-        world.evict(pod)
+        with world.disruption:  # an operator that is down just then finds the pod gone, and cannot know by whom
+            world.evict(pod)
+            world.wait(namespace, name, lambda s: s.get("restarts"), what="the next attempt", seconds=120)
         status = world.succeeded(namespace, name)
     (restart,) = status["restarts"]
     assert restart["reason"] == "EvictionByEvictionAPI"
