@@ -139,9 +139,15 @@ def _crt(what: str, bucket: str, endpoint: str, keys: list[str], source: Path, t
     client = create_s3_crt_client(REGION, provider, use_ssl=False)
     serializer = BotocoreCRTRequestSerializer(session, {"endpoint_url": endpoint, "region_name": REGION})
     manager = CRTTransferManager(client, serializer)
-    if what == "upload":
-        return lambda: manager.upload(str(source), bucket, KEY).result()
-    return lambda: manager.download(bucket, KEY, str(target)).result()
+
+    def work() -> None:
+        with manager:  # its end waits for the file to get its name, which result() alone does not
+            if what == "upload":
+                manager.upload(str(source), bucket, KEY).result()
+            else:
+                manager.download(bucket, KEY, str(target)).result()
+
+    return work
 
 
 def _s5cmd(what: str, bucket: str, endpoint: str, keys: list[str], source: Path, target: Path) -> Callable[[], Any]:
