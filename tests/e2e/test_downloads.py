@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from finetune_api.contract import WORK_PATH
+
 pytestmark = [pytest.mark.e2e, pytest.mark.together, pytest.mark.timeout(900)]
 
 GIB = 2**30
@@ -72,9 +74,9 @@ DOWNLOAD = """
 import json, pathlib, resource, sys
 from finetune_trainer.storage import StorageSettings, open_store
 
-uri, endpoint, region, digest = sys.argv[1:]
+uri, endpoint, region, digest, work = sys.argv[1:]
 store = open_store(uri, StorageSettings(endpoint, region, None))
-target, size = pathlib.Path("/work/model"), 0
+target, size = pathlib.Path(work, "model"), 0
 target.mkdir()
 for info in list(store.list()):
     size += store.download(info.key, target / info.key, sha256=digest).size
@@ -128,11 +130,11 @@ def downloader(world: Any, uri: str, digest: str) -> dict[str, Any]:
         "name": "trainer",
         "image": "localhost/finetune-trainer:dev",
         "imagePullPolicy": "IfNotPresent",
-        "command": ["python", "-c", DOWNLOAD, uri, world.endpoint, world.keys["AWS_REGION"], digest],
+        "command": ["python", "-c", DOWNLOAD, uri, world.endpoint, world.keys["AWS_REGION"], digest, WORK_PATH],
         "envFrom": [{"secretRef": {"name": "s3-credentials"}}],
         "resources": {"requests": {"cpu": "400m"}, "limits": {"memory": "1Gi"}},
         "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
-        "volumeMounts": [{"name": "work", "mountPath": "/work"}],
+        "volumeMounts": [{"name": "work", "mountPath": WORK_PATH}],
     }
     return {
         "apiVersion": "v1",

@@ -25,6 +25,19 @@ from finetune_trainer.storage.commit import Record, RecordKind, RunLog, latest_c
 
 WORDS = ("alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu")
 COLOURS = ("red", "green", "blue")
+STOPPABLE: dict[str, Any] = {
+    "training": {
+        "maxSteps": 18,
+        "batchSize": 16,
+        "microBatch": 8,
+        "learningRate": 3e-3,
+        "evaluateEvery": {"steps": 6},
+    },
+    "checkpoint": {"every": {"steps": 4}},
+}
+"""A run of seconds with an evaluation every six steps and checkpoints in between."""
+STEP = ("finetune_trainer.training", "Duties", "due")
+"""Where a rank may be stopped before a step."""
 
 
 def tiny_rows(count: int, *, seed: int = 0) -> tuple[list[str], list[str]]:

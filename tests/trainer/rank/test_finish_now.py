@@ -6,23 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.trainer.rank.conftest import STEP, STOPPABLE
 
 from finetune_trainer import local
 from finetune_trainer.checkpoint import OPTIMIZER, STATE, WEIGHTS
 from finetune_trainer.preflight import preflight
 from finetune_trainer.storage.commit import CURRENT, RecordKind, find
 
-SPEC: dict[str, Any] = {
-    "training": {
-        "maxSteps": 18,
-        "batchSize": 16,
-        "microBatch": 8,
-        "learningRate": 3e-3,
-        "evaluateEvery": {"steps": 6},
-    },
-    "checkpoint": {"every": {"steps": 4}},
-}
-STEP = ("finetune_trainer.training", "Duties", "due")
 FINISH = ("--finish-now",)
 
 
@@ -43,9 +33,9 @@ def looked(made: Any, tmp_path: Path) -> Any:
 def test_the_best_checkpoint_is_published_and_more_budget_goes_on_to_the_very_same_model(
     make_run: Any, rows: Any, tmp_path: Path
 ) -> None:
-    calm = make_run(rows(300), name="calm", test=rows(60, seed=1), **SPEC)
+    calm = make_run(rows(300), name="calm", test=rows(60, seed=1), **STOPPABLE)
     assert calm.run(tmp_path / "calm")[0] == 0
-    made = make_run(rows(300), name="stopped", test=rows(60, seed=1), **SPEC)
+    made = make_run(rows(300), name="stopped", test=rows(60, seed=1), **STOPPABLE)
     code, log = made.run(tmp_path / "one", stop=stop_at(9))
     assert code == 45, log
 
@@ -84,7 +74,7 @@ def test_the_best_checkpoint_is_published_and_more_budget_goes_on_to_the_very_sa
 
 
 def test_ended_twice_the_newer_checkpoint_counts(make_run: Any, rows: Any, tmp_path: Path) -> None:
-    made = make_run(rows(300), output={"weights": "Last"}, **SPEC)
+    made = make_run(rows(300), output={"weights": "Last"}, **STOPPABLE)
     for number, (step, total) in enumerate(((5, 5), (3, 8))):
         assert made.run(tmp_path / f"train-{number}", stop=stop_at(step))[0] == 45
         code, log = made.run(tmp_path / f"finish-{number}", options=FINISH)
@@ -98,7 +88,7 @@ def test_ended_twice_the_newer_checkpoint_counts(make_run: Any, rows: Any, tmp_p
 def test_without_a_checkpoint_nothing_is_published_and_the_message_says_what_to_do(
     make_run: Any, rows: Any, tmp_path: Path
 ) -> None:
-    made = make_run(rows(60), **SPEC)
+    made = make_run(rows(60), **STOPPABLE)
     code, log = made.run(tmp_path / "work", options=FINISH)
     assert code == 42, log
     last = made.message(tmp_path / "work")
@@ -112,7 +102,7 @@ def test_a_run_that_has_trained_all_its_steps_is_no_part(
     make_run: Any, rows: Any, tmp_path: Path, finish: bool
 ) -> None:
     """Stopped in its last evaluation, it is evaluated and whole."""
-    made = make_run(rows(300), **SPEC)
+    made = make_run(rows(300), **STOPPABLE)
     assert made.run(tmp_path / "one", stop=stop_at(18))[0] == 45
     code, log = made.run(tmp_path / "two", options=FINISH if finish else ())
     assert code == 0, log
@@ -124,7 +114,7 @@ def test_a_run_that_has_trained_all_its_steps_is_no_part(
 
 def test_gates_of_a_part_are_judged_and_said(make_run: Any, rows: Any, tmp_path: Path) -> None:
     gates = {"gates": [{"metric": "f1", "atLeast": 1.0}]}
-    spec = {**SPEC, "training": {**SPEC["training"], "learningRate": 1e-6}}
+    spec = {**STOPPABLE, "training": {**STOPPABLE["training"], "learningRate": 1e-6}}
     made = make_run(rows(300), test=rows(60, seed=1), evaluation=gates, **spec)
     assert made.run(tmp_path / "one", stop=stop_at(5))[0] == 45
     code, log = made.run(tmp_path / "two", options=FINISH)
@@ -134,7 +124,7 @@ def test_gates_of_a_part_are_judged_and_said(make_run: Any, rows: Any, tmp_path:
 
 
 def test_several_ranks_finish_together(make_run: Any, rows: Any, tmp_path: Path, free_port: int) -> None:
-    made = make_run(rows(300), **SPEC)
+    made = make_run(rows(300), **STOPPABLE)
     assert made.run(tmp_path / "one", stop=stop_at(5))[0] == 45
     group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port), "LOCAL_WORLD_SIZE": "2"}
     work = tmp_path / "two"
@@ -147,7 +137,7 @@ def test_several_ranks_finish_together(make_run: Any, rows: Any, tmp_path: Path,
 
 def test_on_a_laptop_the_run_goes_on(make_run: Any, rows: Any, tmp_path: Path) -> None:
     """There is no budget, and what was published of a part is no reason to be done."""
-    made = make_run(rows(300), **SPEC)
+    made = make_run(rows(300), **STOPPABLE)
     assert made.run(tmp_path / "one", stop=stop_at(5))[0] == 45
     assert made.run(tmp_path / "two", options=FINISH)[0] == 0
     (tmp_path / "local").mkdir()

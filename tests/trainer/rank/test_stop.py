@@ -9,23 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.trainer.rank.conftest import STEP, STOPPABLE
 
 from finetune_trainer.checkpoint import OPTIMIZER, STATE, WEIGHTS
 from finetune_trainer.storage.commit import RecordKind, find
 
 ROWS = 1400
 """140 of them are for validation: three chunks an evaluation."""
-SPEC: dict[str, Any] = {
-    "training": {
-        "maxSteps": 18,
-        "batchSize": 16,
-        "microBatch": 8,
-        "learningRate": 3e-3,
-        "evaluateEvery": {"steps": 6},
-    },
-    "checkpoint": {"every": {"steps": 4}},
-}
-STEP = ("finetune_trainer.training", "Duties", "due")
 CHUNK = ("finetune_trainer.evaluate", "Evaluator", "_predictions")
 RECORD = ("finetune_trainer.storage.commit", "Claim", "append")
 TERM, KILL = signal.SIGTERM.value, signal.SIGKILL.value
@@ -84,11 +74,11 @@ def test_only_a_missed_evaluation_is_made_up_for_and_its_step_committed_again(
     make_run: Any, rows: Any, tmp_path: Path, case: str
 ) -> None:
     stops, commits = CASES[case]
-    calm = make_run(rows(ROWS), name="calm", **SPEC)
+    calm = make_run(rows(ROWS), name="calm", **STOPPABLE)
     code, log = calm.run(tmp_path / "work-calm")
     assert code == 0, log
     assert committed(calm) == CALM
-    made = make_run(rows(ROWS), name="stopped", **SPEC)
+    made = make_run(rows(ROWS), name="stopped", **STOPPABLE)
     for number, stop in enumerate(stops):
         code, log = made.run(tmp_path / f"work-{number}", stop=stop)
         assert code == (45 if stop[-1] == TERM else -KILL), log
