@@ -220,11 +220,13 @@ def _start(o: Observed, target: Target, *, now: datetime) -> Verdict:
     rival = ahead(o, run.id, holding=False)
     if rival is not None:
         return wait_for(rival).doing(*(DeleteJob.of(job) for job in o.jobs("preflight")))
-    limit = reached(o, target)
+    words = last_words(o)
+    known = o.knowing(words)
+    limit = reached(known, target)
     if limit is not None and not limit.publish:
-        words = last_words(o)
-        known = replace(o.subject, status=o.subject.status.model_copy(update=words))
-        return limit.failed(replace(o, subject=known)).stating(**words)
+        if limit.unheard and said != PASSED:
+            return preflight(o, target, now=now)
+        return limit.failed(known).stating(**words)
     looked = next(reversed(o.jobs("preflight")), None)
     counters = replace(looked.counters if looked else Counters(), interruptions=0, finish=limit is not None)
     ordinal = o.next_ordinal("train")

@@ -58,6 +58,11 @@ class Observed:
     def pods_of(self, child: Child) -> list[Pod]:
         return sorted((pod for pod in self.pods if pod.owner == child.uid), key=lambda pod: (pod.index, pod.name))
 
+    def knowing(self, facts: Mapping[str, Any]) -> "Observed":
+        """The same, as if these fields of the status were written already."""
+        status = self.subject.status.model_copy(update=dict(facts))
+        return replace(self, subject=replace(self.subject, status=status))
+
     def next_ordinal(self, role: Role) -> int:
         highest = max((child.ordinal for child in self.children if child.role == role), default=0)
         attempts = self.subject.status.usage.attempts if self.subject.status.usage else None

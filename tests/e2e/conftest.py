@@ -228,7 +228,8 @@ class World:
     pool: Pool = field(init=False)
     trainings: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(2))
     disruption: threading.RLock = field(default_factory=threading.RLock)
-    """Held while the operator or the API server is being hurt: one at a time."""
+    """Held while the operator or the API server is being hurt: one at a time. Taken before a training's place, or the
+    run would be over by the time that it is hurt."""
     _once: dict[str, "Future[Any]"] = field(default_factory=dict)
     _once_lock: threading.Lock = field(default_factory=threading.Lock)
 

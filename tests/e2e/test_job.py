@@ -106,11 +106,10 @@ def test_the_example_under_another_name_is_reused_without_a_train_pod(world: Any
 
 def test_the_operator_killed_in_mid_training_changes_nothing(world: Any) -> None:
     namespace, name = world.namespace("operator-killed"), "operator-killed"
-    with world.trainings:
+    with world.disruption, world.trainings:
         world.apply(world.small_job(name), namespace)
         world.wait_for_checkpoint(namespace, name)
-        with world.disruption:
-            kill_operator(world)
+        kill_operator(world)
         world.succeeded(namespace, name)
     assert_like_the_reference(world, namespace, name)
     assert len(world.train_pods(namespace, name)) == 1
@@ -147,20 +146,19 @@ def test_a_killed_trainer_goes_on_from_its_last_checkpoint(world: Any) -> None:
 
 def test_a_result_made_while_the_operator_was_down_and_its_job_deleted_is_found(world: Any) -> None:
     namespace, name = world.namespace("operator-down"), "operator-down"
-    with world.trainings:
+    with world.disruption, world.trainings:
         world.apply(world.small_job(name), namespace)
         world.wait_for_checkpoint(namespace, name)
         uid = world.job(namespace, name)["metadata"]["uid"]
-        with world.disruption:
-            world.scale_operator(0)
-            try:
-                finished = lambda: world.pods.of(uid, "train")[-1]["status"].get("phase") == "Succeeded"  # noqa: E731
-                world.until(finished, what="the train pod to finish alone", seconds=180)
-                selector = f"finetune.dev/job-uid={uid},finetune.dev/role=train"
-                world.kubectl("delete", "jobs", "-n", namespace, "-l", selector)
-                assert world.status(namespace, name)["phase"] != "Succeeded"
-            finally:
-                world.scale_operator(1)
+        world.scale_operator(0)
+        try:
+            finished = lambda: world.pods.of(uid, "train")[-1]["status"].get("phase") == "Succeeded"  # noqa: E731
+            world.until(finished, what="the train pod to finish alone", seconds=180)
+            selector = f"finetune.dev/job-uid={uid},finetune.dev/role=train"
+            world.kubectl("delete", "jobs", "-n", namespace, "-l", selector)
+            assert world.status(namespace, name)["phase"] != "Succeeded"
+        finally:
+            world.scale_operator(1)
         world.succeeded(namespace, name)
     assert len(world.train_pods(namespace, name)) == 1
     assert_like_the_reference(world, namespace, name)
@@ -169,14 +167,14 @@ def test_a_result_made_while_the_operator_was_down_and_its_job_deleted_is_found(
 def test_an_evicted_run_loses_no_step(world: Any) -> None:
     """As `kubectl drain` evicts: the pod is given the time to commit a checkpoint."""
     namespace, name = world.namespace("evicted"), "evicted"
-    with world.trainings:
+    # An operator that is down just then finds the pod gone, and cannot know by whom.
+    with world.disruption, world.trainings:
         world.apply(world.small_job(name), namespace)
         run = world.wait_for_checkpoint(namespace, name, step=8)
         uid = world.job(namespace, name)["metadata"]["uid"]
         pod = world.running_pod(uid)
-        with world.disruption:  # an operator that is down just then finds the pod gone, and cannot know by whom
-            world.evict(pod)
-            world.wait(namespace, name, lambda s: s.get("restarts"), what="the next attempt", seconds=120)
+        world.evict(pod)
+        world.wait(namespace, name, lambda s: s.get("restarts"), what="the next attempt", seconds=120)
         status = world.succeeded(namespace, name)
     (restart,) = status["restarts"]
     assert restart["reason"] == "EvictionByEvictionAPI"
@@ -194,7 +192,7 @@ def test_a_node_that_falls_silent_holds_no_run_and_its_zombie_commits_nothing(wo
     taint = {"key": "node.kubernetes.io/unreachable", "operator": "Exists", "effect": "NoExecute"}
     template = {"spec": {"tolerations": [{**taint, "tolerationSeconds": 6}]}}
     document = world.small_job(name, podTemplate=template)
-    with world.trainings, world.disruption:
+    with world.disruption, world.trainings:
         world.apply(document, namespace)
         run = world.wait_for_checkpoint(namespace, name, step=8)
         uid = world.job(namespace, name)["metadata"]["uid"]
@@ -277,23 +275,22 @@ def test_a_newer_operator_retrains_nothing(world: Any, done: int, going: int) ->
     for where, name in ended:
         world.succeeded(where, name)
     world.containerd("images", "tag", "--force", "localhost/finetune-trainer:dev", "localhost/finetune-trainer:newer")
-    with ExitStack() as places:
+    with world.disruption, ExitStack() as places:
         for name in running:
             places.enter_context(world.trainings)
             world.apply(world.small_job(name), namespace)
         for name in running:
             world.wait_for_checkpoint(namespace, name)
-        with world.disruption:
-            before = [outcome(world, *one) for one in ended]
-            world.install("--set", "images.trainer=localhost/finetune-trainer:newer", "--set", "log.format=json")
-            try:
-                for where, name in ended:
-                    world.kubectl("label", "finetunejob", name, "-n", where, "seen-by=the-newer")
-                for name in running:
-                    world.succeeded(namespace, name)
-                time.sleep(5)  # a mistake would take a moment to be made
-            finally:
-                world.install()
+        before = [outcome(world, *one) for one in ended]
+        world.install("--set", "images.trainer=localhost/finetune-trainer:newer", "--set", "log.format=json")
+        try:
+            for where, name in ended:
+                world.kubectl("label", "finetunejob", name, "-n", where, "seen-by=the-newer")
+            for name in running:
+                world.succeeded(namespace, name)
+            time.sleep(5)  # a mistake would take a moment to be made
+        finally:
+            world.install()
     assert [outcome(world, *one) for one in ended] == before
     assert sum(len(trained) for _, _, trained in before) == 1
     for name in running:
@@ -323,7 +320,7 @@ def namespaces(world: Any) -> list[str]:
 def test_a_changed_hyperparameter_waits_for_preflight_and_reverting_resumes(world: Any) -> None:
     namespace, name = world.namespace("changed"), "changed"
     document = world.small_job(name, training={**LONG})
-    with world.trainings, world.disruption:  # the operator must be quick here
+    with world.disruption, world.trainings:  # the operator must be quick here
         world.apply(document, namespace)
         first = world.wait_for_checkpoint(namespace, name)
         uid = world.job(namespace, name)["metadata"]["uid"]

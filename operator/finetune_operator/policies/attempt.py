@@ -225,8 +225,7 @@ def stopped(o: Observed, job: Child, *, reason: str, now: datetime) -> dict[str,
         return restarts.stopped(o, job, cost, reason=reason, now=now)
     # The last reading may not be in the status yet.
     known = _running(o, job, _run_facts(o, target, job, superseded=True)).facts
-    read = replace(o, subject=replace(o.subject, status=status.model_copy(update=dict(known))))
-    facts = restarts.stopped(read, job, cost, reason=reason, now=now)
+    facts = restarts.stopped(o.knowing(known), job, cost, reason=reason, now=now)
     return {**known, **facts} if facts else {}
 
 
@@ -284,9 +283,12 @@ def _after_crash(o: Observed, target: Target, job: Child, end: End, *, now: date
 def _next(o: Observed, target: Target, job: Child, end: End, *, now: datetime, delay: timedelta) -> Verdict:
     """Another Job for the same run; the old one goes only when the new one is there, so that nothing is forgotten."""
     due = end.at + delay
-    limit = reached(o, target, cost_of(o, target, job, end, now=now))
+    known = o.knowing({"checkpoint": checkpoint_at(o.subject.status.checkpoint, committed_step(o, end))})
+    limit = reached(known, target, cost_of(o, target, job, end, now=now))
+    if limit is not None and limit.unheard and end.committed is None:
+        return _through_preflight(o, target, job, end, now=now, interruptions=0)
     if limit is not None and not limit.publish:
-        return limit.failed(o)
+        return limit.failed(known)
     where = f"going on from step {committed_step(o, end)}"
     if now < due:
         message = f"{end.message}; {where} at {format_time(due)}"

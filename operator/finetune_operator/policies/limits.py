@@ -23,6 +23,8 @@ class Limit:
     remedy: str
     publish: bool = False
     """The best checkpoint is evaluated and published, instead of a failure."""
+    unheard: bool = False
+    """It would be, but nobody has heard of a checkpoint: only storage knows whether there is one."""
 
     def failed(self, o: Observed) -> Verdict:
         """Until the document changes."""
@@ -32,7 +34,10 @@ class Limit:
 
 
 def reached(o: Observed, target: Target, cost: Cost | None = None) -> Limit | None:
-    """The deadline first: it ends also what is to be published. `cost` is that of an attempt which goes on."""
+    """The deadline first: it ends also what is to be published. `cost` is that of an attempt which goes on.
+
+    What is published depends on the checkpoint in the status: let `o` know what was said last (`knowing`).
+    """
     status, limits = o.subject.status, target.config.limits
     usage = with_cost(status, cost) if cost is not None else status.usage or Usage()
     running, gpu = usage.running_seconds or 0, usage.gpu_seconds or 0
@@ -43,9 +48,8 @@ def reached(o: Observed, target: Target, cost: Cost | None = None) -> Limit | No
     if limits.gpu_seconds is not None and gpu >= limits.gpu_seconds:
         name, remedy = _whose("spec.budget.gpuHours", "gpuHours", limits)
         message = f"{gpu / 3600:.4g} GPU hours are used, {name} is {limits.gpu_seconds / 3600:.4g}"
-        return Limit(
-            BUDGET_EXHAUSTED, message, remedy, publish=limits.stop_at_best and expected_step(o.subject.status) > 0
-        )
+        best, committed = limits.stop_at_best, expected_step(status) > 0
+        return Limit(BUDGET_EXHAUSTED, message, remedy, publish=best and committed, unheard=best and not committed)
     return None
 
 

@@ -116,9 +116,11 @@ def _failure(reason: str, message: str) -> Verdict:
 
 
 def _passed(o: Observed, target: Target, last: LastMessage, outcome: PreflightOutcome, *, now: datetime) -> Verdict:
-    result, limit = last.result, reached(o, target)
-    if result is not None and result.partial and (limit is None or not limit.publish):
-        result = None  # there is budget left: the run goes on from where it was stopped
+    result = last.result
+    if result is not None and result.partial:
+        limit = reached(o.knowing({"checkpoint": last_checkpoint(None, result)}), target)
+        if limit is None or not limit.publish:
+            result = None  # there is budget left: the run goes on from where it was stopped
     facts = {"preflight": outcome.summary, **_run_facts(o, target, outcome, result)}
     if result is not None:
         verdict = succeeded(result, reason="Reused", now=now, metric=target.config.primary)
