@@ -250,8 +250,10 @@ def _beside(o: Observed, verdict: Verdict, job: Child, *, now: datetime) -> Verd
     """Join what is said of the new generation with the old run, which goes on until the new one may begin."""
     pinned = o.pinned.get(job.generation)
     if verdict.phase == "Succeeded" or _just_passed(verdict) or pinned is None:
-        # Final though it has passed: the model is there already, whether it is good enough or not.
-        if not verdict.final or pinned is None:
+        # Final though it has passed: the model is there already, whether it is good enough or not. A run whose
+        # configuration somebody deleted cannot be followed: it ends where nothing is to come after it soon.
+        deleted = pinned is None and job.generation not in o.unreadable
+        if not verdict.final and not (deleted and verdict.stalled):
             return verdict
         cost = stopped(o, job, reason=DOCUMENT_CHANGED.reason, now=now)
         return replace(verdict, facts={**cost, **verdict.facts}).doing(DeleteJob.of(job))

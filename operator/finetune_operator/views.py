@@ -175,6 +175,8 @@ class Child:
     created: datetime
     deleting: bool
     suspended: bool
+    suspended_at: datetime | None
+    """When the Job controller began to take its pods away for that."""
     ended: Literal["Complete", "Failed"] | None
     """Failed already at FailureTarget: Failed itself waits for pods that a dead node never ends."""
     ended_at: datetime | None
@@ -204,6 +206,7 @@ class Child:
             created=_created(meta),
             deleting="deletionTimestamp" in meta,
             suspended=bool((raw.get("spec") or {}).get("suspend")),
+            suspended_at=_suspended_at(_condition(status, "Suspended")),
             ended=ended,
             ended_at=when,
         )
@@ -215,6 +218,10 @@ def _job_end(status: Raw) -> tuple[Literal["Complete", "Failed"] | None, datetim
             ended: Literal["Complete", "Failed"] = "Complete" if condition["type"] == "Complete" else "Failed"
             return ended, parse_time(condition.get("lastTransitionTime"))
     return None, None
+
+
+def _suspended_at(suspended: Raw) -> datetime | None:
+    return parse_time(suspended.get("lastTransitionTime")) if suspended.get("status") == "True" else None
 
 
 def controller(raw: Raw) -> str:

@@ -146,6 +146,7 @@ def child(role: Any, ordinal: int, **changes: Any) -> Child:
         created=ago(60),
         deleting=False,
         suspended=False,
+        suspended_at=None,
         ended=None,
         ended_at=None,
     )
@@ -1109,6 +1110,28 @@ CHANGING = [
         "Training",
         "InvalidSpec",
         says="generation 2 was refused: spec.task",
+    ),
+    Row(
+        "an old run whose pinned configuration was deleted cannot be followed, and ends",
+        world(TRAINING, *RUNNING, subject=subject({**SPEC, "task": 1}, generation=2), pinned={}),
+        "Failed",
+        "InvalidSpec",
+        "delete t1",
+    ),
+    Row(
+        "also where the new generation only waits for something",
+        world(TRAINING, *RUNNING, subject=subject({**SPEC, "profile": "gpu"}, generation=2), pinned={}),
+        "Pending",
+        "ProfileNotFound",
+        "delete t1",
+        stalled=True,
+    ),
+    Row(
+        "one that another version pinned is left alone: that version may come back",
+        world(TRAINING, *RUNNING, pinned={}, unreadable=frozenset({1})),
+        "Pending",
+        "PinnedConfigUnreadable",
+        stalled=True,
     ),
     Row(
         "a new generation that has passed is named before the old run is stopped",

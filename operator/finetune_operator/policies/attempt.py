@@ -8,7 +8,7 @@ from finetune_api.status import Phase, RunStatus, Usage
 from finetune_operator.policies import restarts
 from finetune_operator.policies.accept import Target, target_of
 from finetune_operator.policies.endings import End, ending, stopping
-from finetune_operator.policies.ledger import cost_of, placed, with_cost
+from finetune_operator.policies.ledger import cost_of, placed, set_aside, with_cost
 from finetune_operator.policies.limits import Limit, reached
 from finetune_operator.policies.preflight import preflight
 from finetune_operator.policies.restarts import (
@@ -69,6 +69,7 @@ def _going_on(o: Observed, target: Target, job: Child, *, now: datetime, superse
             return replace(waits.stating(**stopped(o, job, reason=IDENTICAL, now=now)), again_after=0.0)
         return waits.doing(DeleteJob.of(job))
     facts = _run_facts(o, target, job, superseded=superseded)
+    facts |= set_aside(o, target, job, facts["usage"], now=now)
     limit = _limit(o, target, job, now=now)
     if limit is not None:
         return _stopped_at(o, job, limit, facts, now=now)
