@@ -23,6 +23,7 @@ from finetune_api.contract import (
     PartConfig,
     PartSource,
     PodsConfig,
+    QueueConfig,
     RetentionConfig,
     RunConfig,
     StorageConfig,
@@ -410,11 +411,25 @@ def _pods(spec: FineTuneJobSpec, profile: FineTuneProfileSpec, defaults: Default
         memory=first(ours.memory, low.memory, default="8Gi"),
         gpu_resource=first(gpu.resource_name, default="nvidia.com/gpu"),
         gpu_memory=gpu.memory,
+        queue=_queue(spec, profile),
         cache=CacheConfig(claim=profile.cache.claim_name, size=profile.cache.size) if profile.cache else None,
         trainer_image=first(images.trainer, default=defaults.trainer_image),
         preflight_image=first(images.preflight, default=defaults.preflight_image),
         pull_policy=first(images.pull_policy, default="IfNotPresent"),
         template=merge_templates(profile.pod_template, spec.pod_template),
+    )
+
+
+def _queue(spec: FineTuneJobSpec, profile: FineTuneProfileSpec) -> QueueConfig | None:
+    """The job's own queue, else the profile's. A priority class belongs to the queue beside which it is named."""
+    theirs = profile.queue
+    chosen = spec.queue or theirs
+    if chosen is None:
+        return None
+    return QueueConfig(
+        name=chosen.name,
+        priority=chosen.workload_priority_class,
+        preflight=first(theirs.preflight if theirs else None, default=False),
     )
 
 

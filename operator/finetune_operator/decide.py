@@ -19,6 +19,7 @@ from finetune_operator.policies.restarts import forgotten, lost
 from finetune_operator.policies.rivals import ahead, wait_for
 from finetune_operator.policies.suspend import SUSPENDING, last_words, still_there, suspend
 from finetune_operator.policies.vanished import gone, vanished
+from finetune_operator.policies.waiting import HELD, queue_of
 from finetune_operator.policies.ways import DOCUMENT_CHANGED
 from finetune_operator.status import compose, notes, worth_writing
 from finetune_operator.verdict import (
@@ -201,7 +202,8 @@ def _passed(o: Observed) -> bool:
 
 def _lost(o: Observed) -> bool:
     """Whether the status speaks of a train Job, of which there is none any more."""
-    return o.subject.status.phase in STARTED and reason_of(o.subject.status) not in (PASSED, STOPPING, *REASONS)
+    nothing_ran = (PASSED, STOPPING, *REASONS, *(cause.reason for cause in HELD))
+    return o.subject.status.phase in STARTED and reason_of(o.subject.status) not in nothing_ran
 
 
 def _start(o: Observed, target: Target, *, now: datetime) -> Verdict:
@@ -227,6 +229,10 @@ def _start(o: Observed, target: Target, *, now: datetime) -> Verdict:
         if limit.unheard and said != PASSED:
             return preflight(o, target, now=now)
         return limit.failed(known).stating(**words)
+    queue = target.config.pods.queue
+    missing = queue_of(o, queue.name) if queue is not None else None
+    if missing is not None:
+        return missing.verdict(again_after=REFUSED_AGAIN)
     looked = next(reversed(o.jobs("preflight")), None)
     counters = replace(looked.counters if looked else Counters(), interruptions=0, finish=limit is not None)
     ordinal = o.next_ordinal("train")

@@ -12,6 +12,7 @@ from finetune_operator.cache import Kind
 from finetune_operator.views import SELECTOR, Raw
 
 TIMEOUT = 30.0
+KUEUE = "kueue.x-k8s.io"
 PREFIXES = {
     "finetunejobs": f"/apis/{GROUP}/{VERSION}",
     "finetuneprofiles": f"/apis/{GROUP}/{VERSION}",
@@ -113,6 +114,22 @@ class Kube:
         )
         newest = max(answer["items"], key=lambda item: item.get("lastTimestamp") or "", default=None)
         return None if newest is None else str(newest.get("message", ""))
+
+    async def kueue(self) -> str | None:
+        """The version in which Workloads are served; None where Kueue is not installed. Raises ApiError."""
+        try:
+            answer = await self._request("GET", f"/apis/{KUEUE}")
+        except ApiError as error:
+            if error.code == 404:
+                return None
+            raise
+        return str(answer["preferredVersion"]["version"])
+
+    async def workload(self, namespace: str, *, version: str, job_uid: str) -> dict[str, Any] | None:
+        """What Kueue made of the Job with this UID; None before it has looked at it. Raises ApiError."""
+        query = {"labelSelector": f"{KUEUE}/job-uid={job_uid}", "limit": "1"}
+        answer = await self._request("GET", f"/apis/{KUEUE}/{version}/namespaces/{namespace}/workloads", query=query)
+        return next(iter(answer["items"]), None)
 
     async def pod_progress(self, namespace: str, pod: str, port: int) -> bytes:
         """GET /progress through the API server's proxy. Raises ApiError."""

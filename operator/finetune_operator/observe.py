@@ -1,5 +1,6 @@
 """Gathers everything that one decision depends on into one frozen Observed."""
 
+import time
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 
@@ -11,10 +12,12 @@ from finetune_operator.metrics import PROGRESS
 from finetune_operator.policies.suspend import still_there
 from finetune_operator.progress import ProgressReader
 from finetune_operator.verdict import Observed, Rival, condition
-from finetune_operator.views import Child, Pod, Subject
+from finetune_operator.views import Child, Pod, Subject, admission
 
 PATIENCE = timedelta(seconds=4)
 """How long a Job may have no pods before its Events are read."""
+ASKED_AGAIN = 30.0
+"""Seconds between two questions whether Kueue is installed."""
 
 
 class Observer:
@@ -25,6 +28,8 @@ class Observer:
         self._kube = kube
         self._progress = progress
         self._defaults = defaults
+        self._kueue: str | None = None
+        self._kueue_asked: float | None = None
 
     async def observe(self, uid: str, *, now: datetime, last_write: datetime | None) -> Observed | None:
         """None when there is no such FineTuneJob."""
@@ -34,6 +39,8 @@ class Observer:
         live = not subject.finished and not subject.deleting
         progress = await self._read_progress(uid) if live else None
         refusals = await self._read_refusals(uid, now=now) if live else {}
+        kueue = await self._kueue_version() if live and self._queued(subject) else None
+        admissions = await self._read_admissions(subject, kueue) if kueue is not None else {}
         subject = self._cache.subject(uid)  # time has passed: take everything else from one moment
         if subject is None:
             return None
@@ -48,6 +55,8 @@ class Observer:
             rivals=tuple(self._rival(other, now=now) for other in self._cache.same_output(subject)),
             progress=progress,
             refusals=refusals,
+            kueue=kueue is not None,
+            admissions=admissions,
             last_write=last_write,
         )
 
@@ -91,7 +100,9 @@ class Observer:
         found: dict[str, str] = {}
         subject = self._cache.subject(uid)
         for child in self._cache.children(uid):
-            waits = child.ended is None and not child.deleting and now - child.created >= PATIENCE
+            waits = (
+                child.ended is None and not child.deleting and not child.suspended and now - child.created >= PATIENCE
+            )
             if subject is None or not waits or self._pods_of(child, uid):
                 continue
             try:
@@ -100,6 +111,31 @@ class Observer:
                 continue  # without the right to read Events the status just says less
             if refusal:
                 found[child.uid] = refusal
+        return found
+
+    def _queued(self, subject: Subject) -> bool:
+        """Whether a queue may matter."""
+        named = "queue" in subject.spec or any("queue" in profile.spec for profile in self._cache.profiles().values())
+        return named or any(child.queue for child in self._cache.children(subject.uid))
+
+    async def _kueue_version(self) -> str | None:
+        now = time.monotonic()
+        if self._kueue_asked is None or now - self._kueue_asked >= ASKED_AGAIN:
+            self._kueue, self._kueue_asked = await self._kube.kueue(), now
+        return self._kueue
+
+    async def _read_admissions(self, subject: Subject, version: str) -> Mapping[str, str]:
+        found: dict[str, str] = {}
+        for child in self._cache.children(subject.uid):
+            if not (child.queue and child.suspended) or child.ended is not None or child.deleting:
+                continue
+            try:
+                workload = await self._kube.workload(subject.namespace, version=version, job_uid=child.uid)
+            except ApiError:
+                continue  # without the right to read Workloads the status just says less
+            words = admission(workload) if workload is not None else ""
+            if words:
+                found[child.uid] = words
         return found
 
     def _pods_of(self, child: Child, uid: str) -> list[Pod]:

@@ -47,6 +47,10 @@ class Observed:
     """Of the newest train Job, when its pods answered."""
     refusals: Mapping[str, str] = field(default_factory=dict, hash=False)
     """By UID of a child Job: why the cluster refuses to create its pods."""
+    kueue: bool = False
+    """Whether Kueue's resources are served. Asked only where a queue is named."""
+    admissions: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """By UID of a suspended child Job: why Kueue has not admitted it."""
     last_write: datetime | None = None
     """When this process last wrote the status; None when it has not yet."""
 

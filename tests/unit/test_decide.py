@@ -145,6 +145,7 @@ def child(role: Any, ordinal: int, **changes: Any) -> Child:
         retry="",
         created=ago(60),
         deleting=False,
+        queue="",
         suspended=False,
         suspended_at=None,
         ended=None,

@@ -26,7 +26,7 @@ from finetune_operator.policies.restarts import (
 )
 from finetune_operator.policies.rivals import ahead, wait_for
 from finetune_operator.policies.success import last_checkpoint, not_good_enough, succeeded
-from finetune_operator.policies.waiting import SILENT, STOPPING, wait_of
+from finetune_operator.policies.waiting import HELD, SILENT, STOPPING, wait_of
 from finetune_operator.policies.ways import BUDGET_EXHAUSTED, BUDGET_RAISED, GATES_CHANGED, Kind, Way
 from finetune_operator.verdict import IDENTICAL, CreateTrain, DeleteJob, Mark, Observed, Verdict, mark_of, reason_of
 from finetune_operator.verdict import STOPPING as STOPPING_PREVIOUS
@@ -35,6 +35,8 @@ from finetune_operator.views import Child, format_time
 POLL = 5.0
 POLL_STARTING = 2.0
 """Seconds between two questions to a trainer."""
+POLL_QUEUE = 60.0
+"""Seconds between two questions why a queue lets a Job wait. That it waits no more is an event of the Job itself."""
 STARTED = ("Queued", "Starting", "Training", "Evaluating")
 """Phases of a job that has a train Job."""
 STAGES: dict[str, Phase] = {
@@ -78,14 +80,14 @@ def _going_on(o: Observed, target: Target, job: Child, *, now: datetime, superse
         message = "the attempt before commits a checkpoint and ends"
         verdict = Verdict(_going(o), STOPPING_PREVIOUS, message, facts=facts, again_after=POLL_STARTING)
         return verdict.doing(DeleteJob.of(job))
-    pods = o.pods_of(job)
-    if stopping(job, pods, now=now):
+    if stopping(job, o.pods_of(job), now=now):
         verdict = _running(o, job, facts)
         return replace(verdict, reason=STOPPING.reason, message=STOPPING.happened, again_after=POLL_STARTING)
-    wait = wait_of(job, pods, nodes=target.config.pods.nodes, refusal=o.refusals.get(job.uid))
+    wait = wait_of(o, job, nodes=target.config.pods.nodes)
     if wait is not None:
         phase: Phase = "Starting" if wait.placed else "Queued"
-        return Verdict(phase, wait.reason, wait.message, stalled=wait.stalled, facts=facts, again_after=POLL)
+        again = POLL_QUEUE if wait.cause in HELD and job.uid in o.admissions else POLL
+        return Verdict(phase, wait.reason, wait.message, stalled=wait.stalled, facts=facts, again_after=again)
     return _running(o, job, facts)
 
 
