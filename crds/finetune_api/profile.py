@@ -140,6 +140,11 @@ class FineTuneProfileSpec(Model):
     resources: Resources | None = spec_field(None, "What the pods get when a job does not say it.")
     gpu: Gpu | None = spec_field(None, "How GPUs are asked for.")
     cache: Cache | None = spec_field(None, "Where base models stay between pods. Default: every pod downloads its own.")
+    start_timeout: Duration | None = spec_field(
+        "live",
+        "How long the pods of a job on several nodes, without a queue, may wait until each has a node; then all are given back and "
+        "tried again later. Default: 10m.",
+    )
     queue: ProfileQueue | None = spec_field(None, "Kueue's queue for jobs that name none. Default: no queue.")
     pod_template: PodTemplate | None = spec_field(
         None, "Merged under the job's: maps merge, lists append, the job wins."

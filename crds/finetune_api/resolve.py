@@ -118,7 +118,7 @@ def resolve(
         storage=_storage(spec.storage or Storage(), profile),
         pods=_pods(spec, profile, defaults),
         max_retries=first((spec.retries or Retries()).max, default=3),
-        limits=_limits(spec, profile.limits or Limits()),
+        limits=_limits(spec, profile),
     )
     if defaults.in_cluster:
         _refuse_files(config.addresses)
@@ -359,7 +359,8 @@ def _checkpoint(spec: FineTuneJobSpec) -> CheckpointConfig:
     )
 
 
-def _limits(spec: FineTuneJobSpec, most: Limits) -> LimitsConfig:
+def _limits(spec: FineTuneJobSpec, profile: FineTuneProfileSpec) -> LimitsConfig:
+    most = profile.limits or Limits()
     deadline = first(spec.deadline, most.deadline, default=None)
     hours = first(spec.budget.gpu_hours if spec.budget else None, most.gpu_hours, default=None)
     return LimitsConfig(
@@ -367,6 +368,7 @@ def _limits(spec: FineTuneJobSpec, most: Limits) -> LimitsConfig:
         gpu_seconds=3600 * hours if hours else None,
         of_profile=_left(spec, most) or None,
         stop_at_best=spec.budget is None or spec.budget.on_exhausted != "Fail",
+        start_seconds=seconds(profile.start_timeout or "10m"),
         keep_seconds=min(int(seconds(spec.ttl_after_finished or "1h")), 2**31 - 1),
     )
 

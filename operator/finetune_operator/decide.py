@@ -13,14 +13,15 @@ from datetime import datetime
 from finetune_api.status import Usage
 from finetune_operator.policies.accept import Refusal, Target, accept, target_of
 from finetune_operator.policies.attempt import POLL, STARTED, attempt, stopped
+from finetune_operator.policies.groups import turn
 from finetune_operator.policies.limits import REASONS, reached
 from finetune_operator.policies.preflight import preflight
 from finetune_operator.policies.restarts import forgotten, lost
 from finetune_operator.policies.rivals import ahead, wait_for
 from finetune_operator.policies.suspend import SUSPENDING, last_words, still_there, suspend
 from finetune_operator.policies.vanished import gone, vanished
-from finetune_operator.policies.waiting import HELD, queue_of
-from finetune_operator.policies.ways import DOCUMENT_CHANGED
+from finetune_operator.policies.waiting import ANOTHER_GROUP, HELD, queue_of
+from finetune_operator.policies.ways import DOCUMENT_CHANGED, GROUP_INCOMPLETE
 from finetune_operator.status import compose, notes, worth_writing
 from finetune_operator.verdict import (
     IDENTICAL,
@@ -202,7 +203,8 @@ def _passed(o: Observed) -> bool:
 
 def _lost(o: Observed) -> bool:
     """Whether the status speaks of a train Job, of which there is none any more."""
-    nothing_ran = (PASSED, STOPPING, *REASONS, *(cause.reason for cause in HELD))
+    held = (cause.reason for cause in (*HELD, ANOTHER_GROUP))
+    nothing_ran = (PASSED, STOPPING, GROUP_INCOMPLETE.reason, *REASONS, *held)
     return o.subject.status.phase in STARTED and reason_of(o.subject.status) not in nothing_ran
 
 
@@ -233,6 +235,9 @@ def _start(o: Observed, target: Target, *, now: datetime) -> Verdict:
     missing = queue_of(o, queue.name) if queue is not None else None
     if missing is not None:
         return missing.verdict(again_after=REFUSED_AGAIN)
+    later = turn(o, target, now=now)
+    if later is not None:
+        return later
     looked = next(reversed(o.jobs("preflight")), None)
     counters = replace(looked.counters if looked else Counters(), interruptions=0, finish=limit is not None)
     ordinal = o.next_ordinal("train")

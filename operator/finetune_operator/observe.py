@@ -4,20 +4,26 @@ import time
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 
+from finetune_api.base import at
 from finetune_api.contract import Progress
 from finetune_api.resolve import Defaults
 from finetune_operator.cache import Cache
 from finetune_operator.kube import ApiError, Kube
 from finetune_operator.metrics import PROGRESS
 from finetune_operator.policies.suspend import still_there
+from finetune_operator.policies.waiting import ANOTHER_GROUP
 from finetune_operator.progress import ProgressReader
-from finetune_operator.verdict import Observed, Rival, condition
+from finetune_operator.verdict import PASSED, Group, Observed, Rival, condition, reason_of
 from finetune_operator.views import Child, Pod, Subject, admission
 
 PATIENCE = timedelta(seconds=4)
 """How long a Job may have no pods before its Events are read."""
 ASKED_AGAIN = 30.0
 """Seconds between two questions whether Kueue is installed."""
+
+
+READY = (PASSED, ANOTHER_GROUP.reason)
+"""Reasons of a job that begins an attempt as soon as it may."""
 
 
 class Observer:
@@ -53,6 +59,7 @@ class Observer:
             children=self._cache.children(uid),
             pods=self._cache.pods(uid),
             rivals=tuple(self._rival(other, now=now) for other in self._cache.same_output(subject)),
+            groups=self._groups(subject) if self._nodes(subject) > 1 else (),
             progress=progress,
             refusals=refusals,
             kueue=kueue is not None,
@@ -81,6 +88,30 @@ class Observer:
             unfinished=not other.finished and not other.deleting,
             holding=holding,
         )
+
+    def _nodes(self, subject: Subject) -> int:
+        """How many pods it may want to train together, as far as its document and its profile say so."""
+        profile = self._cache.profiles().get(_profile(subject))
+        asked = [at(subject.spec, "resources.nodes"), at(profile.spec, "resources.nodes") if profile else None]
+        return next((nodes for nodes in asked if isinstance(nodes, int)), 1)
+
+    def _groups(self, subject: Subject) -> tuple[Group, ...]:
+        """Others that start several pods without a queue, or are about to."""
+        found = []
+        for other in self._cache.subjects():
+            same = (other.namespace, _profile(other)) == (subject.namespace, _profile(subject))
+            if not same or other.uid == subject.uid or other.finished or other.deleting:
+                continue
+            jobs = [c for c in self._cache.children(other.uid) if c.role == "train" and not c.deleting and not c.ended]
+            starts = any(job.nodes > 1 and not job.queue and not self._complete(job, other.uid) for job in jobs)
+            ready = not jobs and not other.suspended and self._nodes(other) > 1 and "queue" not in other.spec
+            if starts or (ready and reason_of(other.status) in READY):
+                name = f"{other.namespace}/{other.name}"
+                found.append(Group(name=name, uid=other.uid, created=other.created, starts=starts))
+        return tuple(found)
+
+    def _complete(self, job: Child, uid: str) -> bool:
+        return sum(pod.running or pod.over for pod in self._pods_of(job, uid)) >= job.nodes
 
     async def _read_progress(self, uid: str) -> Progress | None:
         trains = [child for child in self._cache.children(uid) if child.role == "train" and not child.deleting]
@@ -140,3 +171,7 @@ class Observer:
 
     def _pods_of(self, child: Child, uid: str) -> list[Pod]:
         return [pod for pod in self._cache.pods(uid) if pod.owner == child.uid]
+
+
+def _profile(subject: Subject) -> str:
+    return str(subject.spec.get("profile") or "default")

@@ -30,6 +30,18 @@ class Rival:
 
 
 @dataclass(frozen=True)
+class Group:
+    """Another FineTuneJob of the same namespace and profile, without a queue, whose pods train together."""
+
+    name: str
+    """namespace/name"""
+    uid: str
+    created: datetime
+    starts: bool
+    """It has a train Job of which not all pods run; else it is ready to begin one."""
+
+
+@dataclass(frozen=True)
 class Observed:
     """Everything one decision depends on."""
 
@@ -43,6 +55,8 @@ class Observed:
     children: tuple[Child, ...] = ()
     pods: tuple[Pod, ...] = ()
     rivals: tuple[Rival, ...] = ()
+    groups: tuple[Group, ...] = ()
+    """Looked for only where this one may want several pods."""
     progress: Progress | None = None
     """Of the newest train Job, when its pods answered."""
     refusals: Mapping[str, str] = field(default_factory=dict, hash=False)

@@ -176,6 +176,8 @@ class Child:
     retry: str
     created: datetime
     deleting: bool
+    nodes: int
+    """Pods that it runs at a time."""
     queue: str
     """Kueue's queue that decides when it may run, or an empty string."""
     suspended: bool
@@ -209,6 +211,7 @@ class Child:
             retry=notes.get(RETRY, ""),
             created=_created(meta),
             deleting="deletionTimestamp" in meta,
+            nodes=(raw.get("spec") or {}).get("parallelism", 1),
             queue=labels.get(QUEUE, ""),
             suspended=bool((raw.get("spec") or {}).get("suspend")),
             suspended_at=_suspended_at(_condition(status, "Suspended")),

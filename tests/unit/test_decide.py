@@ -145,6 +145,7 @@ def child(role: Any, ordinal: int, **changes: Any) -> Child:
         retry="",
         created=ago(60),
         deleting=False,
+        nodes=1,
         queue="",
         suspended=False,
         suspended_at=None,

@@ -29,6 +29,13 @@ QUEUED = Cause(
 KUEUE_MISSING = Cause(
     "KueueNotInstalled", "a queue is named, and the cluster has no Kueue", "install it, or name no queue", stalled=True
 )
+ANOTHER_GROUP = Cause(
+    "AnotherGroupStarts",
+    "another job of the namespace and profile, on several nodes like this one, is about to start, and has not all of "
+    "its pods yet",
+    "nothing",
+    stalled=False,
+)
 REFUSED = Cause("PodsRefused", "a quota, or an admission rule of the cluster", "what the message names", stalled=True)
 UNSCHEDULABLE = Cause(
     "Unschedulable", "no node has room, or fits", "nodes, or other `resources` or `podTemplate.spec`", stalled=False
@@ -65,6 +72,7 @@ CAUSES = (
     QUEUED,
     KUEUE_MISSING,
     SUSPENDED,
+    ANOTHER_GROUP,
     REFUSED,
     UNSCHEDULABLE,
     PENDING,
