@@ -20,7 +20,7 @@ from finetune_operator.policies.restarts import forgotten, lost
 from finetune_operator.policies.rivals import ahead, wait_for
 from finetune_operator.policies.suspend import SUSPENDING, last_words, still_there, suspend
 from finetune_operator.policies.vanished import gone, vanished
-from finetune_operator.policies.waiting import ANOTHER_GROUP, HELD, queue_of
+from finetune_operator.policies.waiting import ANOTHER_GROUP, HELD, KUEUE_MISSING, queue_of
 from finetune_operator.policies.ways import DOCUMENT_CHANGED, GROUP_INCOMPLETE
 from finetune_operator.status import compose, notes, worth_writing
 from finetune_operator.verdict import (
@@ -41,6 +41,8 @@ from finetune_operator.verdict import (
 from finetune_operator.views import Child, Counters, Pod
 
 REFUSED_AGAIN = 60.0
+KUEUE_AGAIN = 30.0
+"""Seconds between two looks whether Kueue is there."""
 
 
 def decide(o: Observed, *, now: datetime) -> Decision:
@@ -203,7 +205,7 @@ def _passed(o: Observed) -> bool:
 
 def _lost(o: Observed) -> bool:
     """Whether the status speaks of a train Job, of which there is none any more."""
-    held = (cause.reason for cause in (*HELD, ANOTHER_GROUP))
+    held = (cause.reason for cause in (*HELD, KUEUE_MISSING, ANOTHER_GROUP))
     nothing_ran = (PASSED, STOPPING, GROUP_INCOMPLETE.reason, *REASONS, *held)
     return o.subject.status.phase in STARTED and reason_of(o.subject.status) not in nothing_ran
 
@@ -234,7 +236,7 @@ def _start(o: Observed, target: Target, *, now: datetime) -> Verdict:
     queue = target.config.pods.queue
     missing = queue_of(o, queue.name) if queue is not None else None
     if missing is not None:
-        return missing.verdict(again_after=REFUSED_AGAIN)
+        return missing.verdict(again_after=KUEUE_AGAIN)
     later = turn(o, target, now=now)
     if later is not None:
         return later

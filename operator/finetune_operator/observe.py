@@ -14,11 +14,11 @@ from finetune_operator.policies.suspend import still_there
 from finetune_operator.policies.waiting import ANOTHER_GROUP
 from finetune_operator.progress import ProgressReader
 from finetune_operator.verdict import PASSED, Group, Observed, Rival, condition, reason_of
-from finetune_operator.views import Child, Pod, Subject, admission
+from finetune_operator.views import Admission, Child, Pod, Subject
 
 PATIENCE = timedelta(seconds=4)
 """How long a Job may have no pods before its Events are read."""
-ASKED_AGAIN = 30.0
+ASKED_AGAIN = 10.0
 """Seconds between two questions whether Kueue is installed."""
 
 
@@ -155,8 +155,8 @@ class Observer:
             self._kueue, self._kueue_asked = await self._kube.kueue(), now
         return self._kueue
 
-    async def _read_admissions(self, subject: Subject, version: str) -> Mapping[str, str]:
-        found: dict[str, str] = {}
+    async def _read_admissions(self, subject: Subject, version: str) -> Mapping[str, Admission]:
+        found: dict[str, Admission] = {}
         for child in self._cache.children(subject.uid):
             if not (child.queue and child.suspended) or child.ended is not None or child.deleting:
                 continue
@@ -164,9 +164,8 @@ class Observer:
                 workload = await self._kube.workload(subject.namespace, version=version, job_uid=child.uid)
             except ApiError:
                 continue  # without the right to read Workloads the status just says less
-            words = admission(workload) if workload is not None else ""
-            if words:
-                found[child.uid] = words
+            if workload is not None:
+                found[child.uid] = Admission.of(workload)
         return found
 
     def _pods_of(self, child: Child, uid: str) -> list[Pod]:

@@ -3,6 +3,7 @@
 from datetime import datetime, timedelta
 
 from finetune_api.status import Condition, FineTuneJobStatus
+from finetune_operator.policies.waiting import TOLD
 from finetune_operator.policies.ways import SUSPENDED
 from finetune_operator.verdict import Mark, Note, Verdict, condition, mark_of, reason_of
 from finetune_operator.views import Subject, format_time
@@ -82,7 +83,8 @@ def worth_writing(
 def _loud(status: FineTuneJobStatus) -> FineTuneJobStatus:
     """The status without what changes with every step."""
     conditions = [c.model_copy(update={"message": ""}) for c in status.conditions or []]
-    quiet = {"message": None, "progress": None, "checkpoint": None, "conditions": conditions}
+    message = status.message if reason_of(status) in TOLD else None
+    quiet = {"message": message, "progress": None, "checkpoint": None, "conditions": conditions}
     return status.model_copy(update=quiet)
 
 

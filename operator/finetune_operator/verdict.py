@@ -8,7 +8,7 @@ from typing import Any, Literal
 from finetune_api.contract import Progress, RunConfig
 from finetune_api.resolve import Defaults
 from finetune_api.status import Condition, FineTuneJobStatus, Phase
-from finetune_operator.views import Child, Counters, Pinned, Pod, Profile, Role, Subject
+from finetune_operator.views import Admission, Child, Counters, Pinned, Pod, Profile, Role, Subject
 
 IDENTICAL = "IdenticalRunInProgress"
 PASSED = "PreflightPassed"
@@ -63,8 +63,8 @@ class Observed:
     """By UID of a child Job: why the cluster refuses to create its pods."""
     kueue: bool = False
     """Whether Kueue's resources are served. Asked only where a queue is named."""
-    admissions: Mapping[str, str] = field(default_factory=dict, hash=False)
-    """By UID of a suspended child Job: why Kueue has not admitted it."""
+    admissions: Mapping[str, Admission] = field(default_factory=dict, hash=False)
+    """By UID of a suspended child Job that Kueue has looked at: why it has not admitted it."""
     last_write: datetime | None = None
     """When this process last wrote the status; None when it has not yet."""
 

@@ -247,20 +247,36 @@ def _suspended_at(suspended: Raw) -> datetime | None:
     return parse_time(suspended.get("lastTransitionTime")) if suspended.get("status") == "True" else None
 
 
-def admission(workload: Raw) -> str:
-    """Why Kueue has not admitted a Workload yet, in its own words, or an empty string.
+@dataclass(frozen=True)
+class Admission:
+    """What Kueue says of a Workload that does not run."""
 
-    A Workload that lost its place says why, and then what it waits for.
-    """
-    status = workload.get("status") or {}
-    evicted, quota = _condition(status, "Evicted"), _condition(status, "QuotaReserved")
-    checks = [check for check in status.get("admissionChecks") or [] if check.get("state") != "Ready"]
-    said = [
-        evicted.get("message") if evicted.get("status") == "True" else None,
-        quota.get("message") if quota.get("status") == "False" else None,
-        *(f"{check.get('name')}: {check.get('message') or check.get('state')}" for check in checks),
-    ]
-    return "; ".join(dict.fromkeys(words.strip() for words in said if words))
+    words: str
+    """Its own, or an empty string before it has said any."""
+    stuck: bool
+    """It will not be admitted until somebody mends something."""
+
+    @classmethod
+    def of(cls, workload: Raw) -> "Admission":
+        """A Workload that lost its place says why, and then what it waits for."""
+        status = workload.get("status") or {}
+        finished, evicted = _true(status, "Finished"), _true(status, "Evicted")
+        quota, holds = _condition(status, "QuotaReserved"), not evicted and bool(_true(status, "QuotaReserved"))
+        checks = status.get("admissionChecks") or [] if holds else []
+        again = (status.get("requeueState") or {}).get("requeueAt")
+        said = [
+            finished.get("message"),
+            evicted.get("message"),
+            quota.get("message") if holds or quota.get("status") == "False" else None,
+            *(f"{c.get('name')}: {c.get('message') or c.get('state')}" for c in checks if c.get("state") != "Ready"),
+            f"tried again at {again}" if again else None,
+        ]
+        inadmissible = quota.get("status") == "False" and quota.get("reason") == "Inadmissible"
+        inactive = (workload.get("spec") or {}).get("active") is False
+        return cls(
+            words="; ".join(dict.fromkeys(words.strip() for words in said if words)),
+            stuck=inadmissible or inactive or bool(finished),
+        )
 
 
 def controller(raw: Raw) -> str:
@@ -358,6 +374,12 @@ class Pod:
 
 def _condition(status: Raw, kind: str) -> Raw:
     return next((c for c in status.get("conditions") or [] if c.get("type") == kind), {})
+
+
+def _true(status: Raw, kind: str) -> Raw:
+    """The condition where it holds, else an empty one."""
+    condition = _condition(status, kind)
+    return condition if condition.get("status") == "True" else {}
 
 
 def _asked_to_go(meta: Raw) -> datetime | None:

@@ -15,7 +15,8 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -28,6 +29,7 @@ pytestmark = pytest.mark.e2e
 
 ROOT = Path(__file__).resolve().parents[2]
 TOKEN = "admin-of-a-throw-away-control-plane"
+CRDS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 JOBS = "/apis/finetune.dev/v1alpha1/namespaces/{}/finetunejobs"
 Document = dict[str, Any]
 
@@ -64,8 +66,10 @@ def eventually(what: str, check: Callable[[], Any], *, seconds: float = 40) -> A
 class Plane:
     """etcd, kube-apiserver and kube-controller-manager on the loopback. AlwaysAllow: rights are the chart's test."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, server: Sequence[str] = ()) -> None:
+        """`server`: more arguments of the API server."""
         self.directory = directory
+        self._server = server
         self.port = free_port()
         self.kubeconfig = directory / "kubeconfig"
         self._processes: list[subprocess.Popen[bytes]] = []
@@ -116,6 +120,7 @@ class Plane:
             f"--service-account-key-file={self.directory / 'sa.key'}",
             f"--service-account-signing-key-file={self.directory / 'sa.key'}",
             "--disable-admission-plugins=ServiceAccount",
+            *self._server,
         )
         eventually("the API server is ready", self._ready, seconds=90)
         self._start(
@@ -186,19 +191,23 @@ def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plane]:
     binaries()
     running = Plane(tmp_path_factory.mktemp("plane"))
     try:
-        for path in sorted((ROOT / "crds").glob("*.yaml")):
-            running.create("/apis/apiextensions.k8s.io/v1/customresourcedefinitions", yaml.safe_load(path.read_text()))
-        eventually("the resources are served", lambda: _served(running))
-        profile = {
-            "apiVersion": "finetune.dev/v1alpha1",
-            "kind": "FineTuneProfile",
-            "metadata": {"name": "default"},
-            "spec": {},
-        }
-        running.create("/apis/finetune.dev/v1alpha1/finetuneprofiles", profile)
+        install(running)
         yield running
     finally:
         running.stop()
+
+
+def install(plane: Plane) -> None:
+    """Our resources, and a profile without a word."""
+    for path in sorted((ROOT / "crds").glob("*.yaml")):
+        plane.create(CRDS, yaml.safe_load(path.read_text()))
+    eventually("the resources are served", lambda: _served(plane))
+    add_profile(plane, "default")
+
+
+def add_profile(plane: Plane, name: str, **spec: Any) -> None:
+    meta = {"apiVersion": "finetune.dev/v1alpha1", "kind": "FineTuneProfile", "metadata": {"name": name}}
+    plane.create("/apis/finetune.dev/v1alpha1/finetuneprofiles", {**meta, "spec": spec})
 
 
 def _served(plane: Plane) -> bool:
@@ -322,10 +331,10 @@ class Kubelet(threading.Thread):
         name = pod["spec"]["containers"][0]["name"]
         container = {"name": name, "image": "i", "imageID": "", "restartCount": 0, "ready": runs, "state": state}
         ready = {"type": "Ready", "status": str(runs)}
-        self.plane.patch(
-            f"{path}/status",
-            {"status": {"phase": phase, "containerStatuses": [container], "conditions": [ready], "podIP": "127.0.0.9"}},
-        )
+        status = {"phase": phase, "containerStatuses": [container], "conditions": [ready], "podIP": "127.0.0.9"}
+        if runs:
+            status["startTime"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        self.plane.patch(f"{path}/status", {"status": status})
 
 
 # --- the operator: a process ---
@@ -430,10 +439,17 @@ _number = iter(range(1000))
 
 @pytest.fixture
 def place(plane: Plane, tmp_path: Path) -> Iterator[Place]:
+    with a_place(plane, tmp_path) as made:
+        yield made
+
+
+@contextmanager
+def a_place(plane: Plane, directory: Path) -> Iterator[Place]:
+    """Its operator logs to `directory`."""
     name = f"place-{next(_number)}"
     plane.create("/api/v1/namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
     kubelet = Kubelet(plane, name)
-    operator = Operator(plane, [name], tmp_path / "operator.log")
+    operator = Operator(plane, [name], directory / "operator.log")
     operator.start()
     try:
         yield Place(plane, name, kubelet, operator)
@@ -527,13 +543,7 @@ def test_a_missing_profile_is_waited_for(place: Place) -> None:
     name = f"later-{place.name}"
     place.apply("one", profile=name)
     place.reaches("one", "Pending", "ProfileNotFound")
-    profile = {
-        "apiVersion": "finetune.dev/v1alpha1",
-        "kind": "FineTuneProfile",
-        "metadata": {"name": name},
-        "spec": {"resources": {"perNode": {"gpus": 0}}},
-    }
-    place.plane.create("/apis/finetune.dev/v1alpha1/finetuneprofiles", profile)
+    add_profile(place.plane, name, resources={"perNode": {"gpus": 0}})
     place.reaches("one", "Succeeded")
 
 
@@ -805,6 +815,106 @@ def refused_jobs(plane: Plane) -> int:
     lines = plane.text("/metrics").splitlines()
     wanted = ("apiserver_request_total{", 'code="403"', 'resource="jobs"', 'verb="POST"')
     return sum(int(float(line.rsplit(" ", 1)[1])) for line in lines if all(word in line for word in wanted))
+
+
+def test_a_queue_without_kueue_is_told(place: Place) -> None:
+    place.apply("one", queue={"name": "team-a"})
+    status = place.reaches("one", "Pending", "KueueNotInstalled")
+    assert condition(status, "Stalled")["status"] == "True"
+    assert place.kubelet.jobs_of("one") == ["p1"]
+
+
+def test_a_queue_alone_decides_when_a_job_runs(place: Place) -> None:
+    """This test is Kueue: it says why the Job waits, and suspends it. The real one is in test_kueue.py."""
+    done = threading.Event()
+    with StandIn(place) as kueue:
+        place.apply(
+            "one",
+            lambda role, ordinal: passes() if role == "preflight" else trained() if done.is_set() else None,
+            queue={"name": "team-a"},
+            resources={"perNode": {"gpus": 1}},
+        )
+        place.reaches("one", "Queued", "WaitingForQueue")
+        kueue.says(QuotaReserved=("False", "insufficient unused quota"))
+        eventually("the status says so", lambda: "insufficient unused quota" in place.status("one")["message"])
+        assert place.kubelet.jobs_of("one") == ["p1"]
+        kueue.suspends(False)
+        place.reaches("one", "Starting", "Loading")
+        time.sleep(2)
+        kueue.says(Evicted=("True", "Preempted for another"), QuotaReserved=("False", "Preempted for another"))
+        kueue.suspends(True)
+        status = place.reaches("one", "Queued", "WaitingForQueue")
+        assert status["message"] == "queue team-a: Preempted for another"
+        eventually("what it took is told", lambda: place.status("one")["usage"].get("gpuSeconds", 0) >= 1)
+        done.set()
+        kueue.suspends(False)
+        status = place.reaches("one", "Succeeded", "Trained")
+    assert (status["usage"]["attempts"], status.get("restarts")) == (1, None)
+    assert place.kubelet.jobs_of("one") == ["p1", "t1"]
+
+
+@dataclass
+class StandIn:
+    """What of Kueue the operator sees: its resource, one Workload, and the Job's suspend."""
+
+    place: Place
+
+    def __enter__(self) -> "StandIn":
+        version = {
+            "name": "v1beta2",
+            "served": True,
+            "storage": True,
+            "schema": {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}},
+        }
+        names = {"kind": "Workload", "plural": "workloads", "singular": "workload", "listKind": "WorkloadList"}
+        crd = {
+            "apiVersion": "apiextensions.k8s.io/v1",
+            "kind": "CustomResourceDefinition",
+            "metadata": {"name": "workloads.kueue.x-k8s.io"},
+            "spec": {"group": "kueue.x-k8s.io", "scope": "Namespaced", "names": names, "versions": [version]},
+        }
+        self.place.plane.create(CRDS, crd)
+        eventually("Workloads are served", self._served)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.place.plane.delete(f"{CRDS}/workloads.kueue.x-k8s.io")
+
+    def _served(self) -> bool:
+        try:
+            self.place.plane.items(self._path)
+        except urllib.error.HTTPError:
+            return False
+        return True
+
+    @property
+    def _path(self) -> str:
+        return f"/apis/kueue.x-k8s.io/v1beta2/namespaces/{self.place.name}/workloads"
+
+    def _job(self) -> Document:
+        jobs = self.place.plane.items(f"/apis/batch/v1/namespaces/{self.place.name}/jobs")
+        return next(job for job in jobs if job["metadata"]["labels"]["finetune.dev/role"] == "train")
+
+    def says(self, **conditions: tuple[str, str]) -> None:
+        """By type: status and message."""
+        found = [{"type": kind, "status": s, "message": m, "reason": "Pending"} for kind, (s, m) in conditions.items()]
+        labels = {"kueue.x-k8s.io/job-uid": self._job()["metadata"]["uid"]}
+        document = {
+            "apiVersion": "kueue.x-k8s.io/v1beta2",
+            "kind": "Workload",
+            "metadata": {"name": "one", "labels": labels},
+            "status": {"conditions": found},
+        }
+        if self.place.plane.items(self._path):
+            self.place.plane.patch(f"{self._path}/one", {"status": document["status"]})
+        else:
+            self.place.plane.create(self._path, document)
+
+    def suspends(self, suspend: bool) -> None:
+        job = self._job()["metadata"]["name"]
+        self.place.plane.patch(
+            f"/apis/batch/v1/namespaces/{self.place.name}/jobs/{job}", {"spec": {"suspend": suspend}}
+        )
 
 
 def test_killed_again_and_again_it_doubles_nothing(place: Place) -> None:

@@ -11,7 +11,7 @@ from finetune_operator.kube import ApiError, Kube
 from finetune_operator.observe import Observer
 from finetune_operator.progress import ProgressReader
 from finetune_operator.verdict import Observed
-from finetune_operator.views import GENERATION, JOB_UID, ROLE, RUN, admission
+from finetune_operator.views import GENERATION, JOB_UID, ROLE, RUN, Admission
 
 NOW = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
 RUN_ID = "a" * 16
@@ -213,7 +213,8 @@ async def test_kueue_is_asked_why_a_suspended_job_of_a_queue_waits() -> None:
     cache.apply("jobs", queued_job())
     observed = await seen(cache, events=api)
     assert observed.kueue
-    assert observed.admissions == {"uid-one-t1": "insufficient unused quota for nvidia.com/gpu"}
+    words = "insufficient unused quota for nvidia.com/gpu"
+    assert observed.admissions == {"uid-one-t1": Admission(words, stuck=False)}
     assert api.asked == ["kueue", "v1beta1 uid-one-t1"]
 
 
@@ -248,26 +249,66 @@ async def test_it_is_looked_for_where_the_job_or_a_profile_names_one(
     assert not (await seen(cache, events=Events(None))).kueue
 
 
-PREEMPTED = {"type": "Evicted", "status": "True", "message": "Preempted to accommodate a workload"}
+def workload(*conditions: dict[str, Any], active: bool = True, **status: Any) -> dict[str, Any]:
+    return {"spec": {"active": active}, "status": {"conditions": list(conditions), **status}}
+
+
+def said(kind: str, status: str, message: str, reason: str = "Pending") -> dict[str, Any]:
+    return {"type": kind, "status": status, "message": message, "reason": reason}
+
+
+EVICTED = said("Evicted", "True", "Preempted to accommodate a workload", "Preempted")
+BEFORE = said("Evicted", "False", "Previously: Preempted to accommodate a workload", "QuotaReserved")
+RESERVED = said("QuotaReserved", "True", "Quota reserved in ClusterQueue gpus")
+WANTING = said("QuotaReserved", "False", "insufficient unused quota")
+NO_QUEUE = said("QuotaReserved", "False", "LocalQueue team-a doesn't exist", "Inadmissible")
+OFF = said("Evicted", "True", "The workload is deactivated", "Deactivated")
+FAILED = said("Finished", "True", "conflict for nodeSelector", "FailedToStart")
 CHECK = {"name": "provision", "state": "Pending", "message": "no nodes yet"}
 
 
 @pytest.mark.parametrize(
-    ("workload", "words"),
+    ("workload", "words", "stuck"),
     [
-        ({}, ""),
-        (no_quota(), "insufficient unused quota for nvidia.com/gpu"),
+        ({}, "", False),
+        (workload(WANTING), "insufficient unused quota", False),
+        (workload(EVICTED, RESERVED), "Preempted to accommodate a workload", False),
+        (workload(EVICTED, WANTING), "Preempted to accommodate a workload; insufficient unused quota", False),
+        (workload(BEFORE, WANTING), "insufficient unused quota", False),
         (
-            {"status": {"conditions": [*no_quota()["status"]["conditions"], PREEMPTED]}},
-            "Preempted to accommodate a workload; insufficient unused quota for nvidia.com/gpu",
+            workload(RESERVED, admissionChecks=[CHECK]),
+            "Quota reserved in ClusterQueue gpus; provision: no nodes yet",
+            False,
+        ),
+        (workload(WANTING, admissionChecks=[CHECK]), "insufficient unused quota", False),
+        (
+            workload(RESERVED, admissionChecks=[{**CHECK, "state": "Ready"}]),
+            "Quota reserved in ClusterQueue gpus",
+            False,
         ),
         (
-            {"status": {"conditions": [{"type": "QuotaReserved", "status": "True"}], "admissionChecks": [CHECK]}},
-            "provision: no nodes yet",
+            workload(WANTING, requeueState={"count": 2, "requeueAt": "2026-03-01T12:03:00Z"}),
+            "insufficient unused quota; tried again at 2026-03-01T12:03:00Z",
+            False,
         ),
-        ({"status": {"admissionChecks": [{"name": "provision", "state": "Ready"}]}}, ""),
+        (workload(NO_QUEUE), "LocalQueue team-a doesn't exist", True),
+        (workload(OFF, active=False), "The workload is deactivated", True),
+        (workload(FAILED, RESERVED), "conflict for nodeSelector; Quota reserved in ClusterQueue gpus", True),
     ],
-    ids=["nothing is said", "no quota", "preempted", "an admission check", "a check that is done"],
+    ids=[
+        "nothing is said",
+        "no quota",
+        "about to lose its place",
+        "it has lost its place",
+        "long ago",
+        "an admission check",
+        "a check whose turn has not come",
+        "a check that is done",
+        "tried again later",
+        "no such queue",
+        "deactivated",
+        "it can never be started",
+    ],
 )
-def test_what_kueue_says_of_a_workload_that_waits(workload: dict[str, Any], words: str) -> None:
-    assert admission(workload) == words
+def test_what_kueue_says_of_a_workload_that_waits(workload: dict[str, Any], words: str, stuck: bool) -> None:
+    assert Admission.of(workload) == Admission(words, stuck)

@@ -1,11 +1,13 @@
 """spec.queue: Kueue decides when a Job runs, and the status says in its words why not yet."""
 
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from tests.unit.test_decide import (
     GO,
+    NOW,
     SPEC,
     TRAINING,
     UID,
@@ -26,12 +28,18 @@ from finetune_api.contract import QueueConfig
 from finetune_api.job import FineTuneJobSpec
 from finetune_api.profile import FineTuneProfileSpec
 from finetune_api.resolve import Defaults, resolve
+from finetune_operator.decide import decide
 from finetune_operator.verdict import reason_of
-from finetune_operator.views import Child
+from finetune_operator.views import Admission, Child
 
 QUEUED: dict[str, Any] = {**SPEC, "queue": {"name": "team-a"}}
 HELD = {"subject": subject(QUEUED), "pinned": {1: pinned(QUEUED)}}
 KEY = pinned(QUEUED).key
+
+
+def says(words: str, *, stuck: bool = False) -> dict[str, Any]:
+    """Kueue, of the Job that waits."""
+    return {"kueue": True, "admissions": {waiting().uid: Admission(words, stuck)}}
 
 
 def waiting(**changes: Any) -> Child:
@@ -59,7 +67,7 @@ ROWS = [
         says="queue team-a: Kueue is not installed; install it, or name no queue",
         stalled=True,
         passed="True",
-        again=60.0,
+        again=30.0,
     ),
     Row(
         "once Kueue is installed it is begun by itself",
@@ -73,12 +81,38 @@ ROWS = [
         world(GO, waiting(), kueue=True, **HELD),
         "Queued",
         "WaitingForQueue",
+        says="queue team-a: Kueue has not seen the Job yet",
+        again=5.0,
+    ),
+    Row(
+        "so is one of which it has said nothing yet",
+        world(GO, waiting(), **says(""), **HELD),
+        "Queued",
+        "WaitingForQueue",
         says="queue team-a: Kueue has not decided yet",
         again=5.0,
     ),
     Row(
+        "one that it never looks at needs somebody",
+        world(GO, waiting(created=NOW - timedelta(minutes=2)), kueue=True, **HELD),
+        "Queued",
+        "Inadmissible",
+        says=f"queue team-a: Kueue makes no Workload of Job {waiting().name}: it is down",
+        stalled=True,
+        again=60.0,
+    ),
+    Row(
+        "where there is no such queue, somebody has to mend something",
+        world(GO, waiting(), **says("LocalQueue team-a doesn't exist", stuck=True), **HELD),
+        "Queued",
+        "Inadmissible",
+        says="queue team-a: LocalQueue team-a doesn't exist",
+        stalled=True,
+        again=60.0,
+    ),
+    Row(
         "then Kueue's own words are passed on, and it is asked seldom",
-        world(GO, waiting(), kueue=True, admissions={waiting().uid: "insufficient unused quota"}, **HELD),
+        world(GO, waiting(), **says("insufficient unused quota"), **HELD),
         "Queued",
         "WaitingForQueue",
         says="queue team-a: insufficient unused quota",
@@ -86,7 +120,7 @@ ROWS = [
     ),
     Row(
         "one that has lost its place waits like that, too",
-        world(TRAINING, waiting(), kueue=True, admissions={waiting().uid: "Preempted to accommodate another"}, **HELD),
+        world(TRAINING, waiting(), **says("Preempted to accommodate another"), **HELD),
         "Queued",
         "WaitingForQueue",
         says="Preempted to accommodate another",
@@ -113,6 +147,13 @@ ROWS = [
     Row(
         "a Job that somebody deletes while it waits is made anew without a look",
         world(said("Queued", "WaitingForQueue", passed="True"), kueue=True, **HELD),
+        "Queued",
+        "PodsPending",
+        "begin t1",
+    ),
+    Row(
+        "so is one that was deleted because there is no Kueue any more, once there is",
+        world(said("Queued", "KueueNotInstalled", passed="True"), kueue=True, **HELD),
         "Queued",
         "PodsPending",
         "begin t1",
@@ -162,6 +203,18 @@ def test_fact(row: Row) -> None:
         assert decision.again_after == pytest.approx(row.again)
     if row.passed is not None:
         assert truth(status, "PreflightPassed") == row.passed
+
+
+def test_what_kueue_says_is_told_at_once() -> None:
+    before = settled(world(GO, waiting(), kueue=True, **HELD)).status
+    assert before is not None
+    given = world(before, waiting(), **says("insufficient unused quota"), **HELD)
+    given = replace(given, subject=replace(HELD["subject"], status=before), last_write=NOW - timedelta(seconds=5))
+    after = decide(given, now=NOW).status
+    assert after is not None
+    assert after.message == "queue team-a: insufficient unused quota"
+    given = replace(given, subject=replace(given.subject, status=after))
+    assert decide(given, now=NOW).status is None, "the same words are no change"
 
 
 def queue_of(spec: dict[str, Any], profile: dict[str, Any]) -> QueueConfig | None:

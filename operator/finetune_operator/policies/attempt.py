@@ -27,7 +27,7 @@ from finetune_operator.policies.restarts import (
 )
 from finetune_operator.policies.rivals import ahead, wait_for
 from finetune_operator.policies.success import last_checkpoint, not_good_enough, succeeded
-from finetune_operator.policies.waiting import HELD, SILENT, STOPPING, wait_of
+from finetune_operator.policies.waiting import HELD, SILENT, STOPPING, answered, wait_of
 from finetune_operator.policies.ways import BUDGET_EXHAUSTED, BUDGET_RAISED, GATES_CHANGED, GROUP_INCOMPLETE, Kind, Way
 from finetune_operator.verdict import IDENTICAL, CreateTrain, DeleteJob, Mark, Observed, Verdict, mark_of, reason_of
 from finetune_operator.verdict import STOPPING as STOPPING_PREVIOUS
@@ -88,10 +88,10 @@ def _going_on(o: Observed, target: Target, job: Child, *, now: datetime, superse
     if stopping(job, o.pods_of(job), now=now):
         verdict = _running(o, job, facts)
         return replace(verdict, reason=STOPPING.reason, message=STOPPING.happened, again_after=POLL_STARTING)
-    wait = wait_of(o, job, nodes=target.config.pods.nodes)
+    wait = wait_of(o, job, nodes=target.config.pods.nodes, now=now)
     if wait is not None:
         phase: Phase = "Starting" if wait.placed else "Queued"
-        again = POLL_QUEUE if wait.cause in HELD and job.uid in o.admissions else POLL
+        again = POLL_QUEUE if wait.cause in HELD and answered(o, job, now=now) else POLL
         return Verdict(phase, wait.reason, wait.message, stalled=wait.stalled, facts=facts, again_after=again)
     return _running(o, job, facts)
 

@@ -64,7 +64,7 @@ def _look(o: Observed, target: Target, job: Child, *, now: datetime) -> Verdict:
     end = ending(job, pods, nodes=1, now=now)
     if end is not None:
         return _ended(o, target, job, end, now=now)
-    wait = wait_of(o, job, nodes=1)
+    wait = wait_of(o, job, nodes=1, now=now)
     if wait is None or wait.reason in ORDINARY:
         again = 5.0 if not pods else None
         return replace(_checking("Checking", "checking storage, data and labels"), again_after=again)

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 
 from finetune_operator.verdict import Observed, Verdict
 from finetune_operator.views import Child
@@ -25,6 +26,13 @@ class Cause:
 SUSPENDED = Cause("JobSuspended", "the Job is suspended, by a queue or by hand", "resume it", stalled=False)
 QUEUED = Cause(
     "WaitingForQueue", "Kueue has not admitted the Job yet, or has taken its place away", "nothing", stalled=False
+)
+INADMISSIBLE = Cause(
+    "Inadmissible",
+    "Kueue cannot admit the Job: no such queue, or one that is stopped; a Workload that was deactivated or has failed, "
+    "or none at all",
+    "what the message names; if the Workload has failed, delete the Job, and it is made anew",
+    stalled=True,
 )
 KUEUE_MISSING = Cause(
     "KueueNotInstalled", "a queue is named, and the cluster has no Kueue", "install it, or name no queue", stalled=True
@@ -70,6 +78,7 @@ SILENT = Cause(
 )
 CAUSES = (
     QUEUED,
+    INADMISSIBLE,
     KUEUE_MISSING,
     SUSPENDED,
     ANOTHER_GROUP,
@@ -84,8 +93,12 @@ CAUSES = (
     STOPPING,
     SILENT,
 )
-HELD = (QUEUED, SUSPENDED)
+OVERDUE = timedelta(seconds=60)
+"""How long Kueue may take to say something of a new Job. As a rule it takes a second."""
+HELD = (QUEUED, INADMISSIBLE, SUSPENDED)
 """The Job itself is suspended: none of its pods is there."""
+TOLD = (QUEUED.reason, INADMISSIBLE.reason)
+"""Reasons whose words are asked for so seldom that each change of them is worth a write."""
 ORDINARY = (PENDING.reason, STARTING.reason)
 """Reasons that pass within seconds, as a rule."""
 
@@ -108,11 +121,11 @@ class Wait:
         return Verdict("Pending", self.reason, self.message, stalled=self.stalled, again_after=again_after)
 
 
-def wait_of(o: Observed, child: Child, *, nodes: int) -> Wait | None:
+def wait_of(o: Observed, child: Child, *, nodes: int, now: datetime) -> Wait | None:
     """None when all pods of the attempt run or have run."""
     pods, refusal = o.pods_of(child), o.refusals.get(child.uid)
     if child.suspended and child.queue:
-        return queue_of(o, child.queue) or _wait(QUEUED, _admission(o, child), placed=False)
+        return queue_of(o, child.queue) or _admission(o, child, now=now)
     if child.suspended:
         return _wait(SUSPENDED, f"Job {child.name} is suspended by the cluster", placed=False)
     if refusal and len(pods) < nodes:
@@ -137,8 +150,23 @@ def queue_of(o: Observed, queue: str) -> Wait | None:
     return _wait(KUEUE_MISSING, f"queue {queue}: Kueue is not installed; {KUEUE_MISSING.remedy}", placed=False)
 
 
-def _admission(o: Observed, child: Child) -> str:
-    return f"queue {child.queue}: {o.admissions.get(child.uid) or 'Kueue has not decided yet'}"
+def answered(o: Observed, child: Child, *, now: datetime) -> bool:
+    """Whether Kueue has said why a Job waits, or will hardly say it soon."""
+    found = o.admissions.get(child.uid)
+    return bool(found and found.words) or now - child.created > OVERDUE
+
+
+def _admission(o: Observed, child: Child, *, now: datetime) -> Wait:
+    found = o.admissions.get(child.uid)
+    if found is not None:
+        words = f"queue {child.queue}: {found.words or 'Kueue has not decided yet'}"
+        return _wait(INADMISSIBLE if found.stuck else QUEUED, words, placed=False)
+    if now - child.created <= OVERDUE:
+        return _wait(QUEUED, f"queue {child.queue}: Kueue has not seen the Job yet", placed=False)
+    words = "it is down, or does not manage the namespace, or a priority class that the job names does not exist"
+    return _wait(
+        INADMISSIBLE, f"queue {child.queue}: Kueue makes no Workload of Job {child.name}: {words}", placed=False
+    )
 
 
 def _wait(cause: Cause, message: str, *, placed: bool) -> Wait:
