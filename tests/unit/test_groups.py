@@ -31,7 +31,7 @@ from finetune_api.resolve import Defaults, resolve
 from finetune_api.status import FineTuneJobStatus, Restart, Usage
 from finetune_operator.cache import Cache
 from finetune_operator.verdict import Group, reason_of
-from finetune_operator.views import Admission, Child, format_time
+from finetune_operator.views import Child, format_time
 
 SEVERAL: dict[str, Any] = {"subject": subject(TWO_NODES), "pinned": {1: pinned(TWO_NODES)}}
 IN_A_QUEUE = {**TWO_NODES, "queue": {"name": "team-a"}}
@@ -135,22 +135,22 @@ ROWS = [
         "PodsStarting",
     ),
     Row(
-        "a group that a queue took in unasked keeps its place there",
-        world(
-            GO,
-            job(9999, queue="default", suspended=True),
-            kueue=True,
-            admissions={job().uid: Admission("insufficient unused quota", stuck=False)},
-            **SEVERAL,
-        ),
-        "Queued",
-        "WaitingForQueue",
-    ),
-    Row(
-        "one that somebody suspended does not look for nodes",
+        "a Job that somebody suspended is no group that lacks nodes",
         world(GO, job(9999, suspended=True), **SEVERAL),
         "Queued",
         "JobSuspended",
+    ),
+    Row(
+        "one that goes on waits anew",
+        world(GO, job(9999, released=ago(599)), *ONE_PLACED, **SEVERAL),
+        "Queued",
+        "Unschedulable",
+    ),
+    Row(
+        "one that a queue admits without the document naming it is the queue's business",
+        world(GO, job(9999, queue="default"), *ONE_PLACED, **SEVERAL),
+        "Queued",
+        "Unschedulable",
     ),
     Row(
         "a lone pod keeps its place in the line for ever",

@@ -681,7 +681,7 @@ def test_what_the_gpus_cost_and_drew_is_told_at_the_rates_of_the_profile() -> No
 
 def preempted(*, until: float, again: float | None = None) -> Observed:
     """An attempt that got its node 600 s ago, was suspended `until` s ago, and got another one `again` s ago."""
-    job = t(created=ago(650), key=pinned(FOUR_GPUS).key)
+    job = t(created=ago(650), released=ago(again or 650), key=pinned(FOUR_GPUS).key)
     seen = spent(0, run=RunStatus(id=RUN, generation=1, placed_at=format_time(ago(600))))
     gone = world(seen, replace(job, suspended=True, suspended_at=ago(until)), **under(FOUR_GPUS))
     if again is None:
@@ -698,7 +698,8 @@ def _told(given: Observed) -> FineTuneJobStatus:
 
 def test_what_an_attempt_took_before_it_was_suspended_is_paid_once_its_pods_are_gone() -> None:
     status = _told(preempted(until=0))
-    assert status.usage == Usage(running_seconds=600, gpu_seconds=2400, counted=0, attempts=1)
+    assert status.usage is not None
+    assert (status.usage.running_seconds, status.usage.gpu_seconds, status.usage.counted) == (600, 2400, 0)
     assert status.run is not None
     assert status.run.placed_at is None
     assert (status.phase, reason_of(status)) == ("Queued", "JobSuspended")

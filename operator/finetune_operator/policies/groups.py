@@ -27,14 +27,12 @@ def starts_together(target: Target) -> bool:
 def missing(o: Observed, target: Target, job: Child, *, now: datetime) -> str | None:
     """What to say of a group that has waited too long for nodes; None of one that has them, or may still wait.
 
-    Pulling an image takes as long as it takes: a pod that has its node is there. A Job that a queue took in unasked, or
-    that somebody has suspended, does not look for nodes.
+    Pulling an image takes as long as it takes: a pod that has its node is there.
     """
     nodes, patience = target.config.pods.nodes, target.config.limits.start_seconds
-    if not starts_together(target) or job.queue or job.suspended:
-        return None
     placed = sum(pod.node is not None for pod in o.pods_of(job))
-    if placed >= nodes or now - job.created < timedelta(seconds=patience):
+    held = job.suspended or bool(job.queue)
+    if not starts_together(target) or held or placed >= nodes or now - job.released < timedelta(seconds=patience):
         return None
     return f"{placed} of {nodes} pods got a node within {spoken(patience)}; all give their nodes back for a while"
 
