@@ -777,12 +777,12 @@ def test_a_group_that_finds_no_room_gives_its_nodes_back_and_starts_when_there_i
     freed = threading.Event()
     several = {"profile": place.name, "resources": {"nodes": 2, "perNode": {"gpus": 1}}}
 
-    def first(role: str, ordinal: int) -> Ends | None:
+    def long(role: str, ordinal: int) -> Ends | None:
         return ordinary(role, ordinal) if role == "preflight" or freed.is_set() else None
 
-    place.apply("one", first, **several)
+    place.apply("one", long, **several)
     place.reaches("one", "Starting", "Loading")
-    place.apply("two", **several)
+    place.apply("two", long, **several)
     status = place.reaches("two", "Queued", "GroupIncomplete")
     eventually("its pods are gone", lambda: not [pod for pod in place.children("pods") if pod.startswith("two-")])
     assert place.status("one")["phase"] == "Starting"
