@@ -308,7 +308,7 @@ def test_a_job_is_made_suspended_and_only_kueue_and_the_job_controller_write_it(
     assert labels == {"kueue.x-k8s.io/queue-name": "team-a", "kueue.x-k8s.io/priority-class": "low"}
     assert job["spec"]["suspend"] is True
     preflight = made["p1"]["requestObject"]
-    assert "suspend" not in preflight["spec"]
+    assert preflight["spec"]["suspend"] is False
     assert not [name for name in preflight["metadata"]["labels"] if name.startswith("kueue")]
     verbs: dict[str, set[str]] = {}
     for event in writes(team):
@@ -495,4 +495,4 @@ def test_a_trainer_that_crashes_is_tried_again_through_the_queue(team: Place) ->
     status = team.reaches("one", "Succeeded", "Trained", seconds=90)
     assert [(restart["attempt"], restart["reason"]) for restart in status["restarts"]] == [(1, "Killed")]
     made = [event["requestObject"] for event in writes(team) if event["verb"] == "create"]
-    assert [job["spec"].get("suspend") for job in made] == [None, True, True]
+    assert [job["spec"]["suspend"] for job in made] == [False, True, True]
