@@ -9,6 +9,7 @@ from kubernetes.aio import client, config
 
 from finetune_api import GROUP, VERSION
 from finetune_operator.cache import Kind
+from finetune_operator.metrics import API_REQUESTS
 from finetune_operator.views import SELECTOR, Raw
 
 TIMEOUT = 30.0
@@ -169,7 +170,12 @@ class Kube:
             body=body,
             auth_settings=["BearerToken"],
         )
-        answer = await self._api.call_api(*request, _request_timeout=seconds)
+        code = "none"
+        try:
+            answer = await self._api.call_api(*request, _request_timeout=seconds)
+            code = str(answer.status)
+        finally:
+            API_REQUESTS.labels(method, _resource(path), code).inc()
         content: bytes = await answer.read()
         if answer.status >= 400:
             raise _error(answer.status, content)
@@ -179,6 +185,15 @@ class Kube:
 def _path(plural: str, namespace: str | None, name: str | None = None) -> str:
     where = f"/namespaces/{namespace}" if namespace else ""
     return f"{PREFIXES[plural]}{where}/{plural}" + (f"/{name}" if name else "")
+
+
+def _resource(path: str) -> str:
+    """The plural of what a path names, with its subresource; of a group alone, "discovery"."""
+    parts = path.strip("/").split("/")
+    parts = parts[2:] if parts[0] == "api" else parts[3:]
+    if parts[:1] == ["namespaces"]:
+        parts = parts[2:]
+    return "/".join([*parts[:1], *parts[2:3]]) or "discovery"
 
 
 def _error(code: int, content: bytes) -> ApiError:

@@ -82,21 +82,6 @@ def ago(seconds: float) -> datetime:
 # --- the parts of a world ---
 
 
-def pinned(spec: dict[str, Any] = SPEC, *, generation: int = 1) -> Pinned:
-    config = resolve(
-        FineTuneJobSpec.model_validate(spec),
-        FineTuneProfileSpec(),
-        job="ns/one",
-        job_uid=UID,
-        generation=generation,
-        defaults=DEFAULTS,
-    )
-    return Pinned(generation, config, restart_key(config))
-
-
-KEY, FASTER_KEY = pinned().key, pinned(FASTER).key
-
-
 def subject(spec: dict[str, Any] = SPEC, **changes: Any) -> Subject:
     made = Subject(
         namespace="ns",
@@ -111,6 +96,21 @@ def subject(spec: dict[str, Any] = SPEC, **changes: Any) -> Subject:
         status=FineTuneJobStatus(),
     )
     return replace(made, **changes)
+
+
+def pinned(spec: dict[str, Any] = SPEC, *, generation: int = 1) -> Pinned:
+    config = resolve(
+        FineTuneJobSpec.model_validate(spec),
+        FineTuneProfileSpec(),
+        job="ns/one",
+        job_uid=UID,
+        generation=generation,
+        defaults=DEFAULTS,
+    )
+    return Pinned(generation, config, restart_key(config), subject(spec).asked)
+
+
+KEY, FASTER_KEY = pinned().key, pinned(FASTER).key
 
 
 def said(
@@ -149,6 +149,7 @@ def child(role: Any, ordinal: int, **changes: Any) -> Child:
         queue="",
         suspended=False,
         suspended_at=None,
+        released=changes.get("created", ago(60)),
         ended=None,
         ended_at=None,
     )
@@ -1314,6 +1315,12 @@ SUSPENDING = [
         "delete t1",
     ),
     Row(
+        "what has succeeded stays so, though the profile would not allow it any more",
+        world(SUCCEEDED, profiles={}, **{**HALTED, "pinned": {1: pinned()}}),
+        "Succeeded",
+        "Trained",
+    ),
+    Row(
         "what has succeeded stays so",
         world(SUCCEEDED, **HALTED),
         "Succeeded",
@@ -1529,7 +1536,7 @@ def _carried_out(o: Observed, decision: Decision) -> Observed:
     for action in decision.actions:
         match action:
             case CreateConfig(config, key):
-                known[config.generation] = Pinned(config.generation, config, key)
+                known[config.generation] = Pinned(config.generation, config, key, o.subject.asked)
             case CreatePreflight(config, key, ordinal, counters):
                 job = p(ordinal, uid=f"new-p{ordinal}", key=key, counters=counters, created=NOW)
                 children.append(replace(job, retry=o.subject.retry or "", generation=config.generation))

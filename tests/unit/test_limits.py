@@ -559,6 +559,15 @@ def test_one_that_says_nothing_new_is_charged_ten_minutes_at_most(wrong: timedel
     assert looked(calm, operator=wrong) != "DeadlineExceeded"
 
 
+def test_a_silence_that_this_process_has_watched_counts_in_full() -> None:
+    """A network that keeps the operator from the pods must not make a job endless."""
+    began = ago(7300)
+    job = t(created=began)
+    given = world(spent(0), job, pod(job, started=began), **under(DEADLINE))
+    assert short(settled(given)) == "", "ten minutes, of which nobody knows more"
+    assert short(settled(replace(given, silent=timedelta(hours=2)))) == "delete t1"
+
+
 def test_a_nodes_clock_that_jumps_ahead_is_not_believed() -> None:
     job, its_pod, _ = running(60)
     given = world(spent(2000), job, its_pod, telling(NOW + YEAR), **under(DEADLINE))
@@ -657,9 +666,31 @@ def test_an_old_attempt_is_paid_from_its_job_when_a_preflight_of_the_same_run_ha
     assert status.usage.running_seconds == 90
 
 
+def rated(given: Observed, **rates: float) -> Observed:
+    """With a profile that says what a GPU costs and draws."""
+    made = given.pinned[1]
+    limits = made.config.limits.model_copy(update=rates)
+    return replace(given, pinned={1: replace(made, config=made.config.model_copy(update={"limits": limits}))})
+
+
+def test_what_the_gpus_cost_and_drew_is_told_at_the_rates_of_the_profile() -> None:
+    """Two hours on one GPU; another hour was paid before."""
+    before = spent(3600, attempts=2)
+    assert before.usage is not None
+    paid = before.model_copy(update={"usage": before.usage.model_copy(update={"cost": 2.0, "kilowatt_hours": 0.5})})
+    job = t(2, created=ago(7300), ended="Failed", ended_at=ago(0))
+    given = world(paid, job, pod(job, started=ago(7200)), **under(SPEC))
+    usage = _told(rated(given, gpu_hour_price=2.5, gpu_watts=700)).usage
+    assert usage is not None
+    assert (usage.gpu_seconds, usage.cost, usage.kilowatt_hours) == (10800, 7.0, 1.9)
+    unrated = _told(given).usage
+    assert unrated is not None
+    assert (unrated.cost, unrated.kilowatt_hours) == (2.0, 0.5), "what was told stays, though no rate is known any more"
+
+
 def preempted(*, until: float, again: float | None = None) -> Observed:
     """An attempt that got its node 600 s ago, was suspended `until` s ago, and got another one `again` s ago."""
-    job = t(created=ago(650), key=pinned(FOUR_GPUS).key)
+    job = t(created=ago(650), released=ago(again or 650), key=pinned(FOUR_GPUS).key)
     seen = spent(0, run=RunStatus(id=RUN, generation=1, placed_at=format_time(ago(600))))
     gone = world(seen, replace(job, suspended=True, suspended_at=ago(until)), **under(FOUR_GPUS))
     if again is None:
@@ -676,7 +707,8 @@ def _told(given: Observed) -> FineTuneJobStatus:
 
 def test_what_an_attempt_took_before_it_was_suspended_is_paid_once_its_pods_are_gone() -> None:
     status = _told(preempted(until=0))
-    assert status.usage == Usage(running_seconds=600, gpu_seconds=2400, counted=0, attempts=1)
+    assert status.usage is not None
+    assert (status.usage.running_seconds, status.usage.gpu_seconds, status.usage.counted) == (600, 2400, 0)
     assert status.run is not None
     assert status.run.placed_at is None
     assert (status.phase, reason_of(status)) == ("Queued", "JobSuspended")
