@@ -35,6 +35,7 @@ from finetune_api import GROUP, VERSION
 from finetune_api.contract import Checkpointed, LastMessage, Progress
 from finetune_api.status import BestCheckpoint, FineTuneJobStatus, GateStatus
 from finetune_operator.decide import decide, refused
+from finetune_operator.manifests import config_map
 from finetune_operator.verdict import CreateConfig
 from finetune_operator.views import Counters, Pinned, Subject, format_time
 
@@ -85,7 +86,8 @@ class Life:
                 decision = refused(seen, reason=reason, message=words, now=now)
             for action in decision.actions:
                 if isinstance(action, CreateConfig):
-                    pins[action.config.generation] = Pinned(action.config.generation, action.config, action.key)
+                    made = Pinned.of(config_map(before, action.config, key=action.key))
+                    pins[made.generation] = made
             before = replace(before, status=decision.status or before.status)
         return before
 
