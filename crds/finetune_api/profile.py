@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, StringConstraints
 
 from finetune_api.base import Model, Rule, lasts_a_minute, spec_field
-from finetune_api.pods import PodTemplate, Resources, Storage
+from finetune_api.pods import PodTemplate, Queue, Resources, Storage
 from finetune_api.scalars import Duration, License, Name, NamePattern, Quantity
 
 Image = Annotated[str, StringConstraints(pattern=r"^[^ \t\r\n]+$", max_length=512)]
@@ -62,6 +62,14 @@ class Limits(Model):
     )
 
 
+class ProfileQueue(Queue):
+    preflight: bool | None = spec_field(
+        "attempt",
+        "Whether preflight Jobs go through the queue, too: for clusters whose Kueue holds every Job "
+        "(manageJobsWithoutQueueName). Default: false.",
+    )
+
+
 class Allowed(Model):
     """The profile's own words are always allowed; so is a job that names nothing."""
 
@@ -96,6 +104,7 @@ Requirable = Literal[
     "podTemplate.metadata.labels",
     "podTemplate.spec.priorityClassName",
     "podTemplate.spec.serviceAccountName",
+    "queue",
     "resources.perNode.gpus",
     "resources.perNode.memory",
     "storage.credentialsSecret",
@@ -131,6 +140,12 @@ class FineTuneProfileSpec(Model):
     resources: Resources | None = spec_field(None, "What the pods get when a job does not say it.")
     gpu: Gpu | None = spec_field(None, "How GPUs are asked for.")
     cache: Cache | None = spec_field(None, "Where base models stay between pods. Default: every pod downloads its own.")
+    start_timeout: Duration | None = spec_field(
+        "live",
+        "How long the pods of a job on several nodes, without a queue, may wait until each has a node; then all are given back and "
+        "tried again later. Default: 10m.",
+    )
+    queue: ProfileQueue | None = spec_field(None, "Kueue's queue for jobs that name none. Default: no queue.")
     pod_template: PodTemplate | None = spec_field(
         None, "Merged under the job's: maps merge, lists append, the job wins."
     )

@@ -19,7 +19,7 @@ from finetune_api.resolve import Defaults
 from finetune_operator import handlers
 from finetune_operator.cache import Cache
 from finetune_operator.kube import ApiError, Kube
-from finetune_operator.metrics import QUEUE, Phases, register
+from finetune_operator.metrics import QUEUE, QUEUE_AGE, Phases, register
 from finetune_operator.observe import Observer
 from finetune_operator.progress import ProgressReader
 from finetune_operator.queue import KeyedQueue
@@ -93,6 +93,7 @@ async def _operate(options: argparse.Namespace, kube: Kube, progress: ProgressRe
     queue = KeyedQueue(Reconciler(cache, kube, Observer(cache, kube, progress, defaults=defaults)))
     register(Phases(cache.subjects))
     QUEUE.set_function(lambda: len(queue))
+    QUEUE_AGE.set_function(lambda: queue.age)
     server = await _serve(options.metrics_port)
     where = ", ".join(options.namespace) or "all namespaces"
     logger.info("watching %s", where)
@@ -142,6 +143,9 @@ async def _serve(port: int) -> web.AppRunner:
     return runner
 
 
+OF_A_JOB = ("job", "job_uid", "run", "phase")
+
+
 class _Json(logging.Formatter):
     """One object a line."""
 
@@ -151,6 +155,7 @@ class _Json(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
+            **{name: getattr(record, name) for name in OF_A_JOB if hasattr(record, name)},
         }
         if record.exc_info:
             document["error"] = self.formatException(record.exc_info)

@@ -8,7 +8,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from finetune_api import GROUP, VERSION
-from finetune_api.contract import CACHE_PATH, CONFIG_PATH, CREDENTIALS_PATH, PROGRESS_PORT, WORK_PATH, RunConfig
+from finetune_api.contract import (
+    CACHE_PATH,
+    CONFIG_PATH,
+    CREDENTIALS_PATH,
+    PROGRESS_PORT,
+    WORK_PATH,
+    QueueConfig,
+    RunConfig,
+)
 from finetune_api.pods import PodMetadata, PodSpec
 from finetune_operator.views import (
     CONTAINERS,
@@ -21,6 +29,8 @@ from finetune_operator.views import (
     MANAGED_BY,
     MANAGER,
     ORDINAL,
+    QUEUE,
+    QUEUE_PRIORITY,
     RESTART_KEY,
     RETRY,
     ROLE,
@@ -106,6 +116,8 @@ def preflight_job(subject: Subject, config: RunConfig, *, key: str, ordinal: int
     pod.pop("runtimeClassName", None)  # a GPU's runtime is of no use here
     labels = _labels(subject, role="preflight", generation=config.generation)
     spec = {"template": _template(config, pod, labels, key)}
+    if config.pods.queue is not None and config.pods.queue.preflight:
+        labels, spec = _queued(config.pods.queue, labels, spec)
     return _job(subject, config, name, labels, spec, annotations=_notes(subject, key, ordinal, counters))
 
 
@@ -145,7 +157,15 @@ def train_job(
         "parallelism": pods.nodes,
         "template": _template(config, pod, labels, key),
     }
+    if pods.queue is not None:
+        labels, spec = _queued(pods.queue, labels, spec)
     return _job(subject, config, name, labels, spec, annotations=_notes(subject, key, ordinal, counters))
+
+
+def _queued(queue: QueueConfig, labels: dict[str, str], spec: Manifest) -> tuple[dict[str, str], Manifest]:
+    """Labels of the Job alone; it begins suspended, and from then on Kueue decides whether it is."""
+    priority = {QUEUE_PRIORITY: queue.priority} if queue.priority is not None else {}
+    return {**labels, QUEUE: queue.name, **priority}, {"suspend": True, **spec}
 
 
 def event(subject: Subject, *, kind: str, reason: str, message: str, now: str) -> Manifest:

@@ -29,6 +29,8 @@ INTERRUPTIONS = "finetune.dev/interruptions"
 HALVE = "finetune.dev/halve-micro-batch"
 FINISH = "finetune.dev/finish-now"
 RETRY = "finetune.dev/retry"
+QUEUE = "kueue.x-k8s.io/queue-name"
+QUEUE_PRIORITY = "kueue.x-k8s.io/priority-class"
 
 Raw = Mapping[str, Any]
 Role = Literal["preflight", "train"]
@@ -174,7 +176,13 @@ class Child:
     retry: str
     created: datetime
     deleting: bool
+    nodes: int
+    """Pods that it runs at a time."""
+    queue: str
+    """Kueue's queue that decides when it may run, or an empty string."""
     suspended: bool
+    suspended_at: datetime | None
+    """When the Job controller began to take its pods away for that."""
     ended: Literal["Complete", "Failed"] | None
     """Failed already at FailureTarget: Failed itself waits for pods that a dead node never ends."""
     ended_at: datetime | None
@@ -203,7 +211,10 @@ class Child:
             retry=notes.get(RETRY, ""),
             created=_created(meta),
             deleting="deletionTimestamp" in meta,
+            nodes=(raw.get("spec") or {}).get("parallelism", 1),
+            queue=labels.get(QUEUE, ""),
             suspended=bool((raw.get("spec") or {}).get("suspend")),
+            suspended_at=_suspended_at(_condition(status, "Suspended")),
             ended=ended,
             ended_at=when,
         )
@@ -215,6 +226,26 @@ def _job_end(status: Raw) -> tuple[Literal["Complete", "Failed"] | None, datetim
             ended: Literal["Complete", "Failed"] = "Complete" if condition["type"] == "Complete" else "Failed"
             return ended, parse_time(condition.get("lastTransitionTime"))
     return None, None
+
+
+def _suspended_at(suspended: Raw) -> datetime | None:
+    return parse_time(suspended.get("lastTransitionTime")) if suspended.get("status") == "True" else None
+
+
+def admission(workload: Raw) -> str:
+    """Why Kueue has not admitted a Workload yet, in its own words, or an empty string.
+
+    A Workload that lost its place says why, and then what it waits for.
+    """
+    status = workload.get("status") or {}
+    evicted, quota = _condition(status, "Evicted"), _condition(status, "QuotaReserved")
+    checks = [check for check in status.get("admissionChecks") or [] if check.get("state") != "Ready"]
+    said = [
+        evicted.get("message") if evicted.get("status") == "True" else None,
+        quota.get("message") if quota.get("status") == "False" else None,
+        *(f"{check.get('name')}: {check.get('message') or check.get('state')}" for check in checks),
+    ]
+    return "; ".join(dict.fromkeys(words.strip() for words in said if words))
 
 
 def controller(raw: Raw) -> str:

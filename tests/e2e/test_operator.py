@@ -855,7 +855,7 @@ def test_it_ends_cleanly_when_asked(place: Place) -> None:
     eventually("it is healthy", lambda: place.operator.page("/healthz") == "ok\n")
     place.apply("one")
     place.reaches("one", "Succeeded")
-    assert 'finetune_jobs{phase="Succeeded"} 1.0' in (place.operator.page("/metrics") or "")
+    assert 'finetune_jobs{phase="Succeeded",reason="Trained"} 1.0' in (place.operator.page("/metrics") or "")
     started = time.monotonic()
     place.operator.process.send_signal(signal.SIGTERM)
     assert place.operator.process.wait(timeout=15) == 0, place.operator.log.read_text()

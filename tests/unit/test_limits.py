@@ -657,6 +657,52 @@ def test_an_old_attempt_is_paid_from_its_job_when_a_preflight_of_the_same_run_ha
     assert status.usage.running_seconds == 90
 
 
+def preempted(*, until: float, again: float | None = None) -> Observed:
+    """An attempt that got its node 600 s ago, was suspended `until` s ago, and got another one `again` s ago."""
+    job = t(created=ago(650), key=pinned(FOUR_GPUS).key)
+    seen = spent(0, run=RunStatus(id=RUN, generation=1, placed_at=format_time(ago(600))))
+    gone = world(seen, replace(job, suspended=True, suspended_at=ago(until)), **under(FOUR_GPUS))
+    if again is None:
+        return gone
+    told = _told(gone)
+    return world(told, job, pod(job, started=ago(again)), telling(NOW), **under(FOUR_GPUS))
+
+
+def _told(given: Observed) -> FineTuneJobStatus:
+    status = decide(given, now=NOW).status
+    assert status is not None
+    return status
+
+
+def test_what_an_attempt_took_before_it_was_suspended_is_paid_once_its_pods_are_gone() -> None:
+    status = _told(preempted(until=0))
+    assert status.usage == Usage(running_seconds=600, gpu_seconds=2400, counted=0, attempts=1)
+    assert status.run is not None
+    assert status.run.placed_at is None
+    assert (status.phase, reason_of(status)) == ("Queued", "JobSuspended")
+    again = replace(preempted(until=0), subject=replace(preempted(until=0).subject, status=status))
+    assert decide(again, now=NOW).status is None, "nothing is paid twice"
+
+
+def test_its_pods_have_their_grace_period_to_end_and_are_paid_no_longer() -> None:
+    grace = pinned().config.pods.grace_seconds
+    status = _told(preempted(until=400))
+    assert status.usage is not None
+    assert status.usage.running_seconds == min(600, 200 + grace)
+
+
+def test_once_it_goes_on_the_rest_of_the_attempt_is_added() -> None:
+    resumed = preempted(until=300, again=100)
+    before = resumed.subject.status.usage
+    assert before is not None
+    ended_now = replace(resumed, pods=(), children=(replace(resumed.children[0], ended="Failed", ended_at=ago(0)),))
+    seen = _told(resumed)
+    status = _told(replace(ended_now, subject=replace(resumed.subject, status=seen), progress=None))
+    assert status.usage is not None
+    assert before.running_seconds is not None
+    assert status.usage.running_seconds == before.running_seconds + 100
+
+
 def test_another_run_of_the_same_job_goes_on_with_what_was_used() -> None:
     told = said("Queued", "PreflightPassed", passed="True", run=OTHER_RUN, usage=OVER)
     assert reason_of(settled(world(told, **under(DEADLINE))).status or told) == "DeadlineExceeded"

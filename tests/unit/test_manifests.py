@@ -39,6 +39,7 @@ SPEC: dict[str, Any] = {
 RICH: dict[str, Any] = {
     **SPEC,
     "resources": {"nodes": 2, "perNode": {"gpus": 4, "cpu": "8", "memory": "64Gi"}},
+    "queue": {"name": "team-a", "workloadPriorityClass": "batch-low"},
     "podTemplate": {
         "metadata": {
             "labels": {"team": "a", "finetune.dev/role": "mine"},
@@ -78,8 +79,8 @@ def train(spec: dict[str, Any], profile: dict[str, Any] | None = None) -> manife
     )
 
 
-def preflight(spec: dict[str, Any]) -> manifests.Manifest:
-    return manifests.preflight_job(SUBJECT, config(spec), key="k" * 16, ordinal=1, counters=Counters())
+def preflight(spec: dict[str, Any], profile: dict[str, Any] | None = None) -> manifests.Manifest:
+    return manifests.preflight_job(SUBJECT, config(spec, profile), key="k" * 16, ordinal=1, counters=Counters())
 
 
 DOCUMENTS = {
@@ -121,6 +122,14 @@ def test_the_manifest_is_the_golden_one(name: str) -> None:
 
 def test_no_golden_file_is_left_over() -> None:
     assert {path.stem for path in GOLDEN.glob("*.yaml")} == set(DOCUMENTS)
+
+
+def test_preflight_goes_through_the_queue_only_where_the_profile_says_so() -> None:
+    assert "suspend" not in preflight(RICH)["spec"]
+    held = preflight(SPEC, {"queue": {"name": "team-b", "preflight": True}})
+    assert held["spec"]["suspend"] is True
+    assert held["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "team-b"
+    assert "kueue.x-k8s.io/queue-name" not in held["spec"]["template"]["metadata"]["labels"]
 
 
 @pytest.mark.parametrize("name", ["preflight-job", "train-job", "preflight-job-rich", "train-job-rich"])

@@ -7,6 +7,7 @@ a job.
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
 from finetune_api.contract import Progress
 from finetune_api.status import FineTuneJobStatus, RunStatus, Usage
@@ -52,6 +53,26 @@ def with_cost(status: FineTuneJobStatus, cost: Cost) -> Usage:
         "counted": cost.attempt,
     }
     return usage.model_copy(update=sums)
+
+
+def set_aside(o: Observed, target: Target, job: Child, usage: Usage, *, now: datetime) -> dict[str, Any]:
+    """The status fields once the pods of a Job are gone because somebody suspended it: a queue, or a person.
+
+    What they took is added, and the attempt is placed no more: it goes on with other pods, or never.
+    """
+    run = o.subject.status.run
+    began = _time(run.placed_at) if run is not None and run.id == job.run else None
+    counted = job.ordinal <= (usage.counted or 0)
+    if run is None or began is None or began < job.created or counted or job.suspended_at is None or o.pods_of(job):
+        return {}
+    pods, grace = target.config.pods, timedelta(seconds=target.config.pods.grace_seconds)
+    until = min(max(now, job.suspended_at), job.suspended_at + grace)
+    seconds = max(0, int((until - began).total_seconds()))
+    sums = {
+        "gpu_seconds": (usage.gpu_seconds or 0) + seconds * pods.nodes * pods.gpus,
+        "running_seconds": (usage.running_seconds or 0) + seconds,
+    }
+    return {"usage": usage.model_copy(update=sums), "run": run.model_copy(update={"placed_at": None})}
 
 
 def placed(o: Observed, job: Child, run: RunStatus) -> RunStatus:
