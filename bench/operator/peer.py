@@ -1,8 +1,8 @@
 """Kubeflow Trainer with JobSet, with their webhooks, run on this machine.
 
 The API server finds the webhooks through Services of type ExternalName that lead to localhost. Each manager makes its
-own certificate, stores it in a Secret and reads it from a fixed folder, into which a kubelet would copy it: here that is
-done in a mount namespace for each.
+own certificate, stores it in a Secret and reads it from a fixed folder, into which a kubelet would copy it. Here that
+is done in a mount namespace for each.
 """
 
 import base64

@@ -225,6 +225,7 @@ def _start_server(plane: Plane) -> None:
         "audit-policy-file": here / "audit.json",
         "audit-log-path": plane.audit_log,
         "audit-log-mode": "batch",
+        "audit-log-batch-max-wait": "1s",
         "audit-log-maxsize": "100000",
     }
     plane.start("kube-apiserver", [kubernetes() / "kube-apiserver", *_flags(flags)])
@@ -269,7 +270,7 @@ def _start_kubelets(plane: Plane) -> None:
 
 def _all_ready(plane: Plane, api: Api) -> bool:
     plane.check()
-    nodes = api.call("GET", "/api/v1/nodes")["items"]
+    nodes = [node for node in api.call("GET", "/api/v1/nodes")["items"] if not node["spec"].get("taints")]
     conditions = [one for node in nodes for one in node["status"].get("conditions") or []]
     return sum(one["type"] == "Ready" and one["status"] == "True" for one in conditions) == NODES
 

@@ -15,6 +15,8 @@ from aiohttp import web
 from bench.operator.stages import RUN_ID, STEPS
 from finetune_api.contract import PROGRESS_PORT, Checkpointed, Progress
 
+LOADING = 5.0
+
 
 class Trainers:
     """When each address was first asked; what a trainer tells follows from that."""
@@ -33,11 +35,11 @@ class Trainers:
         return web.Response(text=told.model_dump_json(by_alias=True), content_type="application/json")
 
     def _progress(self, began: float, now: float) -> Progress:
-        """The first tenth of the time it loads, during the last three tenths it evaluates."""
-        share = (now - began) / self._seconds
-        trained = min(max((share - 0.1) / 0.6, 0.0), 1.0)
+        """At first it loads, during the last three tenths of the time it evaluates."""
+        loading = min(LOADING, 0.1 * self._seconds)
+        trained = min(max((now - began - loading) / (0.7 * self._seconds - loading), 0.0), 1.0)
         step = int(STEPS * trained)
-        stage = "Loading" if share < 0.1 else "Training" if trained < 1.0 else "Evaluating"
+        stage = "Loading" if now - began < loading else "Training" if trained < 1.0 else "Evaluating"
         last = Checkpointed(step=step - step % 100, uri="s3://models/any/checkpoint", committed_at=_told(now))
         return Progress(
             run_id=RUN_ID,
