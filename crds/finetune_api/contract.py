@@ -335,6 +335,8 @@ class LimitsConfig(Model):
     """What follows when the GPU seconds are used up: the best checkpoint is published; else the job fails."""
     of_profile: list[Literal["deadline", "gpuHours"]] | None = None
     """Which of these bounds the document leaves to the profile."""
+    gpu_hour_price: float | None = None
+    gpu_watts: float | None = None
     start_seconds: float = 600
     """How long pods that train together, without a queue, may wait until each has its node."""
     keep_seconds: int = 3600

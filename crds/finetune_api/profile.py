@@ -27,6 +27,18 @@ class Gpu(Model):
     memory: Quantity | None = spec_field(
         "attempt", "Memory of one GPU, such as 80Gi: preflight warns of runs that will not fit. Default: unknown."
     )
+    hour_price: float | None = spec_field(
+        "live",
+        "What one GPU costs an hour, in whatever currency: status.usage.cost then tells what a job has cost. Default: not told.",
+        ge=0,
+        le=1_000_000,
+    )
+    watts: float | None = spec_field(
+        "live",
+        "Power of one GPU with its share of the machine: status.usage.kilowattHours then tells what a job has used. Default: not told.",
+        ge=0,
+        le=1_000_000,
+    )
 
 
 class Cache(Model):

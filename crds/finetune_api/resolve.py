@@ -368,6 +368,8 @@ def _limits(spec: FineTuneJobSpec, profile: FineTuneProfileSpec) -> LimitsConfig
         gpu_seconds=3600 * hours if hours else None,
         of_profile=_left(spec, most) or None,
         stop_at_best=spec.budget is None or spec.budget.on_exhausted != "Fail",
+        gpu_hour_price=(profile.gpu or Gpu()).hour_price,
+        gpu_watts=(profile.gpu or Gpu()).watts,
         start_seconds=seconds(profile.start_timeout or "10m"),
         keep_seconds=min(int(seconds(spec.ttl_after_finished or "1h")), 2**31 - 1),
     )

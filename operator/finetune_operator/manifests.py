@@ -19,6 +19,7 @@ from finetune_api.contract import (
 )
 from finetune_api.pods import PodMetadata, PodSpec
 from finetune_operator.views import (
+    ASKED,
     CONTAINERS,
     FAILURES,
     FINISH,
@@ -76,7 +77,7 @@ def config_map(subject: Subject, config: RunConfig, *, key: str) -> Manifest:
             "name": config_name(subject, config.generation),
             "namespace": subject.namespace,
             "labels": _labels(subject, role="config", generation=config.generation),
-            "annotations": {RESTART_KEY: key},
+            "annotations": {RESTART_KEY: key, ASKED: subject.asked},
             "ownerReferences": [owner_reference(subject)],
         },
         "immutable": True,

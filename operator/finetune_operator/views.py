@@ -3,6 +3,8 @@
 Each view is made from the raw object by `of`; nothing else in the operator looks into raw objects.
 """
 
+import hashlib
+import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -22,6 +24,7 @@ ROLE = "finetune.dev/role"
 RUN = "finetune.dev/run"
 GENERATION = "finetune.dev/generation"
 RESTART_KEY = "finetune.dev/restart-key"
+ASKED = "finetune.dev/asked"
 ORDINAL = "finetune.dev/ordinal"
 FAILURES = "finetune.dev/failures"
 TRIES = "finetune.dev/tries"
@@ -31,6 +34,9 @@ FINISH = "finetune.dev/finish-now"
 RETRY = "finetune.dev/retry"
 QUEUE = "kueue.x-k8s.io/queue-name"
 QUEUE_PRIORITY = "kueue.x-k8s.io/priority-class"
+
+LIVE = ("suspend", "deadline", "budget", "retries", "ttlAfterFinished", "checkpoint")
+"""Parts of spec of which nothing that is done depends."""
 
 Raw = Mapping[str, Any]
 Role = Literal["preflight", "train"]
@@ -107,6 +113,12 @@ class Subject:
         return self.spec.get("suspend") is True
 
     @property
+    def asked(self) -> str:
+        """Names what the document asks for, whatever it says of when and for how long: equal for equal documents."""
+        lasting = {name: value for name, value in self.spec.items() if name not in LIVE}
+        return hashlib.sha256(json.dumps(lasting, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
     def output(self) -> str:
         output = self.spec.get("output") or {}
         return str(output.get("uri", "")).rstrip("/")
@@ -131,6 +143,8 @@ class Pinned:
     generation: int
     config: RunConfig
     key: str
+    asked: str
+    """Subject.asked of the document that was pinned."""
 
     @classmethod
     def of(cls, raw: Raw) -> "Pinned":
@@ -140,6 +154,7 @@ class Pinned:
             generation=_number((meta.get("labels") or {}).get(GENERATION)),
             config=RunConfig.model_validate_json((raw.get("data") or {}).get("config.json", "")),
             key=(meta.get("annotations") or {}).get(RESTART_KEY, ""),
+            asked=(meta.get("annotations") or {}).get(ASKED, ""),
         )
 
 

@@ -91,7 +91,7 @@ def pinned(spec: dict[str, Any] = SPEC, *, generation: int = 1) -> Pinned:
         generation=generation,
         defaults=DEFAULTS,
     )
-    return Pinned(generation, config, restart_key(config))
+    return Pinned(generation, config, restart_key(config), subject(spec).asked)
 
 
 KEY, FASTER_KEY = pinned().key, pinned(FASTER).key
@@ -1314,6 +1314,12 @@ SUSPENDING = [
         "delete t1",
     ),
     Row(
+        "what has succeeded stays so, though the profile would not allow it any more",
+        world(SUCCEEDED, profiles={}, **{**HALTED, "pinned": {1: pinned()}}),
+        "Succeeded",
+        "Trained",
+    ),
+    Row(
         "what has succeeded stays so",
         world(SUCCEEDED, **HALTED),
         "Succeeded",
@@ -1529,7 +1535,7 @@ def _carried_out(o: Observed, decision: Decision) -> Observed:
     for action in decision.actions:
         match action:
             case CreateConfig(config, key):
-                known[config.generation] = Pinned(config.generation, config, key)
+                known[config.generation] = Pinned(config.generation, config, key, o.subject.asked)
             case CreatePreflight(config, key, ordinal, counters):
                 job = p(ordinal, uid=f"new-p{ordinal}", key=key, counters=counters, created=NOW)
                 children.append(replace(job, retry=o.subject.retry or "", generation=config.generation))

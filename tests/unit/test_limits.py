@@ -657,6 +657,28 @@ def test_an_old_attempt_is_paid_from_its_job_when_a_preflight_of_the_same_run_ha
     assert status.usage.running_seconds == 90
 
 
+def rated(given: Observed, **rates: float) -> Observed:
+    """With a profile that says what a GPU costs and draws."""
+    made = given.pinned[1]
+    limits = made.config.limits.model_copy(update=rates)
+    return replace(given, pinned={1: replace(made, config=made.config.model_copy(update={"limits": limits}))})
+
+
+def test_what_the_gpus_cost_and_drew_is_told_at_the_rates_of_the_profile() -> None:
+    """Two hours on one GPU; another hour was paid before."""
+    before = spent(3600, attempts=2)
+    assert before.usage is not None
+    paid = before.model_copy(update={"usage": before.usage.model_copy(update={"cost": 2.0, "kilowatt_hours": 0.5})})
+    job = t(2, created=ago(7300), ended="Failed", ended_at=ago(0))
+    given = world(paid, job, pod(job, started=ago(7200)), **under(SPEC))
+    usage = _told(rated(given, gpu_hour_price=2.5, gpu_watts=700)).usage
+    assert usage is not None
+    assert (usage.gpu_seconds, usage.cost, usage.kilowatt_hours) == (10800, 7.0, 1.9)
+    unrated = _told(given).usage
+    assert unrated is not None
+    assert (unrated.cost, unrated.kilowatt_hours) == (2.0, 0.5), "what was told stays, though no rate is known any more"
+
+
 def preempted(*, until: float, again: float | None = None) -> Observed:
     """An attempt that got its node 600 s ago, was suspended `until` s ago, and got another one `again` s ago."""
     job = t(created=ago(650), key=pinned(FOUR_GPUS).key)

@@ -177,7 +177,7 @@ def test_names_stay_host_names(name: str) -> None:
 
 def test_a_pinned_config_is_read_back_as_it_was_written() -> None:
     raw = manifests.config_map(SUBJECT, config(RICH), key="k" * 16)
-    assert Pinned.of(raw) == Pinned(2, config(RICH), "k" * 16)
+    assert Pinned.of(raw) == Pinned(2, config(RICH), "k" * 16, SUBJECT.asked)
 
 
 def test_a_job_is_read_back_with_all_that_it_carries() -> None:
