@@ -6,12 +6,11 @@ version wins, so that an old event never undoes what a newer answer said.
 
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from finetune_api.contract import RunConfig
 from finetune_operator.views import GENERATION, Child, Pinned, Pod, Profile, Raw, Subject, controller
 
 Kind = Literal["finetunejobs", "finetuneprofiles", "jobs", "pods", "configmaps"]
@@ -20,24 +19,23 @@ REMEMBERED = 10_000
 
 @dataclass(frozen=True)
 class Folded:
-    """A Pinned as text, which takes a fifth of the room; of a job that is done nobody reads it."""
+    """A ConfigMap as it came, which takes a fifth of a Pinned's room; of a job that is done nobody reads it."""
 
     generation: int
-    text: str
-    key: str
+    raw: Raw = field(hash=False)
     readable: bool
 
     @classmethod
     def of(cls, raw: Raw) -> "Folded":
-        text = str((raw.get("data") or {}).get("config.json", ""))
+        meta = raw["metadata"]
+        kept = {"metadata": {name: meta.get(name) for name in ("labels", "annotations")}, "data": raw.get("data")}
         try:
-            pinned = Pinned.of(raw)
+            return cls(Pinned.of(kept).generation, kept, readable=True)
         except ValidationError:
-            return cls(int((raw["metadata"].get("labels") or {}).get(GENERATION, "0")), "", "", readable=False)
-        return cls(pinned.generation, text, pinned.key, readable=True)
+            return cls(int((meta.get("labels") or {}).get(GENERATION, "0")), {}, readable=False)
 
     def unfold(self) -> Pinned:
-        return Pinned(self.generation, RunConfig.model_validate_json(self.text), self.key)
+        return Pinned.of(self.raw)
 
 
 View = Subject | Profile | Child | Pod | Folded

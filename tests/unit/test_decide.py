@@ -94,9 +94,6 @@ def pinned(spec: dict[str, Any] = SPEC, *, generation: int = 1) -> Pinned:
     return Pinned(generation, config, restart_key(config), subject(spec).asked)
 
 
-KEY, FASTER_KEY = pinned().key, pinned(FASTER).key
-
-
 def subject(spec: dict[str, Any] = SPEC, **changes: Any) -> Subject:
     made = Subject(
         namespace="ns",
@@ -111,6 +108,9 @@ def subject(spec: dict[str, Any] = SPEC, **changes: Any) -> Subject:
         status=FineTuneJobStatus(),
     )
     return replace(made, **changes)
+
+
+KEY, FASTER_KEY = pinned().key, pinned(FASTER).key
 
 
 def said(
