@@ -30,7 +30,7 @@ WATCHED: dict[Kind, tuple[str, str]] = {
 RESYNC_SECONDS = 60.0
 
 
-class _NoDiffs(kopf.DiffBaseStorage):
+class _NoDiffs(kopf.DiffBaseStorage):  # type: ignore[misc]
     """kopf copies every object to see later what has changed in it, which only other kinds of handlers ask."""
 
     def build(self, *, body: kopf.Body, extra_fields: Any = None) -> Any:

@@ -111,7 +111,7 @@ def _loud(status: FineTuneJobStatus, *, alike: bool) -> FineTuneJobStatus:
     """The status without what changes with every step, nor, if `alike`, with the attempt's beginning."""
     hidden = {"message": "", "reason": ""} if alike else {"message": ""}
     conditions = [c.model_copy(update=hidden) for c in status.conditions or []]
-    quiet = {"message": None, "progress": None, "checkpoint": None, "conditions": conditions}
+    quiet: dict[str, object] = {"message": None, "progress": None, "checkpoint": None, "conditions": conditions}
     if alike:
         quiet["usage"] = (status.usage or Usage()).model_copy(update={"attempts": None})
     return status.model_copy(update=quiet)
