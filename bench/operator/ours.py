@@ -1,11 +1,13 @@
 """The operator as the chart installs it: its CRDs, its rights, its arguments; run on this machine as if in a pod."""
 
 import re
+import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
+from functools import cache
 
 import yaml
 
@@ -14,7 +16,6 @@ from bench.operator.plane import HOST, ROOT, Plane, built, wait_for
 
 SYSTEM = "finetune-system"
 CHART = ROOT / "charts/finetune-operator"
-METRICS = 18080
 ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 ENTER = f"""
 mount -t tmpfs tmpfs /var/run
@@ -27,6 +28,14 @@ exec "$@"
 """In a mount namespace of its own: a pod's service account, and the name under which it knows the API server."""
 
 
+@cache
+def metrics_port() -> int:
+    """One that is free."""
+    with socket.socket() as listener:
+        listener.bind(("0.0.0.0", 0))
+        return int(listener.getsockname()[1])
+
+
 def install(plane: Plane) -> None:
     """Everything but the process itself."""
     plane.namespace(SYSTEM)
@@ -37,7 +46,15 @@ def install(plane: Plane) -> None:
 
 def rendered() -> list[Document]:
     """The chart's objects."""
-    arguments = ["template", "finetune-operator", str(CHART), "--namespace", SYSTEM, "--set", f"metrics.port={METRICS}"]
+    arguments = [
+        "template",
+        "finetune-operator",
+        str(CHART),
+        "--namespace",
+        SYSTEM,
+        "--set",
+        f"metrics.port={metrics_port()}",
+    ]
     done = subprocess.run([str(built("hack/helm")), *arguments], capture_output=True, text=True, check=True)
     return [document for document in yaml.safe_load_all(done.stdout) if document]
 
@@ -69,7 +86,7 @@ def metric(plane: Plane, name: str) -> float | None:
     """The sum of a metric over its labels; None while nothing answers."""
     plane.check()
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{METRICS}/metrics", timeout=30) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{metrics_port()}/metrics", timeout=30) as answer:
             text = answer.read().decode()
     except (urllib.error.URLError, OSError):
         return None
