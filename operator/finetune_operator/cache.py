@@ -74,12 +74,17 @@ class Cache:
         return len(self._training)
 
     def apply(self, kind: Kind, raw: Raw) -> frozenset[str]:
-        """Take an object as it is now. Returns the UIDs of the FineTuneJobs it concerns: none where nothing is new."""
+        """Take an object as it is now. Returns the UIDs of the FineTuneJobs it concerns.
+
+        What we wrote ourselves comes once more by the watch: then it concerns only others than who wrote it.
+        """
         uid = raw["metadata"]["uid"]
         version = _version(raw)
         before = self._entries.get(uid)
-        if uid in self._gone or (before is not None and _known(before, version)):
+        if uid in self._gone or (before is not None and before.version > version):
             return frozenset()
+        if before is not None and before.version == version > 0:  # 0 is no version
+            return self._concerned(before) - {before.subject}
         view = _view(kind, raw)
         entry = Entry(kind, raw["metadata"].get("namespace", ""), version, _subject_of(raw, view), view)
         self._unlink(uid)
@@ -187,11 +192,6 @@ def _discard(index: dict[str, set[str]], key: str, uid: str) -> None:
 def _version(raw: Raw) -> int:
     text = raw["metadata"].get("resourceVersion", "")
     return int(text) if text.isdigit() else 0
-
-
-def _known(before: Entry, version: int) -> bool:
-    """What we wrote ourselves comes once more by the watch. 0 is no version."""
-    return before.version > version or before.version == version > 0
 
 
 def _trains(view: View) -> bool:

@@ -89,7 +89,7 @@ def _register(
         keys = concerned.pop(uid, frozenset())
         if event["type"] == "DELETED":
             keys |= cache.forget(uid)
-        # A change that is known already is one of ours: what follows from it was decided with it.
+        # A change that is known already is our own write: what follows from it was decided with it.
         looked_at = kind == "finetunejobs" and event["type"] != "MODIFIED"
         for key in {*keys, *([uid] if looked_at else [])}:
             add(key)

@@ -3,13 +3,15 @@
 from datetime import datetime, timedelta
 
 from finetune_api.status import Condition, FineTuneJobStatus, Usage
-from finetune_operator.policies.waiting import PENDING
+from finetune_operator.policies.waiting import PENDING, STARTING
 from finetune_operator.policies.ways import SUSPENDED
 from finetune_operator.verdict import PASSED, Mark, Note, Verdict, condition, mark_of, reason_of
 from finetune_operator.views import Subject, format_time, parse_time
 
 NEVER_WITHIN = timedelta(seconds=10)
 AT_LEAST_EVERY = timedelta(seconds=60)
+STEPS = (PENDING.reason, STARTING.reason, "Loading", "Training", "Evaluating", "Publishing")
+"""Reasons of an attempt that goes as it should."""
 PROGRESS_WRITES = 5.0
 """Of mere progress, a second, of all FineTuneJobs together."""
 
@@ -122,8 +124,13 @@ def _percent(status: FineTuneJobStatus) -> int | None:
 
 
 def notes(before: FineTuneJobStatus, after: FineTuneJobStatus) -> tuple[Note, ...]:
-    """One Event for each new phase or reason; the event's reason is the condition's."""
+    """One Event for each new phase or reason; the event's reason is the condition's.
+
+    None for one ordinary step after another: the status tells them while they last, and nobody asks for them later.
+    """
     if (before.phase, reason_of(before)) == (after.phase, reason_of(after)):
+        return ()
+    if reason_of(after) in STEPS and reason_of(before) in (PASSED, *STEPS):
         return ()
     stalled = condition(after, "Stalled")
     bad = after.phase == "Failed" or (stalled is not None and stalled.status == "True")

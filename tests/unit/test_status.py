@@ -177,6 +177,8 @@ def test_many_trainings_share_the_writes_of_mere_progress() -> None:
 def test_an_event_is_told_for_a_new_phase_or_reason_only() -> None:
     before = told(RUNNING)
     assert notes(before, told(Verdict("Training", "Training", "step 2 of 9"), before)) == ()
+    assert notes(before, told(Verdict("Evaluating", "Evaluating", "evaluating"), before)) == ()  # an ordinary step
+    assert notes(told(STALLED), told(RUNNING)) != ()  # that trouble is over
     (note,) = notes(before, told(STALLED, before))
     assert (note.kind, note.reason, note.message) == ("Warning", "BucketNotFound", "no bucket")
     (note,) = notes(before, told(Verdict("Succeeded", "Trained", "done"), before))
