@@ -198,6 +198,8 @@ class Child:
     suspended: bool
     suspended_at: datetime | None
     """When the Job controller began to take its pods away for that."""
+    released: datetime
+    """When it may first have pods: its creation, or the end of its last suspension."""
     ended: Literal["Complete", "Failed"] | None
     """Failed already at FailureTarget: Failed itself waits for pods that a dead node never ends."""
     ended_at: datetime | None
@@ -229,7 +231,8 @@ class Child:
             nodes=(raw.get("spec") or {}).get("parallelism", 1),
             queue=labels.get(QUEUE, ""),
             suspended=bool((raw.get("spec") or {}).get("suspend")),
-            suspended_at=_suspended_at(_condition(status, "Suspended")),
+            suspended_at=_transition(status, "Suspended", "True"),
+            released=max(_created(meta), _transition(status, "Suspended", "False") or _created(meta)),
             ended=ended,
             ended_at=when,
         )
@@ -243,8 +246,10 @@ def _job_end(status: Raw) -> tuple[Literal["Complete", "Failed"] | None, datetim
     return None, None
 
 
-def _suspended_at(suspended: Raw) -> datetime | None:
-    return parse_time(suspended.get("lastTransitionTime")) if suspended.get("status") == "True" else None
+def _transition(status: Raw, kind: str, to: str) -> datetime | None:
+    """When a condition became so; None where it is otherwise."""
+    found = _condition(status, kind)
+    return parse_time(found.get("lastTransitionTime")) if found.get("status") == to else None
 
 
 def admission(workload: Raw) -> str:

@@ -82,18 +82,6 @@ def ago(seconds: float) -> datetime:
 # --- the parts of a world ---
 
 
-def pinned(spec: dict[str, Any] = SPEC, *, generation: int = 1) -> Pinned:
-    config = resolve(
-        FineTuneJobSpec.model_validate(spec),
-        FineTuneProfileSpec(),
-        job="ns/one",
-        job_uid=UID,
-        generation=generation,
-        defaults=DEFAULTS,
-    )
-    return Pinned(generation, config, restart_key(config), subject(spec).asked)
-
-
 def subject(spec: dict[str, Any] = SPEC, **changes: Any) -> Subject:
     made = Subject(
         namespace="ns",
@@ -108,6 +96,18 @@ def subject(spec: dict[str, Any] = SPEC, **changes: Any) -> Subject:
         status=FineTuneJobStatus(),
     )
     return replace(made, **changes)
+
+
+def pinned(spec: dict[str, Any] = SPEC, *, generation: int = 1) -> Pinned:
+    config = resolve(
+        FineTuneJobSpec.model_validate(spec),
+        FineTuneProfileSpec(),
+        job="ns/one",
+        job_uid=UID,
+        generation=generation,
+        defaults=DEFAULTS,
+    )
+    return Pinned(generation, config, restart_key(config), subject(spec).asked)
 
 
 KEY, FASTER_KEY = pinned().key, pinned(FASTER).key
@@ -149,6 +149,7 @@ def child(role: Any, ordinal: int, **changes: Any) -> Child:
         queue="",
         suspended=False,
         suspended_at=None,
+        released=changes.get("created", ago(60)),
         ended=None,
         ended_at=None,
     )

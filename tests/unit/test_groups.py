@@ -135,6 +135,24 @@ ROWS = [
         "PodsStarting",
     ),
     Row(
+        "a Job that somebody suspended is no group that lacks nodes",
+        world(GO, job(9999, suspended=True), **SEVERAL),
+        "Queued",
+        "JobSuspended",
+    ),
+    Row(
+        "one that goes on waits anew",
+        world(GO, job(9999, released=ago(599)), *ONE_PLACED, **SEVERAL),
+        "Queued",
+        "Unschedulable",
+    ),
+    Row(
+        "one that a queue admits without the document naming it is the queue's business",
+        world(GO, job(9999, queue="default"), *ONE_PLACED, **SEVERAL),
+        "Queued",
+        "Unschedulable",
+    ),
+    Row(
         "a lone pod keeps its place in the line for ever",
         world(GO, t(created=ago(9999)), pod(t(), node=None, running=False, unschedulable="no room")),
         "Queued",

@@ -559,6 +559,15 @@ def test_one_that_says_nothing_new_is_charged_ten_minutes_at_most(wrong: timedel
     assert looked(calm, operator=wrong) != "DeadlineExceeded"
 
 
+def test_a_silence_that_this_process_has_watched_counts_in_full() -> None:
+    """A network that keeps the operator from the pods must not make a job endless."""
+    began = ago(7300)
+    job = t(created=began)
+    given = world(spent(0), job, pod(job, started=began), **under(DEADLINE))
+    assert short(settled(given)) == "", "ten minutes, of which nobody knows more"
+    assert short(settled(replace(given, silent=timedelta(hours=2)))) == "delete t1"
+
+
 def test_a_nodes_clock_that_jumps_ahead_is_not_believed() -> None:
     job, its_pod, _ = running(60)
     given = world(spent(2000), job, its_pod, telling(NOW + YEAR), **under(DEADLINE))
@@ -681,7 +690,7 @@ def test_what_the_gpus_cost_and_drew_is_told_at_the_rates_of_the_profile() -> No
 
 def preempted(*, until: float, again: float | None = None) -> Observed:
     """An attempt that got its node 600 s ago, was suspended `until` s ago, and got another one `again` s ago."""
-    job = t(created=ago(650), key=pinned(FOUR_GPUS).key)
+    job = t(created=ago(650), released=ago(again or 650), key=pinned(FOUR_GPUS).key)
     seen = spent(0, run=RunStatus(id=RUN, generation=1, placed_at=format_time(ago(600))))
     gone = world(seen, replace(job, suspended=True, suspended_at=ago(until)), **under(FOUR_GPUS))
     if again is None:
@@ -698,7 +707,8 @@ def _told(given: Observed) -> FineTuneJobStatus:
 
 def test_what_an_attempt_took_before_it_was_suspended_is_paid_once_its_pods_are_gone() -> None:
     status = _told(preempted(until=0))
-    assert status.usage == Usage(running_seconds=600, gpu_seconds=2400, counted=0, attempts=1)
+    assert status.usage is not None
+    assert (status.usage.running_seconds, status.usage.gpu_seconds, status.usage.counted) == (600, 2400, 0)
     assert status.run is not None
     assert status.run.placed_at is None
     assert (status.phase, reason_of(status)) == ("Queued", "JobSuspended")

@@ -27,7 +27,7 @@ from finetune_api.job import FineTuneJobSpec
 from finetune_api.profile import FineTuneProfileSpec
 from finetune_api.resolve import Defaults, resolve
 from finetune_operator.verdict import reason_of
-from finetune_operator.views import Child
+from finetune_operator.views import Child, parse_time
 
 QUEUED: dict[str, Any] = {**SPEC, "queue": {"name": "team-a"}}
 HELD = {"subject": subject(QUEUED), "pinned": {1: pinned(QUEUED)}}
@@ -190,3 +190,22 @@ def test_whether_preflight_waits_is_the_platforms_word_whatever_the_queue() -> N
 
 def test_another_queue_begins_another_attempt() -> None:
     assert pinned(QUEUED).key != pinned({**SPEC, "queue": {"name": "team-b"}}).key != pinned().key
+
+
+@pytest.mark.parametrize(
+    ("condition", "suspended_at", "released"),
+    [
+        (None, None, "2026-03-01T10:00:00Z"),
+        ({"status": "True"}, "2026-03-01T11:00:00Z", "2026-03-01T10:00:00Z"),
+        ({"status": "False"}, None, "2026-03-01T11:00:00Z"),
+    ],
+    ids=["never suspended", "suspended", "resumed"],
+)
+def test_a_job_tells_since_when_it_is_suspended_and_since_when_it_is_not(
+    condition: dict[str, str] | None, suspended_at: str | None, released: str
+) -> None:
+    said_then = {"type": "Suspended", "lastTransitionTime": "2026-03-01T11:00:00Z"}
+    made = {"name": "one-t1", "uid": "u", "creationTimestamp": "2026-03-01T10:00:00Z"}
+    raw = {"metadata": made, "status": {"conditions": [{**said_then, **condition}] if condition else []}}
+    child = Child.of(raw)
+    assert (child.suspended_at, child.released) == (parse_time(suspended_at), parse_time(released))

@@ -78,7 +78,9 @@ def _going_on(o: Observed, target: Target, job: Child, *, now: datetime, superse
             return replace(waits.stating(**stopped(o, job, reason=IDENTICAL, now=now)), again_after=0.0)
         return waits.doing(DeleteJob.of(job))
     facts = _run_facts(o, target, job, superseded=superseded)
-    facts |= set_aside(o, target, job, facts["usage"], now=now)
+    usage = facts["usage"]
+    assert isinstance(usage, Usage)
+    facts |= set_aside(o, target, job, usage, now=now)
     limit = _limit(o, target, job, now=now)
     if limit is not None:
         message = f"{limit.message}; the attempt commits a checkpoint and ends"

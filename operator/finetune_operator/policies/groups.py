@@ -31,7 +31,8 @@ def missing(o: Observed, target: Target, job: Child, *, now: datetime) -> str | 
     """
     nodes, patience = target.config.pods.nodes, target.config.limits.start_seconds
     placed = sum(pod.node is not None for pod in o.pods_of(job))
-    if not starts_together(target) or placed >= nodes or now - job.created < timedelta(seconds=patience):
+    held = job.suspended or bool(job.queue)
+    if not starts_together(target) or held or placed >= nodes or now - job.released < timedelta(seconds=patience):
         return None
     return f"{placed} of {nodes} pods got a node within {spoken(patience)}; all give their nodes back for a while"
 
