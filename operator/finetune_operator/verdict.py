@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Literal
 
 from finetune_api.contract import Progress, RunConfig
@@ -59,12 +59,16 @@ class Observed:
     """Looked for only where this one may want several pods."""
     progress: Progress | None = None
     """Of the newest train Job, when its pods answered."""
+    silent: timedelta = timedelta(0)
+    """How long this process has seen its pods run without an answer, by a clock that cannot jump."""
     refusals: Mapping[str, str] = field(default_factory=dict, hash=False)
     """By UID of a child Job: why the cluster refuses to create its pods."""
     kueue: bool = False
     """Whether Kueue's resources are served. Asked only where a queue is named."""
     admissions: Mapping[str, Admission] = field(default_factory=dict, hash=False)
     """By UID of a suspended child Job that Kueue has looked at: why it has not admitted it."""
+    trainings: int = 1
+    """Train Jobs that go on, of all FineTuneJobs: they share what is asked of trainers and told of mere progress."""
     last_write: datetime | None = None
     """When this process last wrote the status; None when it has not yet."""
 

@@ -6,6 +6,7 @@ asks for. So everything that a trainer could do is shown in seconds, and the ope
 
 import json
 import random
+import shlex
 import signal
 import socket
 import ssl
@@ -16,7 +17,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -24,6 +25,7 @@ from typing import Any
 
 import pytest
 import yaml
+from tests.unit.documents import LIVES
 
 pytestmark = pytest.mark.e2e
 
@@ -999,6 +1001,40 @@ def test_other_namespaces_are_left_alone(place: Place, plane: Plane) -> None:
     plane.create(JOBS.format(name), {**document, "metadata": {"name": "one"}, "status": {}})
     place.reaches("one", "Succeeded")
     assert plane.get(f"{JOBS.format(name)}/one")["status"] == {"observedGeneration": -1}
+
+
+@pytest.mark.parametrize("name", [name for name in LIVES if name not in ("no-status", "deleting")])
+def test_the_recorded_documents_are_what_an_api_server_holds(plane: Plane, name: str) -> None:
+    """The ones that tests/e2e/test_gitops.py gives to other tools: no field is pruned, refused or filled in."""
+    recorded = yaml.safe_load((ROOT / f"tests/unit/golden/finetunejobs/{name}.yaml").read_text())
+    namespace = "recorded"
+    with suppress(urllib.error.HTTPError):
+        plane.create("/api/v1/namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
+    path = JOBS.format(namespace)
+    spec = recorded["spec"]
+    first = {**spec, "retries": {"max": 9}} if recorded["metadata"]["generation"] == 2 else spec
+    plane.create(path, {**recorded, "metadata": {"name": name}, "spec": first})
+    if first != spec:
+        plane.patch(f"{path}/{name}", {"spec": {**spec, "retries": None}})
+    if name != "new":
+        plane.patch(f"{path}/{name}/status", {"status": recorded["status"]})
+    held = plane.get(f"{path}/{name}")
+    assert held["metadata"]["generation"] == recorded["metadata"]["generation"]
+    assert (held["spec"], held["status"]) == (spec, recorded["status"])
+
+
+def test_the_health_check_for_argo_cd_is_added_as_the_docs_say(plane: Plane) -> None:
+    text = (ROOT / "docs/gitops.md").read_text()
+    (command,) = [line for line in text.splitlines() if line.startswith("kubectl patch configmap")]
+    plane.create("/api/v1/namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "argocd"}})
+    configs = "/api/v1/namespaces/argocd/configmaps"
+    before = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "argocd-cm"}, "data": {"url": "https://cd"}}
+    plane.create(configs, before)
+    patched = [*shlex.split(command), f"--kubeconfig={plane.kubeconfig}"]
+    done = subprocess.run(patched, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    ours = yaml.safe_load((ROOT / "examples/gitops/argocd-cm.yaml").read_text())["data"]
+    assert plane.get(f"{configs}/argocd-cm")["data"] == {"url": "https://cd", **ours}
 
 
 def test_it_ends_cleanly_when_asked(place: Place) -> None:
