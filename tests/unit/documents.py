@@ -37,7 +37,7 @@ from finetune_api.status import BestCheckpoint, FineTuneJobStatus, GateStatus
 from finetune_operator.decide import decide, refused
 from finetune_operator.manifests import config_map
 from finetune_operator.verdict import CreateConfig
-from finetune_operator.views import Counters, Pinned, Subject, format_time
+from finetune_operator.views import Admission, Counters, Pinned, Subject, format_time
 
 Document = dict[str, Any]
 Look = tuple[Any, ...]
@@ -173,6 +173,7 @@ DONE = (*TRAINING, RATES, IS_DONE)
 QUEUED = {**SPEC, "queue": {"name": "team-a"}}
 QUEUED_KEY = pinned(QUEUED).key
 WAITS = t(queue="team-a", suspended=True, key=QUEUED_KEY)
+NO_QUOTA = Admission("insufficient unused quota for nvidia.com/gpu", stuck=False)
 QUEUES: tuple[Look, ...] = (NOTHING, *((p(key=QUEUED_KEY), ended(p(key=QUEUED_KEY), 0, outcome("Fresh"))),) * 2)
 
 # A budget of an hour, all of it used by the first attempt.
@@ -207,7 +208,7 @@ LIVES: dict[str, Life] = {
         "Kueue holds it",
         (*QUEUES, (WAITS,)),
         spec=QUEUED,
-        cluster={"kueue": True, "admissions": {WAITS.uid: "insufficient unused quota for nvidia.com/gpu"}},
+        cluster={"kueue": True, "admissions": {WAITS.uid: NO_QUOTA}},
     ),
     "queued-suspended": Life("something else has suspended its Job", (*PASSED, (t(suspended=True),))),
     "starting": Life("the trainer loads", (*PASSED, LOADS)),
