@@ -14,6 +14,7 @@ RECONCILE_SECONDS = Histogram("finetune_reconcile_seconds", "Time one look took.
 ACTIONS = Counter("finetune_actions_total", "What was done for FineTuneJobs.", ["action"])
 STATUS_WRITES = Counter("finetune_status_writes_total", "Writes of a status.", ["outcome"])
 QUEUE = Gauge("finetune_queue_length", "FineTuneJobs that wait for a worker.")
+LEADER = Gauge("finetune_operator_leader", "1 where this operator leads and works, 0 where it follows another one.")
 PROGRESS = Counter("finetune_progress_reads_total", "Questions to trainer pods.", ["outcome"])
 
 

@@ -156,6 +156,8 @@ class Reconciler:
             try:
                 await self._kube.create(manifest)
             except ApiError as error:  # the status says the same
+                if error.reason == "AlreadyExists":
+                    continue
                 logger.warning("%s/%s: no Event %s: %s", subject.namespace, subject.name, note.reason, error)
 
 
