@@ -32,8 +32,8 @@ class Timing:
     deadline: float = 10.0
     """For how long a leader leads after it last asked with success."""
     retry: float = 2.0
-    request: float = 4.0
-    """The longest one request may take: two fit into the deadline."""
+    request: float = 3.0
+    """The longest one request may take: several fit into the deadline."""
 
 
 class LeadershipLost(Exception):
@@ -126,10 +126,13 @@ class Elector:
         Any error counts as not renewed.
         """
         trouble = "this process was stopped for too long"
+        asked = self._clock()
         while self.leading:
-            await self._sleep(min(self._timing.retry, max(self._left(), 0.01)))
+            due = asked + self._timing.retry - self._clock()
+            await self._sleep(max(min(due, self._left()), 0.01))
             if not self.leading:
                 break
+            asked = self._clock()
             try:
                 await self._renew()
                 trouble = "this process was stopped for too long"
@@ -185,6 +188,7 @@ class Elector:
             if self._lease is not None and _holder(self._lease) != self._identity:
                 who = _holder(self._lease) or "nobody"
                 raise LeadershipLost(f"the {self} is held by {who}, no longer by this process") from error
+            await self._write()
 
     async def _read(self) -> Document | None:
         try:

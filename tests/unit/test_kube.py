@@ -37,7 +37,7 @@ class Client:
     async def call_api(self, method: str, path: str, body: Any, *, _request_timeout: float) -> Answer:
         self.sent.append((method, path, body))
         self.seconds.append(_request_timeout)
-        return self.answers.pop(0) if self.answers else Answer(200, {"items": []})
+        return self.answers.pop(0) if self.answers else Answer(200, {"metadata": {}, "items": []})
 
 
 Request = Callable[[Kube], Awaitable[Any]]

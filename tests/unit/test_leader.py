@@ -52,7 +52,7 @@ class Server:
     @property
     def holder(self) -> str:
         assert self.lease is not None
-        return str(self.lease["spec"]["holderIdentity"])
+        return str(self.lease["spec"].get("holderIdentity", ""))
 
 
 class Killed(BaseException):
@@ -173,8 +173,8 @@ def test_a_follower_takes_over_when_the_lease_was_not_renewed_for_as_long_as_it_
         one, two = contender(Line(server), "one"), contender(Line(server), "two")
         await one.acquire()
         holding, waiting = asyncio.create_task(one.hold()), asyncio.create_task(two.acquire())
-        await asyncio.sleep(60)
-        holding.cancel()  # killed: it releases nothing
+        await asyncio.sleep(61)
+        holding.cancel()  # killed, with nothing on its way: it releases nothing
         last = server.written[-1][0]
         await waiting
         assert two.leading
@@ -322,7 +322,10 @@ def test_a_renewal_that_is_answered_after_a_long_stop_does_not_count() -> None:
 
     async def story() -> None:
         server = Server()
-        one, two = contender(Line(server, [CALM, CALM, Luck(stopped=60)]), "one"), contender(Line(server), "two")
+        line = Line(server, [CALM, CALM, Luck(stopped=60)])
+        one, two = contender(line, "one"), contender(Line(server), "two")
+        led: list[float] = []
+        line.heard = lambda: led.append(now()) if one.leading else None
         await one.acquire()
         waiting = asyncio.create_task(two.acquire())
         with pytest.raises(LeadershipLost):
@@ -330,6 +333,7 @@ def test_a_renewal_that_is_answered_after_a_long_stop_does_not_count() -> None:
         assert now() > 60
         assert waiting.done()
         assert server.holder == "two"
+        assert max(led) < 1
 
     virtual_time.run(story())
 
@@ -431,9 +435,9 @@ def test_without_an_election_it_leads_until_it_is_cancelled() -> None:
 
 # --- never two at once ---
 
-SECONDS = st.one_of(st.just(0.01), st.floats(0, 4), st.floats(4, 25))
+SECONDS = st.one_of(st.just(0.01), st.just(0.01), st.floats(0, 1), st.floats(1, 25))
 STOPS = st.one_of(st.just(0.0), st.just(0.0), st.floats(0, 40))
-FATES: list[Fate] = ["answered", "answered", "answered", "unheard", "lost", "refused", "killed", "terminated"]
+FATES: list[Fate] = ["answered"] * 6 + ["unheard", "lost", "refused", "killed", "terminated"]  # type: ignore[list-item]
 LUCK = st.builds(Luck, there=SECONDS, back=SECONDS, fate=st.sampled_from(FATES), stopped=STOPS)
 
 
@@ -449,8 +453,8 @@ class Fortune:
 
 FORTUNES = st.builds(
     Fortune,
-    requests=st.lists(LUCK, max_size=15),
-    stops=st.lists(STOPS, max_size=15),
+    requests=st.lists(LUCK, min_size=5, max_size=15),
+    stops=st.lists(STOPS, max_size=10),
     offset=st.floats(-1e6, 1e6),
     speed=st.floats(0.9, 1.1),
 )
@@ -505,7 +509,7 @@ class World:
                 return
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(fortunes=st.lists(FORTUNES, min_size=2, max_size=3))
 def test_never_do_two_lead_and_when_the_trouble_is_over_one_does(fortunes: list[Fortune]) -> None:
     async def story() -> None:
