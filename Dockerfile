@@ -1,6 +1,7 @@
 # Three images from one file: operator (no torch), preflight (the trainer's code without torch), trainer.
 # Layers go from what changes least to what changes most: base, torch, other packages, code. A change of code rebuilds
 # only the last and small one; torch (5 GB) has a lock file of its own, so that another package's new version spares it.
+# /opt/sbom.cdx.json in each of them says what it is made of: `docker run --rm --entrypoint cat IMAGE /opt/sbom.cdx.json`.
 # Builds with Docker, and with buildah on a base made by hack/images/base (see hack/images/build).
 ARG BASE=python:3.11-slim
 
@@ -46,6 +47,7 @@ RUN --mount=type=secret,id=pip --mount=type=secret,id=ca \
     && python3 -m compileall -b -q --invalidation-mode unchecked-hash kubernetes \
     && python3 -m zipfile -c kubernetes.zip kubernetes \
     && rm -r kubernetes && echo "$PWD/kubernetes.zip" >kubernetes.pth
+RUN --mount=type=bind,source=hack/images/sbom.py,target=/build/sbom.py python3 /build/sbom.py finetune-operator >/opt/sbom.cdx.json
 USER 65532:65532
 ENTRYPOINT ["finetune-operator"]
 COPY --from=code /opt/venv /opt/venv
@@ -63,6 +65,7 @@ RUN --mount=type=secret,id=pip --mount=type=secret,id=ca \
     && PIP_CONFIG_FILE=/run/secrets/pip /tmp/pip/bin/pip --python /opt/venv/bin/python \
        install -q --no-cache-dir --require-hashes -r /opt/requirements/preflight.lock \
     && rm -rf /tmp/pip
+RUN --mount=type=bind,source=hack/images/sbom.py,target=/build/sbom.py python3 /build/sbom.py finetune-preflight >/opt/sbom.cdx.json
 USER 65532:65532
 COPY --from=code /opt/venv /opt/venv
 
@@ -81,5 +84,6 @@ RUN --mount=type=secret,id=pip --mount=type=secret,id=ca \
     && PIP_CONFIG_FILE=/run/secrets/pip /tmp/pip/bin/pip --python /opt/venv/bin/python \
        install -q --no-cache-dir --use-pep517 --require-hashes -r /opt/requirements/trainer.lock \
     && rm -rf /tmp/pip
+RUN --mount=type=bind,source=hack/images/sbom.py,target=/build/sbom.py python3 /build/sbom.py finetune-trainer >/opt/sbom.cdx.json
 USER 65532:65532
 COPY --from=code /opt/venv /opt/venv

@@ -45,7 +45,8 @@ def schema() -> dict[str, Any]:
     version = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
     spec = from_crd(version["properties"]["spec"])["properties"]
     del spec["allowedLicenses"]["minItems"]  # values.yaml has all fields; empty ones are left out
-    spec["cache"] = {"anyOf": [{"type": "object", "maxProperties": 0}, spec["cache"]]}
+    for name in ("cache", "queue"):
+        spec[name] = {"anyOf": [{"type": "object", "maxProperties": 0}, spec[name]]}
     image = {"type": "string", "pattern": IMAGE}
     strings = {"type": "object", "additionalProperties": {"type": "string"}}
     quantities = {"type": "object", "additionalProperties": {"type": ["string", "number"]}}
@@ -61,6 +62,12 @@ def schema() -> dict[str, Any]:
         replicas={"type": "integer", "minimum": 1},
         log=closed(format={"enum": ["text", "json"]}, level={"enum": ["debug", "info", "warning"]}),
         metrics=closed(port={"type": "integer", "minimum": 1024, "maximum": 65535}),
+        networkPolicy=closed(
+            enabled={"type": "boolean"},
+            metricsFrom={"type": "array", "items": {"type": "object"}},
+            jobNamespaces={"type": "array", "uniqueItems": True, "items": {"type": "string", "pattern": NAME}},
+            jobEgress={"type": "array", "items": {"type": "object"}},
+        ),
         serviceAccount=closed(annotations=strings),
         resources=partly(requests=quantities, limits=quantities),
         nodeSelector=strings,

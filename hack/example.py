@@ -37,7 +37,7 @@ DATA: dict[str, Callable[[Path], object]] = {
     "instructions": partial(prose.make, "instructions"),
     "names": names.make,
     "preferences": partial(prose.make, "preferences"),
-    "questions": questions.make,
+    "questions": partial(questions.make, rows=1000),
     "sentences": partial(names.make, rows=1000, test_rows=300),
     "summaries": partial(pairs.make, "summarization"),
     "text": partial(prose.make, "text"),

@@ -292,6 +292,15 @@ class CacheConfig(Model):
     """None: all of the volume."""
 
 
+class QueueConfig(Model):
+    """Kueue decides when Jobs may run."""
+
+    name: str
+    priority: str | None = None
+    preflight: bool = False
+    """Whether preflight Jobs wait there, too."""
+
+
 class PodsConfig(Model):
     """Everything that shapes pods and nothing that shapes the model."""
 
@@ -303,6 +312,7 @@ class PodsConfig(Model):
     gpu_memory: str | None = None
     """Of one GPU; None: unknown."""
     cache: CacheConfig | None = None
+    queue: QueueConfig | None = None
     trainer_image: str
     preflight_image: str
     pull_policy: Literal["Always", "IfNotPresent", "Never"]
@@ -325,6 +335,10 @@ class LimitsConfig(Model):
     """What follows when the GPU seconds are used up: the best checkpoint is published; else the job fails."""
     of_profile: list[Literal["deadline", "gpuHours"]] | None = None
     """Which of these bounds the document leaves to the profile."""
+    gpu_hour_price: float | None = None
+    gpu_watts: float | None = None
+    start_seconds: float = 600
+    """How long pods that train together, without a queue, may wait until each has its node."""
     keep_seconds: int = 3600
     """How long a Job that has ended stays, with its pods and their logs."""
 

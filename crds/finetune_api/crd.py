@@ -53,6 +53,7 @@ JOB_COLUMNS = (
     ("Age", "date", ".metadata.creationTimestamp", 0),
     ("Run", "string", ".status.run.id", 1),
     ("Model", "string", ".status.model.uri", 1),
+    ("Queue", "string", ".spec.queue.name", 1),
     ("Message", "string", ".status.message", 1),
 )
 PROFILE_COLUMNS = (

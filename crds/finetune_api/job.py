@@ -8,7 +8,7 @@ from pydantic import Field
 from finetune_api.base import Model, Rule, at, has_path, items, lasts_a_minute, never_beside, only_beside, spec_field
 from finetune_api.evaluation import Evaluation
 from finetune_api.method import Method
-from finetune_api.pods import Budget, Checkpoint, Output, PodTemplate, Resources, Retries, Storage
+from finetune_api.pods import Budget, Checkpoint, Output, PodTemplate, Queue, Resources, Retries, Storage
 from finetune_api.rows import Data
 from finetune_api.scalars import Duration, Name
 from finetune_api.status import FineTuneJobStatus
@@ -300,6 +300,9 @@ class FineTuneJobSpec(Model):
     storage: Storage | None = spec_field(None, "How object storage is reached.")
     resources: Resources | None = spec_field(None, "What the pods get.")
     pod_template: PodTemplate | None = spec_field(None, "What else the pods need.")
+    queue: Queue | None = spec_field(
+        None, "Kueue's queue, which decides when pods may start. Default: the profile's, else none."
+    )
     retries: Retries | None = spec_field(None, "What happens after crashes.")
     deadline: Duration | None = spec_field(
         "live",

@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import StringConstraints
 
 from finetune_api.base import Model, Rule, exactly_one_of, spec_field
-from finetune_api.scalars import Duration, Key, LabelValue, Name, Quantity, S3OrFile, Text, Uri
+from finetune_api.scalars import Duration, Key, LabelValue, Name, Quantity, QueueName, S3OrFile, Text, Uri
 
 
 class CheckpointEvery(Model):
@@ -123,6 +123,17 @@ class PodSpec(Model):
 class PodTemplate(Model):
     metadata: PodMetadata | None = spec_field(None, "Labels and annotations of the pods.")
     spec: PodSpec | None = spec_field(None, "The parts of a pod's spec that may be chosen.")
+
+
+class Queue(Model):
+    name: QueueName = spec_field(
+        "attempt",
+        "Kueue's LocalQueue in the job's namespace: train Jobs wait there until Kueue admits them.",
+        required=True,
+    )
+    workload_priority_class: QueueName | None = spec_field(
+        "attempt", "Kueue's WorkloadPriorityClass. Default: that of the queue, or the pods' PriorityClass."
+    )
 
 
 class Retries(Model):

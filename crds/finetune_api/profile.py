@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, StringConstraints
 
 from finetune_api.base import Model, Rule, lasts_a_minute, spec_field
-from finetune_api.pods import PodTemplate, Resources, Storage
+from finetune_api.pods import PodTemplate, Queue, Resources, Storage
 from finetune_api.scalars import Duration, License, Name, NamePattern, Quantity
 
 Image = Annotated[str, StringConstraints(pattern=r"^[^ \t\r\n]+$", max_length=512)]
@@ -26,6 +26,18 @@ class Gpu(Model):
     )
     memory: Quantity | None = spec_field(
         "attempt", "Memory of one GPU, such as 80Gi: preflight warns of runs that will not fit. Default: unknown."
+    )
+    hour_price: float | None = spec_field(
+        "live",
+        "What one GPU costs an hour, in whatever currency: status.usage.cost then tells what a job has cost. Default: not told.",
+        ge=0,
+        le=1_000_000,
+    )
+    watts: float | None = spec_field(
+        "live",
+        "Power of one GPU with its share of the machine: status.usage.kilowattHours then tells what a job has used. Default: not told.",
+        ge=0,
+        le=1_000_000,
     )
 
 
@@ -59,6 +71,14 @@ class Limits(Model):
     )
     deadline: Duration | None = spec_field(
         "live", "Longest deadline of a job, such as 24h, and what one without a deadline gets. Default: no bound."
+    )
+
+
+class ProfileQueue(Queue):
+    preflight: bool | None = spec_field(
+        "attempt",
+        "Whether preflight Jobs go through the queue, too: for clusters whose Kueue holds every Job "
+        "(manageJobsWithoutQueueName). Default: false.",
     )
 
 
@@ -96,6 +116,7 @@ Requirable = Literal[
     "podTemplate.metadata.labels",
     "podTemplate.spec.priorityClassName",
     "podTemplate.spec.serviceAccountName",
+    "queue",
     "resources.perNode.gpus",
     "resources.perNode.memory",
     "storage.credentialsSecret",
@@ -131,6 +152,12 @@ class FineTuneProfileSpec(Model):
     resources: Resources | None = spec_field(None, "What the pods get when a job does not say it.")
     gpu: Gpu | None = spec_field(None, "How GPUs are asked for.")
     cache: Cache | None = spec_field(None, "Where base models stay between pods. Default: every pod downloads its own.")
+    start_timeout: Duration | None = spec_field(
+        "live",
+        "How long the pods of a job on several nodes, without a queue, may wait until each has a node; then all are given back and "
+        "tried again later. Default: 10m.",
+    )
+    queue: ProfileQueue | None = spec_field(None, "Kueue's queue for jobs that name none. Default: no queue.")
     pod_template: PodTemplate | None = spec_field(
         None, "Merged under the job's: maps merge, lists append, the job wins."
     )

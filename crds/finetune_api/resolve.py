@@ -23,6 +23,7 @@ from finetune_api.contract import (
     PartConfig,
     PartSource,
     PodsConfig,
+    QueueConfig,
     RetentionConfig,
     RunConfig,
     StorageConfig,
@@ -117,7 +118,7 @@ def resolve(
         storage=_storage(spec.storage or Storage(), profile),
         pods=_pods(spec, profile, defaults),
         max_retries=first((spec.retries or Retries()).max, default=3),
-        limits=_limits(spec, profile.limits or Limits()),
+        limits=_limits(spec, profile),
     )
     if defaults.in_cluster:
         _refuse_files(config.addresses)
@@ -358,7 +359,8 @@ def _checkpoint(spec: FineTuneJobSpec) -> CheckpointConfig:
     )
 
 
-def _limits(spec: FineTuneJobSpec, most: Limits) -> LimitsConfig:
+def _limits(spec: FineTuneJobSpec, profile: FineTuneProfileSpec) -> LimitsConfig:
+    most = profile.limits or Limits()
     deadline = first(spec.deadline, most.deadline, default=None)
     hours = first(spec.budget.gpu_hours if spec.budget else None, most.gpu_hours, default=None)
     return LimitsConfig(
@@ -366,6 +368,9 @@ def _limits(spec: FineTuneJobSpec, most: Limits) -> LimitsConfig:
         gpu_seconds=3600 * hours if hours else None,
         of_profile=_left(spec, most) or None,
         stop_at_best=spec.budget is None or spec.budget.on_exhausted != "Fail",
+        gpu_hour_price=(profile.gpu or Gpu()).hour_price,
+        gpu_watts=(profile.gpu or Gpu()).watts,
+        start_seconds=seconds(profile.start_timeout or "10m"),
         keep_seconds=min(int(seconds(spec.ttl_after_finished or "1h")), 2**31 - 1),
     )
 
@@ -410,11 +415,25 @@ def _pods(spec: FineTuneJobSpec, profile: FineTuneProfileSpec, defaults: Default
         memory=first(ours.memory, low.memory, default="8Gi"),
         gpu_resource=first(gpu.resource_name, default="nvidia.com/gpu"),
         gpu_memory=gpu.memory,
+        queue=_queue(spec, profile),
         cache=CacheConfig(claim=profile.cache.claim_name, size=profile.cache.size) if profile.cache else None,
         trainer_image=first(images.trainer, default=defaults.trainer_image),
         preflight_image=first(images.preflight, default=defaults.preflight_image),
         pull_policy=first(images.pull_policy, default="IfNotPresent"),
         template=merge_templates(profile.pod_template, spec.pod_template),
+    )
+
+
+def _queue(spec: FineTuneJobSpec, profile: FineTuneProfileSpec) -> QueueConfig | None:
+    """The job's own queue, else the profile's. A priority class belongs to the queue beside which it is named."""
+    theirs = profile.queue
+    chosen = spec.queue or theirs
+    if chosen is None:
+        return None
+    return QueueConfig(
+        name=chosen.name,
+        priority=chosen.workload_priority_class,
+        preflight=first(theirs.preflight if theirs else None, default=False),
     )
 
 

@@ -211,6 +211,8 @@ class Usage(Model):
     running_seconds: int | None = Field(
         None, description="Seconds from the first pod's start to the end, over all attempts that have ended."
     )
+    cost: float | None = Field(None, description="Of these GPU seconds, at the profile's gpu.hourPrice.")
+    kilowatt_hours: float | None = Field(None, description="Of these GPU seconds, at the profile's gpu.watts.")
     counted: int | None = Field(None, description="The last attempt whose seconds are in these sums.")
     attempts: int | None = Field(None, description="Attempts so far.")
     lost_steps: int | None = Field(None, description="Steps done again, over all attempts.")

@@ -21,7 +21,7 @@ from finetune_operator import handlers
 from finetune_operator.cache import Cache
 from finetune_operator.kube import Kube
 from finetune_operator.leader import Alone, Elector
-from finetune_operator.metrics import LEADER, QUEUE, Phases, register
+from finetune_operator.metrics import LEADER, QUEUE, QUEUE_AGE, Phases, register
 from finetune_operator.observe import Observer
 from finetune_operator.progress import ProgressReader
 from finetune_operator.queue import KeyedQueue
@@ -120,6 +120,7 @@ async def _operate(
     queue = KeyedQueue(Reconciler(cache, kube, Observer(cache, kube, progress, defaults=defaults)))
     register(Phases(lambda: cache.subjects() if turn.is_set() else ()))
     QUEUE.set_function(lambda: len(queue))
+    QUEUE_AGE.set_function(lambda: queue.age)
     LEADER.set_function(lambda: float(turn.is_set() and candidate.leading))
 
     def add(key: str) -> None:
@@ -224,6 +225,9 @@ async def _serve(server: web.AppRunner, port: int) -> None:
         raise SystemExit(f"--metrics-port: port {port} cannot be used ({error.strerror}); choose another") from error
 
 
+OF_A_JOB = ("job", "job_uid", "run", "phase")
+
+
 class _Json(logging.Formatter):
     """One object a line."""
 
@@ -233,6 +237,7 @@ class _Json(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
+            **{name: getattr(record, name) for name in OF_A_JOB if hasattr(record, name)},
         }
         if record.exc_info:
             document["error"] = self.formatException(record.exc_info)

@@ -13,13 +13,15 @@ from datetime import datetime
 from finetune_api.status import Usage
 from finetune_operator.policies.accept import Refusal, Target, accept, target_of
 from finetune_operator.policies.attempt import POLL, STARTED, attempt, stopped
+from finetune_operator.policies.groups import turn
 from finetune_operator.policies.limits import REASONS, reached
 from finetune_operator.policies.preflight import preflight
 from finetune_operator.policies.restarts import forgotten, lost
 from finetune_operator.policies.rivals import ahead, wait_for
 from finetune_operator.policies.suspend import SUSPENDING, last_words, still_there, suspend
 from finetune_operator.policies.vanished import gone, vanished
-from finetune_operator.policies.ways import DOCUMENT_CHANGED
+from finetune_operator.policies.waiting import ANOTHER_GROUP, HELD, queue_of
+from finetune_operator.policies.ways import DOCUMENT_CHANGED, GROUP_INCOMPLETE
 from finetune_operator.status import compose, notes, worth_writing
 from finetune_operator.verdict import (
     IDENTICAL,
@@ -201,7 +203,9 @@ def _passed(o: Observed) -> bool:
 
 def _lost(o: Observed) -> bool:
     """Whether the status speaks of a train Job, of which there is none any more."""
-    return o.subject.status.phase in STARTED and reason_of(o.subject.status) not in (PASSED, STOPPING, *REASONS)
+    held = (cause.reason for cause in (*HELD, ANOTHER_GROUP))
+    nothing_ran = (PASSED, STOPPING, GROUP_INCOMPLETE.reason, *REASONS, *held)
+    return o.subject.status.phase in STARTED and reason_of(o.subject.status) not in nothing_ran
 
 
 def _start(o: Observed, target: Target, *, now: datetime) -> Verdict:
@@ -227,6 +231,13 @@ def _start(o: Observed, target: Target, *, now: datetime) -> Verdict:
         if limit.unheard and said != PASSED:
             return preflight(o, target, now=now)
         return limit.failed(known).stating(**words)
+    queue = target.config.pods.queue
+    missing = queue_of(o, queue.name) if queue is not None else None
+    if missing is not None:
+        return missing.verdict(again_after=REFUSED_AGAIN)
+    later = turn(o, target, now=now)
+    if later is not None:
+        return later
     looked = next(reversed(o.jobs("preflight")), None)
     counters = replace(looked.counters if looked else Counters(), interruptions=0, finish=limit is not None)
     ordinal = o.next_ordinal("train")
@@ -250,8 +261,10 @@ def _beside(o: Observed, verdict: Verdict, job: Child, *, now: datetime) -> Verd
     """Join what is said of the new generation with the old run, which goes on until the new one may begin."""
     pinned = o.pinned.get(job.generation)
     if verdict.phase == "Succeeded" or _just_passed(verdict) or pinned is None:
-        # Final though it has passed: the model is there already, whether it is good enough or not.
-        if not verdict.final or pinned is None:
+        # Final though it has passed: the model is there already, whether it is good enough or not. A run whose
+        # configuration somebody deleted cannot be followed: it ends where nothing is to come after it soon.
+        deleted = pinned is None and job.generation not in o.unreadable
+        if not verdict.final and not (deleted and verdict.stalled):
             return verdict
         cost = stopped(o, job, reason=DOCUMENT_CHANGED.reason, now=now)
         return replace(verdict, facts={**cost, **verdict.facts}).doing(DeleteJob.of(job))

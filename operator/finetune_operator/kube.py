@@ -9,9 +9,11 @@ from kubernetes.aio import client, config
 
 from finetune_api import GROUP, VERSION
 from finetune_operator.cache import Kind
+from finetune_operator.metrics import API_REQUESTS
 from finetune_operator.views import SELECTOR, Raw
 
 TIMEOUT = 30.0
+KUEUE = "kueue.x-k8s.io"
 PREFIXES = {
     "finetunejobs": f"/apis/{GROUP}/{VERSION}",
     "finetuneprofiles": f"/apis/{GROUP}/{VERSION}",
@@ -158,6 +160,22 @@ class Kube:
         newest = max(answer["items"], key=lambda item: item.get("lastTimestamp") or "", default=None)
         return None if newest is None else str(newest.get("message", ""))
 
+    async def kueue(self) -> str | None:
+        """The version in which Workloads are served; None where Kueue is not installed. Raises ApiError."""
+        try:
+            answer = await self._request("GET", f"/apis/{KUEUE}")
+        except ApiError as error:
+            if error.code == 404:
+                return None
+            raise
+        return str(answer["preferredVersion"]["version"])
+
+    async def workload(self, namespace: str, *, version: str, job_uid: str) -> dict[str, Any] | None:
+        """What Kueue made of the Job with this UID; None before it has looked at it. Raises ApiError."""
+        query = {"labelSelector": f"{KUEUE}/job-uid={job_uid}", "limit": "1"}
+        answer = await self._request("GET", f"/apis/{KUEUE}/{version}/namespaces/{namespace}/workloads", query=query)
+        return next(iter(answer["items"]), None)
+
     async def pod_progress(self, namespace: str, pod: str, port: int) -> bytes:
         """GET /progress through the API server's proxy. Raises ApiError."""
         path = _path("pods", namespace, f"{pod}:{port}") + "/proxy/progress"
@@ -207,7 +225,12 @@ class Kube:
         )
         if guarded and method != "GET" and not self._may_write():
             raise NotLeading(f"{method} {path} was not sent: this operator does not lead")
-        answer = await self._api.call_api(*request, _request_timeout=seconds)
+        code = "none"
+        try:
+            answer = await self._api.call_api(*request, _request_timeout=seconds)
+            code = str(answer.status)
+        finally:
+            API_REQUESTS.labels(method, _resource(path), code).inc()
         content: bytes = await answer.read()
         if answer.status >= 400:
             raise _error(answer.status, content)
@@ -217,6 +240,15 @@ class Kube:
 def _path(plural: str, namespace: str | None, name: str | None = None) -> str:
     where = f"/namespaces/{namespace}" if namespace else ""
     return f"{PREFIXES[plural]}{where}/{plural}" + (f"/{name}" if name else "")
+
+
+def _resource(path: str) -> str:
+    """The plural of what a path names, with its subresource; of a group alone, "discovery"."""
+    parts = path.strip("/").split("/")
+    parts = parts[2:] if parts[0] == "api" else parts[3:]
+    if parts[:1] == ["namespaces"]:
+        parts = parts[2:]
+    return "/".join([*parts[:1], *parts[2:3]]) or "discovery"
 
 
 def _error(code: int, content: bytes) -> ApiError:

@@ -9,9 +9,18 @@ from collections.abc import Sequence
 from typing import Any
 
 from finetune_api import GROUP, VERSION
-from finetune_api.contract import CACHE_PATH, CONFIG_PATH, CREDENTIALS_PATH, PROGRESS_PORT, WORK_PATH, RunConfig
+from finetune_api.contract import (
+    CACHE_PATH,
+    CONFIG_PATH,
+    CREDENTIALS_PATH,
+    PROGRESS_PORT,
+    WORK_PATH,
+    QueueConfig,
+    RunConfig,
+)
 from finetune_api.pods import PodMetadata, PodSpec
 from finetune_operator.views import (
+    ASKED,
     CONTAINERS,
     FAILURES,
     FINISH,
@@ -22,6 +31,8 @@ from finetune_operator.views import (
     MANAGED_BY,
     MANAGER,
     ORDINAL,
+    QUEUE,
+    QUEUE_PRIORITY,
     RESTART_KEY,
     RETRY,
     ROLE,
@@ -67,7 +78,7 @@ def config_map(subject: Subject, config: RunConfig, *, key: str) -> Manifest:
             "name": config_name(subject, config.generation),
             "namespace": subject.namespace,
             "labels": _labels(subject, role="config", generation=config.generation),
-            "annotations": {RESTART_KEY: key},
+            "annotations": {RESTART_KEY: key, ASKED: subject.asked},
             "ownerReferences": [owner_reference(subject)],
         },
         "immutable": True,
@@ -107,6 +118,8 @@ def preflight_job(subject: Subject, config: RunConfig, *, key: str, ordinal: int
     pod.pop("runtimeClassName", None)  # a GPU's runtime is of no use here
     labels = _labels(subject, role="preflight", generation=config.generation)
     spec = {"template": _template(config, pod, labels, key)}
+    if config.pods.queue is not None and config.pods.queue.preflight:
+        labels, spec = _queued(config.pods.queue, labels, spec)
     return _job(subject, config, name, labels, spec, annotations=_notes(subject, key, ordinal, counters))
 
 
@@ -146,7 +159,15 @@ def train_job(
         "parallelism": pods.nodes,
         "template": _template(config, pod, labels, key),
     }
+    if pods.queue is not None:
+        labels, spec = _queued(pods.queue, labels, spec)
     return _job(subject, config, name, labels, spec, annotations=_notes(subject, key, ordinal, counters))
+
+
+def _queued(queue: QueueConfig, labels: dict[str, str], spec: Manifest) -> tuple[dict[str, str], Manifest]:
+    """Labels of the Job alone; it begins suspended, and from then on Kueue decides whether it is."""
+    priority = {QUEUE_PRIORITY: queue.priority} if queue.priority is not None else {}
+    return {**labels, QUEUE: queue.name, **priority}, {"suspend": True, **spec}
 
 
 def event(subject: Subject, *, kind: str, reason: str, message: str, now: str) -> Manifest:

@@ -1,20 +1,29 @@
 """Gathers everything that one decision depends on into one frozen Observed."""
 
+import time
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 
+from finetune_api.base import at
 from finetune_api.contract import Progress
 from finetune_api.resolve import Defaults
 from finetune_operator.cache import Cache
 from finetune_operator.kube import ApiError, Kube
 from finetune_operator.metrics import PROGRESS
 from finetune_operator.policies.suspend import still_there
+from finetune_operator.policies.waiting import ANOTHER_GROUP
 from finetune_operator.progress import ProgressReader
-from finetune_operator.verdict import Observed, Rival, condition
-from finetune_operator.views import Child, Pod, Subject
+from finetune_operator.verdict import PASSED, Group, Observed, Rival, condition, reason_of
+from finetune_operator.views import Child, Pod, Subject, admission
 
 PATIENCE = timedelta(seconds=4)
 """How long a Job may have no pods before its Events are read."""
+ASKED_AGAIN = 30.0
+"""Seconds between two questions whether Kueue is installed."""
+
+
+READY = (PASSED, ANOTHER_GROUP.reason)
+"""Reasons of a job that begins an attempt as soon as it may."""
 
 
 class Observer:
@@ -25,6 +34,8 @@ class Observer:
         self._kube = kube
         self._progress = progress
         self._defaults = defaults
+        self._kueue: str | None = None
+        self._kueue_asked: float | None = None
 
     async def observe(self, uid: str, *, now: datetime, last_write: datetime | None) -> Observed | None:
         """None when there is no such FineTuneJob."""
@@ -34,6 +45,8 @@ class Observer:
         live = not subject.finished and not subject.deleting
         progress = await self._read_progress(uid) if live else None
         refusals = await self._read_refusals(uid, now=now) if live else {}
+        kueue = await self._kueue_version() if live and self._queued(subject) else None
+        admissions = await self._read_admissions(subject, kueue) if kueue is not None else {}
         subject = self._cache.subject(uid)  # time has passed: take everything else from one moment
         if subject is None:
             return None
@@ -46,8 +59,11 @@ class Observer:
             children=self._cache.children(uid),
             pods=self._cache.pods(uid),
             rivals=tuple(self._rival(other, now=now) for other in self._cache.same_output(subject)),
+            groups=self._groups(subject) if self._nodes(subject) > 1 else (),
             progress=progress,
             refusals=refusals,
+            kueue=kueue is not None,
+            admissions=admissions,
             last_write=last_write,
         )
 
@@ -73,6 +89,30 @@ class Observer:
             holding=holding,
         )
 
+    def _nodes(self, subject: Subject) -> int:
+        """How many pods it may want to train together, as far as its document and its profile say so."""
+        profile = self._cache.profiles().get(_profile(subject))
+        asked = [at(subject.spec, "resources.nodes"), at(profile.spec, "resources.nodes") if profile else None]
+        return next((nodes for nodes in asked if isinstance(nodes, int)), 1)
+
+    def _groups(self, subject: Subject) -> tuple[Group, ...]:
+        """Others that start several pods without a queue, or are about to."""
+        found = []
+        for other in self._cache.subjects():
+            same = (other.namespace, _profile(other)) == (subject.namespace, _profile(subject))
+            if not same or other.uid == subject.uid or other.finished or other.deleting:
+                continue
+            jobs = [c for c in self._cache.children(other.uid) if c.role == "train" and not c.deleting and not c.ended]
+            starts = any(job.nodes > 1 and not job.queue and not self._complete(job, other.uid) for job in jobs)
+            ready = not jobs and not other.suspended and self._nodes(other) > 1 and "queue" not in other.spec
+            if starts or (ready and reason_of(other.status) in READY):
+                name = f"{other.namespace}/{other.name}"
+                found.append(Group(name=name, uid=other.uid, created=other.created, starts=starts))
+        return tuple(found)
+
+    def _complete(self, job: Child, uid: str) -> bool:
+        return sum(pod.running or pod.over for pod in self._pods_of(job, uid)) >= job.nodes
+
     async def _read_progress(self, uid: str) -> Progress | None:
         trains = [child for child in self._cache.children(uid) if child.role == "train" and not child.deleting]
         newest = max(trains, key=lambda child: child.ordinal, default=None)
@@ -91,7 +131,9 @@ class Observer:
         found: dict[str, str] = {}
         subject = self._cache.subject(uid)
         for child in self._cache.children(uid):
-            waits = child.ended is None and not child.deleting and now - child.created >= PATIENCE
+            waits = (
+                child.ended is None and not child.deleting and not child.suspended and now - child.created >= PATIENCE
+            )
             if subject is None or not waits or self._pods_of(child, uid):
                 continue
             try:
@@ -102,5 +144,34 @@ class Observer:
                 found[child.uid] = refusal
         return found
 
+    def _queued(self, subject: Subject) -> bool:
+        """Whether a queue may matter."""
+        named = "queue" in subject.spec or any("queue" in profile.spec for profile in self._cache.profiles().values())
+        return named or any(child.queue for child in self._cache.children(subject.uid))
+
+    async def _kueue_version(self) -> str | None:
+        now = time.monotonic()
+        if self._kueue_asked is None or now - self._kueue_asked >= ASKED_AGAIN:
+            self._kueue, self._kueue_asked = await self._kube.kueue(), now
+        return self._kueue
+
+    async def _read_admissions(self, subject: Subject, version: str) -> Mapping[str, str]:
+        found: dict[str, str] = {}
+        for child in self._cache.children(subject.uid):
+            if not (child.queue and child.suspended) or child.ended is not None or child.deleting:
+                continue
+            try:
+                workload = await self._kube.workload(subject.namespace, version=version, job_uid=child.uid)
+            except ApiError:
+                continue  # without the right to read Workloads the status just says less
+            words = admission(workload) if workload is not None else ""
+            if words:
+                found[child.uid] = words
+        return found
+
     def _pods_of(self, child: Child, uid: str) -> list[Pod]:
         return [pod for pod in self._cache.pods(uid) if pod.owner == child.uid]
+
+
+def _profile(subject: Subject) -> str:
+    return str(subject.spec.get("profile") or "default")

@@ -6,6 +6,7 @@ number of additions in between count as one.
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -18,6 +19,8 @@ LONGEST_ERROR_DELAY = 30.0
 @dataclass
 class _Key:
     queued: bool = False
+    since: float = 0.0
+    """When it was queued, by the monotonic clock."""
     working: bool = False
     dirty: bool = False
     """Added while it was worked on."""
@@ -54,6 +57,12 @@ class KeyedQueue:
         """Keys that wait for a worker, for a time or for the end of their work."""
         return len(self._keys)
 
+    @property
+    def age(self) -> float:
+        """Seconds that the first key has waited for a worker."""
+        waits = [state.since for state in self._keys.values() if state.queued]
+        return time.monotonic() - min(waits) if waits else 0.0
+
     def add(self, key: str) -> None:
         """Have `key` worked on as soon as possible."""
         state = self._keys.setdefault(key, _Key())
@@ -63,7 +72,7 @@ class KeyedQueue:
         if state.working:
             state.dirty = True
         elif not state.queued:
-            state.queued = True
+            state.queued, state.since = True, time.monotonic()
             self._ready.put_nowait(key)
 
     def add_after(self, key: str, seconds: float) -> None:

@@ -12,7 +12,7 @@ from finetune_operator.cache import Cache, Kind
 from finetune_operator.decide import decide, refused
 from finetune_operator.kube import ApiError, Kube
 from finetune_operator.manifests import Manifest
-from finetune_operator.metrics import ACTIONS, RECONCILE_SECONDS, RECONCILES, STATUS_WRITES
+from finetune_operator.metrics import ACTIONS, RECONCILE_SECONDS, RECONCILES, STATUS_WRITES, Spent
 from finetune_operator.observe import Observer
 from finetune_operator.verdict import (
     Action,
@@ -85,7 +85,7 @@ class Reconciler:
 
     async def _act(self, subject: Subject, action: Action) -> None:
         ACTIONS.labels(type(action).__name__).inc()
-        logger.info("%s/%s: %s", subject.namespace, subject.name, _told(action))
+        logger.info("%s/%s: %s", subject.namespace, subject.name, _told(action), extra=_job(subject))
         match action:
             case CreateConfig(config, key):
                 await self._create(subject, manifests.config_map(subject, config, key=key))
@@ -144,9 +144,12 @@ class Reconciler:
                 raise ApiError(409, error.reason, "the document changed meanwhile") from error
             raise
         STATUS_WRITES.labels("written").inc()
+        Spent.of(subject, status).count()
         self._written[subject.uid] = now
         self._cache.apply("finetunejobs", written)
-        logger.info("%s/%s: %s: %s", subject.namespace, subject.name, status.phase, status.message)
+        run = {"run": status.run.id} if status.run is not None else {}
+        told = {**_job(subject), **run, "phase": status.phase}
+        logger.info("%s/%s: %s: %s", subject.namespace, subject.name, status.phase, status.message, extra=told)
 
     async def _tell(self, subject: Subject, events: tuple[Note, ...], *, now: datetime) -> None:
         for note in events:
@@ -158,7 +161,15 @@ class Reconciler:
             except ApiError as error:  # the status says the same
                 if error.reason == "AlreadyExists":
                     continue
-                logger.warning("%s/%s: no Event %s: %s", subject.namespace, subject.name, note.reason, error)
+                words = (subject.namespace, subject.name, note.reason, error)
+                logger.warning("%s/%s: no Event %s: %s", *words, extra=_job(subject))
+
+
+def _job(subject: Subject) -> dict[str, str]:
+    """By which the lines of one FineTuneJob are found in a log of JSON."""
+    run = subject.status.run
+    named = {"job": f"{subject.namespace}/{subject.name}", "job_uid": subject.uid}
+    return {**named, "run": run.id} if run is not None else named
 
 
 def _told(action: Action) -> str:

@@ -30,6 +30,18 @@ class Rival:
 
 
 @dataclass(frozen=True)
+class Group:
+    """Another FineTuneJob of the same namespace and profile, without a queue, whose pods train together."""
+
+    name: str
+    """namespace/name"""
+    uid: str
+    created: datetime
+    starts: bool
+    """It has a train Job of which not all pods run; else it is ready to begin one."""
+
+
+@dataclass(frozen=True)
 class Observed:
     """Everything one decision depends on."""
 
@@ -43,10 +55,16 @@ class Observed:
     children: tuple[Child, ...] = ()
     pods: tuple[Pod, ...] = ()
     rivals: tuple[Rival, ...] = ()
+    groups: tuple[Group, ...] = ()
+    """Looked for only where this one may want several pods."""
     progress: Progress | None = None
     """Of the newest train Job, when its pods answered."""
     refusals: Mapping[str, str] = field(default_factory=dict, hash=False)
     """By UID of a child Job: why the cluster refuses to create its pods."""
+    kueue: bool = False
+    """Whether Kueue's resources are served. Asked only where a queue is named."""
+    admissions: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """By UID of a suspended child Job: why Kueue has not admitted it."""
     last_write: datetime | None = None
     """When this process last wrote the status; None when it has not yet."""
 

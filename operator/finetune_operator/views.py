@@ -3,6 +3,8 @@
 Each view is made from the raw object by `of`; nothing else in the operator looks into raw objects.
 """
 
+import hashlib
+import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -22,6 +24,7 @@ ROLE = "finetune.dev/role"
 RUN = "finetune.dev/run"
 GENERATION = "finetune.dev/generation"
 RESTART_KEY = "finetune.dev/restart-key"
+ASKED = "finetune.dev/asked"
 ORDINAL = "finetune.dev/ordinal"
 FAILURES = "finetune.dev/failures"
 TRIES = "finetune.dev/tries"
@@ -29,6 +32,11 @@ INTERRUPTIONS = "finetune.dev/interruptions"
 HALVE = "finetune.dev/halve-micro-batch"
 FINISH = "finetune.dev/finish-now"
 RETRY = "finetune.dev/retry"
+QUEUE = "kueue.x-k8s.io/queue-name"
+QUEUE_PRIORITY = "kueue.x-k8s.io/priority-class"
+
+LIVE = ("suspend", "deadline", "budget", "retries", "ttlAfterFinished", "checkpoint")
+"""Parts of spec of which nothing that is done depends."""
 
 Raw = Mapping[str, Any]
 Role = Literal["preflight", "train"]
@@ -105,6 +113,12 @@ class Subject:
         return self.spec.get("suspend") is True
 
     @property
+    def asked(self) -> str:
+        """Names what the document asks for, whatever it says of when and for how long: equal for equal documents."""
+        lasting = {name: value for name, value in self.spec.items() if name not in LIVE}
+        return hashlib.sha256(json.dumps(lasting, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
     def output(self) -> str:
         output = self.spec.get("output") or {}
         return str(output.get("uri", "")).rstrip("/")
@@ -129,6 +143,8 @@ class Pinned:
     generation: int
     config: RunConfig
     key: str
+    asked: str
+    """Subject.asked of the document that was pinned."""
 
     @classmethod
     def of(cls, raw: Raw) -> "Pinned":
@@ -138,6 +154,7 @@ class Pinned:
             generation=_number((meta.get("labels") or {}).get(GENERATION)),
             config=RunConfig.model_validate_json((raw.get("data") or {}).get("config.json", "")),
             key=(meta.get("annotations") or {}).get(RESTART_KEY, ""),
+            asked=(meta.get("annotations") or {}).get(ASKED, ""),
         )
 
 
@@ -174,7 +191,15 @@ class Child:
     retry: str
     created: datetime
     deleting: bool
+    nodes: int
+    """Pods that it runs at a time."""
+    queue: str
+    """Kueue's queue that decides when it may run, or an empty string."""
     suspended: bool
+    suspended_at: datetime | None
+    """When the Job controller began to take its pods away for that."""
+    released: datetime
+    """When it may first have pods: its creation, or the end of its last suspension."""
     ended: Literal["Complete", "Failed"] | None
     """Failed already at FailureTarget: Failed itself waits for pods that a dead node never ends."""
     ended_at: datetime | None
@@ -203,7 +228,11 @@ class Child:
             retry=notes.get(RETRY, ""),
             created=_created(meta),
             deleting="deletionTimestamp" in meta,
+            nodes=(raw.get("spec") or {}).get("parallelism", 1),
+            queue=labels.get(QUEUE, ""),
             suspended=bool((raw.get("spec") or {}).get("suspend")),
+            suspended_at=_transition(status, "Suspended", "True"),
+            released=max(_created(meta), _transition(status, "Suspended", "False") or _created(meta)),
             ended=ended,
             ended_at=when,
         )
@@ -215,6 +244,28 @@ def _job_end(status: Raw) -> tuple[Literal["Complete", "Failed"] | None, datetim
             ended: Literal["Complete", "Failed"] = "Complete" if condition["type"] == "Complete" else "Failed"
             return ended, parse_time(condition.get("lastTransitionTime"))
     return None, None
+
+
+def _transition(status: Raw, kind: str, to: str) -> datetime | None:
+    """When a condition became so; None where it is otherwise."""
+    found = _condition(status, kind)
+    return parse_time(found.get("lastTransitionTime")) if found.get("status") == to else None
+
+
+def admission(workload: Raw) -> str:
+    """Why Kueue has not admitted a Workload yet, in its own words, or an empty string.
+
+    A Workload that lost its place says why, and then what it waits for.
+    """
+    status = workload.get("status") or {}
+    evicted, quota = _condition(status, "Evicted"), _condition(status, "QuotaReserved")
+    checks = [check for check in status.get("admissionChecks") or [] if check.get("state") != "Ready"]
+    said = [
+        evicted.get("message") if evicted.get("status") == "True" else None,
+        quota.get("message") if quota.get("status") == "False" else None,
+        *(f"{check.get('name')}: {check.get('message') or check.get('state')}" for check in checks),
+    ]
+    return "; ".join(dict.fromkeys(words.strip() for words in said if words))
 
 
 def controller(raw: Raw) -> str:

@@ -70,6 +70,8 @@ PROFILE = {
     "resources": {"nodes": 1, "perNode": {"gpus": 0, "cpu": "500m", "memory": "2Gi"}},
     "gpu": {"resourceName": "example.com/gpu"},
     "cache": {"claimName": "models", "size": "500Gi"},
+    "startTimeout": "2m",
+    "queue": {"name": "team-a", "workloadPriorityClass": "batch-low", "preflight": True},
     "podTemplate": {
         "metadata": {"labels": {"team": "a"}},
         "spec": {"nodeSelector": {"pool": "gpu"}, "tolerations": [{"key": "spot", "operator": "Exists"}]},
@@ -94,6 +96,14 @@ GOOD: dict[str, dict[str, Any]] = {
     "logs": {"log": {"format": "json", "level": "debug"}},
     "metrics": {"metrics": {"port": 9400}},
     "two-replicas": {"replicas": 2},
+    "network-policies": {
+        "networkPolicy": {
+            "enabled": True,
+            "metricsFrom": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}],
+            "jobNamespaces": ["team-a", "team-b"],
+            "jobEgress": [{"to": [{"ipBlock": {"cidr": "10.0.0.0/8"}}], "ports": [{"port": 443}]}],
+        }
+    },
     "annotations": {"serviceAccount": {"annotations": {"example.com/role": "finetune"}}},
 }
 
@@ -157,6 +167,34 @@ def test_rights_are_those_of_the_golden_file(chart: Chart, name: str) -> None:
     if os.environ.get("UPDATE_GOLDEN"):
         golden.write_text(rendered, encoding="utf-8")
     assert rendered == golden.read_text(encoding="utf-8")
+
+
+def test_network_policies_are_those_of_the_golden_file(chart: Chart) -> None:
+    """Whether they are enforced is the network's affair."""
+    found = [d for d in chart.render(GOOD["network-policies"]) if d["kind"] == "NetworkPolicy"]
+    rendered = yaml.safe_dump_all(found, sort_keys=False)
+    golden = GOLDEN / "network-policies.yaml"
+    if os.environ.get("UPDATE_GOLDEN"):
+        golden.write_text(rendered, encoding="utf-8")
+    assert rendered == golden.read_text(encoding="utf-8")
+
+
+def test_without_being_asked_for_there_is_no_network_policy(chart: Chart) -> None:
+    assert "NetworkPolicy" not in [d["kind"] for d in chart.render()]
+
+
+def test_network_policies_select_the_pods_that_there_are(chart: Chart) -> None:
+    rendered = chart.render(GOOD["network-policies"])
+    operator, *jobs = [d["spec"] for d in rendered if d["kind"] == "NetworkPolicy"]
+    (deployment,) = [d for d in rendered if d["kind"] == "Deployment"]
+    labels = deployment["spec"]["template"]["metadata"]["labels"]
+    assert operator["podSelector"]["matchLabels"].items() <= labels.items()
+    train = yaml.safe_load((ROOT / "tests/unit/golden/train-job.yaml").read_text())["spec"]["template"]
+    for policy in jobs:
+        assert policy["podSelector"]["matchLabels"].items() <= train["metadata"]["labels"].items()
+        reader, _ = policy["ingress"]
+        assert reader["ports"] == [{"protocol": "TCP", "port": train["spec"]["containers"][0]["ports"][0]["name"]}]
+        assert reader["from"][0]["podSelector"]["matchLabels"].items() <= labels.items()
 
 
 @pytest.mark.parametrize("name", GOOD)
@@ -256,7 +294,7 @@ def test_the_service_reaches_the_pod(chart: Chart) -> None:
 
 def test_the_profile_holds_what_the_values_say_and_nothing_else(chart: Chart) -> None:
     assert chart.one("FineTuneProfile", GOOD["profile"])["spec"] == PROFILE
-    assert chart.one("FineTuneProfile")["spec"] == {}
+    assert chart.one("FineTuneProfile")["spec"] == {"startTimeout": "10m"}
     assert "FineTuneProfile" not in [d["kind"] for d in chart.render(GOOD["no-profile"])]
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -78,12 +79,13 @@ def test_an_image_runs_as_any_user_on_a_read_only_root_without_rights(world: Any
             "capabilities": {"drop": ["ALL"]},
         },
     }
+    listing = {**container, "name": "sbom", "command": ["cat", "/opt/sbom.cdx.json"], "args": []}
     user = {"runAsNonRoot": True, "runAsUser": 12345, "runAsGroup": 54321, "seccompProfile": {"type": "RuntimeDefault"}}
     pod = {
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {"name": "it"},
-        "spec": {"containers": [container], "securityContext": user, "restartPolicy": "Never"},
+        "spec": {"containers": [container, listing], "securityContext": user, "restartPolicy": "Never"},
     }
     world.apply(pod, namespace)
 
@@ -92,9 +94,29 @@ def test_an_image_runs_as_any_user_on_a_read_only_root_without_rights(world: Any
         return status if status.get("phase") in ("Succeeded", "Failed") else None
 
     status = world.until(ended, what=f"the pod of {image} to end", seconds=120)
-    words = world.kubectl("logs", "it", "-n", namespace)
+    words = world.kubectl("logs", "it", "-c", "it", "-n", namespace)
     assert status["phase"] == "Succeeded", json.dumps(status) + words
     assert words.startswith(f"usage: {program} ")
+    found = json.loads(world.kubectl("logs", "it", "-c", "sbom", "-n", namespace))["components"]
+    versions = {component["purl"].partition("@")[0]: component["version"] for component in found}
+    locked = re.findall(r"^([a-z0-9-]+)==([^ ]+) \\", (ROOT / f"requirements/{image}.lock").read_text(), re.MULTILINE)
+    assert dict(locked)["pydantic"] == versions["pkg:pypi/pydantic"]
+    assert "pkg:deb/debian/libc6" in versions
+
+
+@pytest.mark.parametrize("account", ["finetune-system:finetune-operator", "NAMESPACE:default"])
+def test_a_service_account_may_do_what_the_golden_file_says_and_nothing_else(world: Any, account: str) -> None:
+    """The operator's, and the one that pods of jobs run as. UPDATE_GOLDEN=1 writes the files anew."""
+    namespace = world.namespace("rights")
+    user = f"system:serviceaccount:{account.replace('NAMESPACE', namespace)}"
+    words = world.kubectl("auth", "can-i", "--list", "-n", namespace, f"--as={user}")
+    heading, *rights = [" ".join(line.split()) for line in words.splitlines()]
+    found = "\n".join([heading, *sorted(rights)]) + "\n"
+    golden = ROOT / f"tests/e2e/golden/rights-{'operator' if 'operator' in account else 'pods'}.txt"
+    if os.environ.get("UPDATE_GOLDEN"):
+        golden.parent.mkdir(exist_ok=True)
+        golden.write_text(found)
+    assert found == golden.read_text()
 
 
 def test_kubectl_is_found_in_the_cache_where_the_machine_has_none(tmp_path: Path) -> None:

@@ -287,6 +287,8 @@ class Kubelet(threading.Thread):
         self.scripts: dict[str, Script] = {}
         self.seen: dict[str, tuple[str, str]] = {}
         """By Job UID: name of the Job and of the FineTuneJob."""
+        self.room: int | None = None
+        """Pods that have a node at a time, if not all may."""
         self._since: dict[str, float] = {}
         self._over = threading.Event()
         self.start()
@@ -295,7 +297,13 @@ class Kubelet(threading.Thread):
         path = f"/api/v1/namespaces/{self.namespace}/pods"
         while not self._over.wait(0.1):
             try:
-                for pod in self.plane.items(path):
+                pods = self.plane.items(path)
+                placed = sum("nodeName" in pod["spec"] and not _is_over(pod) for pod in pods)
+                for pod in pods:
+                    waits = "nodeName" not in pod["spec"] and "deletionTimestamp" not in pod["metadata"]
+                    if waits and self.room is not None and placed >= self.room:
+                        continue
+                    placed += waits
                     self._tend(f"{path}/{pod['metadata']['name']}", pod)
             except urllib.error.HTTPError as error:
                 if error.code not in (404, 409):  # it changed meanwhile: the next round sees how
@@ -351,6 +359,10 @@ class Kubelet(threading.Thread):
             f"{path}/status",
             {"status": {"phase": phase, "containerStatuses": [container], "conditions": [ready], "podIP": "127.0.0.9"}},
         )
+
+
+def _is_over(pod: Document) -> bool:
+    return pod["status"].get("phase") in ("Succeeded", "Failed")
 
 
 # --- the operator: a process ---
@@ -809,6 +821,35 @@ def test_the_api_server_refuses_limits_that_are_none(plane: Plane, spec: Documen
     assert words in caught.value.read().decode()
 
 
+def test_a_group_that_finds_no_room_gives_its_nodes_back_and_starts_when_there_is_some(place: Place) -> None:
+    """Two runs on two nodes each, and three nodes."""
+    profile = {
+        "apiVersion": "finetune.dev/v1alpha1",
+        "kind": "FineTuneProfile",
+        "metadata": {"name": place.name},
+        "spec": {"startTimeout": "2s"},
+    }
+    place.plane.create("/apis/finetune.dev/v1alpha1/finetuneprofiles", profile)
+    place.kubelet.room = 3
+    freed = threading.Event()
+    several = {"profile": place.name, "resources": {"nodes": 2, "perNode": {"gpus": 1}}}
+
+    def long(role: str, ordinal: int) -> Ends | None:
+        return ordinary(role, ordinal) if role == "preflight" or freed.is_set() else None
+
+    place.apply("one", long, **several)
+    place.reaches("one", "Starting", "Loading")
+    place.apply("two", long, **several)
+    status = place.reaches("two", "Queued", "GroupIncomplete")
+    eventually("its pods are gone", lambda: not [pod for pod in place.children("pods") if pod.startswith("two-")])
+    assert place.status("one")["phase"] == "Starting"
+    freed.set()
+    place.reaches("one", "Succeeded")
+    status = place.reaches("two", "Succeeded", seconds=90)
+    assert {restart["reason"] for restart in status["restarts"]} == {"GroupIncomplete"}
+    assert status["run"].get("interruptions") is None
+
+
 def test_deleting_leaves_nothing(place: Place) -> None:
     place.apply(
         "one",
@@ -959,7 +1000,7 @@ def test_it_ends_cleanly_when_asked(place: Place) -> None:
     eventually("it is healthy", lambda: place.operator.page("/healthz") == "ok\n")
     place.apply("one")
     place.reaches("one", "Succeeded")
-    assert 'finetune_jobs{phase="Succeeded"} 1.0' in (place.operator.page("/metrics") or "")
+    assert 'finetune_jobs{phase="Succeeded",reason="Trained"} 1.0' in (place.operator.page("/metrics") or "")
     started = time.monotonic()
     place.operator.process.send_signal(signal.SIGTERM)
     assert place.operator.process.wait(timeout=15) == 0, place.operator.log.read_text()

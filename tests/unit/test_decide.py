@@ -82,21 +82,6 @@ def ago(seconds: float) -> datetime:
 # --- the parts of a world ---
 
 
-def pinned(spec: dict[str, Any] = SPEC, *, generation: int = 1) -> Pinned:
-    config = resolve(
-        FineTuneJobSpec.model_validate(spec),
-        FineTuneProfileSpec(),
-        job="ns/one",
-        job_uid=UID,
-        generation=generation,
-        defaults=DEFAULTS,
-    )
-    return Pinned(generation, config, restart_key(config))
-
-
-KEY, FASTER_KEY = pinned().key, pinned(FASTER).key
-
-
 def subject(spec: dict[str, Any] = SPEC, **changes: Any) -> Subject:
     made = Subject(
         namespace="ns",
@@ -111,6 +96,21 @@ def subject(spec: dict[str, Any] = SPEC, **changes: Any) -> Subject:
         status=FineTuneJobStatus(),
     )
     return replace(made, **changes)
+
+
+def pinned(spec: dict[str, Any] = SPEC, *, generation: int = 1) -> Pinned:
+    config = resolve(
+        FineTuneJobSpec.model_validate(spec),
+        FineTuneProfileSpec(),
+        job="ns/one",
+        job_uid=UID,
+        generation=generation,
+        defaults=DEFAULTS,
+    )
+    return Pinned(generation, config, restart_key(config), subject(spec).asked)
+
+
+KEY, FASTER_KEY = pinned().key, pinned(FASTER).key
 
 
 def said(
@@ -145,7 +145,11 @@ def child(role: Any, ordinal: int, **changes: Any) -> Child:
         retry="",
         created=ago(60),
         deleting=False,
+        nodes=1,
+        queue="",
         suspended=False,
+        suspended_at=None,
+        released=changes.get("created", ago(60)),
         ended=None,
         ended_at=None,
     )
@@ -1111,6 +1115,28 @@ CHANGING = [
         says="generation 2 was refused: spec.task",
     ),
     Row(
+        "an old run whose pinned configuration was deleted cannot be followed, and ends",
+        world(TRAINING, *RUNNING, subject=subject({**SPEC, "task": 1}, generation=2), pinned={}),
+        "Failed",
+        "InvalidSpec",
+        "delete t1",
+    ),
+    Row(
+        "also where the new generation only waits for something",
+        world(TRAINING, *RUNNING, subject=subject({**SPEC, "profile": "gpu"}, generation=2), pinned={}),
+        "Pending",
+        "ProfileNotFound",
+        "delete t1",
+        stalled=True,
+    ),
+    Row(
+        "one that another version pinned is left alone: that version may come back",
+        world(TRAINING, *RUNNING, pinned={}, unreadable=frozenset({1})),
+        "Pending",
+        "PinnedConfigUnreadable",
+        stalled=True,
+    ),
+    Row(
         "a new generation that has passed is named before the old run is stopped",
         world(
             TRAINING,
@@ -1287,6 +1313,12 @@ SUSPENDING = [
         "Suspended",
         "Suspending",
         "delete t1",
+    ),
+    Row(
+        "what has succeeded stays so, though the profile would not allow it any more",
+        world(SUCCEEDED, profiles={}, **{**HALTED, "pinned": {1: pinned()}}),
+        "Succeeded",
+        "Trained",
     ),
     Row(
         "what has succeeded stays so",
@@ -1504,7 +1536,7 @@ def _carried_out(o: Observed, decision: Decision) -> Observed:
     for action in decision.actions:
         match action:
             case CreateConfig(config, key):
-                known[config.generation] = Pinned(config.generation, config, key)
+                known[config.generation] = Pinned(config.generation, config, key, o.subject.asked)
             case CreatePreflight(config, key, ordinal, counters):
                 job = p(ordinal, uid=f"new-p{ordinal}", key=key, counters=counters, created=NOW)
                 children.append(replace(job, retry=o.subject.retry or "", generation=config.generation))

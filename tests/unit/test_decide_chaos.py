@@ -95,7 +95,11 @@ class World:
         match action:
             case CreateConfig(config, key):
                 self.o = replace(
-                    self.o, pinned={**self.o.pinned, config.generation: Pinned(config.generation, config, key)}
+                    self.o,
+                    pinned={
+                        **self.o.pinned,
+                        config.generation: Pinned(config.generation, config, key, self.o.subject.asked),
+                    },
                 )
             case CreatePreflight(config, key, ordinal, counters):
                 job = manifests.preflight_job(self.o.subject, config, key=key, ordinal=ordinal, counters=counters)

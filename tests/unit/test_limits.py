@@ -657,6 +657,75 @@ def test_an_old_attempt_is_paid_from_its_job_when_a_preflight_of_the_same_run_ha
     assert status.usage.running_seconds == 90
 
 
+def rated(given: Observed, **rates: float) -> Observed:
+    """With a profile that says what a GPU costs and draws."""
+    made = given.pinned[1]
+    limits = made.config.limits.model_copy(update=rates)
+    return replace(given, pinned={1: replace(made, config=made.config.model_copy(update={"limits": limits}))})
+
+
+def test_what_the_gpus_cost_and_drew_is_told_at_the_rates_of_the_profile() -> None:
+    """Two hours on one GPU; another hour was paid before."""
+    before = spent(3600, attempts=2)
+    assert before.usage is not None
+    paid = before.model_copy(update={"usage": before.usage.model_copy(update={"cost": 2.0, "kilowatt_hours": 0.5})})
+    job = t(2, created=ago(7300), ended="Failed", ended_at=ago(0))
+    given = world(paid, job, pod(job, started=ago(7200)), **under(SPEC))
+    usage = _told(rated(given, gpu_hour_price=2.5, gpu_watts=700)).usage
+    assert usage is not None
+    assert (usage.gpu_seconds, usage.cost, usage.kilowatt_hours) == (10800, 7.0, 1.9)
+    unrated = _told(given).usage
+    assert unrated is not None
+    assert (unrated.cost, unrated.kilowatt_hours) == (2.0, 0.5), "what was told stays, though no rate is known any more"
+
+
+def preempted(*, until: float, again: float | None = None) -> Observed:
+    """An attempt that got its node 600 s ago, was suspended `until` s ago, and got another one `again` s ago."""
+    job = t(created=ago(650), released=ago(again or 650), key=pinned(FOUR_GPUS).key)
+    seen = spent(0, run=RunStatus(id=RUN, generation=1, placed_at=format_time(ago(600))))
+    gone = world(seen, replace(job, suspended=True, suspended_at=ago(until)), **under(FOUR_GPUS))
+    if again is None:
+        return gone
+    told = _told(gone)
+    return world(told, job, pod(job, started=ago(again)), telling(NOW), **under(FOUR_GPUS))
+
+
+def _told(given: Observed) -> FineTuneJobStatus:
+    status = decide(given, now=NOW).status
+    assert status is not None
+    return status
+
+
+def test_what_an_attempt_took_before_it_was_suspended_is_paid_once_its_pods_are_gone() -> None:
+    status = _told(preempted(until=0))
+    assert status.usage is not None
+    assert (status.usage.running_seconds, status.usage.gpu_seconds, status.usage.counted) == (600, 2400, 0)
+    assert status.run is not None
+    assert status.run.placed_at is None
+    assert (status.phase, reason_of(status)) == ("Queued", "JobSuspended")
+    again = replace(preempted(until=0), subject=replace(preempted(until=0).subject, status=status))
+    assert decide(again, now=NOW).status is None, "nothing is paid twice"
+
+
+def test_its_pods_have_their_grace_period_to_end_and_are_paid_no_longer() -> None:
+    grace = pinned().config.pods.grace_seconds
+    status = _told(preempted(until=400))
+    assert status.usage is not None
+    assert status.usage.running_seconds == min(600, 200 + grace)
+
+
+def test_once_it_goes_on_the_rest_of_the_attempt_is_added() -> None:
+    resumed = preempted(until=300, again=100)
+    before = resumed.subject.status.usage
+    assert before is not None
+    ended_now = replace(resumed, pods=(), children=(replace(resumed.children[0], ended="Failed", ended_at=ago(0)),))
+    seen = _told(resumed)
+    status = _told(replace(ended_now, subject=replace(resumed.subject, status=seen), progress=None))
+    assert status.usage is not None
+    assert before.running_seconds is not None
+    assert status.usage.running_seconds == before.running_seconds + 100
+
+
 def test_another_run_of_the_same_job_goes_on_with_what_was_used() -> None:
     told = said("Queued", "PreflightPassed", passed="True", run=OTHER_RUN, usage=OVER)
     assert reason_of(settled(world(told, **under(DEADLINE))).status or told) == "DeadlineExceeded"

@@ -41,6 +41,7 @@ SPEC: dict[str, Any] = {
 RICH: dict[str, Any] = {
     **SPEC,
     "resources": {"nodes": 2, "perNode": {"gpus": 4, "cpu": "8", "memory": "64Gi"}},
+    "queue": {"name": "team-a", "workloadPriorityClass": "batch-low"},
     "podTemplate": {
         "metadata": {
             "labels": {"team": "a", "finetune.dev/role": "mine"},
@@ -80,8 +81,8 @@ def train(spec: dict[str, Any], profile: dict[str, Any] | None = None) -> manife
     )
 
 
-def preflight(spec: dict[str, Any]) -> manifests.Manifest:
-    return manifests.preflight_job(SUBJECT, config(spec), key="k" * 16, ordinal=1, counters=Counters())
+def preflight(spec: dict[str, Any], profile: dict[str, Any] | None = None) -> manifests.Manifest:
+    return manifests.preflight_job(SUBJECT, config(spec, profile), key="k" * 16, ordinal=1, counters=Counters())
 
 
 DOCUMENTS = {
@@ -123,6 +124,14 @@ def test_the_manifest_is_the_golden_one(name: str) -> None:
 
 def test_no_golden_file_is_left_over() -> None:
     assert {path.stem for path in GOLDEN.glob("*.yaml")} == set(DOCUMENTS)
+
+
+def test_preflight_goes_through_the_queue_only_where_the_profile_says_so() -> None:
+    assert "suspend" not in preflight(RICH)["spec"]
+    held = preflight(SPEC, {"queue": {"name": "team-b", "preflight": True}})
+    assert held["spec"]["suspend"] is True
+    assert held["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "team-b"
+    assert "kueue.x-k8s.io/queue-name" not in held["spec"]["template"]["metadata"]["labels"]
 
 
 @pytest.mark.parametrize("name", ["preflight-job", "train-job", "preflight-job-rich", "train-job-rich"])
@@ -170,7 +179,7 @@ def test_names_stay_host_names(name: str) -> None:
 
 def test_a_pinned_config_is_read_back_as_it_was_written() -> None:
     raw = manifests.config_map(SUBJECT, config(RICH), key="k" * 16)
-    assert Pinned.of(raw) == Pinned(2, config(RICH), "k" * 16)
+    assert Pinned.of(raw) == Pinned(2, config(RICH), "k" * 16, SUBJECT.asked)
 
 
 def test_a_job_is_read_back_with_all_that_it_carries() -> None:

@@ -11,20 +11,29 @@ from finetune_operator.kube import ApiError, Kube
 from finetune_operator.observe import Observer
 from finetune_operator.progress import ProgressReader
 from finetune_operator.verdict import Observed
-from finetune_operator.views import GENERATION, JOB_UID, ROLE, RUN
+from finetune_operator.views import GENERATION, JOB_UID, ROLE, RUN, admission
 
 NOW = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
 RUN_ID = "a" * 16
 
 
 class Events:
-    """An API server that knows only Events."""
+    """An API server that knows only Events and Workloads."""
 
     outside = False
 
-    def __init__(self, refusal: str | None) -> None:
+    def __init__(self, refusal: str | None, *, workload: dict[str, Any] | None = None) -> None:
         self.answer = refusal
+        self.waits = workload
         self.asked: list[str] = []
+
+    async def kueue(self) -> str | None:
+        self.asked.append("kueue")
+        return "v1beta1" if self.waits is not None else None
+
+    async def workload(self, namespace: str, *, version: str, job_uid: str) -> dict[str, Any] | None:
+        self.asked.append(f"{version} {job_uid}")
+        return self.waits or None
 
     async def refusal(self, namespace: str, *, uid: str) -> str | None:
         self.asked.append(uid)
@@ -185,3 +194,80 @@ async def test_of_a_job_that_is_done_nothing_is_asked() -> None:
     cache.apply("jobs", train_job("one"))
     assert (await seen(cache, events=events)).refusals == {}
     assert events.asked == []
+
+
+def queued_job(*, suspended: bool = True) -> dict[str, Any]:
+    raw = train_job("one")
+    raw["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] = "team-a"
+    return {**raw, "spec": {"suspend": suspended}}
+
+
+def no_quota(**status: Any) -> dict[str, Any]:
+    said = {"type": "QuotaReserved", "status": "False", "message": "insufficient unused quota for nvidia.com/gpu"}
+    return {"status": {"conditions": [said], **status}}
+
+
+async def test_kueue_is_asked_why_a_suspended_job_of_a_queue_waits() -> None:
+    cache, api = Cache(), Events(None, workload=no_quota())
+    cache.apply("finetunejobs", document("one"))
+    cache.apply("jobs", queued_job())
+    observed = await seen(cache, events=api)
+    assert observed.kueue
+    assert observed.admissions == {"uid-one-t1": "insufficient unused quota for nvidia.com/gpu"}
+    assert api.asked == ["kueue", "v1beta1 uid-one-t1"]
+
+
+async def test_kueue_is_not_asked_about_what_it_has_admitted() -> None:
+    cache, api = Cache(), Events(None, workload=no_quota())
+    cache.apply("finetunejobs", document("one"))
+    cache.apply("jobs", queued_job(suspended=False))
+    assert (await seen(cache, events=api)).admissions == {}
+    assert "v1beta1 uid-one-t1" not in api.asked
+
+
+async def test_nobody_asks_for_kueue_where_no_queue_is_named() -> None:
+    cache, api = Cache(), Events(None, workload=no_quota())
+    cache.apply("finetunejobs", document("one"))
+    assert not (await seen(cache, events=api)).kueue
+    assert api.asked == []
+
+
+@pytest.mark.parametrize(
+    ("profile", "spec"), [({"queue": {"name": "team-a"}}, {}), ({}, {"queue": {"name": "team-a"}})]
+)
+async def test_it_is_looked_for_where_the_job_or_a_profile_names_one(
+    profile: dict[str, Any], spec: dict[str, Any]
+) -> None:
+    cache = Cache()
+    raw = document("one")
+    cache.apply("finetunejobs", {**raw, "spec": {**raw["spec"], **spec}})
+    cache.apply(
+        "finetuneprofiles", {"metadata": {"name": "p", "uid": "uid-p", "resourceVersion": "1"}, "spec": profile}
+    )
+    assert (await seen(cache, events=Events(None, workload=no_quota()))).kueue
+    assert not (await seen(cache, events=Events(None))).kueue
+
+
+PREEMPTED = {"type": "Evicted", "status": "True", "message": "Preempted to accommodate a workload"}
+CHECK = {"name": "provision", "state": "Pending", "message": "no nodes yet"}
+
+
+@pytest.mark.parametrize(
+    ("workload", "words"),
+    [
+        ({}, ""),
+        (no_quota(), "insufficient unused quota for nvidia.com/gpu"),
+        (
+            {"status": {"conditions": [*no_quota()["status"]["conditions"], PREEMPTED]}},
+            "Preempted to accommodate a workload; insufficient unused quota for nvidia.com/gpu",
+        ),
+        (
+            {"status": {"conditions": [{"type": "QuotaReserved", "status": "True"}], "admissionChecks": [CHECK]}},
+            "provision: no nodes yet",
+        ),
+        ({"status": {"admissionChecks": [{"name": "provision", "state": "Ready"}]}}, ""),
+    ],
+    ids=["nothing is said", "no quota", "preempted", "an admission check", "a check that is done"],
+)
+def test_what_kueue_says_of_a_workload_that_waits(workload: dict[str, Any], words: str) -> None:
+    assert admission(workload) == words

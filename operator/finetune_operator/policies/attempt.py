@@ -8,7 +8,8 @@ from finetune_api.status import Phase, RunStatus, Usage
 from finetune_operator.policies import restarts
 from finetune_operator.policies.accept import Target, target_of
 from finetune_operator.policies.endings import End, ending, stopping
-from finetune_operator.policies.ledger import cost_of, placed, with_cost
+from finetune_operator.policies.groups import missing
+from finetune_operator.policies.ledger import cost_of, placed, set_aside, with_cost
 from finetune_operator.policies.limits import Limit, reached
 from finetune_operator.policies.preflight import preflight
 from finetune_operator.policies.restarts import (
@@ -26,8 +27,8 @@ from finetune_operator.policies.restarts import (
 )
 from finetune_operator.policies.rivals import ahead, wait_for
 from finetune_operator.policies.success import last_checkpoint, not_good_enough, succeeded
-from finetune_operator.policies.waiting import SILENT, STOPPING, wait_of
-from finetune_operator.policies.ways import BUDGET_EXHAUSTED, BUDGET_RAISED, GATES_CHANGED, Kind, Way
+from finetune_operator.policies.waiting import HELD, SILENT, STOPPING, wait_of
+from finetune_operator.policies.ways import BUDGET_EXHAUSTED, BUDGET_RAISED, GATES_CHANGED, GROUP_INCOMPLETE, Kind, Way
 from finetune_operator.verdict import IDENTICAL, CreateTrain, DeleteJob, Mark, Observed, Verdict, mark_of, reason_of
 from finetune_operator.verdict import STOPPING as STOPPING_PREVIOUS
 from finetune_operator.views import Child, format_time
@@ -35,6 +36,8 @@ from finetune_operator.views import Child, format_time
 POLL = 5.0
 POLL_STARTING = 2.0
 """Seconds between two questions to a trainer."""
+POLL_QUEUE = 60.0
+"""Seconds between two questions why a queue lets a Job wait. That it waits no more is an event of the Job itself."""
 STARTED = ("Queued", "Starting", "Training", "Evaluating")
 """Phases of a job that has a train Job."""
 STAGES: dict[str, Phase] = {
@@ -69,22 +72,29 @@ def _going_on(o: Observed, target: Target, job: Child, *, now: datetime, superse
             return replace(waits.stating(**stopped(o, job, reason=IDENTICAL, now=now)), again_after=0.0)
         return waits.doing(DeleteJob.of(job))
     facts = _run_facts(o, target, job, superseded=superseded)
+    usage = facts["usage"]
+    assert isinstance(usage, Usage)
+    facts |= set_aside(o, target, job, usage, now=now)
     limit = _limit(o, target, job, now=now)
     if limit is not None:
-        return _stopped_at(o, job, limit, facts, now=now)
+        message = f"{limit.message}; the attempt commits a checkpoint and ends"
+        return _stop(o, job, _going(o), limit.way, message, facts, now=now)
+    incomplete = None if superseded else missing(o, target, job, now=now)
+    if incomplete is not None:
+        return _stop(o, job, "Queued", GROUP_INCOMPLETE, incomplete, facts, now=now)
     if (o.subject.status.usage or Usage()).counted == job.ordinal:
         # The document was changed back just now. What is paid for has to end, or nobody would count the rest.
         message = "the attempt before commits a checkpoint and ends"
         verdict = Verdict(_going(o), STOPPING_PREVIOUS, message, facts=facts, again_after=POLL_STARTING)
         return verdict.doing(DeleteJob.of(job))
-    pods = o.pods_of(job)
-    if stopping(job, pods, now=now):
+    if stopping(job, o.pods_of(job), now=now):
         verdict = _running(o, job, facts)
         return replace(verdict, reason=STOPPING.reason, message=STOPPING.happened, again_after=POLL_STARTING)
-    wait = wait_of(job, pods, nodes=target.config.pods.nodes, refusal=o.refusals.get(job.uid))
+    wait = wait_of(o, job, nodes=target.config.pods.nodes)
     if wait is not None:
         phase: Phase = "Starting" if wait.placed else "Queued"
-        return Verdict(phase, wait.reason, wait.message, stalled=wait.stalled, facts=facts, again_after=POLL)
+        again = POLL_QUEUE if wait.cause in HELD and job.uid in o.admissions else POLL
+        return Verdict(phase, wait.reason, wait.message, stalled=wait.stalled, facts=facts, again_after=again)
     return _running(o, job, facts)
 
 
@@ -100,11 +110,12 @@ def _limit(o: Observed, target: Target, job: Child, *, now: datetime) -> Limit |
     return None if job.counters.finish or stage == "Evaluating" else limit
 
 
-def _stopped_at(o: Observed, job: Child, limit: Limit, facts: dict[str, object], *, now: datetime) -> Verdict:
+def _stop(
+    o: Observed, job: Child, phase: Phase, way: Way, message: str, facts: dict[str, object], *, now: datetime
+) -> Verdict:
     """What it has cost is told before its Job goes."""
-    cost = stopped(o, job, reason=limit.way.reason, now=now)
-    message = f"{limit.message}; the attempt commits a checkpoint and ends"
-    verdict = Verdict(_going(o), limit.way.reason, message, facts={**facts, **cost}, again_after=0.0)
+    cost = stopped(o, job, reason=way.reason, now=now)
+    verdict = Verdict(phase, way.reason, message, facts={**facts, **cost}, again_after=0.0)
     return verdict if cost else replace(verdict, again_after=POLL_STARTING).doing(DeleteJob.of(job))
 
 

@@ -7,6 +7,7 @@ a job.
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
 from finetune_api.contract import Progress
 from finetune_api.status import FineTuneJobStatus, RunStatus, Usage
@@ -27,6 +28,27 @@ class Cost:
     """Seconds since the first pod got its node."""
     gpu: int = 0
     """Seconds times GPUs, of each pod since it got its own."""
+    hour_price: float | None = None
+    """Of one GPU, in the platform's currency."""
+    watts: float | None = None
+    """Of one GPU."""
+
+    @classmethod
+    def at_rates_of(cls, target: Target, attempt: int, running: float, gpu: float) -> "Cost":
+        limits = target.config.limits
+        return cls(attempt, int(running), int(gpu), limits.gpu_hour_price, limits.gpu_watts)
+
+    def on(self, usage: Usage) -> dict[str, Any]:
+        """The sums of the status with this in them. What has no rate is not told."""
+        hours = self.gpu / 3600
+        money = None if self.hour_price is None else round((usage.cost or 0) + hours * self.hour_price, 4)
+        energy = None if self.watts is None else round((usage.kilowatt_hours or 0) + hours * self.watts / 1000, 4)
+        return {
+            "gpu_seconds": (usage.gpu_seconds or 0) + self.gpu,
+            "running_seconds": (usage.running_seconds or 0) + self.running,
+            "cost": usage.cost if money is None else money,
+            "kilowatt_hours": usage.kilowatt_hours if energy is None else energy,
+        }
 
 
 def cost_of(o: Observed, target: Target, job: Child, end: End | None, *, now: datetime) -> Cost:
@@ -38,7 +60,7 @@ def cost_of(o: Observed, target: Target, job: Child, end: End | None, *, now: da
     pods, started = target.config.pods, [pod.started for pod in o.pods_of(job) if pod.started is not None]
     running = (until - began).total_seconds()
     later = sum((min(max(start, began), until) - began).total_seconds() for start in started)
-    return Cost(job.ordinal, int(running), int(pods.gpus * (pods.nodes * running - later)))
+    return Cost.at_rates_of(target, job.ordinal, running, pods.gpus * (pods.nodes * running - later))
 
 
 def with_cost(status: FineTuneJobStatus, cost: Cost) -> Usage:
@@ -46,12 +68,24 @@ def with_cost(status: FineTuneJobStatus, cost: Cost) -> Usage:
     usage = status.usage or Usage()
     if cost.attempt <= (usage.counted or 0):
         return usage
-    sums = {
-        "gpu_seconds": (usage.gpu_seconds or 0) + cost.gpu,
-        "running_seconds": (usage.running_seconds or 0) + cost.running,
-        "counted": cost.attempt,
-    }
-    return usage.model_copy(update=sums)
+    return usage.model_copy(update={**cost.on(usage), "counted": cost.attempt})
+
+
+def set_aside(o: Observed, target: Target, job: Child, usage: Usage, *, now: datetime) -> dict[str, Any]:
+    """The status fields once the pods of a Job are gone because somebody suspended it: a queue, or a person.
+
+    What they took is added, and the attempt is placed no more: it goes on with other pods, or never.
+    """
+    run = o.subject.status.run
+    began = _time(run.placed_at) if run is not None and run.id == job.run else None
+    counted = job.ordinal <= (usage.counted or 0)
+    if run is None or began is None or began < job.created or counted or job.suspended_at is None or o.pods_of(job):
+        return {}
+    pods, grace = target.config.pods, timedelta(seconds=target.config.pods.grace_seconds)
+    until = min(max(now, job.suspended_at), job.suspended_at + grace)
+    seconds = max(0.0, (until - began).total_seconds())
+    cost = Cost.at_rates_of(target, job.ordinal, seconds, seconds * pods.nodes * pods.gpus)
+    return {"usage": usage.model_copy(update=cost.on(usage)), "run": run.model_copy(update={"placed_at": None})}
 
 
 def placed(o: Observed, job: Child, run: RunStatus) -> RunStatus:

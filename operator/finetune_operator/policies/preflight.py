@@ -18,7 +18,7 @@ from finetune_operator.policies.restarts import (
     nothing_lost,
 )
 from finetune_operator.policies.success import last_checkpoint, not_good_enough, succeeded
-from finetune_operator.policies.waiting import ORDINARY, wait_of
+from finetune_operator.policies.waiting import HELD, ORDINARY, queue_of, wait_of
 from finetune_operator.policies.ways import Kind
 from finetune_operator.verdict import PASSED, CreatePreflight, DeleteJob, Mark, Observed, Verdict, mark_of
 from finetune_operator.views import Child, Counters, format_time
@@ -46,6 +46,11 @@ def _failed_before(o: Observed) -> Verdict | None:
 
 
 def _begin(o: Observed, target: Target, *, counters: Counters) -> Verdict:
+    queue = target.config.pods.queue
+    missing = queue_of(o, queue.name) if queue is not None and queue.preflight else None
+    if missing is not None:
+        unknown = Mark("Unknown", missing.reason, missing.message)
+        return missing.verdict(again_after=30.0).marking(PreflightPassed=unknown)
     action = CreatePreflight(target.config, target.key, o.next_ordinal("preflight"), counters)
     return _checking("Checking", "checking storage, data and labels").doing(action)
 
@@ -59,11 +64,11 @@ def _look(o: Observed, target: Target, job: Child, *, now: datetime) -> Verdict:
     end = ending(job, pods, nodes=1, now=now)
     if end is not None:
         return _ended(o, target, job, end, now=now)
-    wait = wait_of(job, pods, nodes=1, refusal=o.refusals.get(job.uid))
+    wait = wait_of(o, job, nodes=1)
     if wait is None or wait.reason in ORDINARY:
         again = 5.0 if not pods else None
         return replace(_checking("Checking", "checking storage, data and labels"), again_after=again)
-    phase: Phase = "Pending" if wait.stalled else "Preflight"
+    phase: Phase = "Pending" if wait.stalled else "Queued" if wait.cause in HELD else "Preflight"
     unknown = Mark("Unknown", wait.reason, wait.message)
     verdict = Verdict(phase, wait.reason, wait.message, stalled=wait.stalled, again_after=30.0)
     return verdict.marking(PreflightPassed=unknown)

@@ -19,7 +19,9 @@ ZOMBIE = timedelta(seconds=60)
 
 def suspend(o: Observed, target: Target | Refusal, *, now: datetime) -> Verdict:
     """What was over before stays so; all else ends, and what it has cost is told before its Job goes."""
-    over = None if isinstance(target, Refusal) else _over_before(o, target, now=now) or _just_over(o, target, now=now)
+    over = _over_before(o, now=now)
+    if over is None and isinstance(target, Target):
+        over = _just_over(o, target, now=now)
     if over is not None:
         return over
     trains = o.jobs("train")
@@ -32,17 +34,20 @@ def suspend(o: Observed, target: Target | Refusal, *, now: datetime) -> Verdict:
     return verdict.doing(*(DeleteJob.of(job) for job in (*trains, *o.jobs("preflight"))))
 
 
-def _over_before(o: Observed, target: Target, *, now: datetime) -> Verdict | None:
-    """A document of which only live fields differ from the one that is done. What was begun since has to go."""
+def _over_before(o: Observed, *, now: datetime) -> Verdict | None:
+    """A document of which only live fields differ from the one that is done, whatever a profile would say of it by now.
+
+    What was begun since has to go.
+    """
     status = o.subject.status
     before = o.pinned.get(status.observed_generation)
     if status.phase not in ("Succeeded", "Failed") or before is None:
         return None
-    if (before.key, before.config.evaluation.judged) != (target.key, target.config.evaluation.judged):
+    if before.asked != o.subject.asked:
         return None
     marks = {c.type: Mark(c.status, c.reason, c.message) for c in status.conditions or [] if c.type in _KEPT}
     verdict = Verdict(status.phase, reason_of(status), status.message or "", marks=marks)
-    nodes = {"train": target.config.pods.nodes, "preflight": 1}
+    nodes = {"train": before.config.pods.nodes, "preflight": 1}
     jobs = (*o.jobs("train"), *o.jobs("preflight"))
     going = [job for job in jobs if ending(job, o.pods_of(job), nodes=nodes[job.role], now=now) is None]
     return verdict.doing(*(DeleteJob.of(job) for job in going))

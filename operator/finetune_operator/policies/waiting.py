@@ -1,10 +1,10 @@
 """Why do an attempt's pods not run yet, and does somebody have to mend something?"""
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from finetune_operator.views import Child, Pod
+from finetune_operator.verdict import Observed, Verdict
+from finetune_operator.views import Child
 
 NORMAL = ("", "ContainerCreating", "PodInitializing")
 PULLING = ("ErrImagePull", "ImagePullBackOff", "RegistryUnavailable", "SignatureValidationFailed")
@@ -23,6 +23,19 @@ class Cause:
 
 
 SUSPENDED = Cause("JobSuspended", "the Job is suspended, by a queue or by hand", "resume it", stalled=False)
+QUEUED = Cause(
+    "WaitingForQueue", "Kueue has not admitted the Job yet, or has taken its place away", "nothing", stalled=False
+)
+KUEUE_MISSING = Cause(
+    "KueueNotInstalled", "a queue is named, and the cluster has no Kueue", "install it, or name no queue", stalled=True
+)
+ANOTHER_GROUP = Cause(
+    "AnotherGroupStarts",
+    "another job of the namespace and profile, on several nodes like this one, is about to start, and has not all of "
+    "its pods yet",
+    "nothing",
+    stalled=False,
+)
 REFUSED = Cause("PodsRefused", "a quota, or an admission rule of the cluster", "what the message names", stalled=True)
 UNSCHEDULABLE = Cause(
     "Unschedulable", "no node has room, or fits", "nodes, or other `resources` or `podTemplate.spec`", stalled=False
@@ -55,7 +68,24 @@ SILENT = Cause(
     "nothing; what follows is below",
     stalled=False,
 )
-CAUSES = (SUSPENDED, REFUSED, UNSCHEDULABLE, PENDING, STARTING, SECRET, CONFIG_MAP, IMAGE, CONTAINER, STOPPING, SILENT)
+CAUSES = (
+    QUEUED,
+    KUEUE_MISSING,
+    SUSPENDED,
+    ANOTHER_GROUP,
+    REFUSED,
+    UNSCHEDULABLE,
+    PENDING,
+    STARTING,
+    SECRET,
+    CONFIG_MAP,
+    IMAGE,
+    CONTAINER,
+    STOPPING,
+    SILENT,
+)
+HELD = (QUEUED, SUSPENDED)
+"""The Job itself is suspended: none of its pods is there."""
 ORDINARY = (PENDING.reason, STARTING.reason)
 """Reasons that pass within seconds, as a rule."""
 
@@ -73,9 +103,16 @@ class Wait:
     def stalled(self) -> bool:
         return self.cause.stalled
 
+    def verdict(self, *, again_after: float) -> Verdict:
+        """Of a job of which nothing is there that could wait."""
+        return Verdict("Pending", self.reason, self.message, stalled=self.stalled, again_after=again_after)
 
-def wait_of(child: Child, pods: Sequence[Pod], *, nodes: int, refusal: str | None) -> Wait | None:
+
+def wait_of(o: Observed, child: Child, *, nodes: int) -> Wait | None:
     """None when all pods of the attempt run or have run."""
+    pods, refusal = o.pods_of(child), o.refusals.get(child.uid)
+    if child.suspended and child.queue:
+        return queue_of(o, child.queue) or _wait(QUEUED, _admission(o, child), placed=False)
     if child.suspended:
         return _wait(SUSPENDED, f"Job {child.name} is suspended by the cluster", placed=False)
     if refusal and len(pods) < nodes:
@@ -91,6 +128,17 @@ def wait_of(child: Child, pods: Sequence[Pod], *, nodes: int, refusal: str | Non
     if any(not pod.running and pod.exit is None for pod in pods):
         return _wait(STARTING, STARTING.happened, placed=True)
     return None
+
+
+def queue_of(o: Observed, queue: str) -> Wait | None:
+    """None where there is a Kueue to decide."""
+    if o.kueue:
+        return None
+    return _wait(KUEUE_MISSING, f"queue {queue}: Kueue is not installed; {KUEUE_MISSING.remedy}", placed=False)
+
+
+def _admission(o: Observed, child: Child) -> str:
+    return f"queue {child.queue}: {o.admissions.get(child.uid) or 'Kueue has not decided yet'}"
 
 
 def _wait(cause: Cause, message: str, *, placed: bool) -> Wait:

@@ -238,6 +238,13 @@ DOCUMENT_CHANGED = Way(
     "a new generation that has passed preflight",
     NOTHING,
 )
+GROUP_INCOMPLETE = Way(
+    "GroupIncomplete",
+    Kind.ASKED,
+    "not all pods of a run on several nodes got a node in time, so that all were given back",
+    "a pod without a node after the profile's `startTimeout` (without a queue)",
+    "nothing: it tries again, later each time; ask for fewer nodes, or add some",
+)
 SUSPENDED = Way(
     "Suspended",
     Kind.ASKED,
@@ -269,7 +276,7 @@ BUDGET_RAISED = Way(
 )
 
 OTHERS = (OOM_KILLED, KILLED, CRASHED, NODE_LOST, NOT_STARTED, DELETED, *DISRUPTED.values(), DISRUPTED_OTHERWISE)
-LOOKED_UP = (MESSAGE_LOST, JOB_LOST, GATES_CHANGED, DOCUMENT_CHANGED, SUSPENDED, BUDGET_RAISED)
+LOOKED_UP = (MESSAGE_LOST, JOB_LOST, GATES_CHANGED, DOCUMENT_CHANGED, GROUP_INCOMPLETE, SUSPENDED, BUDGET_RAISED)
 LIMITS = (DEADLINE_EXCEEDED, BUDGET_EXHAUSTED)
 WAYS = (*CODES.values(), *OTHERS, *LOOKED_UP, *LIMITS)
 """All of them: a Way that is not here fails a test."""

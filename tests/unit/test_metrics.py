@@ -1,0 +1,142 @@
+"""What the operator's own metrics say, and that the documentation names each of them."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client import generate_latest
+from tests.unit.test_decide import FAILED, RUN, TRAINING, subject
+
+from finetune_api.status import CheckpointStatus, FineTuneJobStatus, ProgressStatus, Restart, Usage
+from finetune_operator.__main__ import _Json
+from finetune_operator.kube import _resource
+from finetune_operator.metrics import Phases, Spent
+from finetune_operator.queue import KeyedQueue
+from finetune_operator.views import format_time
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def restart(attempt: int, *, at_step: int, lost: int) -> Restart:
+    return Restart(attempt=attempt, reason="Killed", at="x", resumed_from_step=at_step, lost_steps=lost)
+
+
+def spent(before: FineTuneJobStatus, **after: Any) -> Spent:
+    return Spent.of(subject(status=before), before.model_copy(update=after))
+
+
+ONCE = TRAINING.model_copy(
+    update={"usage": Usage(gpu_seconds=1000, lost_steps=5, attempts=1), "restarts": [restart(1, at_step=20, lost=5)]}
+)
+
+
+def test_an_attempt_that_lost_steps_lost_their_share_of_its_time() -> None:
+    """From step 20 it came to step 60, of which 50 is committed."""
+    found = spent(
+        ONCE,
+        usage=Usage(gpu_seconds=1400, lost_steps=15, attempts=2),
+        restarts=[restart(1, at_step=20, lost=5), restart(2, at_step=50, lost=10)],
+    )
+    assert found == Spent(gpu_seconds=400, lost_gpu_seconds=100, lost_steps=10, restarts=("Killed",))
+
+
+@pytest.mark.parametrize("lost", [0, 7])
+def test_an_attempt_that_committed_nothing_new_was_in_vain(lost: int) -> None:
+    found = spent(
+        ONCE,
+        usage=Usage(gpu_seconds=1400, lost_steps=5 + lost, attempts=2),
+        restarts=[restart(1, at_step=20, lost=5), restart(2, at_step=20, lost=lost)],
+    )
+    assert (found.gpu_seconds, found.lost_gpu_seconds, found.lost_steps) == (400, 400, lost)
+
+
+def test_the_end_of_a_run_loses_nothing() -> None:
+    assert spent(ONCE, usage=Usage(gpu_seconds=1400, lost_steps=5, attempts=2)) == Spent(gpu_seconds=400)
+
+
+def test_a_correction_downwards_takes_nothing_back() -> None:
+    assert spent(ONCE, usage=Usage(gpu_seconds=1000, lost_steps=2, attempts=2)) == Spent()
+
+
+def test_a_status_that_was_wiped_is_no_expense() -> None:
+    assert Spent.of(subject(status=ONCE), FineTuneJobStatus()) == Spent()
+
+
+FIRST = {"progress": ProgressStatus(step=1, total_steps=10, percent=10, updated_at=format_time(subject().created))}
+LOADING = TRAINING.model_copy(update={"progress": None, "checkpoint": None})
+
+
+@pytest.mark.parametrize(
+    ("before", "counts"),
+    [
+        (LOADING, True),
+        (LOADING.model_copy(update={"restarts": [restart(1, at_step=0, lost=0)]}), False),
+        (LOADING.model_copy(update={"checkpoint": CheckpointStatus(step=5)}), False),
+        (LOADING.model_copy(update=FIRST), False),
+    ],
+    ids=["the first", "of a later attempt", "after a checkpoint", "told already"],
+)
+def test_the_first_step_of_a_run_is_counted_once(before: FineTuneJobStatus, counts: bool) -> None:
+    assert (spent(before, **FIRST).first_step is not None) is counts
+
+
+@pytest.mark.parametrize("said", ["yesterday", "2026-03-01T12:00:00"])
+def test_a_time_that_a_pod_made_up_counts_nothing(said: str) -> None:
+    progress = ProgressStatus(step=1, total_steps=10, percent=10, updated_at=said)
+    assert spent(LOADING, progress=progress).first_step is None
+
+
+def test_jobs_are_counted_by_phase_and_reason() -> None:
+    subjects = [subject(status=status) for status in (TRAINING, TRAINING, FAILED, FineTuneJobStatus())]
+    (family,) = Phases(lambda: subjects).collect()
+    found = {tuple(sample.labels.values()): sample.value for sample in family.samples}
+    assert found == {("Training", "Training"): 2, ("Failed", "ColumnMissing"): 1, ("Pending", ""): 1}
+
+
+@pytest.mark.parametrize(
+    ("path", "resource"),
+    [
+        ("/apis/finetune.dev/v1alpha1/namespaces/ns/finetunejobs/one/status", "finetunejobs/status"),
+        ("/apis/batch/v1/namespaces/ns/jobs", "jobs"),
+        ("/apis/batch/v1/namespaces/jobs/jobs/jobs", "jobs"),
+        ("/apis/batch/v1/jobs", "jobs"),
+        ("/api/v1/namespaces/ns/pods/one:8080/proxy/progress", "pods/proxy"),
+        ("/apis/kueue.x-k8s.io", "discovery"),
+        ("/apis/finetune.dev/v1alpha1", "discovery"),
+    ],
+)
+def test_requests_are_counted_by_resource_and_never_by_name(path: str, resource: str) -> None:
+    assert _resource(path) == resource
+
+
+async def test_the_age_of_the_queue_is_that_of_the_first_key_that_waits() -> None:
+    async def work(_: str) -> None:
+        return None
+
+    queue = KeyedQueue(work)
+    assert queue.age == 0
+    queue.add("a")
+    first = queue.age
+    queue.add("b")
+    assert queue.age >= first
+
+
+def test_a_line_of_the_log_names_job_and_run() -> None:
+    record = logging.LogRecord("x", logging.INFO, "", 0, "ns/one: Training", (), None)
+    vars(record).update(job="ns/one", job_uid="u", run=RUN, phase="Training")
+    told = json.loads(_Json().format(record))
+    assert {"job": "ns/one", "job_uid": "u", "run": RUN, "phase": "Training"}.items() <= told.items()
+    assert "job" not in json.loads(_Json().format(logging.LogRecord("x", logging.INFO, "", 0, "watching", (), None)))
+
+
+def test_the_documentation_names_every_metric() -> None:
+    families = {
+        line.split()[2]
+        for line in generate_latest().decode().splitlines()
+        if line.startswith("# TYPE finetune_") and not line.split()[2].endswith("_created")
+    }
+    text = (ROOT / "docs/observability.md").read_text()
+    assert families
+    assert [name for name in sorted({*families, "finetune_jobs"}) if f"`{name}`" not in text] == []
