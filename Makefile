@@ -43,6 +43,7 @@ e2e-slow: e2e-ready ## Those of them that take minutes: an upgrade over 22 jobs,
 e2e-ready: .venv
 	@hack/timed "cluster" hack/cluster/up
 	@hack/timed "binaries of tests/e2e" hack/cluster/build etcd kube-apiserver kube-controller-manager
+	@hack/timed "program of tests/e2e/test_gitops.py" hack/health/build
 	@hack/timed "S3 server" hack/cluster/seaweedfs up
 	@hack/timed "images" hack/images/build
 

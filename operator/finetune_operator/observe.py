@@ -34,6 +34,8 @@ class Observer:
         self._kube = kube
         self._progress = progress
         self._defaults = defaults
+        self._heard: dict[str, float] = {}
+        """By UID of a FineTuneJob: when its trainer last answered, or was first seen to run, by the monotonic clock."""
         self._kueue: str | None = None
         self._kueue_asked: float | None = None
 
@@ -61,6 +63,7 @@ class Observer:
             rivals=tuple(self._rival(other, now=now) for other in self._cache.same_output(subject)),
             groups=self._groups(subject) if self._nodes(subject) > 1 else (),
             progress=progress,
+            silent=self._silence(uid, answered=progress is not None),
             refusals=refusals,
             kueue=kueue is not None,
             admissions=admissions,
@@ -126,6 +129,17 @@ class Observer:
         fits = progress is not None and progress.run_id == newest.run
         PROGRESS.labels("answered" if fits else "silent").inc()
         return progress if fits else None
+
+    def _silence(self, uid: str, *, answered: bool) -> timedelta:
+        """Of the train pods that run now."""
+        trains = {child.uid for child in self._cache.children(uid) if child.role == "train" and not child.deleting}
+        if not any(pod.running and pod.owner in trains for pod in self._cache.pods(uid)):
+            self._heard.pop(uid, None)
+            return timedelta(0)
+        now = time.monotonic()
+        if answered:
+            self._heard[uid] = now
+        return timedelta(seconds=now - self._heard.setdefault(uid, now))
 
     async def _read_refusals(self, uid: str, *, now: datetime) -> Mapping[str, str]:
         found: dict[str, str] = {}

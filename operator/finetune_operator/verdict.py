@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Literal
 
 from finetune_api.contract import Progress, RunConfig
@@ -59,6 +59,8 @@ class Observed:
     """Looked for only where this one may want several pods."""
     progress: Progress | None = None
     """Of the newest train Job, when its pods answered."""
+    silent: timedelta = timedelta(0)
+    """How long this process has seen its pods run without an answer, by a clock that cannot jump."""
     refusals: Mapping[str, str] = field(default_factory=dict, hash=False)
     """By UID of a child Job: why the cluster refuses to create its pods."""
     kueue: bool = False

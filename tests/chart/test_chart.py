@@ -313,6 +313,17 @@ def test_names_fit_whatever_the_release_is_called(chart: Chart, release: str) ->
     assert len(chart.one("Service", release=release)["metadata"]["name"]) <= 63
 
 
+@pytest.mark.parametrize("name", GOOD)
+def test_the_only_instance_that_anything_is_a_part_of_is_the_release(chart: Chart, name: str) -> None:
+    """Argo CD may know its own by this label; it gives the release the application's name."""
+    for document in chart.render(GOOD[name], release="fine-tuning"):
+        metas = [document["metadata"], document.get("spec", {}).get("template", {}).get("metadata", {})]
+        labels = [meta.get("labels", {}) for meta in metas]
+        assert {found.get("app.kubernetes.io/instance", "fine-tuning") for found in labels} == {"fine-tuning"}
+        keys = {key for meta in metas for part in ("labels", "annotations") for key in meta.get(part) or {}}
+        assert not [key for key in keys if key.partition("/")[0].endswith(("argoproj.io", "toolkit.fluxcd.io"))]
+
+
 def test_the_crds_are_the_generated_ones() -> None:
     for name in ("finetunejobs.yaml", "finetuneprofiles.yaml"):
         assert (CHART / "crds" / name).read_bytes() == (ROOT / "crds" / name).read_bytes()

@@ -1,5 +1,6 @@
 """The generator: what it writes, what it refuses, and that the committed files are fresh."""
 
+import json
 import re
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -217,6 +218,12 @@ def test_no_keyword_of_ours_or_of_json_schema_reaches_the_definitions() -> None:
 def test_only_the_observed_generation_has_a_default() -> None:
     defaults = [part["default"] for part in every(JOB["schema"]) if "default" in part]
     assert defaults == [{"observedGeneration": -1}]
+
+
+def test_a_definition_fits_into_the_annotation_of_a_client_side_apply() -> None:
+    """As kubectl apply and Argo CD do it, unless told otherwise: annotations have 256 KiB together."""
+    for name, definition in crd.definitions().items():
+        assert len(json.dumps(definition)) < 200 * 1024, name
 
 
 def test_every_rule_of_the_models_is_in_the_definition() -> None:

@@ -16,6 +16,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -23,6 +24,7 @@ from typing import Any
 
 import pytest
 import yaml
+from tests.unit.documents import LIVES
 
 pytestmark = pytest.mark.e2e
 
@@ -993,6 +995,26 @@ def test_other_namespaces_are_left_alone(place: Place, plane: Plane) -> None:
     plane.create(JOBS.format(name), {**document, "metadata": {"name": "one"}, "status": {}})
     place.reaches("one", "Succeeded")
     assert plane.get(f"{JOBS.format(name)}/one")["status"] == {"observedGeneration": -1}
+
+
+@pytest.mark.parametrize("name", [name for name in LIVES if name not in ("no-status", "deleting")])
+def test_the_recorded_documents_are_what_an_api_server_holds(plane: Plane, name: str) -> None:
+    """The ones that tests/e2e/test_gitops.py gives to other tools: no field is pruned, refused or filled in."""
+    recorded = yaml.safe_load((ROOT / f"tests/unit/golden/finetunejobs/{name}.yaml").read_text())
+    namespace = "recorded"
+    with suppress(urllib.error.HTTPError):
+        plane.create("/api/v1/namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
+    path = JOBS.format(namespace)
+    spec = recorded["spec"]
+    first = {**spec, "retries": {"max": 9}} if recorded["metadata"]["generation"] == 2 else spec
+    plane.create(path, {**recorded, "metadata": {"name": name}, "spec": first})
+    if first != spec:
+        plane.patch(f"{path}/{name}", {"spec": {**spec, "retries": None}})
+    if name != "new":
+        plane.patch(f"{path}/{name}/status", {"status": recorded["status"]})
+    held = plane.get(f"{path}/{name}")
+    assert held["metadata"]["generation"] == recorded["metadata"]["generation"]
+    assert (held["spec"], held["status"]) == (spec, recorded["status"])
 
 
 def test_it_ends_cleanly_when_asked(place: Place) -> None:

@@ -559,6 +559,15 @@ def test_one_that_says_nothing_new_is_charged_ten_minutes_at_most(wrong: timedel
     assert looked(calm, operator=wrong) != "DeadlineExceeded"
 
 
+def test_a_silence_that_this_process_has_watched_counts_in_full() -> None:
+    """A network that keeps the operator from the pods must not make a job endless."""
+    began = ago(7300)
+    job = t(created=began)
+    given = world(spent(0), job, pod(job, started=began), **under(DEADLINE))
+    assert short(settled(given)) == "", "ten minutes, of which nobody knows more"
+    assert short(settled(replace(given, silent=timedelta(hours=2)))) == "delete t1"
+
+
 def test_a_nodes_clock_that_jumps_ahead_is_not_believed() -> None:
     job, its_pod, _ = running(60)
     given = world(spent(2000), job, its_pod, telling(NOW + YEAR), **under(DEADLINE))

@@ -134,6 +134,17 @@ def test_preflight_goes_through_the_queue_only_where_the_profile_says_so() -> No
     assert "kueue.x-k8s.io/queue-name" not in held["spec"]["template"]["metadata"]["labels"]
 
 
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_nothing_carries_what_gitops_tools_know_their_own_by(name: str) -> None:
+    """Argo CD, Flux and Helm would take it for a part of what lies in Git, and prune it, for it is not there."""
+    document = DOCUMENTS[name]
+    metas = [document["metadata"], document.get("spec", {}).get("template", {}).get("metadata", {})]
+    keys = {key for meta in metas for part in ("labels", "annotations") for key in meta.get(part, {})}
+    assert "app.kubernetes.io/instance" not in keys
+    domains = {key.partition("/")[0] for key in keys}
+    assert not [domain for domain in domains if domain.endswith(("argoproj.io", "toolkit.fluxcd.io", "helm.sh"))]
+
+
 @pytest.mark.parametrize("name", ["preflight-job", "train-job", "preflight-job-rich", "train-job-rich"])
 def test_pods_satisfy_the_restricted_standard(name: str) -> None:
     pod = DOCUMENTS[name]["spec"]["template"]["spec"]

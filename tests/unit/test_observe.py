@@ -271,3 +271,43 @@ CHECK = {"name": "provision", "state": "Pending", "message": "no nodes yet"}
 )
 def test_what_kueue_says_of_a_workload_that_waits(workload: dict[str, Any], words: str) -> None:
     assert admission(workload) == words
+
+
+async def test_how_long_running_pods_say_nothing_is_measured_by_a_clock_that_cannot_jump(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cache, clock = Cache(), [100.0]
+    monkeypatch.setattr("finetune_operator.observe.time.monotonic", lambda: clock[0])
+    cache.apply("finetunejobs", document("one"))
+    cache.apply("jobs", train_job("one"))
+    observer = Observer(
+        cache,
+        cast("Kube", Events(None)),
+        ProgressReader(cast("Kube", Events(None))),
+        defaults=Defaults(trainer_image="t", preflight_image="p"),
+    )
+
+    async def silent() -> float:
+        observed = await observer.observe("uid-one", now=NOW, last_write=None)
+        assert observed is not None
+        return observed.silent.total_seconds()
+
+    assert await silent() == 0, "nothing runs"
+    pod = {
+        "metadata": {
+            "name": "one-t1-x",
+            "namespace": "ns",
+            "uid": "uid-pod",
+            "resourceVersion": "1",
+            "labels": {ROLE: "train", JOB_UID: "uid-one"},
+            "ownerReferences": [{"uid": "uid-one-t1", "controller": True}],
+        },
+        "status": {"phase": "Running", "containerStatuses": [{"name": "trainer", "state": {"running": {}}}]},
+    }
+    cache.apply("pods", pod)
+    clock[0] = 1000.0
+    assert await silent() == 0, "it is seen to run for the first time"
+    clock[0] = 8200.0
+    assert await silent() == 7200
+    cache.forget("uid-pod")
+    assert await silent() == 0

@@ -1,8 +1,8 @@
 """What attempts have taken: seconds of running, and GPU seconds. Each attempt is counted once, when it ends.
 
 Times come from the API objects and from the trainer, which has the clock of its pod's node. The operator's own clock
-is asked only where those say nothing new. No clock alone adds more than UNHEARD: one that jumps by a year must not end
-a job.
+is asked only where those say nothing new. No clock that may jump adds more than UNHEARD by itself: one that jumps by a
+year must not end a job. What a process has watched for longer counts in full.
 """
 
 from dataclasses import dataclass
@@ -129,7 +129,7 @@ def _until(o: Observed, began: datetime, end: End | None, *, now: datetime) -> d
     said = _time(o.progress.updated_at if o.progress else status.updated_at if status else None)
     known = min(max(said or began, began), now + UNHEARD)
     # In training it says something every few seconds; it may be silent while it loads or evaluates.
-    return known if _trains(o.progress) else min(max(now, known), known + UNHEARD)
+    return known if _trains(o.progress) else min(max(now, known), known + max(UNHEARD, o.silent))
 
 
 def _trains(progress: Progress | None) -> bool:
