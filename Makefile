@@ -8,7 +8,7 @@ export PYTHON
 WORKERS ?= 2
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help demo example test test-trainer-all chaos e2e e2e-slow e2e-ready lint verify cluster-up cluster-down image bench lock clean .venv
+.PHONY: help demo example test test-trainer-all chaos e2e e2e-slow e2e-ready lint verify cluster-up cluster-down image bench bench-operator lock clean .venv
 
 help: ## What the targets do
 	@sed -nE 's/^([a-z0-9-]+):.*## (.*)$$/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -68,6 +68,9 @@ image: ## Build the three images and put them into the cluster when it is up
 
 bench: .venv ## Measure against the peers (bench/)
 	@$(BIN)/python -m bench
+
+bench-operator: .venv ## Measure the operator beside plain Jobs and a peer, as root (bench/operator); half an hour
+	@$(BIN)/python -m bench.operator $(JOBS)
 
 lock: .venv ## Write requirements/*.lock again from pyproject.toml (UPGRADE=1 takes the newest versions)
 	@hack/lock

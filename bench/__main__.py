@@ -1,4 +1,4 @@
-"""`make bench`: runs every benchmark and writes docs/benchmarks.md. Ratios count; seconds are those of one machine."""
+"""`make bench`: runs the benchmarks that need no cluster, and writes their sections of docs/benchmarks.md."""
 
 import os
 import platform
@@ -8,10 +8,9 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from bench import checkpoints, preflight, training, transfer
+from bench import checkpoints, page, preflight, training, transfer
 
 PARTS = (transfer, training, checkpoints, preflight)
-ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("torch", "transformers", "accelerate", "botocore", "boto3")
 
 
@@ -19,9 +18,8 @@ def main() -> int:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     with tempfile.TemporaryDirectory(prefix="finetune-bench-") as scratch:
         sections = [part.run(Path(scratch) / part.__name__.rpartition(".")[2]) for part in PARTS]
-    page = "\n\n".join([_head(), *sections]) + "\n"
-    (ROOT / "docs/benchmarks.md").write_text(page, encoding="utf-8")
-    print(page)
+    page.put(sections, head=_head())
+    print("\n\n".join(sections))
     return 0
 
 

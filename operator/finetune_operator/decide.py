@@ -55,7 +55,7 @@ def decide(o: Observed, *, now: datetime) -> Decision:
     if subject.retry is not None:
         verdict = verdict.stating(last_handled_retry=subject.retry)
     after = compose(subject, verdict, now=now)
-    write = worth_writing(subject.status, after, now=now, last_write=o.last_write)
+    write = worth_writing(subject.status, after, now=now, last_write=o.last_write, trainings=o.trainings)
     return Decision(
         status=after if write else None,
         actions=verdict.actions,
@@ -84,7 +84,7 @@ def refused(o: Observed, *, reason: str, message: str, now: datetime) -> Decisio
 
 def _unable(o: Observed, verdict: Verdict, *, now: datetime) -> Decision:
     after = compose(o.subject, verdict, now=now)
-    write = worth_writing(o.subject.status, after, now=now, last_write=o.last_write)
+    write = worth_writing(o.subject.status, after, now=now, last_write=o.last_write, trainings=o.trainings)
     return Decision(
         status=after if write else None,
         again_after=verdict.again_after,

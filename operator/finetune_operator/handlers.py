@@ -36,6 +36,19 @@ YOUNG_SECONDS = 5.0
 """A picture of this age is not drawn again when an operator begins to lead: it has just started."""
 
 
+class _NoDiffs(kopf.DiffBaseStorage):  # type: ignore[misc]
+    """kopf copies every object to see later what has changed in it, which only other kinds of handlers ask."""
+
+    def build(self, *, body: kopf.Body, extra_fields: Any = None) -> Any:
+        return {}
+
+    def fetch(self, *, body: kopf.Body) -> None:
+        return None
+
+    def store(self, *, body: kopf.Body, patch: kopf.Patch, essence: Any) -> None:
+        return None
+
+
 def settings() -> kopf.OperatorSettings:
     """Nothing that writes, no scanning for other resources, children filtered by the API server."""
     chosen = kopf.OperatorSettings()
@@ -43,6 +56,7 @@ def settings() -> kopf.OperatorSettings:
     chosen.scanning.disabled = True
     chosen.posting.enabled = False
     chosen.peering.standalone = True
+    chosen.persistence.diffbase_storage = _NoDiffs()
     for kind in ("jobs", "pods", "configmaps"):
         group, version = WATCHED[kind]
         chosen.watching.label_selectors[group, version, kind] = SELECTOR
@@ -71,15 +85,23 @@ def _register(
     add: Callable[[str], None],
     full: asyncio.Event,
 ) -> None:
+    concerned: dict[str, frozenset[str]] = {}
+
     async def fill(body: kopf.Body, **_: Any) -> None:
-        cache.apply(kind, body)
+        """Called with every event but DELETED, before `changed`, and with everything listed before any event."""
+        uid = body["metadata"]["uid"]
+        concerned[uid] = concerned.get(uid, frozenset()) | cache.apply(kind, body)
 
     async def changed(event: kopf.RawEvent, **_: Any) -> None:
         full.set()  # kopf handles no event before all its indexes are filled
         raw: Any = event["object"]
         uid = raw["metadata"]["uid"]
-        concerned = cache.forget(uid) if event["type"] == "DELETED" else cache.apply(kind, raw)
-        for key in {*concerned, *([uid] if kind == "finetunejobs" else [])}:
+        keys = concerned.pop(uid, frozenset())
+        if event["type"] == "DELETED":
+            keys |= cache.forget(uid)
+        # A change that is known already is our own write: what follows from it was decided with it.
+        looked_at = kind == "finetunejobs" and event["type"] != "MODIFIED"
+        for key in {*keys, *([uid] if looked_at else [])}:
             add(key)
 
     kopf.index(group, version, kind, id=f"fill-{kind}", registry=handlers)(fill)

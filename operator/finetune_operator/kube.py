@@ -215,19 +215,19 @@ class Kube:
         seconds: float = TIMEOUT,
         guarded: bool = True,
     ) -> bytes:
-        request = await self._api.param_serialize(
+        # Without the body, which is JSON already: it would be walked through for things that are not.
+        verb, url, headers, _, _ = await self._api.param_serialize(
             method=method,
             resource_path=path,
             query_params=list((query or {}).items()),
             header_params={"Accept": "application/json"},
-            body=body,
             auth_settings=["BearerToken"],
         )
         if guarded and method != "GET" and not self._may_write():
             raise NotLeading(f"{method} {path} was not sent: this operator does not lead")
         code = "none"
         try:
-            answer = await self._api.call_api(*request, _request_timeout=seconds)
+            answer = await self._api.call_api(verb, url, headers, body, _request_timeout=seconds)
             code = str(answer.status)
         finally:
             API_REQUESTS.labels(method, _resource(path), code).inc()

@@ -67,6 +67,7 @@ class Observer:
             refusals=refusals,
             kueue=kueue is not None,
             admissions=admissions,
+            trainings=self._cache.trainings,
             last_write=last_write,
         )
 

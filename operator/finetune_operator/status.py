@@ -2,13 +2,18 @@
 
 from datetime import datetime, timedelta
 
-from finetune_api.status import Condition, FineTuneJobStatus
+from finetune_api.status import Condition, FineTuneJobStatus, Usage
+from finetune_operator.policies.waiting import PENDING, STARTING
 from finetune_operator.policies.ways import SUSPENDED
-from finetune_operator.verdict import Mark, Note, Verdict, condition, mark_of, reason_of
-from finetune_operator.views import Subject, format_time
+from finetune_operator.verdict import PASSED, Mark, Note, Verdict, condition, mark_of, reason_of
+from finetune_operator.views import Subject, format_time, parse_time
 
 NEVER_WITHIN = timedelta(seconds=10)
 AT_LEAST_EVERY = timedelta(seconds=60)
+STEPS = (PENDING.reason, STARTING.reason, "Loading", "Training", "Evaluating", "Publishing")
+"""Reasons of an attempt that goes as it should."""
+PROGRESS_WRITES = 5.0
+"""Of mere progress, a second, of all FineTuneJobs together."""
 
 
 def compose(subject: Subject, verdict: Verdict, *, now: datetime) -> FineTuneJobStatus:
@@ -66,23 +71,51 @@ def _condition(subject: Subject, kind: str, mark: Mark, *, now: datetime) -> Con
 
 
 def worth_writing(
-    before: FineTuneJobStatus, after: FineTuneJobStatus, *, now: datetime, last_write: datetime | None
+    before: FineTuneJobStatus,
+    after: FineTuneJobStatus,
+    *,
+    now: datetime,
+    last_write: datetime | None,
+    trainings: int = 1,
 ) -> bool:
-    """Every change at once, but mere progress only by the percent, the checkpoint or the minute, ten seconds apart."""
+    """Every change at once, but mere progress only by the percent, the checkpoint or the minute, ten seconds apart.
+
+    Further apart where so many trainings go on that together they would write more often than PROGRESS_WRITES.
+    """
     if before == after:
         return False
-    if _loud(before) != _loud(after) or last_write is None:
+    last = last_write or _told_at(before, now=now)
+    alike = _waits_for_pods(before) and _waits_for_pods(after)
+    if _loud(before, alike=alike) != _loud(after, alike=alike) or last is None:
         return True
-    if now - last_write < NEVER_WITHIN:
+    apart = max(NEVER_WITHIN, timedelta(seconds=trainings / PROGRESS_WRITES))
+    if now - last < apart:
         return False
     moved = _percent(before) != _percent(after) or before.checkpoint != after.checkpoint
-    return moved or now - last_write >= AT_LEAST_EVERY
+    return moved or now - last >= max(AT_LEAST_EVERY, apart)
 
 
-def _loud(status: FineTuneJobStatus) -> FineTuneJobStatus:
-    """The status without what changes with every step."""
-    conditions = [c.model_copy(update={"message": ""}) for c in status.conditions or []]
-    quiet = {"message": None, "progress": None, "checkpoint": None, "conditions": conditions}
+def _told_at(status: FineTuneJobStatus, *, now: datetime) -> datetime | None:
+    """About when the progress in a status was written, perhaps by an operator before this one."""
+    try:
+        at = parse_time(status.progress.updated_at) if status.progress else None
+    except ValueError:
+        return None
+    return at if at is not None and at.tzinfo is not None and at <= now else None
+
+
+def _waits_for_pods(status: FineTuneJobStatus) -> bool:
+    """That the train Job is made meanwhile is told with what follows, which the pods' own state says."""
+    return status.phase == "Queued" and reason_of(status) in (PASSED, PENDING.reason)
+
+
+def _loud(status: FineTuneJobStatus, *, alike: bool) -> FineTuneJobStatus:
+    """The status without what changes with every step, nor, if `alike`, with the attempt's beginning."""
+    hidden = {"message": "", "reason": ""} if alike else {"message": ""}
+    conditions = [c.model_copy(update=hidden) for c in status.conditions or []]
+    quiet: dict[str, object] = {"message": None, "progress": None, "checkpoint": None, "conditions": conditions}
+    if alike:
+        quiet["usage"] = (status.usage or Usage()).model_copy(update={"attempts": None})
     return status.model_copy(update=quiet)
 
 
@@ -91,8 +124,13 @@ def _percent(status: FineTuneJobStatus) -> int | None:
 
 
 def notes(before: FineTuneJobStatus, after: FineTuneJobStatus) -> tuple[Note, ...]:
-    """One Event for each new phase or reason; the event's reason is the condition's."""
+    """One Event for each new phase or reason; the event's reason is the condition's.
+
+    None for one ordinary step after another: the status tells them while they last, and nobody asks for them later.
+    """
     if (before.phase, reason_of(before)) == (after.phase, reason_of(after)):
+        return ()
+    if reason_of(after) in STEPS and reason_of(before) in (PASSED, *STEPS):
         return ()
     stalled = condition(after, "Stalled")
     bad = after.phase == "Failed" or (stalled is not None and stalled.status == "True")

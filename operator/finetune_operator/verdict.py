@@ -67,6 +67,8 @@ class Observed:
     """Whether Kueue's resources are served. Asked only where a queue is named."""
     admissions: Mapping[str, str] = field(default_factory=dict, hash=False)
     """By UID of a suspended child Job: why Kueue has not admitted it."""
+    trainings: int = 1
+    """Train Jobs that go on, of all FineTuneJobs: they share what is asked of trainers and told of mere progress."""
     last_write: datetime | None = None
     """When this process last wrote the status; None when it has not yet."""
 

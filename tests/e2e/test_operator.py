@@ -6,6 +6,7 @@ asks for. So everything that a trainer could do is shown in seconds, and the ope
 
 import json
 import random
+import shlex
 import signal
 import socket
 import ssl
@@ -1015,6 +1016,20 @@ def test_the_recorded_documents_are_what_an_api_server_holds(plane: Plane, name:
     held = plane.get(f"{path}/{name}")
     assert held["metadata"]["generation"] == recorded["metadata"]["generation"]
     assert (held["spec"], held["status"]) == (spec, recorded["status"])
+
+
+def test_the_health_check_for_argo_cd_is_added_as_the_docs_say(plane: Plane) -> None:
+    text = (ROOT / "docs/gitops.md").read_text()
+    (command,) = [line for line in text.splitlines() if line.startswith("kubectl patch configmap")]
+    plane.create("/api/v1/namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "argocd"}})
+    configs = "/api/v1/namespaces/argocd/configmaps"
+    before = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "argocd-cm"}, "data": {"url": "https://cd"}}
+    plane.create(configs, before)
+    patched = [*shlex.split(command), f"--kubeconfig={plane.kubeconfig}"]
+    done = subprocess.run(patched, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    ours = yaml.safe_load((ROOT / "examples/gitops/argocd-cm.yaml").read_text())["data"]
+    assert plane.get(f"{configs}/argocd-cm")["data"] == {"url": "https://cd", **ours}
 
 
 def test_it_ends_cleanly_when_asked(place: Place) -> None:

@@ -109,6 +109,29 @@ def test_a_list_that_shows_what_is_known_concerns_nobody() -> None:
     assert cache.replace("jobs", [child("t1", 5)], version=20, namespaces=[]) == frozenset()
 
 
+def test_what_we_wrote_ourselves_concerns_only_others_when_the_watch_brings_it() -> None:
+    cache = Cache()
+    assert cache.apply("finetunejobs", job("one", 5)) == {"uid-one"}
+    assert cache.apply("finetunejobs", job("one", 5)) == frozenset()
+    assert cache.apply("finetunejobs", job("one", 6)) == {"uid-one"}
+    cache.apply("finetunejobs", job("two", 7))
+    assert cache.apply("finetunejobs", job("one", 6)) == {"uid-two"}
+    assert cache.apply("jobs", child("t1", 8)) == {"uid-one"}
+    assert cache.apply("jobs", child("t1", 8)) == frozenset()
+
+
+def test_a_train_job_trains_until_it_ends_or_goes() -> None:
+    cache = Cache()
+    for name in ("t1", "t2", "t3"):
+        cache.apply("jobs", child(name, 1))
+    assert cache.trainings == 3
+    done = {"conditions": [{"type": "Complete", "status": "True"}]}
+    cache.apply("jobs", {**child("t1", 2), "status": done})
+    assert cache.trainings == 2
+    cache.forget("uid-t2")
+    assert cache.trainings == 1
+
+
 def test_a_list_of_one_namespace_says_nothing_of_another() -> None:
     cache = Cache()
     cache.apply("jobs", child("t1", 5))

@@ -1796,6 +1796,13 @@ def test_mere_progress_is_written_seldom() -> None:
     assert decide(evaluating, now=NOW).status is not None
 
 
+def test_trainers_are_asked_less_often_where_many_train() -> None:
+    one = world(GO, *RUNNING, progress(step=40))
+    assert decide(one, now=NOW).again_after == 5.0
+    assert decide(replace(one, trainings=100), now=NOW).again_after == 5.0
+    assert decide(replace(one, trainings=500), now=NOW).again_after == 25.0
+
+
 def test_another_run_keeps_the_model_and_forgets_the_progress() -> None:
     before = said(
         "Training",

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from finetune_api.status import CheckpointStatus, FineTuneJobStatus, ProgressStatus
+from finetune_api.status import CheckpointStatus, FineTuneJobStatus, ProgressStatus, Usage
 from finetune_operator.status import compose, notes, worth_writing
 from finetune_operator.verdict import Mark, Verdict, condition, mark_of, reason_of
 from finetune_operator.views import Subject, format_time
@@ -145,9 +145,40 @@ def test_mere_progress_waits_and_all_else_is_written_at_once(
     assert worth_writing(before, after, now=NOW, last_write=None)
 
 
+def test_that_pods_are_looked_for_is_no_news_to_who_knows_that_the_run_may_begin() -> None:
+    before = told(Verdict("Queued", "PreflightPassed", "the run may begin"))
+    after = moved(told(Verdict("Queued", "PodsPending", "waiting for a node"), before), usage=Usage(attempts=1))
+    for seconds, written in ((59, False), (60, True)):
+        last = NOW - timedelta(seconds=seconds)
+        assert worth_writing(before, after, now=NOW, last_write=last) is written
+    no_room = told(Verdict("Queued", "Unschedulable", "no node has room"), before)
+    assert worth_writing(before, no_room, now=NOW, last_write=NOW)
+    assert worth_writing(after, no_room, now=NOW, last_write=NOW)
+
+
+def test_a_restarted_operator_writes_no_sooner_than_the_one_before_would_have() -> None:
+    wrote = ProgressStatus(step=1, total_steps=9, percent=11, updated_at=format_time(NOW))
+    before = moved(told(RUNNING), progress=wrote)
+    after = moved(before, progress=wrote.model_copy(update={"step": 2, "percent": 22}))
+    for seconds, written in ((9, False), (11, True)):
+        assert worth_writing(before, after, now=NOW + timedelta(seconds=seconds), last_write=None) is written
+    assert worth_writing(before, after, now=NOW - timedelta(seconds=1), last_write=None)  # its clock goes wrong
+
+
+def test_many_trainings_share_the_writes_of_mere_progress() -> None:
+    before = told(RUNNING)
+    after = moved(before, progress=ProgressStatus(step=2, total_steps=9, percent=22))
+    for seconds, written in ((99, False), (100, True)):
+        last = NOW - timedelta(seconds=seconds)
+        assert worth_writing(before, after, now=NOW, last_write=last, trainings=500) is written
+    assert worth_writing(before, moved(before, phase="Evaluating"), now=NOW, last_write=NOW, trainings=500)
+
+
 def test_an_event_is_told_for_a_new_phase_or_reason_only() -> None:
     before = told(RUNNING)
     assert notes(before, told(Verdict("Training", "Training", "step 2 of 9"), before)) == ()
+    assert notes(before, told(Verdict("Evaluating", "Evaluating", "evaluating"), before)) == ()  # an ordinary step
+    assert notes(told(STALLED), told(RUNNING)) != ()  # that trouble is over
     (note,) = notes(before, told(STALLED, before))
     assert (note.kind, note.reason, note.message) == ("Warning", "BucketNotFound", "no bucket")
     (note,) = notes(before, told(Verdict("Succeeded", "Trained", "done"), before))

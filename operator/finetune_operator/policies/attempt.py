@@ -36,6 +36,8 @@ from finetune_operator.views import Child, format_time
 POLL = 5.0
 POLL_STARTING = 2.0
 """Seconds between two questions to a trainer."""
+QUESTIONS = 20.0
+"""A second, to all trainers together: where many train, each is asked less often."""
 POLL_QUEUE = 60.0
 """Seconds between two questions why a queue lets a Job wait. That it waits no more is an event of the Job itself."""
 STARTED = ("Queued", "Starting", "Training", "Evaluating")
@@ -62,6 +64,10 @@ def attempt(o: Observed, target: Target, job: Child, *, now: datetime, supersede
 
 
 # --- while it runs ---
+
+
+def _poll(o: Observed, least: float) -> float:
+    return max(least, o.trainings / QUESTIONS)
 
 
 def _going_on(o: Observed, target: Target, job: Child, *, now: datetime, superseded: bool) -> Verdict:
@@ -93,7 +99,7 @@ def _going_on(o: Observed, target: Target, job: Child, *, now: datetime, superse
     wait = wait_of(o, job, nodes=target.config.pods.nodes)
     if wait is not None:
         phase: Phase = "Starting" if wait.placed else "Queued"
-        again = POLL_QUEUE if wait.cause in HELD and job.uid in o.admissions else POLL
+        again = POLL_QUEUE if wait.cause in HELD and job.uid in o.admissions else _poll(o, POLL)
         return Verdict(phase, wait.reason, wait.message, stalled=wait.stalled, facts=facts, again_after=again)
     return _running(o, job, facts)
 
@@ -150,8 +156,8 @@ def _silent(o: Observed, facts: dict[str, object]) -> Verdict:
     """The pods run but say nothing: keep what is known, its time stamp tells its age."""
     phase = o.subject.status.phase
     if phase in ("Training", "Evaluating"):
-        return Verdict(phase, phase, o.subject.status.message or "running", facts=facts, again_after=POLL)
-    return Verdict("Starting", "Loading", "the trainer starts", facts=facts, again_after=POLL_STARTING)
+        return Verdict(phase, phase, o.subject.status.message or "running", facts=facts, again_after=_poll(o, POLL))
+    return Verdict("Starting", "Loading", "the trainer starts", facts=facts, again_after=_poll(o, POLL_STARTING))
 
 
 def _progressing(o: Observed, job: Child, progress: Progress, facts: dict[str, object]) -> Verdict:
@@ -170,7 +176,7 @@ def _progressing(o: Observed, job: Child, progress: Progress, facts: dict[str, o
     if resumed is not None:
         known = status.model_copy(update={"usage": facts["usage"], "run": facts["run"]})
         facts |= corrected(known, resumed=resumed, attempt=job.ordinal)
-    again = POLL if phase == "Training" else POLL_STARTING
+    again = _poll(o, POLL if phase == "Training" else POLL_STARTING)
     return Verdict(phase, progress.stage, _sentence(progress), facts=facts, again_after=again)
 
 

@@ -1,0 +1,252 @@
+"""Many objects created at once: when each has its first pod, when each is done, and what that takes."""
+
+import json
+import multiprocessing
+import os
+import re
+import statistics
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+
+from bench.operator.api import Access, Api, Document
+from bench.operator.contestants import OURS, Contestant
+from bench.operator.plane import Plane
+from bench.operator.usage import Audit, Meter, Used
+
+THREADS = 8
+PATIENCE = 1200.0
+Requests = Counter[tuple[str, str, int]]
+
+
+@dataclass
+class Seen:
+    """What the watches have told so far, with times, by name; pods by UID where their labels hold that."""
+
+    pods: dict[str, float] = field(default_factory=dict)
+    ended: dict[str, float] = field(default_factory=dict)
+    turns: Counter[str] = field(default_factory=Counter)
+    """Of FineTuneJobs: writes of a status by what they changed, `lifecycle` or `progress`."""
+    reopened: int = 0
+    """How often the API server has closed a watch, and what was told late for that."""
+    trouble: str = ""
+
+
+@dataclass(frozen=True)
+class Burst:
+    """How it went. Times in seconds."""
+
+    number: int
+    creating: float
+    """From the first create to the last."""
+    total: float
+    """From the first create until all are done."""
+    to_pod: list[float]
+    to_end: list[float]
+    used: Used
+    requests: dict[str, Requests]
+    """By user."""
+    turns: Counter[str]
+    reopened: int
+    load: float
+    """The machine's load average at the beginning."""
+
+
+def run(plane: Plane, contestant: Contestant, number: int, *, first: int = 0, namespace: str = "bench") -> Burst:
+    """Creates `number` objects as fast as the API server takes them, and waits until all are done.
+
+    Raises RuntimeError when one of them fails, TimeoutError after 20 minutes.
+    """
+    numbers = range(first, first + number)
+    load = os.getloadavg()[0]
+    with watching(plane.access(), contestant, namespace) as seen:
+        time.sleep(2)  # the API server writes its audit log in batches
+        audit = Audit(plane.audit_log)
+        pids = {name: process.pid for name, process in plane.processes.items()}
+        meter = Meter(pids, now=time.time())
+        created, uids = create(plane, contestant, numbers, namespace)
+        all_created = time.time()
+        _await_ends(plane, seen, number)
+        used = meter.stop(now=time.time())
+        time.sleep(3)
+        requests = {user: audit.counts(user) for user in contestant.users}
+    began = min(created.values())
+    by = {uids[name]: at for name, at in created.items()} if contestant is OURS else created
+    return Burst(
+        number=number,
+        creating=all_created - began,
+        total=max(seen.ended.values()) - began,
+        to_pod=[seen.pods[key] - at for key, at in by.items()],
+        to_end=[seen.ended[name] - at for name, at in created.items()],
+        used=used,
+        requests=requests,
+        turns=seen.turns,
+        reopened=seen.reopened,
+        load=load,
+    )
+
+
+def _await_ends(plane: Plane, seen: Seen, number: int) -> None:
+    until, told = time.time() + PATIENCE, time.time()
+    while len(seen.ended) < number:
+        plane.check()
+        if seen.trouble:
+            raise RuntimeError(seen.trouble)
+        if time.time() > until:
+            raise TimeoutError(f"after {PATIENCE:.0f} s {len(seen.ended)} of {number} are done")
+        if time.time() - told >= 15:
+            told = time.time()
+            print(f"    {len(seen.pods)} have pods, {len(seen.ended)} of {number} are done", flush=True)
+        time.sleep(0.1)
+
+
+def create(
+    plane: Plane, contestant: Contestant, numbers: Iterable[int], namespace: str
+) -> tuple[dict[str, float], dict[str, str]]:
+    """By name: when each was asked for, and its UID. Raises ApiRefused when one is refused."""
+    asked: dict[str, float] = {}
+    uids: dict[str, str] = {}
+    path = contestant.path.format(namespace)
+
+    def one(api: Api, number: int) -> None:
+        document = contestant.document(number)
+        name = document["metadata"]["name"]
+        asked[name] = time.time()
+        uids[name] = api.call("POST", path, document)["metadata"]["uid"]
+
+    in_threads(plane, numbers, one)
+    return asked, uids
+
+
+def in_threads(plane: Plane, numbers: Iterable[int], work: Callable[[Api, int], None]) -> None:
+    """Each number is worked on once, by one of a few threads with a connection each. Raises what the first raises."""
+    left, lock = iter(numbers), threading.Lock()
+    failed: list[Exception] = []
+
+    def thread() -> None:
+        api = plane.connect()
+        while not failed:
+            with lock:
+                number = next(left, None)
+            if number is None:
+                return
+            try:
+                work(api, number)
+            except Exception as error:
+                failed.append(error)
+
+    threads = [threading.Thread(target=thread) for _ in range(THREADS)]
+    for one in threads:
+        one.start()
+    for one in threads:
+        one.join()
+    if failed:
+        raise failed[0]
+
+
+def percentile(values: Sequence[float], percent: int) -> float:
+    """The value that so many percent of all do not exceed."""
+    return statistics.quantiles(values, n=100, method="inclusive")[percent - 1] if len(values) > 1 else values[0]
+
+
+# --- the watches, each in a process of its own: many events a second would keep this one from creating ---
+
+
+@contextmanager
+def watching(access: Access, contestant: Contestant, namespace: str) -> Iterator[Seen]:
+    """Watches the objects and their pods from now on; what they tell is filled in as it comes."""
+    seen = Seen()
+    here, there = multiprocessing.Pipe(duplex=False)
+    pods = f"/api/v1/namespaces/{namespace}/pods"
+    fork = multiprocessing.get_context("fork")
+    watchers = [
+        fork.Process(target=_watch_pods, args=(access, pods, contestant.pod_label, there), daemon=True),
+        fork.Process(target=_watch_objects, args=(access, contestant, namespace, there), daemon=True),
+    ]
+    for watcher in watchers:
+        watcher.start()
+    there.close()
+    for _ in watchers:
+        assert here.recv()[0] == "watching"
+    threading.Thread(target=_take, args=(here, seen), daemon=True).start()
+    try:
+        yield seen
+    finally:
+        for watcher in watchers:
+            watcher.terminate()
+            watcher.join()
+
+
+def _take(told: Connection, seen: Seen) -> None:
+    while True:
+        try:
+            what, key, at = told.recv()
+        except (EOFError, OSError):
+            return
+        if what == "pod":
+            seen.pods[key] = at
+        elif what == "ended":
+            seen.ended[key] = at
+        elif what == "turn":
+            seen.turns[key] += 1
+        elif what == "watching":
+            seen.reopened += 1
+        else:
+            seen.trouble = key
+
+
+def _watch_pods(access: Access, path: str, label: str, tell: Connection) -> None:
+    """Searches the lines instead of parsing them: it must not fall behind, or the API server closes the watch."""
+    pattern = re.compile(rb'"%s":"([^"]+)"' % label.encode())
+    known: set[bytes] = set()
+    while True:
+        for at, line in access.connect().watch(path):
+            if not line:
+                tell.send(("watching", "", at))
+                continue
+            found = pattern.search(line)
+            if found is not None and found[1] not in known:
+                known.add(found[1])
+                tell.send(("pod", found[1].decode(), at))
+
+
+def _watch_objects(access: Access, contestant: Contestant, namespace: str, tell: Connection) -> None:
+    ended: set[str] = set()
+    said: dict[str, tuple[str, str, str]] = {}
+    while True:
+        for at, line in access.connect().watch(contestant.path.format(namespace)):
+            if not line:
+                tell.send(("watching", "", at))
+                continue
+            event = json.loads(line)
+            if event["type"] not in ("ADDED", "MODIFIED"):
+                continue
+            document = event["object"]
+            if contestant is OURS:
+                _tell_turn(document, said, tell, at)
+            name = document["metadata"]["name"]
+            try:
+                if name not in ended and contestant.ended(document):
+                    ended.add(name)
+                    tell.send(("ended", name, at))
+            except RuntimeError as error:
+                tell.send(("trouble", str(error)[:1000], at))
+
+
+def _tell_turn(document: Document, said: dict[str, tuple[str, str, str]], tell: Connection, at: float) -> None:
+    """Whether this version has another phase or reason than the one before, or else only other progress."""
+    status = document.get("status") or {}
+    conditions = status.get("conditions") or []
+    if not conditions:
+        return
+    reason = next((one["reason"] for one in conditions if one["type"] == "Succeeded"), "")
+    uid, version = document["metadata"]["uid"], document["metadata"]["resourceVersion"]
+    before = said.get(uid, ("", "", ""))
+    if before[2] == version:
+        return
+    said[uid] = (status.get("phase", ""), reason, version)
+    tell.send(("turn", "progress" if before[:2] == said[uid][:2] else "lifecycle", at))
