@@ -31,10 +31,10 @@ class Client:
     sent: list[tuple[str, str, Any]] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
 
-    async def param_serialize(self, *, method: str, resource_path: str, body: Any, **_: Any) -> tuple[str, str, Any]:
-        return method, resource_path, body
+    async def param_serialize(self, *, method: str, resource_path: str, **_: Any) -> tuple[Any, ...]:
+        return method, resource_path, {}, None, []
 
-    async def call_api(self, method: str, path: str, body: Any, *, _request_timeout: float) -> Answer:
+    async def call_api(self, method: str, path: str, headers: Any, body: Any, *, _request_timeout: float) -> Answer:
         self.sent.append((method, path, body))
         self.seconds.append(_request_timeout)
         return self.answers.pop(0) if self.answers else Answer(200, {"metadata": {}, "items": []})
