@@ -46,17 +46,9 @@ CONVERTED = ("clusterqueues", "cohorts", "localqueues", "multikueueclusters", "w
 GPU = {"perNode": {"gpus": 1}}
 TEAM = {"name": "team-a"}
 AUDIT = {
-    "apiVersion": "audit.k8s.io/v1",
-    "kind": "Policy",
-    "omitStages": ["RequestReceived"],
-    "rules": [
-        {
-            "level": "Request",
-            "verbs": ["create", "update", "patch", "delete", "deletecollection"],
-            "resources": [{"group": "batch", "resources": ["jobs", "jobs/*"]}],
-        },
-        {"level": "None"},
-    ],
+    "level": "Request",
+    "verbs": ["create", "update", "patch", "delete", "deletecollection"],
+    "resources": [{"group": "batch", "resources": ["jobs", "jobs/*"]}],
 }
 
 
@@ -165,10 +157,7 @@ def _concerns_jobs(hook: Document) -> bool:
 def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plane]:
     """Without Kueue yet."""
     binaries()
-    directory = tmp_path_factory.mktemp("plane")
-    policy = directory / "audit.yaml"
-    policy.write_text(yaml.safe_dump(AUDIT))
-    running = Plane(directory, server=[f"--audit-policy-file={policy}", f"--audit-log-path={directory / 'audit.log'}"])
+    running = Plane(tmp_path_factory.mktemp("plane"), audit=[AUDIT])
     try:
         install(running)
         yield running
