@@ -59,6 +59,7 @@ def schema() -> dict[str, Any]:
         ),
         imagePullSecrets={"type": "array", "items": closed(name={"type": "string", "minLength": 1})},
         watchNamespaces={"type": "array", "uniqueItems": True, "items": {"type": "string", "pattern": NAME}},
+        replicas={"type": "integer", "minimum": 1},
         log=closed(format={"enum": ["text", "json"]}, level={"enum": ["debug", "info", "warning"]}),
         metrics=closed(port={"type": "integer", "minimum": 1024, "maximum": 65535}),
         networkPolicy=closed(

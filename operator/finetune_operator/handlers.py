@@ -3,9 +3,12 @@
 `kopf.index` fills the cache before any event is handled, on.event keeps it fresh and names the FineTuneJobs to look at.
 Neither writes annotations, finalizers or Events. Kopf lists again after a watch was cut off, but does not tell what
 vanished meanwhile; `resync` finds that out.
+
+All of this goes on in an operator that does not lead, so that its picture is whole when its turn comes.
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any, get_args
@@ -20,6 +23,7 @@ from finetune_operator.views import SELECTOR
 
 logger = logging.getLogger(__name__)
 
+TROUBLE = (ApiError, aiohttp.ClientError, TimeoutError, OSError)
 WATCHED: dict[Kind, tuple[str, str]] = {
     "finetunejobs": (GROUP, VERSION),
     "finetuneprofiles": (GROUP, VERSION),
@@ -28,6 +32,8 @@ WATCHED: dict[Kind, tuple[str, str]] = {
     "configmaps": ("", "v1"),
 }
 RESYNC_SECONDS = 60.0
+YOUNG_SECONDS = 5.0
+"""A picture of this age is not drawn again when an operator begins to lead: it has just started."""
 
 
 class _NoDiffs(kopf.DiffBaseStorage):  # type: ignore[misc]
@@ -57,13 +63,15 @@ def settings() -> kopf.OperatorSettings:
     return chosen
 
 
-def registry(cache: Cache, add: Callable[[str], None], *, kubeconfig: bool) -> kopf.OperatorRegistry:
-    """Handlers that put objects into the cache and UIDs of FineTuneJobs into the queue."""
+def registry(
+    cache: Cache, add: Callable[[str], None], *, full: asyncio.Event, kubeconfig: bool
+) -> kopf.OperatorRegistry:
+    """Handlers that put objects into the cache and UIDs of FineTuneJobs into the queue. The first event sets `full`."""
     handlers = kopf.OperatorRegistry()
     login = kopf.login_with_kubeconfig if kubeconfig else kopf.login_with_service_account
     kopf.on.login(registry=handlers)(login)
     for kind, (group, version) in WATCHED.items():
-        _register(handlers, kind, group, version, cache=cache, add=add)
+        _register(handlers, kind, group, version, cache=cache, add=add, full=full)
     return handlers
 
 
@@ -75,6 +83,7 @@ def _register(
     *,
     cache: Cache,
     add: Callable[[str], None],
+    full: asyncio.Event,
 ) -> None:
     concerned: dict[str, frozenset[str]] = {}
 
@@ -84,6 +93,7 @@ def _register(
         concerned[uid] = concerned.get(uid, frozenset()) | cache.apply(kind, body)
 
     async def changed(event: kopf.RawEvent, **_: Any) -> None:
+        full.set()  # kopf handles no event before all its indexes are filled
         raw: Any = event["object"]
         uid = raw["metadata"]["uid"]
         keys = concerned.pop(uid, frozenset())
@@ -98,10 +108,12 @@ def _register(
     kopf.on.event(group, version, kind, id=f"changed-{kind}", registry=handlers)(changed)
 
 
-async def run(cache: Cache, add: Callable[[str], None], *, namespaces: Sequence[str], kubeconfig: bool) -> None:
+async def run(
+    cache: Cache, add: Callable[[str], None], *, full: asyncio.Event, namespaces: Sequence[str], kubeconfig: bool
+) -> None:
     """Watch until cancelled; ends by itself only when a watch is lost for good or on a signal."""
     await kopf.operator(
-        registry=registry(cache, add, kubeconfig=kubeconfig),
+        registry=registry(cache, add, full=full, kubeconfig=kubeconfig),
         settings=settings(),
         standalone=True,
         clusterwide=not namespaces,
@@ -109,23 +121,71 @@ async def run(cache: Cache, add: Callable[[str], None], *, namespaces: Sequence[
     )
 
 
+async def filled(full: asyncio.Event, kube: Kube, *, namespaces: Sequence[str]) -> None:
+    """Returns when the cache holds all there is, and sets `full`. Where there is nothing at all no event tells."""
+    while not await _within(1.0, full):
+        try:
+            if not await _anything(kube, namespaces):
+                full.set()
+        except TROUBLE as error:
+            logger.warning("what is in the cluster cannot be asked: %s; asking again", error)
+
+
+async def follow(cache: Cache, kube: Kube, turn: asyncio.Event, *, namespaces: Sequence[str]) -> None:
+    """Returns when this operator's turn has come, with a fresh picture: what a watch has missed is found out first."""
+    clock = asyncio.get_running_loop().time
+    began = clock()
+    while not await _within(RESYNC_SECONDS, turn):
+        await refresh(cache, kube, _nobody, namespaces=namespaces)
+    if clock() - began > YOUNG_SECONDS:
+        await refresh(cache, kube, _nobody, namespaces=namespaces)
+
+
 async def resync(cache: Cache, kube: Kube, add: Callable[[str], None], *, namespaces: Sequence[str]) -> None:
     """Every minute: find what the watches have missed. Runs until cancelled."""
     while True:
         await asyncio.sleep(RESYNC_SECONDS)
-        for kind in get_args(Kind):
-            try:
-                await _compare(cache, kube, kind, add, namespaces=namespaces)
-            except (ApiError, aiohttp.ClientError, TimeoutError, OSError) as error:
-                logger.warning("%s could not be listed: %s", kind, error)
+        await refresh(cache, kube, add, namespaces=namespaces)
+
+
+async def refresh(cache: Cache, kube: Kube, add: Callable[[str], None], *, namespaces: Sequence[str]) -> None:
+    """List everything and compare. What cannot be listed stays as it was."""
+    for kind in get_args(Kind):
+        try:
+            await _compare(cache, kube, kind, add, namespaces=namespaces)
+        except TROUBLE as error:
+            logger.warning("%s could not be listed: %s", kind, error)
 
 
 async def _compare(
     cache: Cache, kube: Kube, kind: Kind, add: Callable[[str], None], *, namespaces: Sequence[str]
 ) -> None:
-    places: list[str | None] = [None] if not namespaces or kind == "finetuneprofiles" else list(namespaces)
-    for place in places:
+    for place in _places(kind, namespaces):
         listing = await kube.list(kind, place)
         where = [place] if place else []
         for key in cache.replace(kind, listing.items, version=listing.version, namespaces=where):
             add(key)
+
+
+async def _anything(kube: Kube, namespaces: Sequence[str]) -> bool:
+    for kind in get_args(Kind):
+        for place in _places(kind, namespaces):
+            if await kube.exists(kind, place):
+                return True
+    return False
+
+
+def _places(kind: Kind, namespaces: Sequence[str]) -> list[str | None]:
+    return [None] if not namespaces or kind == "finetuneprofiles" else list(namespaces)
+
+
+async def _within(seconds: float, event: asyncio.Event) -> bool:
+    """Whether it is set by then. Begins no task of its own: kopf would take it for one of kopf's at the end."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    return event.is_set()
+
+
+def _nobody(_: str) -> None:
+    """Whom a change concerns while another operator leads."""

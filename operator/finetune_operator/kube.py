@@ -1,7 +1,7 @@
 """The only importer of kubernetes: requests to the API server, as raw JSON, with typed errors."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ PREFIXES = {
     "configmaps": "/api/v1",
     "services": "/api/v1",
     "events": "/api/v1",
+    "leases": "/apis/coordination.k8s.io/v1",
 }
 PLURALS = {"Job": "jobs", "ConfigMap": "configmaps", "Service": "services", "Event": "events"}
 
@@ -41,6 +42,10 @@ class ApiError(Exception):
         return self.code in (400, 403, 413, 422)
 
 
+class NotLeading(Exception):
+    """Nothing was sent, because another operator leads or may lead by now."""
+
+
 @dataclass(frozen=True)
 class Listing:
     items: list[dict[str, Any]]
@@ -54,6 +59,7 @@ class Kube:
         self._api = api
         self.outside = outside
         """True when pods are out of reach and only the API server's proxy leads to them."""
+        self._may_write: Callable[[], bool] = lambda: True
 
     @classmethod
     async def connect(cls, kubeconfig: str | None) -> "Kube":
@@ -72,13 +78,20 @@ class Kube:
     async def close(self) -> None:
         await self._api.close()
 
-    async def create(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
-        """The object as created. Raises ApiError, with reason AlreadyExists if the name is taken."""
-        plural, namespace = PLURALS[manifest["kind"]], manifest["metadata"]["namespace"]
-        return await self._request("POST", _path(plural, namespace), body=manifest)
+    # --- writes: asked of the election at the last moment, and harmless if the answer is out of date on arrival ---
 
-    async def get(self, kind: str, namespace: str, name: str) -> dict[str, Any]:
-        return await self._request("GET", _path(PLURALS[kind], namespace, name))
+    def write_only_while(self, leading: Callable[[], bool]) -> None:
+        """From now on whatever changes something, but a Lease, raises NotLeading unless `leading()`."""
+        self._may_write = leading
+
+    async def create(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
+        """The object as created. Raises ApiError, with reason AlreadyExists if the name is taken.
+
+        Names follow from what was decided: whoever decides the same twice, here or elsewhere, creates it once.
+        """
+        plural, namespace = PLURALS[manifest["kind"]], manifest["metadata"]["namespace"]
+        assert manifest["metadata"]["name"], "a name made up by the API server would be another one each time"
+        return await self._request("POST", _path(plural, namespace), body=manifest)
 
     async def delete_job(self, namespace: str, name: str, *, uid: str) -> None:
         """In the background; it is fine if that very Job is gone already. Raises ApiError."""
@@ -96,7 +109,31 @@ class Kube:
 
     async def write_status(self, namespace: str, name: str, *, body: Mapping[str, Any]) -> dict[str, Any]:
         """Replace the status; the body's resourceVersion makes sure nobody else has. Raises ApiError."""
+        assert body["metadata"]["resourceVersion"], "without it any newer status would be overwritten"
         return await self._request("PUT", _path("finetunejobs", namespace, name) + "/status", body=body)
+
+    # --- the election's own ---
+
+    async def read_lease(self, namespace: str, name: str, *, seconds: float) -> dict[str, Any]:
+        """Raises ApiError, with code 404 if there is none."""
+        return await self._request("GET", _path("leases", namespace, name), seconds=seconds)
+
+    async def write_lease(self, lease: Mapping[str, Any], *, seconds: float) -> dict[str, Any]:
+        """Create it if it has no resourceVersion, else replace that version.
+
+        Raises ApiError, with code 409 when somebody else was faster.
+        """
+        meta = lease["metadata"]
+        if "resourceVersion" not in meta:
+            path, method = _path("leases", meta["namespace"]), "POST"
+        else:
+            path, method = _path("leases", meta["namespace"], meta["name"]), "PUT"
+        return await self._request(method, path, body=lease, seconds=seconds, guarded=False)
+
+    # --- reads ---
+
+    async def get(self, kind: str, namespace: str, name: str) -> dict[str, Any]:
+        return await self._request("GET", _path(PLURALS[kind], namespace, name))
 
     async def list(self, kind: Kind, namespace: str | None) -> Listing:
         """From the API server's memory, which is cheap and at most moments old."""
@@ -106,6 +143,13 @@ class Kube:
         answer = await self._request("GET", _path(kind, namespace), query=query)
         version = answer["metadata"].get("resourceVersion", "0")
         return Listing(answer["items"], int(version) if version.isdigit() else 0)
+
+    async def exists(self, kind: Kind, namespace: str | None) -> bool:
+        """Is there one at all? Of children only our own count."""
+        query = {"limit": "1"}
+        if kind not in ("finetunejobs", "finetuneprofiles"):
+            query["labelSelector"] = SELECTOR
+        return bool((await self._request("GET", _path(kind, namespace), query=query))["items"])
 
     async def refusal(self, namespace: str, *, uid: str) -> str | None:
         """Why the Job controller could not create pods for the Job with this UID, from its newest Event."""
@@ -148,9 +192,17 @@ class Kube:
         return {"finetunejobs", "finetuneprofiles"} <= {item["name"] for item in answer["resources"]}
 
     async def _request(
-        self, method: str, path: str, *, query: Mapping[str, str] | None = None, body: Raw | None = None
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        body: Raw | None = None,
+        seconds: float = TIMEOUT,
+        guarded: bool = True,
     ) -> dict[str, Any]:
-        answer: dict[str, Any] = json.loads(await self._raw(method, path, query=query, body=body))
+        content = await self._raw(method, path, query=query, body=body, seconds=seconds, guarded=guarded)
+        answer: dict[str, Any] = json.loads(content)
         return answer
 
     async def _raw(
@@ -161,6 +213,7 @@ class Kube:
         query: Mapping[str, str] | None = None,
         body: Raw | None = None,
         seconds: float = TIMEOUT,
+        guarded: bool = True,
     ) -> bytes:
         # Without the body, which is JSON already: it would be walked through for things that are not.
         verb, url, headers, _, _ = await self._api.param_serialize(
@@ -170,6 +223,8 @@ class Kube:
             header_params={"Accept": "application/json"},
             auth_settings=["BearerToken"],
         )
+        if guarded and method != "GET" and not self._may_write():
+            raise NotLeading(f"{method} {path} was not sent: this operator does not lead")
         code = "none"
         try:
             answer = await self._api.call_api(verb, url, headers, body, _request_timeout=seconds)

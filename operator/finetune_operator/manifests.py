@@ -4,6 +4,7 @@ Every child carries the labels that the watches select by, the FineTuneJob as it
 next decision reads. blockOwnerDeletion is false: true would need the right to update finalizers.
 """
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -170,11 +171,16 @@ def _queued(queue: QueueConfig, labels: dict[str, str], spec: Manifest) -> tuple
 
 
 def event(subject: Subject, *, kind: str, reason: str, message: str, now: str) -> Manifest:
-    """An Event about the FineTuneJob; `kind` is Normal or Warning."""
+    """An Event about the FineTuneJob; `kind` is Normal or Warning.
+
+    It tells what was decided on one version of the document, and has a name of that: it is told once, whoever tells it.
+    """
+    told = "\n".join((subject.uid, subject.resource_version, kind, reason, message))
+    name = f"{subject.name[:200].rstrip('.-')}.{hashlib.sha256(told.encode()).hexdigest()[:16]}"
     return {
         "apiVersion": "v1",
         "kind": "Event",
-        "metadata": {"generateName": f"{subject.name[:200]}.", "namespace": subject.namespace},
+        "metadata": {"name": name, "namespace": subject.namespace},
         "involvedObject": {
             "apiVersion": f"{GROUP}/{VERSION}",
             "kind": "FineTuneJob",

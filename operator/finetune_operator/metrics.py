@@ -22,6 +22,7 @@ API_REQUESTS = Counter(
 )
 QUEUE = Gauge("finetune_queue_length", "FineTuneJobs that wait for a worker.")
 QUEUE_AGE = Gauge("finetune_queue_age_seconds", "How long the first of them has waited.")
+LEADER = Gauge("finetune_operator_leader", "1 where this operator leads and works, 0 where it follows another one.")
 PROGRESS = Counter("finetune_progress_reads_total", "Questions to trainer pods.", ["outcome"])
 RESTARTS = Counter("finetune_restarts_total", "Attempts that ended before their run was done.", ["reason"])
 STEPS_LOST = Counter("finetune_steps_lost_total", "Training steps that have to be done again.")

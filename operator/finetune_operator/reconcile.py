@@ -159,6 +159,8 @@ class Reconciler:
             try:
                 await self._kube.create(manifest)
             except ApiError as error:  # the status says the same
+                if error.reason == "AlreadyExists":
+                    continue
                 words = (subject.namespace, subject.name, note.reason, error)
                 logger.warning("%s/%s: no Event %s: %s", *words, extra=_job(subject))
 

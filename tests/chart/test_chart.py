@@ -95,6 +95,7 @@ GOOD: dict[str, dict[str, Any]] = {
     "resources": {"resources": {"requests": {"cpu": 1, "memory": "1Gi"}, "limits": {"memory": "1Gi"}}},
     "logs": {"log": {"format": "json", "level": "debug"}},
     "metrics": {"metrics": {"port": 9400}},
+    "two-replicas": {"replicas": 2},
     "network-policies": {
         "networkPolicy": {
             "enabled": True,
@@ -107,7 +108,8 @@ GOOD: dict[str, dict[str, Any]] = {
 }
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
-    "an unknown value": ({"replicas": 2}, "additional properties 'replicas' not allowed"),
+    "an unknown value": ({"replica": 2}, "additional properties 'replica' not allowed"),
+    "no replica": ({"replicas": 0}, "'/replicas': minimum: got 0, want 1"),
     "an unknown value of the profile": (
         {"profile": {"storage": {"endpont": "http://s3"}}},
         "'/profile/storage': additional properties 'endpont' not allowed",
@@ -231,9 +233,54 @@ def test_only_the_operators_pod_gets_a_token(chart: Chart) -> None:
     assert chart.one("Deployment")["spec"]["template"]["spec"]["automountServiceAccountToken"] is True
 
 
-def test_never_two_operators_at_once(chart: Chart) -> None:
+@pytest.mark.parametrize("name", ["defaults", "two-namespaces"])
+def test_the_election_may_touch_one_lease_in_the_namespace_of_the_release(chart: Chart, name: str) -> None:
+    """By name; only creating cannot be bound to one."""
+    roles = [d for d in chart.render(GOOD[name]) if d["kind"] in ("Role", "ClusterRole")]
+    with_leases = [role for role in roles if "leases" in str(role["rules"])]
+    (role,) = with_leases
+    assert (role["kind"], role["metadata"]["namespace"]) == ("Role", "finetune-system")
+    group = {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"]}
+    assert role["rules"] == [
+        {**group, "resourceNames": ["ft-finetune-operator"], "verbs": ["get", "update"]},
+        {**group, "verbs": ["create"]},
+    ]
+    arguments = _container(chart.one("Deployment", GOOD[name]))["args"]
+    assert "--lease=finetune-system/ft-finetune-operator" in arguments
+
+
+def test_every_release_has_a_lease_of_its_own(chart: Chart) -> None:
+    arguments = [_container(chart.one("Deployment", release=release))["args"] for release in ("one", "two")]
+    leases = [[argument for argument in some if argument.startswith("--lease=")] for some in arguments]
+    assert leases == [
+        ["--lease=finetune-system/one-finetune-operator"],
+        ["--lease=finetune-system/two-finetune-operator"],
+    ]
+
+
+def test_a_rollout_takes_no_operator_away_before_its_successor_is_ready_to_lead(chart: Chart) -> None:
+    """Ready is who follows, too: a probe that asked for the lead would wait for ever."""
     spec = chart.one("Deployment")["spec"]
-    assert (spec["replicas"], spec["strategy"]) == (1, {"type": "Recreate"})
+    assert spec["strategy"] == {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
+    (container,) = spec["template"]["spec"]["containers"]
+    assert container["readinessProbe"]["httpGet"]["path"] == "/readyz"
+    assert container["livenessProbe"]["httpGet"]["path"] == "/healthz"
+
+
+def test_of_several_replicas_a_drain_takes_one_at_a_time(chart: Chart) -> None:
+    deployment, budget = (chart.one(kind, GOOD["two-replicas"]) for kind in ("Deployment", "PodDisruptionBudget"))
+    assert deployment["spec"]["replicas"] == 2
+    assert budget["spec"]["maxUnavailable"] == 1
+    labels = deployment["spec"]["template"]["metadata"]["labels"]
+    assert budget["spec"]["selector"]["matchLabels"].items() <= labels.items()
+    assert "PodDisruptionBudget" not in [d["kind"] for d in chart.render()]
+
+
+def test_replicas_prefer_different_nodes(chart: Chart) -> None:
+    pod = chart.one("Deployment", GOOD["two-replicas"])["spec"]["template"]
+    (term,) = pod["spec"]["affinity"]["podAntiAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"]
+    assert term["podAffinityTerm"]["topologyKey"] == "kubernetes.io/hostname"
+    assert term["podAffinityTerm"]["labelSelector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
 
 
 def test_the_service_reaches_the_pod(chart: Chart) -> None:

@@ -46,6 +46,7 @@ def test_helm_takes_the_arguments_of_the_walk_through() -> None:
     assert profile["spec"] == {
         "storage": {"endpoint": ENDPOINT, "credentialsSecret": "s3-credentials"},
         "resources": {"perNode": {"cpu": "1", "memory": "4Gi"}},
+        "startTimeout": "10m",
     }
     assert any(line.startswith("kubectl create secret generic s3-credentials ") for line in commands("README.md"))
 

@@ -128,6 +128,34 @@ def kill_operator(world: Any) -> None:
     world.until(back, what="the operator to be back")
 
 
+def test_a_killed_leader_is_replaced_by_the_other_replica_and_changes_nothing(world: Any) -> None:
+    namespace, name = world.namespace("leader-killed"), "leader-killed"
+    with world.disruption, world.trainings:
+        world.install("--set", "replicas=2")
+        try:
+            world.apply(world.small_job(name), namespace)
+            world.wait_for_checkpoint(namespace, name)
+            leader, follower = sorted(world.operator_pods(), key=lambda pod: not leads(world, pod))
+            killed = time.monotonic()
+            world.kill(leader)
+            world.until(lambda: leads(world, follower), what="the other replica to lead", seconds=30)
+            assert time.monotonic() - killed < 15 + 2 + 5  # the Lease, a look at it, and slack
+            world.succeeded(namespace, name)
+            names = [pod["metadata"]["name"] for pod in (leader, follower)]
+            again, following = (world.kubectl("logs", "-n", "finetune-system", pod) for pod in names)
+        finally:
+            world.install()
+    assert len(world.train_pods(namespace, name)) == 1
+    assert_like_the_reference(world, namespace, name)
+    assert f"{namespace}/{name}: " not in again  # its container was started again, and follows
+    assert 0 < following.index(": leading by the Lease ") < following.index(f"{namespace}/{name}: ")
+
+
+def leads(world: Any, pod: dict[str, Any]) -> bool:
+    lease = world.kubectl.get("lease", "finetune-operator", "-n", "finetune-system")
+    return str(lease["spec"]["holderIdentity"]).startswith(f"{pod['metadata']['name']}_")
+
+
 def test_a_killed_trainer_goes_on_from_its_last_checkpoint(world: Any) -> None:
     namespace, name = world.namespace("trainer-killed"), "trainer-killed"
     with world.trainings:

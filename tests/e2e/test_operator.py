@@ -6,6 +6,7 @@ asks for. So everything that a trainer could do is shown in seconds, and the ope
 
 import json
 import random
+import shlex
 import signal
 import socket
 import ssl
@@ -30,6 +31,7 @@ pytestmark = pytest.mark.e2e
 
 ROOT = Path(__file__).resolve().parents[2]
 TOKEN = "admin-of-a-throw-away-control-plane"
+OPERATORS = ("one", "two")
 JOBS = "/apis/finetune.dev/v1alpha1/namespaces/{}/finetunejobs"
 Document = dict[str, Any]
 
@@ -76,19 +78,33 @@ class Plane:
         self._start_all()
 
     def _write_files(self) -> None:
-        (self.directory / "tokens.csv").write_text(f"{TOKEN},admin,admin,system:masters\n")
+        users = [(TOKEN, "admin"), *((f"{TOKEN}-{name}", f"operator-{name}") for name in OPERATORS)]
+        lines = (f"{token},{user},{user},system:masters\n" for token, user in users)
+        (self.directory / "tokens.csv").write_text("".join(lines))
+        rule = {"level": "Metadata", "users": [user for _, user in users[1:]], "verbs": ["create", "update", "delete"]}
+        policy = {"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "rules": [rule, {"level": "None"}]}
+        (self.directory / "audit.yaml").write_text(yaml.safe_dump({**policy, "omitStages": ["RequestReceived"]}))
         key = str(self.directory / "sa.key")
         subprocess.run(["openssl", "genrsa", "-out", key, "2048"], check=True, capture_output=True)
+        self._write_kubeconfig(self.kubeconfig, TOKEN)
+        for name in OPERATORS:
+            self._write_kubeconfig(self.kubeconfig_of(name), f"{TOKEN}-{name}")
+
+    def kubeconfig_of(self, operator: str) -> Path:
+        """Of a user of its own: the audit log tells who has written what."""
+        return self.directory / f"kubeconfig-{operator}"
+
+    def _write_kubeconfig(self, path: Path, token: str) -> None:
         server = {"server": f"https://127.0.0.1:{self.port}", "insecure-skip-tls-verify": True}
         document = {
             "apiVersion": "v1",
             "kind": "Config",
             "clusters": [{"name": "plane", "cluster": server}],
-            "users": [{"name": "admin", "user": {"token": TOKEN}}],
-            "contexts": [{"name": "plane", "context": {"cluster": "plane", "user": "admin"}}],
+            "users": [{"name": "user", "user": {"token": token}}],
+            "contexts": [{"name": "plane", "context": {"cluster": "plane", "user": "user"}}],
             "current-context": "plane",
         }
-        self.kubeconfig.write_text(yaml.safe_dump(document))
+        path.write_text(yaml.safe_dump(document))
 
     def _start_all(self) -> None:
         etcd = f"http://127.0.0.1:{free_port()}"
@@ -114,6 +130,8 @@ class Plane:
             "--service-cluster-ip-range=10.96.0.0/24",
             "--authorization-mode=AlwaysAllow",
             f"--token-auth-file={self.directory / 'tokens.csv'}",
+            f"--audit-policy-file={self.directory / 'audit.yaml'}",
+            f"--audit-log-path={self.directory / 'audit.log'}",
             "--service-account-issuer=https://kubernetes.default.svc",
             f"--service-account-key-file={self.directory / 'sa.key'}",
             f"--service-account-signing-key-file={self.directory / 'sa.key'}",
@@ -149,6 +167,14 @@ class Plane:
         for process in reversed(self._processes):
             process.kill()
             process.wait()
+
+    def writes(self, operator: str) -> list[Document]:
+        """What this operator has changed, oldest first, without what was refused and without the Lease."""
+        entries = [json.loads(line) for line in (self.directory / "audit.log").read_text().splitlines()]
+        mine = [entry for entry in entries if entry["user"]["username"] == f"operator-{operator}"]
+        done = [entry for entry in mine if entry["responseStatus"]["code"] < 300]
+        done = [entry for entry in done if entry["objectRef"]["resource"] != "leases"]
+        return sorted(done, key=lambda entry: str(entry["requestReceivedTimestamp"]))
 
     def text(self, path: str, *, method: str = "GET", body: Any = None, kind: str = "application/json") -> str:
         request = urllib.request.Request(
@@ -352,11 +378,15 @@ class Operator:
     plane: Plane
     namespaces: list[str]
     log: Path
+    kubeconfig: Path | None = None
+    lease: str | None = None
     port: int = field(default_factory=free_port)
     process: "subprocess.Popen[bytes] | None" = None
 
     def start(self) -> None:
-        arguments = ["--kubeconfig", str(self.plane.kubeconfig), "--metrics-port", str(self.port)]
+        kubeconfig = self.kubeconfig or self.plane.kubeconfig
+        arguments = ["--kubeconfig", str(kubeconfig), "--metrics-port", str(self.port)]
+        arguments += ["--lease", self.lease] if self.lease else []
         arguments += ["--trainer-image", "trainer:1", "--preflight-image", "preflight:1"]
         for namespace in self.namespaces:
             arguments += ["--namespace", namespace]
@@ -372,6 +402,22 @@ class Operator:
         if self.process is not None:
             self.process.kill()
             self.process.wait()
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    def ended(self, *, seconds: float = 15) -> int:
+        """The exit code."""
+        assert self.process is not None
+        return self.process.wait(timeout=seconds)
+
+    def leads(self) -> bool:
+        return "finetune_operator_leader 1.0" in (self.page("/metrics") or "")
+
+    def follows(self) -> bool:
+        """It is ready, with all it has to know, and does not lead."""
+        return self.page("/readyz") == "ok\n" and "finetune_operator_leader 0.0" in (self.page("/metrics") or "")
 
     def page(self, path: str) -> str | None:
         try:
@@ -453,6 +499,28 @@ def place(plane: Plane, tmp_path: Path) -> Iterator[Place]:
         yield Place(plane, name, kubelet, operator)
     finally:
         operator.kill()
+        kubelet.close()
+
+
+@pytest.fixture
+def pair(plane: Plane, tmp_path: Path) -> Iterator[tuple[Place, Operator]]:
+    """A place whose operator leads, and a second one that follows it."""
+    name = f"place-{next(_number)}"
+    plane.create("/api/v1/namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
+    one, two = (
+        Operator(plane, [name], tmp_path / f"{who}.log", plane.kubeconfig_of(who), lease=f"{name}/operator")
+        for who in OPERATORS
+    )
+    kubelet = Kubelet(plane, name)
+    try:
+        one.start()
+        eventually("the first one leads", one.leads)
+        two.start()
+        eventually("the second one follows", two.follows)
+        yield Place(plane, name, kubelet, one), two
+    finally:
+        one.kill()
+        two.kill()
         kubelet.close()
 
 
@@ -883,6 +951,43 @@ def test_a_restart_and_a_newer_version_touch_nothing_that_is_done(place: Place) 
     assert place.kubelet.jobs_of("one") == ["p1", "t1"]
 
 
+def test_a_stopped_leader_is_replaced_and_has_written_nothing_when_it_wakes(pair: tuple[Place, Operator]) -> None:
+    """SIGSTOP, so that it cannot know how much time has passed; then a hand-over in good order."""
+    place, two = pair
+    one, names = place.operator, [f"job-{number}" for number in range(8)]
+    for name in names:
+        place.apply(name)
+    eventually("it is in the midst of its work", lambda: place.children("jobs"))
+    one.signal(signal.SIGSTOP)
+    stopped = time.monotonic()
+    place.apply("later")
+    eventually("the other one leads", two.leads, seconds=30)
+    assert time.monotonic() - stopped < 15 + 2 + 3  # the Lease, a look at it, and slack
+    for name in (*names, "later"):
+        place.reaches(name, "Succeeded", "Trained")
+    one.signal(signal.SIGCONT)
+    assert one.ended() == 1
+    assert "leadership ended: LeadershipLost: the Lease " in one.log.read_text()
+    first, second = place.plane.writes("one"), place.plane.writes("two")
+    assert first
+    assert first[-1]["stageTimestamp"] < second[0]["requestReceivedTimestamp"]
+    for name in (*names, "later"):
+        assert place.kubelet.jobs_of(name) == ["p1", "t1"]
+
+    one.start()
+    eventually("it follows now", one.follows)
+    place.apply("last", lambda role, ordinal: passes() if role == "preflight" else None)
+    place.reaches("last", "Starting", "Loading")
+    two.signal(signal.SIGTERM)
+    assert two.ended() == 0
+    eventually("it leads again", one.leads, seconds=2 + 3)
+    place.kubelet.scripts["last"] = ordinary
+    place.reaches("last", "Succeeded", "Trained")
+    assert place.kubelet.jobs_of("last") == ["p1", "t1"]
+    later = place.plane.writes("one")[len(first) :]
+    assert place.plane.writes("two")[-1]["stageTimestamp"] < later[0]["requestReceivedTimestamp"]
+
+
 def test_other_namespaces_are_left_alone(place: Place, plane: Plane) -> None:
     name = f"other-{place.name}"
     plane.create("/api/v1/namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
@@ -911,6 +1016,20 @@ def test_the_recorded_documents_are_what_an_api_server_holds(plane: Plane, name:
     held = plane.get(f"{path}/{name}")
     assert held["metadata"]["generation"] == recorded["metadata"]["generation"]
     assert (held["spec"], held["status"]) == (spec, recorded["status"])
+
+
+def test_the_health_check_for_argo_cd_is_added_as_the_docs_say(plane: Plane) -> None:
+    text = (ROOT / "docs/gitops.md").read_text()
+    (command,) = [line for line in text.splitlines() if line.startswith("kubectl patch configmap")]
+    plane.create("/api/v1/namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "argocd"}})
+    configs = "/api/v1/namespaces/argocd/configmaps"
+    before = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "argocd-cm"}, "data": {"url": "https://cd"}}
+    plane.create(configs, before)
+    patched = [*shlex.split(command), f"--kubeconfig={plane.kubeconfig}"]
+    done = subprocess.run(patched, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    ours = yaml.safe_load((ROOT / "examples/gitops/argocd-cm.yaml").read_text())["data"]
+    assert plane.get(f"{configs}/argocd-cm")["data"] == {"url": "https://cd", **ours}
 
 
 def test_it_ends_cleanly_when_asked(place: Place) -> None:

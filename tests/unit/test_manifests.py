@@ -1,6 +1,8 @@
 """The manifests as whole documents. UPDATE_GOLDEN=1 writes them anew; the diff is then what is reviewed."""
 
 import os
+import re
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -234,3 +236,18 @@ def test_the_rendezvous_name_is_the_first_pods_host_name() -> None:
     assert service == job["spec"]["template"]["spec"]["subdomain"] == DOCUMENTS["service"]["metadata"]["name"]
     selector = DOCUMENTS["service"]["spec"]["selector"]
     assert selector.items() <= job["spec"]["template"]["metadata"]["labels"].items()
+
+
+def test_an_event_has_the_name_of_what_it_tells_of_one_version_of_the_document() -> None:
+    """So two operators that decide the same tell it once, and the next version may say the same again."""
+
+    def name(subject: Subject, message: str = "m") -> str:
+        event = manifests.event(subject, kind="Normal", reason="Trained", message=message, now="2026-03-01T00:00:00Z")
+        return str(event["metadata"]["name"])
+
+    assert name(SUBJECT) == name(SUBJECT)
+    others = [name(SUBJECT, "n"), name(replace(SUBJECT, resource_version="8")), name(replace(SUBJECT, uid="v"))]
+    assert len({name(SUBJECT), *others}) == 4
+    cut = name(replace(SUBJECT, name="a" * 199 + "-" + "b" * 53))
+    assert re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*", cut)
+    assert len(cut) <= 253
