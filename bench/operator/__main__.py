@@ -3,6 +3,7 @@
 import argparse
 import sys
 import tempfile
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -21,26 +22,32 @@ WARM_UP = 10
 
 
 def main() -> int:
+    """What is measured is written at once, so that what fails later takes nothing away."""
     options = _parser().parse_args()
-    parts = set(options.parts.split(","))
+    section = ""
     with tempfile.TemporaryDirectory(prefix="finetune-bench-") as scratch:
-        section = _measure(Path(scratch), options.jobs, parts)
+        for section in _measure(Path(scratch), options.jobs, set(options.parts.split(","))):
+            if options.jobs == FULL or options.write:
+                page.put([section])
     print(section)
-    if options.jobs == FULL or options.write:
-        page.put([section])
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.operator", description=__doc__)
     parser.add_argument("jobs", nargs="?", type=int, default=FULL, help=f"jobs at once, default {FULL}")
-    parser.add_argument("--parts", default="floor,ours,steady,peer", help="which to measure, of floor,ours,steady,peer")
+    parser.add_argument(
+        "--parts", default="steady,peer", help="what to measure beside floor and ours; default: steady,peer"
+    )
     parser.add_argument("--write", action="store_true", help="write docs/benchmarks.md, whatever was measured")
     return parser
 
 
-def _measure(scratch: Path, jobs: int, parts: set[str]) -> str:
+def _measure(scratch: Path, jobs: int, parts: set[str]) -> Iterator[str]:
+    """The section, after each part."""
     results: report.Results = {}
+    settled: report.Steady | None = None
+    date = f"{datetime.now(UTC).date()}"
     _say(f"{2 * jobs} plain Jobs")
     with plane(scratch / "floor") as control:
         results[PLAIN.title] = _run(control, PLAIN, 2 * jobs)
@@ -52,13 +59,16 @@ def _measure(scratch: Path, jobs: int, parts: set[str]) -> str:
         with trainers(control, TRAIN_SECONDS) as answers:
             results[OURS.title] = _run(control, OURS, jobs)
             answered = answers()
-        settled = _steady(control, jobs) if "steady" in parts else None
+        yield report.section(results, answered, settled, date=date)
+        if "steady" in parts:
+            settled = _steady(control, jobs)
+            yield report.section(results, answered, settled, date=date)
     if "peer" in parts:
         _say(f"{jobs} TrainJobs")
         with plane(scratch / "peer") as control:
             peer.start(control)
             results[PEER.title] = _run(control, PEER, jobs)
-    return report.section(results, answered, settled, date=f"{datetime.now(UTC).date()}")
+        yield report.section(results, answered, settled, date=date)
 
 
 def _run(control: Plane, contestant: burst.Contestant, number: int) -> Burst:
