@@ -15,7 +15,6 @@ from bench.operator.plane import Plane, plane, trainers
 from bench.operator.stages import TRAIN_SECONDS
 
 FULL = 1000
-FINISHED, RUNNING = 5000, 500
 LONG = 6 * 3600.0
 """Seconds that the trainings of the running jobs seem to take."""
 WARM_UP = 10
@@ -26,7 +25,8 @@ def main() -> int:
     options = _parser().parse_args()
     section = ""
     with tempfile.TemporaryDirectory(prefix="finetune-bench-") as scratch:
-        for section in _measure(Path(scratch), options.jobs, set(options.parts.split(","))):
+        sizes = (options.finished or 5 * options.jobs, options.running or options.jobs // 2)
+        for section in _measure(Path(scratch), options.jobs, set(options.parts.split(",")), sizes):
             if options.jobs == FULL or options.write:
                 page.put([section])
     print(section)
@@ -39,11 +39,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--parts", default="steady,peer", help="what to measure beside floor and ours; default: steady,peer"
     )
+    parser.add_argument("--finished", type=int, help="jobs done while nothing changes, default 5 times JOBS")
+    parser.add_argument("--running", type=int, help="jobs that go on meanwhile, default half of JOBS")
     parser.add_argument("--write", action="store_true", help="write docs/benchmarks.md, whatever was measured")
     return parser
 
 
-def _measure(scratch: Path, jobs: int, parts: set[str]) -> Iterator[str]:
+def _measure(scratch: Path, jobs: int, parts: set[str], sizes: tuple[int, int]) -> Iterator[str]:
     """The section, after each part."""
     results: report.Results = {}
     settled: report.Steady | None = None
@@ -61,7 +63,7 @@ def _measure(scratch: Path, jobs: int, parts: set[str]) -> Iterator[str]:
             answered = answers()
         yield report.section(results, answered, settled, date=date)
         if "steady" in parts:
-            settled = _steady(control, jobs)
+            settled = _steady(control, jobs, sizes)
             yield report.section(results, answered, settled, date=date)
     if "peer" in parts:
         _say(f"{jobs} TrainJobs")
@@ -81,9 +83,9 @@ def _run(control: Plane, contestant: burst.Contestant, number: int) -> Burst:
     return found
 
 
-def _steady(control: Plane, jobs: int) -> report.Steady:
-    """In proportion for fewer jobs."""
-    finished, going = FINISHED * jobs // FULL, RUNNING * jobs // FULL
+def _steady(control: Plane, jobs: int, sizes: tuple[int, int]) -> report.Steady:
+    """After `jobs` that are done; `sizes` are all that are done in the end, and those that go on."""
+    finished, going = sizes
     _say(f"{finished} finished and {going} running FineTuneJobs")
     control.stop("operator")
     steady.finished_before(control, "bench", range(jobs, finished))

@@ -13,9 +13,9 @@ from bench.operator.plane import Plane, wait_for
 from bench.operator.usage import READS, Audit, Meter, Used, cpu_seconds, peak_mib
 
 LASTING = "24h"
-SETTLING = 60
+SETTLING = 45
 """Seconds after the last of them trains, before anything is measured."""
-MEASURED = 180
+MEASURED = 120
 AFTER_RESTART = 30
 
 

@@ -131,13 +131,13 @@ async def _operate(
     # Kopf takes tasks that begin after its own for its own, and waits for them at the end: these begin before.
     tasks: set[asyncio.Task[Any]] = {
         asyncio.create_task(queue.run(), name="workers"),
-        asyncio.create_task(_lead(candidate, kube, full, turn, namespaces=options.namespace), name="leadership"),
+        asyncio.create_task(_lead(candidate, full, turn), name="leadership"),
         asyncio.create_task(_keep_up(cache, kube, queue, full, turn, namespaces=options.namespace), name="resync"),
         asyncio.create_task(stop.wait(), name="stop"),
     }
     await asyncio.sleep(0.01)
     watching = handlers.run(
-        cache, add, full=full, namespaces=options.namespace, kubeconfig=options.kubeconfig is not None
+        cache, kube, add, full=full, namespaces=options.namespace, kubeconfig=options.kubeconfig is not None
     )
     tasks.add(asyncio.create_task(watching, name="watches"))  # it takes over the signals: its end is the end
     done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -147,11 +147,9 @@ async def _operate(
     return code
 
 
-async def _lead(
-    candidate: Elector | Alone, kube: Kube, full: asyncio.Event, turn: asyncio.Event, *, namespaces: Sequence[str]
-) -> None:
+async def _lead(candidate: Elector | Alone, full: asyncio.Event, turn: asyncio.Event) -> None:
     """Only who knows the cluster stands for election: one that cannot list must not take the lead from one that can."""
-    await handlers.filled(full, kube, namespaces=namespaces)
+    await full.wait()
     await candidate.acquire()
     turn.set()
     await candidate.hold()

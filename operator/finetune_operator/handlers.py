@@ -1,7 +1,7 @@
 """The only importer of kopf: its watches feed the cache and the queue, and that is all it does for us.
 
-`kopf.index` fills the cache before any event is handled, on.event keeps it fresh and names the FineTuneJobs to look at.
-Neither writes annotations, finalizers or Events. Kopf lists again after a watch was cut off, but does not tell what
+`fill` lists all there is before any event is handled, on.event keeps it fresh and names the FineTuneJobs to look at.
+It writes no annotations, finalizers or Events. Kopf lists again after a watch was cut off, but does not tell what
 vanished meanwhile; `resync` finds that out.
 
 All of this goes on in an operator that does not lead, so that its picture is whole when its turn comes.
@@ -63,15 +63,13 @@ def settings() -> kopf.OperatorSettings:
     return chosen
 
 
-def registry(
-    cache: Cache, add: Callable[[str], None], *, full: asyncio.Event, kubeconfig: bool
-) -> kopf.OperatorRegistry:
-    """Handlers that put objects into the cache and UIDs of FineTuneJobs into the queue. The first event sets `full`."""
+def registry(cache: Cache, add: Callable[[str], None], *, kubeconfig: bool) -> kopf.OperatorRegistry:
+    """Handlers that put objects into the cache and UIDs of FineTuneJobs into the queue."""
     handlers = kopf.OperatorRegistry()
     login = kopf.login_with_kubeconfig if kubeconfig else kopf.login_with_service_account
     kopf.on.login(registry=handlers)(login)
     for kind, (group, version) in WATCHED.items():
-        _register(handlers, kind, group, version, cache=cache, add=add, full=full)
+        _register(handlers, kind, group, version, cache=cache, add=add)
     return handlers
 
 
@@ -83,37 +81,32 @@ def _register(
     *,
     cache: Cache,
     add: Callable[[str], None],
-    full: asyncio.Event,
 ) -> None:
-    concerned: dict[str, frozenset[str]] = {}
-
-    async def fill(body: kopf.Body, **_: Any) -> None:
-        """Called with every event but DELETED, before `changed`, and with everything listed before any event."""
-        uid = body["metadata"]["uid"]
-        concerned[uid] = concerned.get(uid, frozenset()) | cache.apply(kind, body)
-
     async def changed(event: kopf.RawEvent, **_: Any) -> None:
-        full.set()  # kopf handles no event before all its indexes are filled
         raw: Any = event["object"]
         uid = raw["metadata"]["uid"]
-        keys = concerned.pop(uid, frozenset())
-        if event["type"] == "DELETED":
-            keys |= cache.forget(uid)
+        concerned = cache.forget(uid) if event["type"] == "DELETED" else cache.apply(kind, raw)
         # A change that is known already is our own write: what follows from it was decided with it.
         looked_at = kind == "finetunejobs" and event["type"] != "MODIFIED"
-        for key in {*keys, *([uid] if looked_at else [])}:
+        for key in {*concerned, *([uid] if looked_at else [])}:
             add(key)
 
-    kopf.index(group, version, kind, id=f"fill-{kind}", registry=handlers)(fill)
     kopf.on.event(group, version, kind, id=f"changed-{kind}", registry=handlers)(changed)
 
 
 async def run(
-    cache: Cache, add: Callable[[str], None], *, full: asyncio.Event, namespaces: Sequence[str], kubeconfig: bool
+    cache: Cache,
+    kube: Kube,
+    add: Callable[[str], None],
+    *,
+    full: asyncio.Event,
+    namespaces: Sequence[str],
+    kubeconfig: bool,
 ) -> None:
-    """Watch until cancelled; ends by itself only when a watch is lost for good or on a signal."""
+    """Fill the cache, then watch until cancelled; ends by itself only when a watch is lost for good or on a signal."""
+    await fill(cache, kube, full, namespaces=namespaces)
     await kopf.operator(
-        registry=registry(cache, add, full=full, kubeconfig=kubeconfig),
+        registry=registry(cache, add, kubeconfig=kubeconfig),
         settings=settings(),
         standalone=True,
         clusterwide=not namespaces,
@@ -121,14 +114,21 @@ async def run(
     )
 
 
-async def filled(full: asyncio.Event, kube: Kube, *, namespaces: Sequence[str]) -> None:
-    """Returns when the cache holds all there is, and sets `full`. Where there is nothing at all no event tells."""
-    while not await _within(1.0, full):
-        try:
-            if not await _anything(kube, namespaces):
-                full.set()
-        except TROUBLE as error:
-            logger.warning("what is in the cluster cannot be asked: %s; asking again", error)
+async def fill(cache: Cache, kube: Kube, full: asyncio.Event, *, namespaces: Sequence[str]) -> None:
+    """Lists everything once, patiently, and sets `full`.
+
+    kopf's own indexes would do the same, but wake every object listed so far for each that follows: with thousands of
+    jobs that takes minutes.
+    """
+    for kind in get_args(Kind):
+        while True:
+            try:
+                await _compare(cache, kube, kind, _nobody, namespaces=namespaces)
+                break
+            except TROUBLE as error:
+                logger.warning("%s cannot be listed: %s; asking again", kind, error)
+                await asyncio.sleep(1.0)
+    full.set()
 
 
 async def follow(cache: Cache, kube: Kube, turn: asyncio.Event, *, namespaces: Sequence[str]) -> None:
@@ -165,14 +165,6 @@ async def _compare(
         where = [place] if place else []
         for key in cache.replace(kind, listing.items, version=listing.version, namespaces=where):
             add(key)
-
-
-async def _anything(kube: Kube, namespaces: Sequence[str]) -> bool:
-    for kind in get_args(Kind):
-        for place in _places(kind, namespaces):
-            if await kube.exists(kind, place):
-                return True
-    return False
 
 
 def _places(kind: Kind, namespaces: Sequence[str]) -> list[str | None]:

@@ -144,13 +144,6 @@ class Kube:
         version = answer["metadata"].get("resourceVersion", "0")
         return Listing(answer["items"], int(version) if version.isdigit() else 0)
 
-    async def exists(self, kind: Kind, namespace: str | None) -> bool:
-        """Is there one at all? Of children only our own count."""
-        query = {"limit": "1"}
-        if kind not in ("finetunejobs", "finetuneprofiles"):
-            query["labelSelector"] = SELECTOR
-        return bool((await self._request("GET", _path(kind, namespace), query=query))["items"])
-
     async def refusal(self, namespace: str, *, uid: str) -> str | None:
         """Why the Job controller could not create pods for the Job with this UID, from its newest Event."""
         selector = f"involvedObject.uid={uid},reason=FailedCreate"

@@ -37,10 +37,6 @@ class Cluster:
         if self.down:
             raise ApiError(503, "ServiceUnavailable", "not now")
 
-    async def exists(self, kind: str, namespace: str | None) -> bool:
-        self.answers()
-        return kind == "finetunejobs" and bool(self.jobs)
-
     async def list(self, kind: str, namespace: str | None) -> Listing:
         self.answers()
         self.listed.append(now())
@@ -51,23 +47,23 @@ def as_kube(cluster: Cluster) -> Kube:
     return cast("Kube", cluster)
 
 
-def test_an_empty_cluster_is_known_though_no_event_tells() -> None:
+def test_an_empty_cluster_is_known_at_once() -> None:
     async def story() -> None:
         full = asyncio.Event()
-        await handlers.filled(full, as_kube(Cluster()), namespaces=[])
+        await handlers.fill(Cache(), as_kube(Cluster()), full, namespaces=[])
         assert full.is_set()
-        assert now() < 2
+        assert now() == 0
 
     virtual_time.run(story())
 
 
-def test_where_there_is_something_the_watches_are_waited_for() -> None:
+def test_what_there_is_is_known_before_anything_is_watched() -> None:
     async def story() -> None:
-        cluster, full = Cluster(), asyncio.Event()
+        cluster, cache, full = Cluster(), Cache(), asyncio.Event()
         cluster.jobs = [JOB]
-        asyncio.get_running_loop().call_later(45, full.set)
-        await handlers.filled(full, as_kube(cluster), namespaces=["team-a"])
-        assert now() == 45
+        await handlers.fill(cache, as_kube(cluster), full, namespaces=["team-a"])
+        assert full.is_set()
+        assert [subject.name for subject in cache.subjects()] == ["one"]
 
     virtual_time.run(story())
 
@@ -76,11 +72,12 @@ def test_an_api_server_that_does_not_answer_is_no_empty_cluster() -> None:
     async def story() -> None:
         cluster, full = Cluster(), asyncio.Event()
         cluster.down = True
-        waiting = asyncio.create_task(handlers.filled(full, as_kube(cluster), namespaces=[]))
+        waiting = asyncio.create_task(handlers.fill(Cache(), as_kube(cluster), full, namespaces=[]))
         await asyncio.sleep(60)
-        assert not waiting.done()
+        assert not full.is_set()
         cluster.down = False
         await waiting
+        assert full.is_set()
 
     virtual_time.run(story())
 
