@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection
 
 from bench.operator.api import Access, Api, Document
 from bench.operator.contestants import OURS, Contestant
-from bench.operator.plane import Plane
+from bench.operator.plane import Plane, wait_for
 from bench.operator.usage import Audit, Meter, Used
 
 THREADS = 8
@@ -31,8 +31,8 @@ class Seen:
     ended: dict[str, float] = field(default_factory=dict)
     turns: Counter[str] = field(default_factory=Counter)
     """Of FineTuneJobs: writes of a status by what they changed, `lifecycle` or `progress`."""
-    reopened: int = 0
-    """How often the API server has closed a watch, and what was told late for that."""
+    opened: int = 0
+    """How often a watch began: once each, and again whenever the API server has closed it."""
     trouble: str = ""
 
 
@@ -51,7 +51,6 @@ class Burst:
     requests: dict[str, Requests]
     """By user."""
     turns: Counter[str]
-    reopened: int
     load: float
     """The machine's load average at the beginning."""
 
@@ -85,7 +84,6 @@ def run(plane: Plane, contestant: Contestant, number: int, *, first: int = 0, na
         used=used,
         requests=requests,
         turns=seen.turns,
-        reopened=seen.reopened,
         load=load,
     )
 
@@ -170,9 +168,8 @@ def watching(access: Access, contestant: Contestant, namespace: str) -> Iterator
     for watcher in watchers:
         watcher.start()
     there.close()
-    for _ in watchers:
-        assert here.recv()[0] == "watching"
     threading.Thread(target=_take, args=(here, seen), daemon=True).start()
+    wait_for("the watches are there", lambda: seen.opened >= len(watchers))
     try:
         yield seen
     finally:
@@ -194,7 +191,7 @@ def _take(told: Connection, seen: Seen) -> None:
         elif what == "turn":
             seen.turns[key] += 1
         elif what == "watching":
-            seen.reopened += 1
+            seen.opened += 1
         else:
             seen.trouble = key
 
