@@ -113,7 +113,7 @@ async def _crds_there(kube: Kube, stop: asyncio.Event) -> bool:
 async def _operate(
     options: argparse.Namespace, kube: Kube, progress: ProgressReader, *, full: asyncio.Event, stop: asyncio.Event
 ) -> int:
-    cache, turn = Cache(), asyncio.Event()
+    cache, turn, fresh = Cache(), asyncio.Event(), asyncio.Event()
     candidate = _candidate(kube, options.lease)
     kube.write_only_while(lambda: candidate.leading)
     defaults = Defaults(trainer_image=options.trainer_image, preflight_image=options.preflight_image)
@@ -124,7 +124,7 @@ async def _operate(
     LEADER.set_function(lambda: float(turn.is_set() and candidate.leading))
 
     def add(key: str) -> None:
-        if turn.is_set():  # before, nothing is remembered: every FineTuneJob is looked at then
+        if fresh.is_set():  # before, nothing is remembered: every FineTuneJob is looked at then
             queue.add(key)
 
     logger.info("watching %s", ", ".join(options.namespace) or "all namespaces")
@@ -132,7 +132,9 @@ async def _operate(
     tasks: set[asyncio.Task[Any]] = {
         asyncio.create_task(queue.run(), name="workers"),
         asyncio.create_task(_lead(candidate, full, turn), name="leadership"),
-        asyncio.create_task(_keep_up(cache, kube, queue, full, turn, namespaces=options.namespace), name="resync"),
+        asyncio.create_task(
+            _keep_up(cache, kube, queue, full, turn, fresh, namespaces=options.namespace), name="resync"
+        ),
         asyncio.create_task(stop.wait(), name="stop"),
     }
     await asyncio.sleep(0.01)
@@ -156,10 +158,19 @@ async def _lead(candidate: Elector | Alone, full: asyncio.Event, turn: asyncio.E
 
 
 async def _keep_up(
-    cache: Cache, kube: Kube, queue: KeyedQueue, full: asyncio.Event, turn: asyncio.Event, *, namespaces: Sequence[str]
+    cache: Cache,
+    kube: Kube,
+    queue: KeyedQueue,
+    full: asyncio.Event,
+    turn: asyncio.Event,
+    fresh: asyncio.Event,
+    *,
+    namespaces: Sequence[str],
 ) -> None:
+    """`fresh` is set once this operator leads and nothing that a watch has missed is wrong in its picture."""
     await full.wait()
     await handlers.follow(cache, kube, turn, namespaces=namespaces)
+    fresh.set()
     for subject in list(cache.subjects()):
         queue.add(subject.uid)
     await handlers.resync(cache, kube, queue.add, namespaces=namespaces)

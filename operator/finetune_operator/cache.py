@@ -4,6 +4,7 @@ Entries are keyed by UID, so that a namesake is never mistaken for the object it
 version wins, so that an old event never undoes what a newer answer said.
 """
 
+import logging
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -11,7 +12,9 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from finetune_operator.views import GENERATION, Child, Pinned, Pod, Profile, Raw, Subject, controller
+from finetune_operator.views import GENERATION, Child, Pinned, Pod, Profile, Raw, Subject, controller, number_of
+
+logger = logging.getLogger(__name__)
 
 Kind = Literal["finetunejobs", "finetuneprofiles", "jobs", "pods", "configmaps"]
 REMEMBERED = 10_000
@@ -32,7 +35,7 @@ class Folded:
         try:
             return cls(Pinned.of(kept).generation, kept, readable=True)
         except ValidationError:
-            return cls(int((meta.get("labels") or {}).get(GENERATION, "0")), {}, readable=False)
+            return cls(number_of((meta.get("labels") or {}).get(GENERATION)), {}, readable=False)
 
     def unfold(self) -> Pinned:
         return Pinned.of(self.raw)
@@ -117,7 +120,11 @@ class Cache:
             present.add(raw["metadata"]["uid"])
             known = self._entries.get(raw["metadata"]["uid"])
             if known is None or known.version < _version(raw):
-                concerned |= self.apply(kind, raw)
+                try:
+                    concerned |= self.apply(kind, raw)
+                except Exception as error:  # one object that nobody can read must not hide the others
+                    name = "/".join(filter(None, (raw["metadata"].get("namespace"), raw["metadata"].get("name"))))
+                    logger.warning("%s %s cannot be read: %s: %s", kind, name, type(error).__name__, error)
         where = set(namespaces)
         missing = [
             uid

@@ -38,7 +38,7 @@ from finetune_operator.verdict import (
     mark_of,
     reason_of,
 )
-from finetune_operator.views import Child, Counters, Pod
+from finetune_operator.views import Child, Counters, Pod, told_time
 
 REFUSED_AGAIN = 60.0
 KUEUE_AGAIN = 30.0
@@ -231,7 +231,7 @@ def _start(o: Observed, target: Target, *, now: datetime) -> Verdict:
     limit = reached(known, target)
     if limit is not None and not limit.publish:
         if limit.unheard and said != PASSED:
-            return preflight(o, target, now=now)
+            return _asked_anew(o, target, now=now)
         return limit.failed(known).stating(**words)
     queue = target.config.pods.queue
     missing = queue_of(o, queue.name) if queue is not None else None
@@ -247,6 +247,15 @@ def _start(o: Observed, target: Target, *, now: datetime) -> Verdict:
     usage = (o.subject.status.usage or Usage()).model_copy(update={"attempts": ordinal})
     verdict = Verdict("Queued", "PodsPending", "waiting for a node", again_after=POLL, facts={"usage": usage})
     return verdict.doing(action)
+
+
+def _asked_anew(o: Observed, target: Target, *, now: datetime) -> Verdict:
+    """By a preflight that begins after the last attempt: what one before it said does not know of its checkpoint."""
+    last = next(reversed(o.subject.status.restarts or []), None)
+    ended = told_time(last.at) if last is not None else None
+    old = [job for job in o.jobs("preflight") if ended is not None and job.created <= ended]
+    known = tuple(replace(child, deleting=True) if child in old else child for child in o.children)
+    return preflight(replace(o, children=known), target, now=now).doing(*(DeleteJob.of(job) for job in old))
 
 
 def _still_runs(o: Observed, pod: Pod, target: Target, *, now: datetime) -> bool:

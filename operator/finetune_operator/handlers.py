@@ -155,6 +155,8 @@ async def refresh(cache: Cache, kube: Kube, add: Callable[[str], None], *, names
             await _compare(cache, kube, kind, add, namespaces=namespaces)
         except TROUBLE as error:
             logger.warning("%s could not be listed: %s", kind, error)
+        except Exception:  # an answer that nobody expects must not end the process, now and after each restart
+            logger.exception("what was listed of %s could not be taken in", kind)
 
 
 async def _compare(

@@ -186,6 +186,7 @@ class Elector:
                 raise
             self._lease = await self._read()  # we may have written it ourselves, and not heard the answer
             if self._lease is not None and _holder(self._lease) != self._identity:
+                self._until = -math.inf  # nothing more is written, and another's Lease is not released
                 who = _holder(self._lease) or "nobody"
                 raise LeadershipLost(f"the {self} is held by {who}, no longer by this process") from error
             await self._write()

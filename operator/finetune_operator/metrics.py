@@ -3,7 +3,6 @@
 from collections import Counter as Count
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from datetime import datetime
 
 from prometheus_client import Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -11,7 +10,7 @@ from prometheus_client.registry import REGISTRY, Collector
 
 from finetune_api.status import FineTuneJobStatus, Restart, Usage
 from finetune_operator.verdict import reason_of
-from finetune_operator.views import Subject, parse_time
+from finetune_operator.views import Subject, told_time
 
 RECONCILES = Counter("finetune_reconciles_total", "Looks at a FineTuneJob.", ["outcome"])
 RECONCILE_SECONDS = Histogram("finetune_reconcile_seconds", "Time one look took.")
@@ -84,14 +83,14 @@ def _lost_share(before: FineTuneJobStatus, end: Restart) -> float:
 
 def _first_step(subject: Subject, after: FineTuneJobStatus) -> float | None:
     before, progress = subject.status, after.progress
-    earlier = before.restarts or before.checkpoint or (before.progress and before.progress.step)
+    attempts = (
+        before.usage.attempts if before.usage else None
+    ) or 0  # of all runs: a changed document is no first step
+    earlier = attempts > 1 or before.restarts or before.checkpoint or (before.progress and before.progress.step)
     if earlier or progress is None or not progress.step or after.phase != "Training":
         return None
-    try:
-        at: datetime | None = parse_time(progress.updated_at)
-    except ValueError:
-        return None
-    return max(0.0, (at - subject.created).total_seconds()) if at is not None and at.tzinfo is not None else None
+    at = told_time(progress.updated_at)
+    return max(0.0, (at - subject.created).total_seconds()) if at is not None else None
 
 
 class Phases(Collector):

@@ -43,6 +43,7 @@ class Observer:
         """None when there is no such FineTuneJob."""
         subject = self._cache.subject(uid)
         if subject is None:
+            self._heard.pop(uid, None)
             return None
         live = not subject.finished and not subject.deleting
         progress = await self._read_progress(uid) if live else None
@@ -51,17 +52,20 @@ class Observer:
         admissions = await self._read_admissions(subject, kueue) if kueue is not None else {}
         subject = self._cache.subject(uid)  # time has passed: take everything else from one moment
         if subject is None:
+            self._heard.pop(uid, None)
             return None
+        pinned = self._cache.pinned(uid)
+        several = self._nodes(subject) > 1 or any(one.config.pods.nodes > 1 for one in pinned.values())
         return Observed(
             subject=subject,
             defaults=self._defaults,
             profiles=self._cache.profiles(),
-            pinned=self._cache.pinned(uid),
+            pinned=pinned,
             unreadable=self._cache.unreadable(uid),
             children=self._cache.children(uid),
             pods=self._cache.pods(uid),
             rivals=tuple(self._rival(other, now=now) for other in self._cache.same_output(subject)),
-            groups=self._groups(subject) if self._nodes(subject) > 1 else (),
+            groups=self._groups(subject) if several else (),
             progress=progress,
             silent=self._silence(uid, answered=progress is not None),
             refusals=refusals,
@@ -107,15 +111,17 @@ class Observer:
             if not same or other.uid == subject.uid or other.finished or other.deleting:
                 continue
             jobs = [c for c in self._cache.children(other.uid) if c.role == "train" and not c.deleting and not c.ended]
-            starts = any(job.nodes > 1 and not job.queue and not self._complete(job, other.uid) for job in jobs)
+            starts = any(self._starts(job, other.uid) for job in jobs)
             ready = not jobs and not other.suspended and self._nodes(other) > 1 and "queue" not in other.spec
             if starts or (ready and reason_of(other.status) in READY):
                 name = f"{other.namespace}/{other.name}"
                 found.append(Group(name=name, uid=other.uid, created=other.created, starts=starts))
         return tuple(found)
 
-    def _complete(self, job: Child, uid: str) -> bool:
-        return sum(pod.running or pod.over for pod in self._pods_of(job, uid)) >= job.nodes
+    def _starts(self, job: Child, uid: str) -> bool:
+        """Whether it may hold nodes and lack others: one that has them all waits for nobody's."""
+        placed = sum(pod.node is not None or pod.over for pod in self._pods_of(job, uid))
+        return job.nodes > 1 and placed < job.nodes and not job.queue and not job.suspended
 
     async def _read_progress(self, uid: str) -> Progress | None:
         trains = [child for child in self._cache.children(uid) if child.role == "train" and not child.deleting]
@@ -162,7 +168,10 @@ class Observer:
     def _queued(self, subject: Subject) -> bool:
         """Whether a queue may matter."""
         named = "queue" in subject.spec or any("queue" in profile.spec for profile in self._cache.profiles().values())
-        return named or any(child.queue for child in self._cache.children(subject.uid))
+        if named or any(child.queue for child in self._cache.children(subject.uid)):
+            return True
+        # A profile may name none any more: what is pinned holds. Looked into last, as it has to be unfolded.
+        return any(one.config.pods.queue is not None for one in self._cache.pinned(subject.uid).values())
 
     async def _kueue_version(self) -> str | None:
         now = time.monotonic()
@@ -177,8 +186,9 @@ class Observer:
                 continue
             try:
                 workload = await self._kube.workload(subject.namespace, version=version, job_uid=child.uid)
-            except ApiError:
-                continue  # without the right to read Workloads the status just says less
+            except ApiError as error:
+                found[child.uid] = Admission(f"Kueue cannot be asked: {error}", stuck=False)
+                continue
             if workload is not None:
                 found[child.uid] = Admission.of(workload)
         return found

@@ -26,6 +26,8 @@ from finetune_operator.views import Subject, controller, format_time
 
 logger = logging.getLogger(__name__)
 
+LONGEST_BEHIND = 60.0
+"""Seconds between two looks on a picture that does not get right."""
 KINDS: dict[str, Kind] = {"Job": "jobs", "ConfigMap": "configmaps"}
 
 
@@ -43,6 +45,8 @@ class Reconciler:
         self._kube = kube
         self._observer = observer
         self._clock = clock
+        self._behind: dict[str, int] = {}
+        """How often in a row an object that is there was not in the cache: without its labels it never comes."""
         self._written: dict[str, datetime] = {}
         """When a status was last written, to space writes of mere progress; nothing else depends on it."""
 
@@ -53,10 +57,12 @@ class Reconciler:
         try:
             again = await self._look(key)
             outcome = "done"
+            self._behind.pop(key, None)
             return again
         except Behind:
             outcome = "behind"
-            return 0.0
+            times = self._behind[key] = self._behind.get(key, 0) + 1
+            return min(2.0 ** (times - 2), LONGEST_BEHIND) if times > 1 else 0.0
         finally:
             RECONCILES.labels(outcome).inc()
             RECONCILE_SECONDS.observe(time.monotonic() - started)
@@ -66,6 +72,7 @@ class Reconciler:
         observed = await self._observer.observe(key, now=now, last_write=self._written.get(key))
         if observed is None or observed.subject.deleting:
             self._written.pop(key, None)
+            self._behind.pop(key, None)
             return None
         decision = decide(observed, now=now)
         try:

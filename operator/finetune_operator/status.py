@@ -6,7 +6,7 @@ from finetune_api.status import Condition, FineTuneJobStatus, Usage
 from finetune_operator.policies.waiting import PENDING, STARTING, TOLD
 from finetune_operator.policies.ways import SUSPENDED
 from finetune_operator.verdict import PASSED, Mark, Note, Verdict, condition, mark_of, reason_of
-from finetune_operator.views import Subject, format_time, parse_time
+from finetune_operator.views import Subject, format_time, told_time
 
 NEVER_WITHIN = timedelta(seconds=10)
 AT_LEAST_EVERY = timedelta(seconds=60)
@@ -97,11 +97,8 @@ def worth_writing(
 
 def _told_at(status: FineTuneJobStatus, *, now: datetime) -> datetime | None:
     """About when the progress in a status was written, perhaps by an operator before this one."""
-    try:
-        at = parse_time(status.progress.updated_at) if status.progress else None
-    except ValueError:
-        return None
-    return at if at is not None and at.tzinfo is not None and at <= now else None
+    at = told_time(status.progress.updated_at) if status.progress else None
+    return at if at is not None and at <= now else None
 
 
 def _waits_for_pods(status: FineTuneJobStatus) -> bool:

@@ -38,7 +38,7 @@ class Group:
     uid: str
     created: datetime
     starts: bool
-    """It has a train Job of which not all pods run; else it is ready to begin one."""
+    """It has a train Job of which not all pods have a node; else it is ready to begin one."""
 
 
 @dataclass(frozen=True)

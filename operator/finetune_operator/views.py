@@ -49,12 +49,22 @@ def parse_time(text: str | None) -> datetime | None:
     return datetime.fromisoformat(text.replace("Z", "+00:00")) if text else None
 
 
+def told_time(text: str | None) -> datetime | None:
+    """None for what is no time with a zone: what a pod says is not trusted, nor what stands in a status."""
+    try:
+        moment = parse_time(text)
+    except ValueError:
+        return None
+    return moment if moment is not None and moment.tzinfo is not None else None
+
+
 def format_time(moment: datetime) -> str:
     """RFC 3339 in UTC, to the second, as Kubernetes writes it."""
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def _number(text: str | None) -> int:
+def number_of(text: str | None) -> int:
+    """What stands in a label or an annotation; 0 for what is no number."""
     return int(text) if text and re.fullmatch(r"\d{1,9}", text) else 0
 
 
@@ -151,7 +161,7 @@ class Pinned:
         """Raises ValidationError for a config that this version cannot read."""
         meta = raw["metadata"]
         return cls(
-            generation=_number((meta.get("labels") or {}).get(GENERATION)),
+            generation=number_of((meta.get("labels") or {}).get(GENERATION)),
             config=RunConfig.model_validate_json((raw.get("data") or {}).get("config.json", "")),
             key=(meta.get("annotations") or {}).get(RESTART_KEY, ""),
             asked=(meta.get("annotations") or {}).get(ASKED, ""),
@@ -214,14 +224,14 @@ class Child:
             uid=meta["uid"],
             owner=controller(raw),
             role="train" if labels.get(ROLE) == "train" else "preflight",
-            generation=_number(labels.get(GENERATION)),
+            generation=number_of(labels.get(GENERATION)),
             run=labels.get(RUN),
             key=notes.get(RESTART_KEY, ""),
-            ordinal=_number(notes.get(ORDINAL)),
+            ordinal=number_of(notes.get(ORDINAL)),
             counters=Counters(
-                failures=_number(notes.get(FAILURES)),
-                tries=_number(notes.get(TRIES)),
-                interruptions=_number(notes.get(INTERRUPTIONS)),
+                failures=number_of(notes.get(FAILURES)),
+                tries=number_of(notes.get(TRIES)),
+                interruptions=number_of(notes.get(INTERRUPTIONS)),
                 halve=HALVE in notes,
                 finish=FINISH in notes,
             ),
@@ -355,7 +365,7 @@ class Pod:
             subject=labels.get(JOB_UID, ""),
             key=notes.get(RESTART_KEY, ""),
             role=labels.get(ROLE, ""),
-            index=_number(notes.get("batch.kubernetes.io/job-completion-index")),
+            index=number_of(notes.get("batch.kubernetes.io/job-completion-index")),
             phase=status.get("phase", "Pending"),
             ip=status.get("podIP"),
             node=(raw.get("spec") or {}).get("nodeName"),

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -154,3 +155,25 @@ def test_a_status_that_does_not_parse_counts_as_wiped() -> None:
     subject = cache.subject("uid-one")
     assert subject is not None
     assert subject.status.phase is None
+
+
+@pytest.mark.parametrize("generation", ["abc", "", "-1", "9" * 40])
+def test_a_config_with_labels_that_somebody_made_up_harms_nobody(generation: str) -> None:
+    cache = Cache()
+    forged = {
+        "metadata": {
+            **meta("forged", 1, ownerReferences=[{"uid": "uid-one", "controller": True}]),
+            "labels": {"finetune.dev/generation": generation},
+        },
+        "data": {"config.json": "{}"},
+    }
+    assert cache.apply("configmaps", forged) == {"uid-one"}
+    assert cache.pinned("uid-one") == {}
+
+
+def test_an_object_that_cannot_be_read_hides_no_other_one(caplog: pytest.LogCaptureFixture) -> None:
+    cache = Cache()
+    strange = {"metadata": meta("strange", 1), "status": {"conditions": 7}}
+    found = cache.replace("jobs", [strange, child("t1")], version=9, namespaces=[])
+    assert found == {"uid-one"}
+    assert "jobs ns/strange cannot be read: TypeError" in caplog.text

@@ -1321,6 +1321,16 @@ SUSPENDING = [
         "Trained",
     ),
     Row(
+        "also when it is edited once more meanwhile",
+        world(
+            said("Succeeded", "Trained", generation=2, passed="True", run_generation=1),
+            profiles={},
+            subject=subject({**SUSPENDED, "deadline": "2h"}, generation=3),
+        ),
+        "Succeeded",
+        "Trained",
+    ),
+    Row(
         "what has succeeded stays so",
         world(SUCCEEDED, **HALTED),
         "Succeeded",

@@ -1,6 +1,7 @@
 """Runs on several nodes start all or none, one group after the other, and give back what they cannot complete."""
 
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from tests.unit.test_decide import (
     GO,
     NOW,
+    TRAINING,
     TWO_NODES,
     UID,
     Row,
@@ -30,8 +32,9 @@ from finetune_api.profile import FineTuneProfileSpec
 from finetune_api.resolve import Defaults, resolve
 from finetune_api.status import FineTuneJobStatus, Restart, Usage
 from finetune_operator.cache import Cache
-from finetune_operator.verdict import Group, reason_of
-from finetune_operator.views import Child, format_time
+from finetune_operator.decide import decide
+from finetune_operator.verdict import CreatePreflight, Group, reason_of
+from finetune_operator.views import Child, Counters, format_time
 
 SEVERAL: dict[str, Any] = {"subject": subject(TWO_NODES), "pinned": {1: pinned(TWO_NODES)}}
 IN_A_QUEUE = {**TWO_NODES, "queue": {"name": "team-a"}}
@@ -57,6 +60,11 @@ def rested(times: int, *, seconds: float) -> FineTuneJobStatus:
     return said("Queued", "GroupIncomplete", passed="True", restarts=restarts, usage=Usage(attempts=times))
 
 
+REFUSED: dict[str, Any] = {
+    "subject": subject({**TWO_NODES, "task": 1}, generation=2),
+    "pinned": {1: pinned(TWO_NODES)},
+}
+"""Generation 2 does not validate."""
 ONE_PLACED = (pod(job(), name="a"), pod(job(), name="b", index=1, node=None, running=False, unschedulable="no room"))
 
 ROWS = [
@@ -116,12 +124,36 @@ ROWS = [
         "Unschedulable",
     ),
     Row(
-        "then all give their nodes back",
+        "then all give their nodes back, and a preflight carries on what was counted",
         world(GO, job(600), *ONE_PLACED, **SEVERAL),
+        "Preflight",
+        "Checking",
+        "begin p1, delete t1",
+    ),
+    Row(
+        "also beside a changed document, without a preflight for the old one",
+        world(GO, job(600), *ONE_PLACED, **REFUSED),
         "Queued",
-        "GroupIncomplete",
+        "InvalidSpec",
         "delete t1",
-        says="1 of 2 pods got a node within 10m; all give their nodes back for a while",
+        says="all give their nodes back for a while; generation 2 was refused",
+    ),
+    Row(
+        "a group that has trained has met, and what is taken from it then is no lack of nodes",
+        world(TRAINING, job(9999), ONE_PLACED[0], **SEVERAL),
+        "Queued",
+        "PodsPending",
+    ),
+    Row(
+        "nor is a group incomplete whose Job has failed and whose other pod still commits",
+        world(
+            GO,
+            job(9999, ended="Failed", ended_at=NOW),
+            replace(ONE_PLACED[0], gone_by=NOW + timedelta(seconds=60), was_asked_to_go=True),
+            **SEVERAL,
+        ),
+        "Starting",
+        "Stopping",
     ),
     Row(
         "a pod that pulls its image has its node, however long that takes",
@@ -189,6 +221,19 @@ def test_fact(row: Row) -> None:
         assert decision.again_after == pytest.approx(row.again)
 
 
+def test_first_it_is_told_what_is_missing() -> None:
+    status = decide(world(GO, job(600), *ONE_PLACED, **SEVERAL), now=NOW).status
+    assert status is not None
+    assert (status.phase, reason_of(status)) == ("Queued", "GroupIncomplete")
+    assert status.message == "1 of 2 pods got a node within 10m; all give their nodes back for a while"
+
+
+def test_crashes_of_before_are_not_forgotten() -> None:
+    given = world(GO, job(600, counters=Counters(failures=2, halve=True)), *ONE_PLACED, **SEVERAL)
+    (begun,) = [action for action in settled(given).actions if isinstance(action, CreatePreflight)]
+    assert begun.counters == Counters(failures=2, halve=True)
+
+
 def test_what_an_incomplete_group_took_is_paid_and_counts_as_no_failure() -> None:
     given = world(GO, job(600), *(replace(one, started=ago(590)) for one in ONE_PLACED[:1]), ONE_PLACED[1], **SEVERAL)
     status = settled(given).status
@@ -246,23 +291,41 @@ async def test_another_job_is_in_the_line_if_it_may_start_a_group(changes: dict[
 
 
 @pytest.mark.parametrize(
-    ("running", "ended", "starts"),
-    [(0, False, True), (1, False, True), (2, False, False), (0, True, False)],
-    ids=["no pod runs", "one of two runs", "both run", "its Job has ended"],
+    ("placed", "changes", "starts"),
+    [
+        (0, {}, True),
+        (1, {}, True),
+        (2, {}, False),
+        (0, {"ended": True}, False),
+        (0, {"suspend": True}, False),
+        (0, {"queue": "team-a"}, False),
+    ],
+    ids=[
+        "no pod has a node",
+        "one of two has",
+        "both have, though they pull",
+        "its Job has ended",
+        "suspended",
+        "queued",
+    ],
 )
-async def test_a_group_starts_until_all_its_pods_run(running: int, ended: bool, starts: bool) -> None:
+async def test_a_group_starts_until_all_its_pods_have_a_node(
+    placed: int, changes: dict[str, Any], starts: bool
+) -> None:
     cache = Cache()
     cache.apply("finetunejobs", several("one"))
     cache.apply("finetunejobs", several("two", phase="Starting", conditions=ready("Loading"), observedGeneration=1))
     failed = [{"type": "Failed", "status": "True", "lastTransitionTime": "2026-03-01T00:00:00Z"}]
-    raw = {**train_job("two", conditions=failed if ended else []), "spec": {"parallelism": 2}}
-    cache.apply("jobs", raw)
-    for index in range(running):
-        cache.apply("pods", _running_pod(index))
+    raw = train_job("two", conditions=failed if changes.get("ended") else [])
+    if "queue" in changes:
+        raw["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] = changes["queue"]
+    cache.apply("jobs", {**raw, "spec": {"parallelism": 2, "suspend": changes.get("suspend", False)}})
+    for index in range(placed):
+        cache.apply("pods", _placed_pod(index))
     assert [group.starts for group in (await seen(cache)).groups] == ([True] if starts else [])
 
 
-def _running_pod(index: int) -> dict[str, Any]:
+def _placed_pod(index: int) -> dict[str, Any]:
     return {
         "metadata": {
             "name": f"two-t1-{index}",
@@ -272,7 +335,8 @@ def _running_pod(index: int) -> dict[str, Any]:
             "labels": {"finetune.dev/role": "train", "finetune.dev/job-uid": "uid-two"},
             "ownerReferences": [{"uid": "uid-two-t1", "controller": True}],
         },
-        "status": {"phase": "Running", "containerStatuses": [{"name": "trainer", "state": {"running": {}}}]},
+        "spec": {"nodeName": "node0"},
+        "status": {"phase": "Pending"},
     }
 
 

@@ -297,6 +297,9 @@ def test_who_finds_another_holder_ends_at_once_and_says_whom() -> None:
         with pytest.raises(LeadershipLost, match="Lease system/operator is held by two, no longer by this process"):
             await one.hold()
         assert now() < TIMING.retry + 0.1
+        assert not one.leading, "nothing more is written"
+        await one.release()
+        assert server.holder == "two", "another's Lease is not released"
 
     virtual_time.run(story())
 

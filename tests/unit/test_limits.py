@@ -62,7 +62,8 @@ def spent(seconds: int, *, attempts: int = 1, **facts: Any) -> FineTuneJobStatus
 
 def stopped(reason: str, *, step: int | None = 40, **facts: Any) -> FineTuneJobStatus:
     """The first attempt was stopped for a limit, and its Job is gone."""
-    cost = Restart(attempt=1, reason=reason, at="x", resumed_from_step=step or 0, lost_steps=0)
+    at = format_time(ago(100))
+    cost = Restart(attempt=1, reason=reason, at=at, resumed_from_step=step or 0, lost_steps=0)
     usage = Usage(gpu_seconds=3600, running_seconds=3600, counted=1, attempts=1)
     return said("Training", reason, passed="True", usage=usage, restarts=[cost], **facts)
 
@@ -294,6 +295,18 @@ ROWS = [
         "Preflight",
         "Checking",
         "begin p1",
+    ),
+    Row(
+        "by a preflight that begins then: one before it knows of no checkpoint",
+        world(
+            stopped("BudgetExhausted", step=None),
+            p(created=ago(500)),
+            ended(p(), 0, outcome("Fresh"), at=400),
+            **under(BUDGET),
+        ),
+        "Preflight",
+        "Checking",
+        "begin p2, delete p1",
     ),
     Row(
         "and what it knows is published",
@@ -714,6 +727,18 @@ def test_what_an_attempt_took_before_it_was_suspended_is_paid_once_its_pods_are_
     assert (status.phase, reason_of(status)) == ("Queued", "JobSuspended")
     again = replace(preempted(until=0), subject=replace(preempted(until=0).subject, status=status))
     assert decide(again, now=NOW).status is None, "nothing is paid twice"
+
+
+def test_it_is_paid_also_where_the_attempt_is_stopped_at_the_next_look() -> None:
+    """The operator was away while a queue took the place away and somebody suspended the job."""
+    given = preempted(until=0)
+    halted = {**FOUR_GPUS, "suspend": True}
+    subject_ = replace(given.subject, spec=halted, generation=2)
+    status = _told(replace(given, subject=subject_, pinned={**given.pinned, 2: pinned(halted, generation=2)}))
+    assert status.usage is not None
+    assert (status.usage.running_seconds, status.usage.gpu_seconds, status.usage.counted) == (600, 2400, 1)
+    assert status.run is not None
+    assert status.run.placed_at is None
 
 
 def test_its_pods_have_their_grace_period_to_end_and_are_paid_no_longer() -> None:

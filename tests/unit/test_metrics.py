@@ -75,8 +75,9 @@ LOADING = TRAINING.model_copy(update={"progress": None, "checkpoint": None})
         (LOADING.model_copy(update={"restarts": [restart(1, at_step=0, lost=0)]}), False),
         (LOADING.model_copy(update={"checkpoint": CheckpointStatus(step=5)}), False),
         (LOADING.model_copy(update=FIRST), False),
+        (LOADING.model_copy(update={"usage": Usage(attempts=2)}), False),
     ],
-    ids=["the first", "of a later attempt", "after a checkpoint", "told already"],
+    ids=["the first", "of a later attempt", "after a checkpoint", "told already", "of a later run"],
 )
 def test_the_first_step_of_a_run_is_counted_once(before: FineTuneJobStatus, counts: bool) -> None:
     assert (spent(before, **FIRST).first_step is not None) is counts

@@ -4,14 +4,18 @@ from datetime import UTC, datetime
 from typing import Any, cast
 
 import pytest
+from tests.unit.test_decide import SPEC
 
-from finetune_api.resolve import Defaults
+from finetune_api.job import FineTuneJobSpec
+from finetune_api.profile import FineTuneProfileSpec
+from finetune_api.resolve import Defaults, resolve
 from finetune_operator.cache import Cache
 from finetune_operator.kube import ApiError, Kube
+from finetune_operator.manifests import config_map
 from finetune_operator.observe import Observer
 from finetune_operator.progress import ProgressReader
 from finetune_operator.verdict import Observed
-from finetune_operator.views import GENERATION, JOB_UID, ROLE, RUN, Admission
+from finetune_operator.views import GENERATION, JOB_UID, ROLE, RUN, Admission, Subject
 
 NOW = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
 RUN_ID = "a" * 16
@@ -352,3 +356,33 @@ async def test_how_long_running_pods_say_nothing_is_measured_by_a_clock_that_can
     assert await silent() == 7200
     cache.forget("uid-pod")
     assert await silent() == 0
+
+
+async def test_a_queue_that_is_pinned_counts_though_no_profile_names_it_any_more() -> None:
+    pinned_queue = resolve(
+        FineTuneJobSpec.model_validate({**SPEC, "resources": {"nodes": 2}}),
+        FineTuneProfileSpec.model_validate({"queue": {"name": "team-a"}}),
+        job="ns/one",
+        job_uid="uid-one",
+        generation=1,
+        defaults=Defaults(trainer_image="t", preflight_image="p"),
+    )
+    cache = Cache()
+    cache.apply("finetunejobs", document("one"))
+    assert not (await seen(cache, events=Events(None, workload=no_quota()))).kueue
+    raw = config_map(cast("Subject", cache.subject("uid-one")), pinned_queue, key="k")
+    raw["metadata"] |= {"uid": "uid-config", "resourceVersion": "1"}
+    cache.apply("configmaps", raw)
+    assert (await seen(cache, events=Events(None, workload=no_quota()))).kueue
+
+
+async def test_a_question_to_kueue_that_fails_is_told_as_such() -> None:
+    class Refusing(Events):
+        async def workload(self, namespace: str, *, version: str, job_uid: str) -> dict[str, Any] | None:
+            raise ApiError(403, "Forbidden", "no Workloads for you")
+
+    cache = Cache()
+    cache.apply("finetunejobs", document("one"))
+    cache.apply("jobs", queued_job())
+    (said,) = (await seen(cache, events=Refusing(None, workload=no_quota()))).admissions.values()
+    assert said == Admission("Kueue cannot be asked: 403 Forbidden: no Workloads for you", stuck=False)

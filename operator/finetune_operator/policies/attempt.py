@@ -85,9 +85,13 @@ def _going_on(o: Observed, target: Target, job: Child, *, now: datetime, superse
     if limit is not None:
         message = f"{limit.message}; the attempt commits a checkpoint and ends"
         return _stop(o, job, _going(o), limit.way, message, facts, now=now)
-    incomplete = None if superseded else missing(o, target, job, now=now)
+    incomplete = missing(o, target, job, now=now)
     if incomplete is not None:
-        return _stop(o, job, "Queued", GROUP_INCOMPLETE, incomplete, facts, now=now)
+        stop = _stop(o, job, "Queued", GROUP_INCOMPLETE, incomplete, facts, now=now)
+        if superseded or not stop.actions:
+            return stop
+        # Only a preflight carries what was counted to the next attempt.
+        return preflight(o, target, now=now, carried=job.counters).stating(**stop.facts).doing(*stop.actions)
     if (o.subject.status.usage or Usage()).counted == job.ordinal:
         # The document was changed back just now. What is paid for has to end, or nobody would count the rest.
         message = "the attempt before commits a checkpoint and ends"
@@ -215,9 +219,10 @@ def _ended(o: Observed, target: Target, job: Child, end: End, *, now: datetime, 
     elif end.kind in INTERRUPTED and interruptions >= FREE_WITHOUT_PROGRESS:
         verdict = no_progress(o, end.message)
     elif end.kind is Kind.CRASH:
-        verdict = _after_crash(o, target, job, end, now=now)
+        verdict = _after_crash(o, target, job, end, now=now, superseded=superseded)
     elif end.kind in (Kind.FREE, Kind.MEMORY):
-        verdict = _next(o, target, job, end, now=now, delay=free_delay(interruptions))
+        delay = free_delay(interruptions)
+        verdict = _next(o, target, job, end, now=now, delay=delay, superseded=superseded)
     elif superseded:
         verdict = Verdict("Failed", end.reason, end.message)
     else:
@@ -235,11 +240,13 @@ def stopped(o: Observed, job: Child, *, reason: str, now: datetime) -> dict[str,
         return {}
     target, same = target_of(pinned), status.run is not None and status.run.id == job.run
     end = ending(job, o.pods_of(job), nodes=target.config.pods.nodes, now=now)
-    cost = cost_of(o, target, job, end, now=now)
     if end is not None:
-        return recorded(o, job, end, cost) if same else {}
+        return recorded(o, job, end, cost_of(o, target, job, end, now=now)) if same else {}
+    aside = set_aside(o, target, job, status.usage or Usage(), now=now)
+    o = o.knowing(aside)
+    cost = cost_of(o, target, job, end, now=now)
     if not same or o.progress is None:
-        return restarts.stopped(o, job, cost, reason=reason, now=now)
+        return {**aside, **restarts.stopped(o, job, cost, reason=reason, now=now)}
     # The last reading may not be in the status yet.
     known = _running(o, job, _run_facts(o, target, job, superseded=True)).facts
     facts = restarts.stopped(o.knowing(known), job, cost, reason=reason, now=now)
@@ -289,20 +296,23 @@ def _judged_by_other_gates(o: Observed, target: Target, job: Child) -> bool:
     return any(wanted) if pinned is None else pinned.config.evaluation.judged != wanted
 
 
-def _after_crash(o: Observed, target: Target, job: Child, end: End, *, now: datetime) -> Verdict:
+def _after_crash(o: Observed, target: Target, job: Child, end: End, *, now: datetime, superseded: bool) -> Verdict:
     allowed = target.config.max_retries
     if job.counters.failures + 1 > allowed:
         tried = f" (crash {job.counters.failures + 1}, {allowed} are forgiven)" if allowed else ""
         return Verdict("Failed", end.reason, f"{end.message}{tried}")
-    return _next(o, target, job, end, now=now, delay=crash_delay(job.counters.failures))
+    delay = crash_delay(job.counters.failures)
+    return _next(o, target, job, end, now=now, delay=delay, superseded=superseded)
 
 
-def _next(o: Observed, target: Target, job: Child, end: End, *, now: datetime, delay: timedelta) -> Verdict:
+def _next(
+    o: Observed, target: Target, job: Child, end: End, *, now: datetime, delay: timedelta, superseded: bool
+) -> Verdict:
     """Another Job for the same run; the old one goes only when the new one is there, so that nothing is forgotten."""
     due = end.at + delay
     known = o.knowing({"checkpoint": checkpoint_at(o.subject.status.checkpoint, committed_step(o, end))})
     limit = reached(known, target, cost_of(o, target, job, end, now=now))
-    if limit is not None and limit.unheard and end.committed is None:
+    if limit is not None and limit.unheard and end.committed is None and not superseded:
         return _through_preflight(o, target, job, end, now=now, interruptions=0)
     if limit is not None and not limit.publish:
         return limit.failed(known)

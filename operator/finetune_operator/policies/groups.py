@@ -12,7 +12,7 @@ from finetune_operator.policies.limits import spoken
 from finetune_operator.policies.waiting import ANOTHER_GROUP
 from finetune_operator.policies.ways import GROUP_INCOMPLETE
 from finetune_operator.verdict import Observed, Verdict
-from finetune_operator.views import Child, format_time, parse_time
+from finetune_operator.views import Child, format_time, told_time
 
 SHORTEST, LONGEST = 30.0, 600.0
 """Seconds that a group rests after it stayed incomplete: doubled each time, up or down by half at most."""
@@ -27,8 +27,12 @@ def starts_together(target: Target) -> bool:
 def missing(o: Observed, target: Target, job: Child, *, now: datetime) -> str | None:
     """What to say of a group that has waited too long for nodes; None of one that has them, or may still wait.
 
-    Pulling an image takes as long as it takes: a pod that has its node is there.
+    Pulling an image takes as long as it takes: a pod that has its node is there. A group that has trained has met:
+    pods that are taken away from it then are another matter.
     """
+    met = o.subject.status.phase in ("Training", "Evaluating") or (o.progress and o.progress.stage != "Loading")
+    if met or job.ended is not None:
+        return None
     nodes, patience = target.config.pods.nodes, target.config.limits.start_seconds
     placed = sum(pod.node is not None for pod in o.pods_of(job))
     held = job.suspended or bool(job.queue)
@@ -62,7 +66,7 @@ def _rested(o: Observed) -> datetime | None:
         if restart.reason != GROUP_INCOMPLETE.reason or restart.attempt != attempts - times:
             break
         times += 1
-    ended = parse_time((status.restarts or [])[-1].at) if times and status.restarts else None
+    ended = told_time((status.restarts or [])[-1].at) if times and status.restarts else None
     if ended is None:
         return None
     seconds = min(SHORTEST * 2 ** (times - 1), LONGEST) * _jitter(f"{o.subject.uid}/{attempts}")

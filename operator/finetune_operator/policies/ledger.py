@@ -14,7 +14,7 @@ from finetune_api.status import FineTuneJobStatus, RunStatus, Usage
 from finetune_operator.policies.accept import Target
 from finetune_operator.policies.endings import End
 from finetune_operator.verdict import PASSED, Observed, reason_of
-from finetune_operator.views import Child, format_time, parse_time
+from finetune_operator.views import Child, format_time, told_time
 
 UNHEARD = timedelta(minutes=10)
 
@@ -77,7 +77,7 @@ def set_aside(o: Observed, target: Target, job: Child, usage: Usage, *, now: dat
     What they took is added, and the attempt is placed no more: it goes on with other pods, or never.
     """
     run = o.subject.status.run
-    began = _time(run.placed_at) if run is not None and run.id == job.run else None
+    began = told_time(run.placed_at) if run is not None and run.id == job.run else None
     counted = job.ordinal <= (usage.counted or 0)
     if run is None or began is None or began < job.created or counted or job.suspended_at is None or o.pods_of(job):
         return {}
@@ -99,7 +99,7 @@ def _began(o: Observed, job: Child, *, ended: bool) -> datetime | None:
     began, run = _started(o, job), o.subject.status.run
     if began is not None or (job.suspended and not ended):
         return began
-    before = _time(run.placed_at) if run is not None and run.id == job.run else None
+    before = told_time(run.placed_at) if run is not None and run.id == job.run else None
     if before is not None and before >= job.created:  # else it is an earlier attempt's
         return before
     pods = o.pods_of(job)
@@ -126,7 +126,7 @@ def _until(o: Observed, began: datetime, end: End | None, *, now: datetime) -> d
     if end is not None:
         return min(end.at, now + UNHEARD)
     status = o.subject.status.progress
-    said = _time(o.progress.updated_at if o.progress else status.updated_at if status else None)
+    said = told_time(o.progress.updated_at if o.progress else status.updated_at if status else None)
     known = min(max(said or began, began), now + UNHEARD)
     # In training it says something every few seconds; it may be silent while it loads or evaluates.
     return known if _trains(o.progress) else min(max(now, known), known + max(UNHEARD, o.silent))
@@ -134,12 +134,3 @@ def _until(o: Observed, began: datetime, end: End | None, *, now: datetime) -> d
 
 def _trains(progress: Progress | None) -> bool:
     return progress is not None and progress.stage == "Training"
-
-
-def _time(text: str | None) -> datetime | None:
-    """None for what is no time with a zone: what a pod says is not trusted."""
-    try:
-        moment = parse_time(text)
-    except ValueError:
-        return None
-    return moment if moment is not None and moment.tzinfo is not None else None

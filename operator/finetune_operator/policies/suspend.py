@@ -41,6 +41,8 @@ def _over_before(o: Observed, *, now: datetime) -> Verdict | None:
     """
     status = o.subject.status
     before = o.pinned.get(status.observed_generation)
+    if before is None and status.phase == "Succeeded" and status.run is not None:  # one since could not be pinned
+        before = o.pinned.get(status.run.generation)
     if status.phase not in ("Succeeded", "Failed") or before is None:
         return None
     if before.asked != o.subject.asked:

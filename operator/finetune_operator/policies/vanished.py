@@ -7,7 +7,7 @@ from typing import Any
 from finetune_operator.policies.restarts import FREE_WITHOUT_PROGRESS, free_delay, no_progress
 from finetune_operator.policies.ways import JOB_LOST
 from finetune_operator.verdict import Mark, Observed, Verdict, mark_of
-from finetune_operator.views import format_time, parse_time
+from finetune_operator.views import format_time, told_time
 
 GONE = "the train Job is gone"
 
@@ -27,7 +27,7 @@ def vanished(o: Observed, *, now: datetime) -> Verdict | None:
     interruptions = (status.run.interruptions if status.run else None) or 0
     if interruptions >= FREE_WITHOUT_PROGRESS:
         return no_progress(o, GONE)
-    due = (parse_time(last.at) or now) + free_delay(interruptions)
+    due = (told_time(last.at) or now) + free_delay(interruptions)
     if now >= due:
         return None
     return _looking(o, f"{GONE}; next try at {format_time(due)}", again_after=(due - now).total_seconds())

@@ -40,7 +40,7 @@ KUEUE_MISSING = Cause(
 ANOTHER_GROUP = Cause(
     "AnotherGroupStarts",
     "another job of the namespace and profile, on several nodes like this one, is about to start, and has not all of "
-    "its pods yet",
+    "its nodes yet",
     "nothing",
     stalled=False,
 )
