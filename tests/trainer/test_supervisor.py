@@ -46,7 +46,7 @@ def beat(): (STATE / f"beat-{{RANK}}").touch()
 def progress(stage="Training", step=1):
     document = dict(runId="r", attempt=3, stage=stage, step=step, totalSteps=9, startedAt="x", updatedAt="x",
                     checkpoint=dict(step=4, uri="file:///c", committedAt="2026-01-01T00:00:00+00:00"))
-    (STATE / "tmp").write_text(json.dumps(document)); (STATE / "tmp").rename(STATE / "progress.json")
+    new = STATE / f"tmp-{{RANK}}"; new.write_text(json.dumps(document)); new.rename(STATE / "progress.json")
 def message(code, reason, text):
     (STATE / "message.json").write_text(json.dumps(dict(code=code, reason=reason, message=text)))
 def work(seconds=60):
