@@ -123,9 +123,9 @@ def trace_to(path):
     trace = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     loop, checkpoints = finetune_trainer.loop, finetune_trainer.saving.Checkpoints
     step, save = loop.step, checkpoints.save
-    def traced(setup, state):
+    def traced(setup, state, before_update):
         rows = hashlib.sha256(setup.rows[setup.order.batch(state.step)].tobytes()).hexdigest()
-        loss, norm = step(setup, state)
+        loss, norm = step(setup, state, before_update)
         os.write(trace, f"step {state.step + 1} {rows[:16]} {loss.item().hex()}\\n".encode())
         return loss, norm
     def saved(self, state, **tensors):
