@@ -648,6 +648,7 @@ def base_model() -> Path:
 
 def load(name: str) -> Any:
     """A file of hack/ as a module."""
+    sys.path.append(str(ROOT / "hack"))  # where its neighbours are when it runs as a script
     spec = importlib.util.spec_from_file_location(f"finetune_{name}", ROOT / f"hack/{name}.py")
     assert spec is not None
     assert spec.loader is not None
