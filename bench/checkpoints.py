@@ -75,13 +75,22 @@ def _rank(config: str, run_id: str, work: str) -> int:
     step, checkpoint, save = loop.step, Duties.checkpoint, Checkpoints.save
     under_way: list[Any] = [None]
 
-    def timed_step(setup: Any, state: Any) -> Any:
+    def timed_step(setup: Any, state: Any, before_update: Any) -> Any:
         pending = under_way[0]._pending if under_way[0] else None
         uploading = pending is not None and not pending.done()
         started = time.monotonic()
-        result = step(setup, state)
+        held = []
+
+        def timed_hold() -> None:
+            began = time.monotonic()
+            before_update()
+            held.append(time.monotonic() - began)
+
+        result = step(setup, state, timed_hold)
         if state.step >= EVERY // 2:
-            (busy if uploading else steps).append(time.monotonic() - started)
+            (busy if uploading else steps).append(time.monotonic() - started - sum(held))
+        if waits and state.step < STEPS:
+            waits[-1] += sum(held)
         return result
 
     def timed_checkpoint(self: Duties, state: Any) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dataset import gather
+from docstrings import documented
 
 PACKAGES = ("networkx", "numpy", "scipy", "sklearn", "sympy")
 ROWS_PER_MODULE = 10
@@ -35,15 +36,11 @@ def make(directory: Path, *, rows: int = 1200, test_rows: int = 300) -> tuple[Pa
 
 
 def _functions(path: Path, module: str) -> Iterator[dict[str, Any]]:
-    try:
-        tree = ast.parse(path.read_bytes())
-    except (SyntaxError, ValueError):
-        return
     count = 0
-    for node in ast.walk(tree):
+    for node, docstring in documented(path, says=("Parameters",)):
         if not isinstance(node, ast.FunctionDef) or count == ROWS_PER_MODULE:
             continue
-        text = " ".join(_RULE.sub("", ast.get_docstring(node) or "").split())
+        text = " ".join(_RULE.sub("", docstring).split())
         names = [argument.arg for argument in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
         number = len([name for name in names if name not in ("self", "cls")])
         if "Parameters" in text and len(text.split()) in WORDS and number <= MOST and f"{node.name}(" not in text:

@@ -8,7 +8,6 @@ versions give the same bytes.
 """
 
 import argparse
-import ast
 import hashlib
 import json
 import re
@@ -18,6 +17,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+
+from docstrings import documented
 
 TOPICS: dict[str, tuple[str, ...]] = {
     "algebra": ("sympy",),
@@ -142,15 +143,9 @@ def gather(
 
 
 def _of_module(path: Path, *, label: str, module: str, seen: set[str]) -> list[Row]:
-    try:
-        tree = ast.parse(path.read_bytes())
-    except (SyntaxError, ValueError):  # templates, or written for another Python
-        return []
     rows: list[Row] = []
-    for node in ast.walk(tree):
-        if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            continue
-        text = _sentence(ast.get_docstring(node) or "")
+    for _, docstring in documented(path):
+        text = _sentence(docstring)
         key = re.sub(r"\W+", " ", text).casefold()
         if text and key not in seen and len(rows) < ROWS_PER_MODULE:
             seen.add(key)

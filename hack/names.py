@@ -9,7 +9,6 @@ nothing is downloaded. The same package versions give the same bytes.
 """
 
 import argparse
-import ast
 import json
 import re
 import sys
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from dataset import gather
+from docstrings import documented
 
 PACKAGES = ("torch", "sympy", "sklearn", "networkx", "scipy", "urllib3", "requests")
 KINDS = {
@@ -51,15 +51,9 @@ def make(directory: Path, *, rows: int = 1500, test_rows: int = 400) -> tuple[Pa
 
 
 def _rows(path: Path, *, module: str, seen: set[str]) -> Iterator[dict[str, Any]]:
-    try:
-        tree = ast.parse(path.read_bytes())
-    except (SyntaxError, ValueError):  # templates, or written for another Python
-        return
     count = 0
-    for node in ast.walk(tree):
-        if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            continue
-        for paragraph in (ast.get_docstring(node) or "").split("\n\n"):
+    for _, docstring in documented(path, says=tuple(f":{kind}:`" for kind in KINDS)):
+        for paragraph in docstring.split("\n\n"):
             row = plain(paragraph)
             if row is not None and row["text"] not in seen and count < ROWS_PER_MODULE:
                 seen.add(row["text"])

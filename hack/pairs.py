@@ -24,6 +24,8 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from docstrings import documented
+
 DOMAIN = (
     *("cli-mono", "debug", "devel", "doc", "gnu-r", "haskell", "interpreters", "introspection", "java", "javascript"),
     *("libdevel", "libs", "lisp", "ocaml", "oldlibs", "perl", "php", "python", "ruby", "vcs"),
@@ -139,14 +141,10 @@ def _modules(package: str) -> Iterator[tuple[str, Path]]:
 
 
 def _documented(path: Path) -> list[tuple[str, str]]:
-    try:
-        tree = ast.parse(path.read_bytes())
-    except (SyntaxError, ValueError):  # templates, or written for another Python
-        return []
     found = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            summary, _, body = (ast.get_docstring(node) or "").partition("\n\n")
+    for node, docstring in documented(path):
+        if not isinstance(node, ast.Module):
+            summary, _, body = docstring.partition("\n\n")
             words, text = _plain(summary).split(), _plain(body).split()
             if len(words) in _SUMMARY_WORDS and len(text) >= len(words):
                 found.append((f"{' '.join(text[:_BODY_WORDS])} ({_signature(node)})", " ".join(words)))

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dataset import gather
+from docstrings import documented
 
 PACKAGES = ("scipy", "sklearn")
 QUESTIONS_PER_MODULE = 12
@@ -47,16 +48,12 @@ def make(directory: Path, *, rows: int = 1200, test_rows: int = 300) -> tuple[Pa
 
 
 def _questions(path: Path, module: str) -> Iterator[dict[str, Any]]:
-    try:
-        tree = ast.parse(path.read_bytes())
-    except (SyntaxError, ValueError):
-        return
     draw = random.Random(module)
     count = 0
-    for node in ast.walk(tree):
+    for node, docstring in documented(path, says=("Parameters",)):
         if not isinstance(node, ast.ClassDef | ast.FunctionDef):
             continue
-        for group in _groups(_parameters(ast.get_docstring(node) or "")):
+        for group in _groups(_parameters(docstring)):
             if count < QUESTIONS_PER_MODULE and len(group) > 1:
                 count += 1
                 yield {**_question(draw, group), "module": module}

@@ -1,7 +1,13 @@
-"""A real S3 server for every test that stores something: SeaweedFS on the loopback, one process a session."""
+"""What tests share: a real S3 server (SeaweedFS on the loopback), bases that know a little, a server of ranks."""
 
+import fcntl
+import os
 import secrets
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hack.seaweed import S3Server, serve
@@ -30,6 +36,36 @@ def s3_bucket(s3_server: S3Server) -> Iterator[str]:
     client.create_bucket(Bucket=name)
     yield name
     client.delete_bucket(Bucket=name)  # this server deletes full ones, too
+
+
+@pytest.fixture(scope="session")
+def ranks() -> Iterator[Any]:
+    """A process that has imported torch, for all tests that start ranks."""
+    from tests.trainer.rank.conftest import Ranks
+
+    server = Ranks()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def base_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The directory, to be read only, of one of tests/matrix's bases by name: the first who asks trains it, for all."""
+    root = tmp_path_factory.getbasetemp()
+    root = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "bases"
+    root.mkdir(exist_ok=True)
+
+    def made(name: str) -> Path:
+        from tests.matrix.kinds import make_base
+
+        with open(root / f"{name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (root / name).exists():
+                shutil.rmtree(root / f"{name}.new", ignore_errors=True)  # of a worker that ended in its midst
+                make_base(name, root / f"{name}.new").rename(root / name)
+        return root / name
+
+    return cache(made)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -12,10 +12,16 @@ class CheckpointEvery(Model):
     rules: ClassVar[tuple[Rule, ...]] = (exactly_one_of("duration", "steps"),)
 
     duration: Duration | None = spec_field(
-        "live", "Time between two checkpoints, such as 10m. A change holds from the next attempt on."
+        "live",
+        "Training time that a kill may cost at most, such as 10m: so long from one committed checkpoint to the next. A "
+        "change holds from the next attempt on.",
     )
     steps: int | None = spec_field(
-        "live", "Optimizer steps between two checkpoints. A change holds from the next attempt on.", ge=1, le=10_000_000
+        "live",
+        "Optimizer steps that a kill may cost at most: so many from one committed checkpoint to the next. A change holds "
+        "from the next attempt on.",
+        ge=1,
+        le=10_000_000,
     )
 
 

@@ -20,9 +20,9 @@ counts and library versions; where they differ, the run says so (`NumericsChange
 
 - A checkpoint exists when its record does, and a record is created by one conditional write. A torn upload is garbage
   that no record names. It is deleted later.
-- A kill costs the steps since the last committed checkpoint. Uploads go on beside training, and training waits only
-  for the one before. So a kill costs at most one checkpoint interval, and at most two when it falls into an upload that
-  takes as long as an interval.
+- A kill costs the steps since the last committed checkpoint, and never more than `checkpoint.every`. Uploads go on
+  beside training; each is begun early enough to be committed in time, and where that was not early enough, training
+  waits.
 - What storage answers is not believed: bytes are compared with the digests in the log. Bytes that were damaged on
   their way are asked for again.
 - A kill in evaluation or publication never trains a step again.
@@ -43,15 +43,15 @@ Each run is compared with one that nothing has disturbed:
 - each published file, the weights of the last checkpoint, the loss of each step, and the evaluation are the same;
 - each step of each attempt, also of those that were killed, has seen the same rows and has the same loss, bit for bit;
 - each attempt goes on from the last committed step;
-- since the last checkpoint that was handed to the uploader no more than {EVERY} steps were done, and the one before
-  that was committed;
+- since the last committed checkpoint no more than {EVERY} steps were done, and each one was committed before the next
+  was handed to the uploader;
 - after a collection of garbage storage holds what the log names, whole, and nothing else but documented keys;
 - no attempt ended with a traceback, nor with a code other than 0, 9 (killed) or 49 (storage gave no answer in time).
 """
 
 _NOTE = """\
 Steps lost are counted in forked attempts. A step of this job takes a few hundredths of a second, and an upload takes
-many steps. So kills fall into uploads far more often than in a real run, and cost up to two intervals.
+many steps. So training waits for most checkpoints here, and kills fall into uploads far more often than in a real run.
 """
 
 
@@ -110,7 +110,6 @@ def _summary(results: Results) -> list[tuple[str, ...]]:
         ("attempts that gave up on storage (49)", *(str(_gave_up(runs)) for runs in columns)),
         ("faults of storage", *(str(sum(sum(one.run.faults.values()) for one in runs)) for runs in columns)),
         ("steps lost a kill: mean, most", *(_lost(runs) for runs in columns)),
-        (f"kills that cost more than {EVERY} steps, the interval", *(_dear(runs) for runs in columns)),
         ("seconds of a run: median, most", *(_seconds(runs) for runs in columns)),
         (
             "**ended like the undisturbed run**",
@@ -135,11 +134,6 @@ def _traced(runs: Iterable[Judged]) -> list[int]:
 def _lost(runs: Iterable[Judged]) -> str:
     lost = _traced(runs)
     return f"{statistics.mean(lost):.1f}, {max(lost)}" if lost else "none"
-
-
-def _dear(runs: Iterable[Judged]) -> str:
-    lost = _traced(runs)
-    return f"{sum(steps > EVERY for steps in lost)} of {len(lost)}"
 
 
 def _count(runs: Iterable[Judged], *, cold: bool) -> str:

@@ -59,13 +59,13 @@ def _steps(attempt: Attempt, steps: dict[int, Step]) -> Iterator[str]:
 
 
 def _lost(attempt: Attempt) -> Iterator[str]:
-    """A checkpoint is handed over every EVERY steps, and the one before has been committed by then. So a kill costs
-    EVERY steps at most; as many again where the last checkpoint was still on its way."""
+    """Whatever an attempt is killed at, it has done at most EVERY steps since the last committed checkpoint; and no
+    checkpoint is handed over before the one before has been committed."""
     if not attempt.steps:
         return
-    done, handed = max(attempt.steps), [attempt.before, *attempt.saved]
-    if done - handed[-1] > EVERY:
-        yield f"{done - handed[-1]} steps were done since the last checkpoint was handed over"
+    handed = [attempt.before, *attempt.saved]
+    if attempt.lost > EVERY:
+        yield f"{attempt.lost} steps are lost"
     if attempt.after < handed[-2:][0]:
         yield f"the checkpoint of step {handed[-2:][0]} was not committed, and that of {handed[-1]} was handed over"
 

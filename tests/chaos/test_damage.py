@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.trainer.rank.conftest import Made, MakeRun, make_run, ranks, rows, tiny_base
+from tests.trainer.rank.conftest import Made, MakeRun, make_run, rows, tiny_base
 
 from finetune_api.contract import ExitCode
 from finetune_trainer.storage.commit import CURRENT
 
-__all__ = ["make_run", "ranks", "rows", "tiny_base"]
+__all__ = ["make_run", "rows", "tiny_base"]
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1800)]  # 249 attempts, five minutes on a quiet machine
 TRAINING = {"maxSteps": 12, "batchSize": 8, "microBatch": 4, "learningRate": 3e-3, "evaluateEvery": {"steps": 6}}
 SPEC = {"training": TRAINING, "checkpoint": {"every": {"steps": 3}}}

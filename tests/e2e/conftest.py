@@ -1,8 +1,9 @@
 """The world of the e2e tests: a real cluster with the operator installed by Helm, a real S3 server with real data.
 
 `make e2e` has brought up the cluster, the S3 server and the images before. Trainings take long and leave most of two
-cores idle in between, so tests marked `together` run in threads of a pool, at most two trainings at a time; pytest
-then waits for each in turn. Every test gets the one argument `world`.
+cores idle in between, so tests marked `together` run in threads of a pool, at most two trainings at a time. They begin
+with the first test that asks for the world; pytest runs the others meanwhile, and then waits for each of the pool in
+turn. Every test gets the one argument `world`.
 """
 
 import importlib.util
@@ -48,7 +49,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.get_closest_marker("alone") is not None)
+    """Those that only wait for the pool come last, but for those that run alone."""
+    items.sort(key=lambda item: (item.get_closest_marker("alone") is not None, runs_together(item)))
 
 
 def runs_together(item: pytest.Item) -> bool:
@@ -646,6 +648,7 @@ def base_model() -> Path:
 
 def load(name: str) -> Any:
     """A file of hack/ as a module."""
+    sys.path.append(str(ROOT / "hack"))  # where its neighbours are when it runs as a script
     spec = importlib.util.spec_from_file_location(f"finetune_{name}", ROOT / f"hack/{name}.py")
     assert spec is not None
     assert spec.loader is not None

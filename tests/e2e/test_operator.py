@@ -5,13 +5,13 @@ asks for. So everything that a trainer could do is shown in seconds, and the ope
 """
 
 import json
+import os
 import random
 import shlex
 import signal
 import socket
 import ssl
 import subprocess
-import sys
 import threading
 import time
 import urllib.error
@@ -20,11 +20,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from tests.e2e import forked
 from tests.unit.documents import LIVES
 
 pytestmark = pytest.mark.e2e
@@ -380,15 +382,16 @@ def _is_over(pod: Document) -> bool:
 
 @dataclass
 class Operator:
-    """finetune-operator --kubeconfig ... as a subprocess that may be killed and started again."""
+    """finetune-operator --kubeconfig ... as a process that may be killed and started again."""
 
     plane: Plane
     namespaces: list[str]
     log: Path
     kubeconfig: Path | None = None
     lease: str | None = None
+    cold: bool = False
     port: int = field(default_factory=free_port)
-    process: "subprocess.Popen[bytes] | None" = None
+    process: BaseProcess | None = None
 
     def start(self) -> None:
         kubeconfig = self.kubeconfig or self.plane.kubeconfig
@@ -397,27 +400,24 @@ class Operator:
         arguments += ["--trainer-image", "trainer:1", "--preflight-image", "preflight:1"]
         for namespace in self.namespaces:
             arguments += ["--namespace", namespace]
-        with open(self.log, "ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "finetune_operator", *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
+        self.process = forked.operator(arguments, self.log, cold=self.cold)
 
     def kill(self) -> None:
         if self.process is not None:
             self.process.kill()
-            self.process.wait()
+            self.process.join()
 
     def signal(self, number: signal.Signals) -> None:
         assert self.process is not None
-        self.process.send_signal(number)
+        assert self.process.pid is not None
+        os.kill(self.process.pid, number)
 
     def ended(self, *, seconds: float = 15) -> int:
         """The exit code."""
         assert self.process is not None
-        return self.process.wait(timeout=seconds)
+        self.process.join(seconds)
+        assert self.process.exitcode is not None, f"it runs after {seconds} s"
+        return self.process.exitcode
 
     def leads(self) -> bool:
         return "finetune_operator_leader 1.0" in (self.page("/metrics") or "")
@@ -522,7 +522,7 @@ def pair(plane: Plane, tmp_path: Path) -> Iterator[tuple[Place, Operator]]:
     name = f"place-{next(_number)}"
     plane.create("/api/v1/namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
     one, two = (
-        Operator(plane, [name], tmp_path / f"{who}.log", plane.kubeconfig_of(who), lease=f"{name}/operator")
+        Operator(plane, [name], tmp_path / f"{who}.log", plane.kubeconfig_of(who), lease=f"{name}/operator", cold=True)
         for who in OPERATORS
     )
     kubelet = Kubelet(plane, name)
@@ -1142,12 +1142,11 @@ def test_the_health_check_for_argo_cd_is_added_as_the_docs_say(plane: Plane) -> 
 
 
 def test_it_ends_cleanly_when_asked(place: Place) -> None:
-    assert place.operator.process is not None
     eventually("it is healthy", lambda: place.operator.page("/healthz") == "ok\n")
     place.apply("one")
     place.reaches("one", "Succeeded")
     assert 'finetune_jobs{phase="Succeeded",reason="Trained"} 1.0' in (place.operator.page("/metrics") or "")
     started = time.monotonic()
-    place.operator.process.send_signal(signal.SIGTERM)
-    assert place.operator.process.wait(timeout=15) == 0, place.operator.log.read_text()
+    place.operator.signal(signal.SIGTERM)
+    assert place.operator.ended() == 0, place.operator.log.read_text()
     assert time.monotonic() - started < 10

@@ -3,12 +3,13 @@
 import json
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from tests.matrix.kinds import make_base, marching
+from tests.matrix.kinds import marching
 
 from finetune_api.contract import ExitCode
 from finetune_api.validate import load_job
@@ -23,7 +24,7 @@ _FIELDS = {
 
 
 @pytest.fixture(scope="module")
-def bases(tmp_path_factory: pytest.TempPathFactory, minilm_dir: Path) -> Path:
+def bases(tmp_path_factory: pytest.TempPathFactory, minilm_dir: Path, base_of: Callable[[str], Path]) -> Path:
     """minilm, random (its tokenizer, random weights), broken (no weights), speaker and stutterer (decoders)."""
     import torch
     import transformers
@@ -39,7 +40,7 @@ def bases(tmp_path_factory: pytest.TempPathFactory, minilm_dir: Path) -> Path:
     config = transformers.BertConfig(**sizes, vocab_size=30522)
     transformers.BertModel(config).save_pretrained(root / "random")
     config.save_pretrained(root / "broken")
-    make_base("llama", root / "speaker")
+    shutil.copytree(base_of("llama"), root / "speaker")
     shutil.copytree(root / "speaker", root / "stutterer")
     speaker = transformers.AutoConfig.from_pretrained(root / "speaker")
     transformers.AutoModelForCausalLM.from_config(speaker).save_pretrained(root / "stutterer")

@@ -11,6 +11,7 @@ from tests.trainer.memory import learner_of
 from finetune_trainer.evaluate import PLACE, packed, unpacked
 from finetune_trainer.intervals import Draws, gains, interval, intervals
 from finetune_trainer.tasks import Learner, Outcomes
+from finetune_trainer.tasks.drawn import blocks
 from finetune_trainer.tasks.text_classification import ONE, SEVERAL
 
 LABELS = ("a", "b", "c", "d")
@@ -97,6 +98,19 @@ def test_counts_measure_what_rows_do(data: st.DataObject, form: str) -> None:
     assert fast.keys() == plain.keys()
     for name in plain:
         assert fast[name] == pytest.approx(plain[name], abs=1e-12, nan_ok=True), name
+
+
+def test_neither_blocks_nor_selections_of_unequal_size_change_what_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    learner = learner_of(labels=LABELS, form=ONE)
+    outcomes = answers(40, right=0.7, seed=1)
+    draws = [draw[: 20 + number] for number, draw in enumerate(Draws(40, 2, 9).each())]
+    whole = learner.resampled(outcomes, draws)
+    monkeypatch.setattr("finetune_trainer.tasks.drawn._CELLS", 100)  # three selections
+    assert [len(block) for block in blocks(draws, 40)] == [3, 3, 3]
+    plain = Learner.resampled(learner, outcomes, draws)
+    for name, values in learner.resampled(outcomes, draws).items():
+        assert values == pytest.approx(whole[name], abs=1e-15)
+        assert values == pytest.approx(plain[name], abs=1e-12)
 
 
 def test_outcomes_are_the_same_after_a_journey_as_json() -> None:

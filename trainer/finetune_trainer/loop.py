@@ -14,6 +14,7 @@ import random
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -27,7 +28,7 @@ from finetune_trainer.data.order import Order, Rows, derive, micro_batches
 from finetune_trainer.optim import learning_rate, set_learning_rate
 from finetune_trainer.signs import Stopped
 from finetune_trainer.tasks import Learner, Metrics
-from finetune_trainer.world import World
+from finetune_trainer.world import Flags, World
 
 
 class Objective(torch.nn.Module):
@@ -72,8 +73,12 @@ class Setup:
 class Surroundings(Protocol):
     """What the loop calls on. `due` speaks for this rank; the rest is called at the same step on all ranks."""
 
-    def due(self) -> tuple[bool, bool, bool]:
-        """Whether to stop, to checkpoint, to report, after the step that begins now."""
+    def due(self) -> tuple[bool, bool, bool, bool]:
+        """Whether to stop, to checkpoint, to report, after the step that begins now; whether to hold in it."""
+        ...
+
+    def hold(self) -> None:
+        """Wait for the checkpoint that is on its way: a kill would cost too much with this step."""
         ...
 
     def evaluate(self) -> Metrics:
@@ -123,9 +128,9 @@ def train(setup: Setup, state: State, around: Surroundings) -> None:
         around.checkpoint(state)
     while state.step < plan.total and not state.stopped_early:
         flags = setup.world.flags(around.due())
-        pending.add(*step(setup, state))
+        pending.add(*step(setup, state, before_update=partial(_hold, flags, around)))
         state.step += 1
-        stop, checkpoint, report = flags.wait()
+        stop, checkpoint, report, _ = flags.wait()
         last, evaluates = state.step == plan.total, plan.evaluates(state.step)
         if stop or checkpoint or report or last or evaluates:
             pending.settle(state, setup.world)
@@ -141,13 +146,20 @@ def train(setup: Setup, state: State, around: Surroundings) -> None:
             raise Stopped
 
 
+def _hold(flags: Flags, around: Surroundings) -> None:
+    if flags.wait()[-1]:
+        around.hold()
+
+
 def _evaluate(setup: Setup, state: State, around: Surroundings) -> bool:
     improved = setup.plan.judge(state, around.evaluate())
     setup.train_mode()
     return improved
 
 
-def step(setup: Setup, state: State) -> tuple[torch.Tensor, torch.Tensor]:
+def step(
+    setup: Setup, state: State, before_update: Callable[[], None] = lambda: None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """One optimizer step: this rank's share of the loss, and the norm of the whole gradient. Raises OutOfMemory.
 
     Out of memory, a lone rank tries again with half the micro-batch; nothing has been changed by then.
@@ -165,6 +177,7 @@ def step(setup: Setup, state: State) -> tuple[torch.Tensor, torch.Tensor]:
             state.micro_batch //= 2
             if setup.world.device.type == "cuda":
                 torch.cuda.empty_cache()
+    before_update()
     norm = torch.nn.utils.clip_grad_norm_(setup.parameters, setup.config.max_grad_norm)
     set_learning_rate(setup.optimizer, learning_rate(setup.config, step=state.step, total=setup.plan.total))
     setup.optimizer.step()

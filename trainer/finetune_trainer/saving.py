@@ -84,6 +84,11 @@ class Checkpoints:
             document = json.dumps(state.document(), sort_keys=True).encode()
         self._pending = self._thread.submit(self._write, replace(state), files, document)
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is on its way."""
+        return self._pending is None
+
     def poll(self) -> None:
         """Raise what a finished commit raised (Fenced, StorageError), without waiting."""
         if self._pending is not None and self._pending.done():

@@ -265,17 +265,27 @@ class Duties:
         self._pace = Pace()
         self._reported = now = time.monotonic()
         self._mine = checkpoint.share(trainee.model, rank=attempt.world.rank, ranks=attempt.world.size)
-        self._cadence = Cadence(attempt.config.checkpoint, grace=attempt.config.pods.grace_seconds, now=now)
+        self._cadence = Cadence(
+            attempt.config.checkpoint, grace=attempt.config.pods.grace_seconds, step=trainee.state.step, now=now
+        )
 
-    def due(self) -> tuple[bool, bool, bool]:
+    def due(self) -> tuple[bool, bool, bool, bool]:
         self._pace.step()
         stop = self._attempt.signals.stop
         self._checkpoints.poll()
         if not self._attempt.world.leads:
-            return stop, False, False
-        now = time.monotonic()
-        checkpoint_due = self._cadence.due(step=self._trainee.state.step + 1, now=now)
-        return stop, checkpoint_due, now - self._reported >= _REPORT_SECONDS
+            return stop, False, False, False
+        if self._checkpoints.idle:
+            self._cadence.committed()
+        now, step = time.monotonic(), self._trainee.state.step + 1
+        checkpoint_due, waits = self._cadence.begin(step=step, now=now)
+        return stop, checkpoint_due, now - self._reported >= _REPORT_SECONDS, waits
+
+    def hold(self) -> None:
+        started = time.monotonic()
+        self._checkpoints.wait()
+        self._together()
+        self._pace.pause(time.monotonic() - started)
 
     def evaluate(self) -> Metrics:
         started = time.monotonic()
@@ -300,8 +310,11 @@ class Duties:
             mean=mean.snapshot(only=self._mine) if mean else None,
         )
         now = time.monotonic()
-        self._cadence.saved(now=now, stall=now - started, written=self._checkpoints.seconds)
-        # A rank may have waited for an upload: the others wait for it here, where they can show signs of life.
+        self._cadence.saved(step=state.step, now=now, stall=now - started, written=self._checkpoints.seconds)
+        self._together()
+
+    def _together(self) -> None:
+        """A rank may have waited for an upload: the others wait for it here, where they can show signs of life."""
         self._attempt.world.flags([]).wait(self._attempt.heart.beat)
 
     def report(self, state: State) -> None:

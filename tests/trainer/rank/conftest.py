@@ -6,7 +6,7 @@ import random
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -123,9 +123,9 @@ def trace_to(path):
     trace = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     loop, checkpoints = finetune_trainer.loop, finetune_trainer.saving.Checkpoints
     step, save = loop.step, checkpoints.save
-    def traced(setup, state):
+    def traced(setup, state, before_update):
         rows = hashlib.sha256(setup.rows[setup.order.batch(state.step)].tobytes()).hexdigest()
-        loss, norm = step(setup, state)
+        loss, norm = step(setup, state, before_update)
         os.write(trace, f"step {state.step + 1} {rows[:16]} {loss.item().hex()}\\n".encode())
         return loss, norm
     def saved(self, state, **tensors):
@@ -243,13 +243,6 @@ class Started:
         return self.path.read_text()
 
 
-@pytest.fixture(scope="session")
-def ranks() -> Iterator[Ranks]:
-    server = Ranks()
-    yield server
-    server.close()
-
-
 @dataclass(frozen=True)
 class Made:
     """A run that preflight would have passed."""
@@ -360,8 +353,12 @@ def free_port() -> int:
 
 @pytest.fixture
 def make_run(tmp_path: Path, tiny_base: Path, ranks: Ranks) -> MakeRun:
-    """A run whose every tenth row is for validation, below a directory of its own, as preflight leaves it. Rows are
-    (texts, labels), or dictionaries of columns."""
+    return runs_in(tmp_path, tiny_base, ranks)
+
+
+def runs_in(directory: Path, tiny_base: Path, ranks: Ranks) -> MakeRun:
+    """Makes runs whose every tenth row is for validation, each below a directory of its own, as preflight leaves them.
+    Rows are (texts, labels), or dictionaries of columns."""
 
     def make(
         rows: tuple[Sequence[str], Sequence[Any]] | list[dict[str, Any]],
@@ -372,7 +369,7 @@ def make_run(tmp_path: Path, tiny_base: Path, ranks: Ranks) -> MakeRun:
         test: tuple[Sequence[str], Sequence[Any]] | list[dict[str, Any]] | None = None,
         **spec: Any,
     ) -> Made:
-        root = tmp_path / name
+        root = directory / name
         root.mkdir(exist_ok=True)
         found = dictionaries(rows)
         write(root / "train.jsonl", [row for number, row in enumerate(found) if number % 10 != 9])

@@ -31,8 +31,11 @@ SCHEDULES = {
 class _Quiet:
     """Surroundings of a loop that only trains."""
 
-    def due(self) -> tuple[bool, bool, bool]:
-        return False, False, False
+    def due(self) -> tuple[bool, bool, bool, bool]:
+        return False, False, False, False
+
+    def hold(self) -> None:
+        pass
 
     def evaluate(self) -> dict[str, float]:
         return {}

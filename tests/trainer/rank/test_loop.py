@@ -1,6 +1,6 @@
 """The loop against a plain one, and what it does when something is wrong."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -76,15 +76,20 @@ def model_in(tiny_base: Path, *, dtype: torch.dtype, dropout: bool) -> Any:
 
 
 class Quiet:
-    """Surroundings without a clock; a stop and a checkpoint where a test wants them."""
+    """Surroundings without a clock; a stop and a wait where a test wants them."""
 
-    def __init__(self, stop_at: int | None = None) -> None:
-        self.calls, self.stop_at = 0, stop_at
+    def __init__(
+        self, stop_at: int | None = None, hold_at: int | None = None, held: Callable[[], None] = lambda: None
+    ) -> None:
+        self.calls, self.stop_at, self.hold_at, self.held = 0, stop_at, hold_at, held
         self.saved: list[int] = []
 
-    def due(self) -> tuple[bool, bool, bool]:
+    def due(self) -> tuple[bool, bool, bool, bool]:
         self.calls += 1
-        return self.calls == self.stop_at, False, False
+        return self.calls == self.stop_at, False, False, self.calls == self.hold_at
+
+    def hold(self) -> None:
+        self.held()
 
     def evaluate(self) -> dict[str, float]:
         return {"f1": 0.5, "loss": 1.0}
@@ -223,6 +228,28 @@ def test_the_step_that_diverged_is_named(tiny_base: Path) -> None:
     with pytest.raises(Diverged, match="the loss of step 3 is NaN"):
         train(setup_of(model, Data(), config(), objective=Breaks(model, LEARNER)), State(micro_batch=3), around)
     assert around.saved == []
+
+
+def vector(model: Any) -> torch.Tensor:
+    return torch.nn.utils.parameters_to_vector(model.parameters()).detach().clone()
+
+
+def test_a_step_that_must_wait_for_a_checkpoint_changes_nothing_before_it_has(tiny_base: Path) -> None:
+    model, state = model_in(tiny_base, dtype=torch.float32, dropout=False), State(micro_batch=3)
+    seen: list[tuple[int, torch.Tensor]] = []
+
+    def look() -> None:
+        seen.append((state.step, vector(model)))
+
+    with pytest.raises(Stopped):
+        train(setup_of(model, Data(), config()), state, Quiet(stop_at=2, hold_at=2, held=look))
+    ((step, weights),) = seen
+    assert (step, state.step) == (1, 2)
+    assert not torch.equal(weights, vector(model))
+    model, again = model_in(tiny_base, dtype=torch.float32, dropout=False), State(micro_batch=3)
+    with pytest.raises(Stopped):
+        train(setup_of(model, Data(), config()), again, Quiet(stop_at=1))
+    assert torch.equal(weights, vector(model))
 
 
 def test_a_stop_is_committed_at_the_next_step_boundary(tiny_base: Path) -> None:

@@ -4,14 +4,13 @@ import json
 import random
 import signal
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from tests.matrix.kinds import _stepped, _walk, make_base
+from tests.matrix.kinds import _stepped, _walk
 
 from finetune_trainer.run import TRAIN
 from finetune_trainer.storage.commit import RecordKind, find
@@ -30,12 +29,6 @@ ROLES = {"five": ("text", "summary"), "eleven": ("source", "target")}
 TRAINING = {"epochs": 12.0, "batchSize": 16, "learningRate": 1e-2, "evaluateEvery": {"epochs": 12}}
 SHORT = {"maxSteps": 8, "batchSize": 8, "microBatch": 4, "learningRate": 3e-3, "evaluateEvery": {"steps": 4}}
 WRITTEN = {"generation": {"maxNewTokens": 8}, "data": {"maxTargetLength": 16}}
-
-
-@pytest.fixture(scope="module")
-def base_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    root = tmp_path_factory.mktemp("writers")
-    return cache(lambda name: make_base(name, root / name))
 
 
 def texts(draw: random.Random, name: str, count: int) -> list[dict[str, str]]:

@@ -3,13 +3,12 @@
 import json
 import random
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.matrix.cells import with_files
-from tests.matrix.kinds import COLOURS, KINDS, WORDS, Rows, coloured, make_base, marching, tagged
+from tests.matrix.kinds import COLOURS, KINDS, WORDS, Rows, coloured, marching, tagged
 from tests.trainer.rank import writers
 from tests.trainer.rank.conftest import Made, write
 from tests.trainer.rank.test_seq2seq import translations
@@ -21,12 +20,6 @@ from finetune_trainer.storage.commit import CURRENT, RecordKind
 
 NARROW: dict[str, Any] = {"batchSize": 2, "microBatch": 2, "epochs": 4.0, "learningRate": 3e-3}
 FAST: dict[str, Any] = {"batchSize": 16, "microBatch": 8, "maxSteps": 20, "learningRate": 3e-3}
-
-
-@pytest.fixture(scope="module")
-def base_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    root = tmp_path_factory.mktemp("bases")
-    return cache(lambda name: make_base(name, root / name))
 
 
 def walks(count: int, *, seed: int) -> Rows:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.trainer.rank.conftest import STEP, STOPPABLE
+from tests.trainer.rank.conftest import STEP, STOPPABLE, Made, Ranks, runs_in, tiny_rows
 
 from finetune_trainer.checkpoint import OPTIMIZER, STATE, WEIGHTS
 from finetune_trainer.storage.commit import RecordKind, find
@@ -69,16 +69,23 @@ def entry(record: Any, name: str) -> dict[str, Any]:
     return found
 
 
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, ranks: Ranks) -> Made:
+    """A run that nothing stops."""
+    root = tmp_path_factory.mktemp("calm")
+    made = runs_in(root, tiny_base, ranks)(tiny_rows(ROWS), **STOPPABLE)
+    code, log = made.run(root / "work")
+    assert code == 0, log
+    assert committed(made) == CALM
+    return made
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_only_a_missed_evaluation_is_made_up_for_and_its_step_committed_again(
-    make_run: Any, rows: Any, tmp_path: Path, case: str
+    make_run: Any, rows: Any, calm: Made, tmp_path: Path, case: str
 ) -> None:
     stops, commits = CASES[case]
-    calm = make_run(rows(ROWS), name="calm", **STOPPABLE)
-    code, log = calm.run(tmp_path / "work-calm")
-    assert code == 0, log
-    assert committed(calm) == CALM
-    made = make_run(rows(ROWS), name="stopped", **STOPPABLE)
+    made = make_run(rows(ROWS), **STOPPABLE)
     for number, stop in enumerate(stops):
         code, log = made.run(tmp_path / f"work-{number}", stop=stop)
         assert code == (45 if stop[-1] == TERM else -KILL), log

@@ -2,7 +2,7 @@
 
 Areas are macro averages over labels, one against the rest, of the labels that some of the rows have and some have not.
 For one set of rows scikit-learn finds them. Intervals want them of hundreds of selections of the same rows: scores are
-sorted once then, and a selection is a count a row (`Areas`).
+sorted once then, and a selection is a count a row (`Areas`, and drawn.py for other metrics).
 """
 
 from typing import Any
@@ -33,7 +33,7 @@ def areas(hot: NDArray[np.bool_], shares: NDArray[np.floating]) -> dict[str, flo
 
 
 class Areas:
-    """The same for selections of rows, as how often each row is drawn."""
+    """The same for many selections of rows at once, each as how often each row is drawn."""
 
     def __init__(self, hot: NDArray[np.bool_], shares: NDArray[np.floating]) -> None:
         self._hot = hot
@@ -43,28 +43,33 @@ class Areas:
             score = shares[order, label]
             self._ends.append(np.append(np.flatnonzero(np.diff(score)), len(score) - 1))
 
-    def of(self, drawn: NDArray[np.int64]) -> dict[str, float]:
-        """`drawn` [rows] says how often each row is in the selection."""
-        ranked = np.flatnonzero(_ranked(drawn @ self._hot, int(drawn.sum())))
-        if not len(ranked):
-            return {}
-        found = np.array([self._of_label(int(label), drawn) for label in ranked])
-        return dict(zip(("roc-auc", "pr-auc"), map(float, found.mean(0)), strict=True))
+    def of(self, drawn: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
+        """`drawn` [selections, rows] says how often each row is in each; [selections], NaN where no label can be
+        ranked."""
+        weights = drawn.astype(np.float64)
+        ranked = _ranked(weights @ self._hot, drawn.sum(1, keepdims=True))
+        sums = np.zeros((2, len(drawn)))
+        with np.errstate(invalid="ignore", divide="ignore"):  # where a label cannot be ranked, which is left out
+            for label in np.flatnonzero(ranked.any(0)):
+                sums += np.where(ranked[:, label], self._of_label(int(label), weights), 0.0)
+            roc, precision = sums / ranked.sum(1)
+        return {"roc-auc": roc, "pr-auc": precision}
 
-    def _of_label(self, label: int, drawn: NDArray[np.int64]) -> tuple[float, float]:
+    def _of_label(self, label: int, weights: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Both areas, [2, selections]."""
         order, ends = self._orders[:, label], self._ends[label]
-        weights, hot = drawn[order].astype(np.float64), self._hot[order, label]
-        above = np.cumsum(weights * hot)[ends]  # rows with the label, down to each score
-        beyond = np.cumsum(weights)[ends] - above
+        weights, hot = weights[:, order], self._hot[order, label]
+        above = np.cumsum(weights * hot, axis=1)[:, ends]  # rows with the label, down to each score
+        beyond = np.cumsum(weights, axis=1)[:, ends] - above
         hits, misses = np.diff(above, prepend=0.0), np.diff(beyond, prepend=0.0)
-        roc = float((misses * (above - hits / 2)).sum() / (above[-1] * beyond[-1]))
+        roc = (misses * (above - hits / 2)).sum(1) / (above[:, -1] * beyond[:, -1])
         total = above + beyond
         precision = np.divide(above, total, out=np.zeros_like(above), where=total > 0)
-        return roc, float((hits * precision).sum() / above[-1])
+        return np.stack([roc, (hits * precision).sum(1) / above[:, -1]])
 
 
-def _ranked(hot: NDArray[np.integer], rows: int) -> NDArray[np.bool_]:
-    return (hot > 0) & (hot < rows)
+def _ranked(hot: NDArray[Any], rows: Any) -> NDArray[np.bool_]:
+    return np.asarray((hot > 0) & (hot < rows))
 
 
 def trust(labels: NDArray[np.integer], shares: NDArray[np.floating]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -85,14 +90,6 @@ def calibration_error(bins: NDArray[np.int64], gaps: NDArray[np.float64]) -> flo
     """The expected calibration error (Guo et al. 2017): how far confidence is from being right, in 15 equal bins."""
     sums = np.bincount(bins.ravel(), weights=gaps.ravel(), minlength=BINS)
     return float(np.abs(sums).sum() / max(1, gaps.size))
-
-
-def matthews(true: NDArray[np.integer], given: NDArray[np.integer], right: int) -> float:
-    """Matthews' correlation (R_K of Gorodkin 2004) from how often each label is true, is predicted, and both."""
-    rows = float(true.sum())
-    real, guess = true.astype(np.float64), given.astype(np.float64)
-    spread = (rows**2 - (guess**2).sum()) * (rows**2 - (real**2).sum())
-    return float((right * rows - (real * guess).sum()) / np.sqrt(spread)) if spread > 0 else 0.0
 
 
 def confusion_matrix(labels: NDArray[Any], answers: NDArray[Any], count: int) -> NDArray[np.int64] | None:

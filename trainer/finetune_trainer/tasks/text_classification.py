@@ -28,14 +28,13 @@ from finetune_trainer.tasks.base import (
     label_of,
     mean_loss,
 )
+from finetune_trainer.tasks.drawn import Drawn, blocks, mean
 from finetune_trainer.tasks.losses import ClassLoss, balanced, balanced_presence
 from finetune_trainer.tasks.ranking import (
     MANY_LABELS,
-    Areas,
     areas,
     calibration_error,
     confusion_matrix,
-    matthews,
     trust,
 )
 from finetune_trainer.tasks.texts import ONE_TEXT, TWO_TEXTS, check_texts, collate_texts, pieces_of, texts_of
@@ -208,28 +207,21 @@ class TextClassifier(Learner):
         }
 
     def resampled(self, outcomes: Outcomes, draws: Iterable[NDArray[np.int64]]) -> dict[str, NDArray[np.float64]]:
-        """From counts a label instead of rows: a hundred times as fast as `metrics`, and equal to it."""
-        labels, predictions = outcomes["label"], outcomes["predicted"]
-        count = max(len(self.facts.labels), int(labels.max(initial=0)) + 1, int(predictions.max(initial=0)) + 1)
-        shares = outcomes.get("probability")
-        ranks = None if shares is None else Areas(_hot(labels, shares.shape[1]), shares)
-        bins, gaps = (None, None) if shares is None else trust(labels, shares)
-        found: list[Metrics] = []
-        for draw in draws:
-            rows: Outcomes = {name: outcomes[name][draw] for name in ("loss", "log-loss", "count") if name in outcomes}
-            truth, answer = labels[draw], predictions[draw]
-            right = (truth == answer).all(1) if self.several else truth == answer
-            if self.several:
-                true, given, hits = truth.sum(0), answer.sum(0), (truth & answer).sum(0)
-            else:
-                true, given, hits = (np.bincount(x, minlength=count) for x in (truth, answer, truth[right]))
-            counted = from_counts(true, given, hits, None if not self.several else len(draw))
-            if ranks is not None and bins is not None and gaps is not None:
-                counted |= ranks.of(np.bincount(draw, minlength=len(labels)))
-                counted["ece"] = calibration_error(bins[draw], gaps[draw])
-            found.append({"accuracy": float(right.mean()), **counted, **self._mean_losses(rows)})
-        names = dict.fromkeys(name for metrics in found for name in metrics)
-        return {name: np.array([metrics.get(name, np.nan) for metrics in found]) for name in names}
+        """From how often each row is drawn: some hundred times as fast as `metrics`, and equal to it."""
+        labels, shares = outcomes["label"], outcomes.get("probability")
+        hot = None if shares is None else _hot(labels, shares.shape[1])
+        rows = Drawn(labels, outcomes["predicted"], hot, shares)
+        found: list[dict[str, NDArray[np.float64]]] = []
+        for drawn in blocks(draws, len(labels)):
+            found.append(rows.metrics(drawn))
+            if "log-loss" in outcomes:
+                decisions = np.full(len(labels), len(self.facts.labels) if self.several else 1)
+                found[-1]["log-loss"] = mean(drawn, outcomes["log-loss"], decisions)
+            if "loss" in outcomes:
+                found[-1]["loss"] = mean(drawn, outcomes["loss"], outcomes["count"])
+        names = found[0] if found else {}
+        every = {name: np.concatenate([block[name] for block in found]) for name in names}
+        return {name: values for name, values in every.items() if not np.isnan(values).all()}
 
     def rates(self, outcomes: Outcomes) -> NDArray[np.float64]:
         count = len(self.facts.labels)
@@ -306,33 +298,3 @@ class TextClassifier(Learner):
 def _hot(labels: NDArray[Any], count: int) -> NDArray[np.bool_]:
     """[rows, labels], of numbers of labels [rows] or of what is multi-hot already."""
     return np.asarray(labels[:, None] == np.arange(count) if labels.ndim == 1 else labels > 0)
-
-
-def from_counts(true: NDArray[Any], given: NDArray[Any], hits: NDArray[Any], rows: int | None) -> Metrics:
-    """Precision, recall, F1 and MCC from how often each label is true, is predicted, and is both; 0 where nothing is.
-
-    As scikit-learn has it, averages are over the labels that occur, or over all where a row may have several: `rows`
-    is the number of rows then.
-    """
-    several = rows is not None
-    if rows is None:
-        mcc = matthews(true, given, int(hits.sum()))
-    else:
-        pairs = zip(true, given, rows - true - given + 2 * hits, strict=True)
-        mcc = float(np.mean([matthews(np.array([rows - t, t]), np.array([rows - g, g]), r) for t, g, r in pairs]))
-    occur = np.full(len(true), True) if several else (true + given) > 0
-    true, given, hits = (counts[occur].astype(np.float64) for counts in (true, given, hits))
-
-    def share(part: Any, whole: Any) -> Any:
-        return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
-
-    f1 = share(2 * hits, true + given)
-    total = np.array([true.sum() + given.sum()])
-    return {
-        "precision": float(share(hits, given).mean()),
-        "recall": float(share(hits, true).mean()),
-        "f1": float(f1.mean()),
-        "f1-micro": float(share(np.array([2 * hits.sum()]), total)[0]),
-        "f1-weighted": float((f1 * true).sum() / true.sum()) if true.sum() else 0.0,
-        "mcc": mcc,
-    }
