@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, Protocol, TypeVar
 
@@ -18,6 +19,8 @@ D = TypeVar("D")
 T = TypeVar("T")
 
 WORKERS = 8
+AHEAD = WORKERS + 2
+"""Ranges begun and not hashed yet. More would take the processors from the digest, and leave it to do at the end."""
 UPLOAD_WORKERS = 4
 # S3 allows 10,000 parts; a range is large enough to hide the latency of its request and small enough to be repeated.
 _MAX_PARTS = 10_000
@@ -74,9 +77,11 @@ def fetch_ranges(
                     written = os.pwrite(descriptor, view[:PIECE], offset)
                     view, offset = view[written:], offset + written
 
-        waiting = deque(pool.submit(fetch, start, min(length, size - start), write) for start in starts)
+        def begin(start: int) -> Future[None]:
+            return pool.submit(fetch, start, min(length, size - start), write)
+
         try:
-            return _digest_in_order(descriptor, waiting, length, size, progress)
+            return _digest_in_order(descriptor, map(begin, starts), length, size, progress)
         except BaseException:
             stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
@@ -85,15 +90,17 @@ def fetch_ranges(
 
 def _digest_in_order(
     descriptor: int,
-    waiting: "deque[Future[None]]",
+    ranges: Iterator[Future[None]],
     length: int,
     size: int,
     progress: Callable[[int], None] | None,
 ) -> str:
     sha256 = hashlib.sha256()
-    buffer, done = memoryview(bytearray(BLOCK)), 0
+    buffer, done = memoryview(bytearray(MIB)), 0
+    waiting = deque(islice(ranges, AHEAD))
     while waiting:
         waiting.popleft().result()
+        waiting.extend(islice(ranges, 1))
         end = min(done + length, size)
         while done < end:
             read = os.preadv(descriptor, [buffer[: end - done]], done)
