@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 WORKERS = 8
 AHEAD = WORKERS + 2
-"""Ranges begun and not hashed yet. More would take the processors from the digest, and leave it to do at the end."""
+"""Ranges begun before the digest comes to them. More would take its processor, and leave it to do at the end."""
 UPLOAD_WORKERS = 4
 # S3 allows 10,000 parts; a range is large enough to hide the latency of its request and small enough to be repeated.
 _MAX_PARTS = 10_000
