@@ -1,9 +1,13 @@
-"""`make bench`: runs the benchmarks that need no cluster, and writes their sections of docs/benchmarks.md."""
+"""`make bench`: runs the benchmarks that need no cluster, and writes their sections of docs/benchmarks.md.
+
+`python -m bench transfer` runs one of them.
+"""
 
 import os
 import platform
 import sys
 import tempfile
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -14,11 +18,12 @@ PARTS = (transfer, training, checkpoints, preflight)
 PACKAGES = ("torch", "transformers", "accelerate", "botocore", "boto3")
 
 
-def main() -> int:
+def main(names: Sequence[str]) -> int:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    parts = {part.__name__.rpartition(".")[2]: part for part in PARTS}
     with tempfile.TemporaryDirectory(prefix="finetune-bench-") as scratch:
-        sections = [part.run(Path(scratch) / part.__name__.rpartition(".")[2]) for part in PARTS]
-    page.put(sections, head=_head())
+        sections = [parts[name].run(Path(scratch) / name) for name in names or parts]
+    page.put(sections, head=None if names else _head())
     print("\n\n".join(sections))
     return 0
 
@@ -34,4 +39,4 @@ def _head() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -19,8 +19,9 @@ from finetune_trainer.storage import StorageSettings
 
 @dataclass(frozen=True)
 class S3Server:
-    """A running server: its address and a directory of credential files for each identity."""
+    """A running server: its process, its address and a directory of credential files for each identity."""
 
+    pid: int
     endpoint: str
     admin: Path
     read_only: Path
@@ -65,9 +66,8 @@ def serve(directory: Path) -> Iterator[S3Server]:
             _command(directory, ports), stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=directory
         )
     try:
-        running = S3Server(
-            endpoint, directory / "admin", directory / "read-only", identities[0]["credentials"][0]["secretKey"]
-        )
+        secret = identities[0]["credentials"][0]["secretKey"]
+        running = S3Server(server.pid, endpoint, directory / "admin", directory / "read-only", secret)
         _wait_until_it_stores(running, server, directory / "log")
         yield running
     finally:

@@ -29,7 +29,7 @@ class Proxy:
     `drop_answers` answers to requests that contain `drop_marker` never come back, though the server has acted.
     `cuts` connections are closed after `cut_after` bytes of answers. `answers` are sent instead of asking the
     server, to requests that contain `answer_marker`. In answers that contain `damage`, its last byte is changed, as
-    many times as `damages` has bytes to put there.
+    many times as `damages` has bytes to put there; in requests, those of `damages_sent` are put there.
     """
 
     upstream: tuple[str, int]
@@ -41,6 +41,7 @@ class Proxy:
     answer_marker: bytes = b""
     damage: bytes = b""
     damages: list[bytes] = field(default_factory=list)
+    damages_sent: list[bytes] = field(default_factory=list)
     dropped: int = 0
     requests: int = 0
 
@@ -73,6 +74,8 @@ class Proxy:
                     self.requests += starts
                     answerable = starts and self.answers and self.answer_marker in data
                     canned = self.answers.pop(0) if answerable else None
+                    if self.damages_sent and self.damage in data:
+                        data = data.replace(self.damage, self.damage[:-1] + self.damages_sent.pop(0))
                     if self.drop_answers and self.drop_marker in data:
                         self.drop_answers -= 1
                         state["drop"] = True

@@ -5,6 +5,7 @@ import os
 import socket
 import threading
 import time
+import zlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from finetune_trainer.storage import (
     open_store,
 )
 from finetune_trainer.storage.answers import Answer, Request, meaning
-from finetune_trainer.storage.transfer import fetch_ranges, part_size, range_size, send_parts
+from finetune_trainer.storage.transfer import Crc32, fetch_ranges, part_size, range_size, read_parts, send_parts
 
 MIB = 1 << 20
 
@@ -326,6 +327,92 @@ def test_a_failed_upload_leaves_no_parts(
     assert s3_server.client().list_multipart_uploads(Bucket=s3_bucket).get("Uploads", []) == []
 
 
+def large_file(path: Path) -> bytes:
+    """Three parts, with a word in the second that is found again on the wire, even where packets cut through it."""
+    data = bytearray(os.urandom(40 * MIB))
+    data[20 * MIB : 20 * MIB + 80] = 10 * b"the word"
+    path.write_bytes(data)
+    return bytes(data)
+
+
+def without_crc32(proxy: Any) -> None:
+    """Let the server answer as those do that refuse what they do not know."""
+    proxy.answer_marker = b"?uploads"
+    proxy.answers += [answer("501 Not Implemented", "NotImplemented")]
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["crc32", "md5"])
+def test_bytes_damaged_on_their_way_to_the_store_are_refused(
+    proxied: Store, proxy: Any, tmp_path: Path, known: bool
+) -> None:
+    large_file(tmp_path / "source")
+    if not known:
+        without_crc32(proxy)
+    proxy.damage, proxy.damages_sent = b"the word", [b"k"]
+    with pytest.raises(Unavailable, match="BadDigest"):
+        proxied.upload(tmp_path / "source", "big")
+    assert (proxy.damages_sent, proxy.answers) == ([], [])
+    assert proxied.head("big") is None
+
+
+def test_a_store_that_refuses_crc32_is_given_md5(
+    proxied: Store, proxy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = large_file(tmp_path / "source")
+    without_crc32(proxy)
+    monkeypatch.setattr(type(proxied), "_read_back", lambda *_: pytest.fail("the etag has proven it"))
+    sent = proxied.upload(tmp_path / "source", "big")
+    assert proxy.answers == []
+    assert proxied.download("big", tmp_path / "target").sha256 == sent.sha256 == hashlib.sha256(data).hexdigest()
+
+
+def test_the_bodies_of_parts_alone_are_not_signed(proxied: Store, proxy: Any, tmp_path: Path) -> None:
+    large_file(tmp_path / "source")
+    proxy.answer_marker = b"UNSIGNED-PAYLOAD"
+    proxy.answers += [answer("403 F", "AccessDenied")]
+    proxied.write("a", b"1")
+    (tmp_path / "small").write_bytes(b"2")
+    proxied.upload(tmp_path / "small", "b")
+    assert len(proxy.answers) == 1
+    with pytest.raises(AccessDenied):
+        proxied.upload(tmp_path / "source", "big")
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_an_upload_is_read_back_unless_the_store_tells_the_checksums_of_its_parts(
+    proxied: Store, proxy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: bool
+) -> None:
+    data = large_file(tmp_path / "source")
+    proxied.write("warm", b"1")
+    read_back = []
+    original = type(proxied)._read_back  # type: ignore[attr-defined]
+    monkeypatch.setattr(type(proxied), "_read_back", lambda *given: (read_back.append(given), original(*given)))
+    if not told:
+        proxy.damage, proxy.damages = b"X-Amz-Checksum-Crc32:", [b";"]  # the header of one part's answer is lost
+    sent = proxied.upload(tmp_path / "source", "big")
+    assert (len(read_back), proxy.damages) == (0 if told else 1, [])
+    assert sent.sha256 == hashlib.sha256(data).hexdigest()
+
+
+def test_a_file_that_is_cut_while_it_is_uploaded_is_told_at_once(
+    proxied: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large_file(tmp_path / "source")
+    original = type(proxied)._send_part  # type: ignore[attr-defined]
+
+    def cut(*given: Any, **named: Any) -> Any:
+        os.truncate(tmp_path / "source", 5 * MIB)
+        return original(*given, **named)
+
+    monkeypatch.setattr(type(proxied), "_send_part", cut)
+    started = time.monotonic()
+    with pytest.raises(StorageError, match="source changed while it was uploaded") as caught:
+        proxied.upload(tmp_path / "source", "big")
+    assert caught.value.reason == "FileChanged"
+    assert time.monotonic() - started < 30
+    assert proxied.head("big") is None
+
+
 def test_bytes_damaged_on_their_way_are_asked_for_again(proxied: Store, proxy: Any, tmp_path: Path) -> None:
     sent = proxied.write("a", b"what was written")
     proxy.damage = b"written"
@@ -404,6 +491,22 @@ def test_the_first_failing_range_ends_a_transfer(tmp_path: Path) -> None:
 
     with pytest.raises(Unavailable):
         fetch_ranges(fetch, tmp_path / "target", 64 * MIB)
+
+
+def test_a_file_is_cut_into_parts_with_their_checksums(tmp_path: Path) -> None:
+    data = os.urandom(3 * MIB + 5)
+    (tmp_path / "source").write_bytes(data)
+    for size, expected in ((MIB, [MIB] * 3 + [5]), (len(data), [len(data)]), (4 * MIB, [len(data)])):
+        whole = hashlib.sha256()
+        with open(tmp_path / "source", "rb") as source:
+            parts = list(read_parts(source, size, whole=whole, each=Crc32))
+            bodies = [part.body().read() for part in parts]
+            body = parts[0].body()
+            assert [len(body.read(600)), len(body.read(600)), body.seek(3), body.tell()] == [600, 600, 3, 3]
+        assert [part.size for part in parts] == expected
+        assert b"".join(bodies) == data
+        assert [part.checksum for part in parts] == [zlib.crc32(body).to_bytes(4, "big") for body in bodies]
+        assert whole.digest() == hashlib.sha256(data).digest()
 
 
 def test_parts_are_sent_in_bounded_number_and_reported_in_order() -> None:

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
@@ -66,7 +66,7 @@ from .base import (
     mismatch,
 )
 from .files import file_changed, file_error, publish, temporary
-from .transfer import Write, fetch_ranges, part_size, send_parts
+from .transfer import BLOCK, Crc32, Digest, FilePart, Write, fetch_ranges, part_size, read_parts, send_parts
 
 T = TypeVar("T")
 
@@ -199,11 +199,17 @@ class S3Store:
                 if len(data) != size:
                     raise file_changed(path)
                 info = self._put("upload", key, data)
-                return self._verified(key, info, _md5(data).hex())
-            info, etag = self._put_parts(key, source, size)
+                return self._verified(key, info, proven=True)
+            before = _stamp(path)
+            try:
+                info, proven = self._put_parts(key, source, size)
+            except StorageError:
+                if _stamp(path) != before:
+                    raise file_changed(path) from None
+                raise
         if info.size != size:
             raise file_changed(path)
-        return self._verified(key, info, etag)
+        return self._verified(key, info, proven=proven)
 
     def create(self, key: str, data: bytes) -> ObjectInfo:
         try:
@@ -268,37 +274,53 @@ class S3Store:
         answer = self._call("head", key, lambda client: client.head_object(**self._target(key)))
         return _info(key, answer, answer["ContentLength"]) if answer["Metadata"].get(_NONCE) == nonce else None
 
-    def _put_parts(self, key: str, source: BinaryIO, size: int) -> tuple[ObjectInfo, str]:
-        """A multipart upload; returns what was sent and the etag that most servers give it."""
+    def _put_parts(self, key: str, source: BinaryIO, size: int) -> tuple[ObjectInfo, bool]:
+        """A multipart upload; returns what was sent, with the etag that most servers make of it, and whether the
+        store has shown for every part that it received these bytes."""
         self._check_bucket()
-        target = self._target(key)
-        started = self._call("upload", key, lambda client: client.create_multipart_upload(**target))
-        upload = {**target, "UploadId": started["UploadId"]}
-        sha256, sums, sent, step = hashlib.sha256(), [], 0, part_size(size)
+        upload, crc = self._begin_parts(key)
+        sha256 = hashlib.sha256()
 
-        def parts() -> Iterator[bytes]:
-            nonlocal sent
-            while data := source.read(step):
-                sha256.update(data)
-                sums.append(_md5(data))
-                sent += len(data)
-                yield data
-
-        def send(number: int, data: bytes) -> str:
-            request = {**upload, "PartNumber": number, "Body": data}
-            request["ContentMD5"] = base64.b64encode(sums[number - 1]).decode()
-            return str(self._call("upload", key, lambda client: client.upload_part(**request))["ETag"])
+        def send(number: int, part: FilePart) -> _Sent:
+            return self._send_part(key, {**upload, "PartNumber": number}, part, crc=crc)
 
         try:
-            etags = send_parts(send, parts())
-            listed = [{"ETag": etag, "PartNumber": number} for number, etag in enumerate(etags, 1)]
-            expected = f"{_md5(b''.join(sums)).hex()}-{len(sums)}"
-            self._complete(key, {**upload, "MultipartUpload": {"Parts": listed}}, expected)
+            sent = send_parts(send, read_parts(source, part_size(size), whole=sha256, each=Crc32 if crc else _new_md5))
+            etag = _etag_of_parts([part.listed["ETag"] for part in sent])
+            listed = [{"PartNumber": number, **part.listed} for number, part in enumerate(sent, 1)]
+            self._complete(key, {**upload, "MultipartUpload": {"Parts": listed}}, etag)
         except BaseException:
             with suppress(StorageError):  # the first error is the one to tell
                 self._call("upload", key, lambda client: client.abort_multipart_upload(**upload))
             raise
-        return ObjectInfo(key, sent, expected, None, sha256.hexdigest()), expected
+        info = ObjectInfo(key, sum(part.size for part in sent), etag, None, sha256.hexdigest())
+        return info, all(part.proven for part in sent)
+
+    def _begin_parts(self, key: str) -> tuple[dict[str, Any], bool]:
+        """Start a multipart upload; returns the upload, and whether the store will check the CRC-32 of its parts.
+
+        Some stores refuse the question, others do not understand it and say nothing.
+        """
+        target, crc = self._target(key), self._connection.checks_crc
+        asked = {**target, "ChecksumAlgorithm": "CRC32"} if crc else target
+        try:
+            answer = self._call("upload", key, lambda client: client.create_multipart_upload(**asked))
+        except StorageError as error:
+            if not crc or error.reason not in ("RequestRefused", "Unsupported"):
+                raise
+            self._connection.checks_crc = False
+            return self._begin_parts(key)
+        return {**target, "UploadId": answer["UploadId"]}, answer.get("ChecksumAlgorithm") == "CRC32"
+
+    def _send_part(self, key: str, request: dict[str, Any], part: FilePart, *, crc: bool) -> "_Sent":
+        """One part with its CRC-32, which the answer repeats, or with its MD5, of which most servers make its etag."""
+        checksum = base64.b64encode(part.checksum).decode()
+        check = {"ChecksumCRC32" if crc else "ContentMD5": checksum}
+        answer = self._call("upload", key, lambda client: client.upload_part(**request, Body=part.body(), **check))
+        etag = str(answer["ETag"])
+        if crc:
+            return _Sent({"ETag": etag, **check}, part.size, proven=answer.get("ChecksumCRC32") == checksum)
+        return _Sent({"ETag": etag}, part.size, proven=_plain(etag) == part.checksum.hex())
 
     def _complete(self, key: str, request: dict[str, Any], expected: str) -> None:
         try:
@@ -309,15 +331,16 @@ class S3Store:
             if found is None or found.etag != expected:
                 raise
 
-    def _verified(self, key: str, sent: ObjectInfo, etag: str) -> ObjectInfo:
-        """What the store holds, compared with what was sent: by size and MD5, or read back where it tells none."""
+    def _verified(self, key: str, sent: ObjectInfo, *, proven: bool) -> ObjectInfo:
+        """What the store holds, compared with what was sent: by size and etag where the store has proven what that
+        stands for, else read back."""
         found = self.head(key)
         if found is None:
             raise meaning(self._request("upload", key), Answer(404, ""))
         if found.size != sent.size:
             raise mismatch(self._name(key), wanted=f"{sent.size} bytes", found=f"{found.size} bytes")
         info = replace(found, sha256=sent.sha256)
-        if found.etag != etag:
+        if not proven or found.etag != sent.etag:
             self._read_back(info)
         return info
 
@@ -364,7 +387,7 @@ class S3Store:
             nonlocal position
             with closing(self._get(client, key, etag, position, end)["Body"]) as body:
                 while position < end:
-                    block = body.read(min(_BLOCK, end - position))
+                    block = body.read(min(BLOCK, end - position))
                     if not block:
                         raise IncompleteReadError(actual_bytes=position - offset, expected_bytes=length)
                     write(position, block)
@@ -407,6 +430,15 @@ class S3Store:
         if operation not in ("bucket check", "delete"):
             self._bucket_seen = True
         return result
+
+
+@dataclass(frozen=True)
+class _Sent:
+    """A part that the store has: how the completion lists it, and whether the store has told our checksum of it."""
+
+    listed: dict[str, str]
+    size: int
+    proven: bool
 
 
 class _Stream(io.RawIOBase):
@@ -471,6 +503,7 @@ class Connection:
         self._session: Any = None
         self._pid = 0
         self._answered = False
+        self.checks_crc = True  # until the store refuses CRC-32 as a checksum of parts
         self._trusted_until: dict[str, float] = {}
 
     def request(self, operation: str, uri: str, bucket: str) -> Request:
@@ -551,7 +584,7 @@ class Connection:
             max_pool_connections=32,
             tcp_keepalive=True,
             s3={"addressing_style": style},
-            # Content-MD5 is sent instead: every server knows it, and it needs no second encoding of the body.
+            # Checksums are chosen here: the SDK's own need a second encoding of the body, unknown to many servers.
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
             # An endpoint out of the environment would pass by what the profile allows.
@@ -566,6 +599,7 @@ class Connection:
             config=config,
         )
         client.meta.events.register("before-send.s3", self._refuse_link_local)
+        client.meta.events.register("before-sign.s3.UploadPart", _leave_body_unsigned)
         return client
 
     def _refuse_link_local(self, request: Any, **_: Any) -> None:
@@ -595,6 +629,8 @@ class Connection:
             raise StorageError("InvalidUri", f"The {request} cannot be sent: {detail}.", environment=False) from None
         if isinstance(error, SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error):
             raise unreachable(request, "its certificate is not trusted; name its authority in the CA file") from None
+        if isinstance(error, HTTPClientError) and isinstance(error.kwargs.get("error"), StorageError):
+            raise error.kwargs["error"] from None  # of the file that was to be sent
         if isinstance(error, EndpointConnectionError | ConnectTimeoutError | ConnectError):
             return unreachable(request, _cause(error))
         # The SDK lets numbers and dates that it cannot read pass through as ValueError.
@@ -761,6 +797,26 @@ def _plain(etag: str) -> str:
     return etag.strip('"')
 
 
+def _leave_body_unsigned(request: Any, **_: Any) -> None:
+    """Spare a part a SHA-256 of its own: its checksum is a signed header, and the file's SHA-256 is kept with it."""
+    config = request.context["client_config"]
+    request.context["client_config"] = config.merge(Config(s3={**config.s3, "payload_signing_enabled": False}))
+
+
+def _etag_of_parts(etags: Sequence[str]) -> str:
+    """What most servers call an object made of parts with these etags; empty where they are no MD5 digests."""
+    try:
+        sums = b"".join(bytes.fromhex(_plain(etag)) for etag in etags)
+    except ValueError:
+        return ""
+    return f"{_md5(sums).hex()}-{len(etags)}"
+
+
 def _md5(data: bytes) -> bytes:
-    """What Content-MD5 and most etags are made of; a checksum against accidents, not against attackers."""
-    return hashlib.md5(data, usedforsecurity=False).digest()
+    """What Content-MD5 and most etags are made of."""
+    return _new_md5(data).digest()
+
+
+def _new_md5(data: bytes = b"") -> Digest:
+    """A checksum against accidents, not against attackers."""
+    return hashlib.md5(data, usedforsecurity=False)

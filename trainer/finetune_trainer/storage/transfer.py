@@ -3,13 +3,19 @@
 import hashlib
 import os
 import threading
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO, Protocol, TypeVar
 
 from .base import MIB
-from .files import PIECE
+from .files import PIECE, file_changed
+
+D = TypeVar("D")
+T = TypeVar("T")
 
 WORKERS = 8
 UPLOAD_WORKERS = 4
@@ -17,6 +23,8 @@ UPLOAD_WORKERS = 4
 _MAX_PARTS = 10_000
 _MIN_PART = 16 * MIB
 _MAX_RANGE = 64 * MIB
+BLOCK = 256 * 1024
+"""Bytes that are received, written or hashed at once: they stay in the processor's cache meanwhile."""
 
 Write = Callable[[int, bytes], None]
 """Put bytes at an offset of the file."""
@@ -49,7 +57,7 @@ def fetch_ranges(
     The digest is taken of the file itself, range by range while later ones arrive, so it covers what was written.
     The first error of a range ends the others and is raised.
     """
-    stop = threading.Event()
+    stop, writing = threading.Event(), threading.Lock()
     length = range_size(size)
     starts = range(0, size, length)
     with open(target, "r+b", buffering=0) as file, ThreadPoolExecutor(WORKERS, "download") as pool:
@@ -58,12 +66,13 @@ def fetch_ranges(
             os.posix_fallocate(descriptor, 0, size)  # a full disk is found out before anything is fetched
 
         def write(offset: int, data: bytes) -> None:
-            if stop.is_set():
-                raise Stopped
             view = memoryview(data)
-            while view:
-                written = os.pwrite(descriptor, view[:PIECE], offset)
-                view, offset = view[written:], offset + written
+            with writing:  # the kernel lets one write at a time into a file, and burns a processor for each that waits
+                while view:
+                    if stop.is_set():
+                        raise Stopped
+                    written = os.pwrite(descriptor, view[:PIECE], offset)
+                    view, offset = view[written:], offset + written
 
         waiting = deque(pool.submit(fetch, start, min(length, size - start), write) for start in starts)
         try:
@@ -82,25 +91,112 @@ def _digest_in_order(
     progress: Callable[[int], None] | None,
 ) -> str:
     sha256 = hashlib.sha256()
-    done = 0
+    buffer, done = memoryview(bytearray(BLOCK)), 0
     while waiting:
         waiting.popleft().result()
         end = min(done + length, size)
         while done < end:
-            block = os.pread(descriptor, min(4 * MIB, end - done), done)
-            sha256.update(block)
-            done += len(block)
+            read = os.preadv(descriptor, [buffer[: end - done]], done)
+            sha256.update(buffer[:read])
+            done += read
         if progress is not None:
             progress(done)
     return sha256.hexdigest()
 
 
-def send_parts(send: Callable[[int, bytes], str], parts: Iterator[bytes]) -> list[str]:
-    """Call send(number from 1, bytes) for every part, a few at a time; returns the results in order.
+class Digest(Protocol):
+    """A checksum in the making, as hashlib has them."""
 
-    At most UPLOAD_WORKERS + 1 parts are in memory. The first error is raised after those under way have ended.
+    def update(self, data: memoryview, /) -> None:
+        """Add bytes."""
+        ...
+
+    def digest(self) -> bytes:
+        """The checksum of all bytes so far."""
+        ...
+
+
+class Crc32:
+    """CRC-32, four bytes with the highest first."""
+
+    def __init__(self) -> None:
+        self._value = 0
+
+    def update(self, data: memoryview, /) -> None:
+        self._value = zlib.crc32(data, self._value)
+
+    def digest(self) -> bytes:
+        return self._value.to_bytes(4, "big")
+
+
+@dataclass(frozen=True)
+class FilePart:
+    """A stretch of an open file and the checksum of its bytes."""
+
+    source: BinaryIO
+    offset: int
+    size: int
+    checksum: bytes
+
+    def body(self) -> "FileBody":
+        """The bytes as a file of their own."""
+        return FileBody(self)
+
+
+class FileBody:
+    """A part as HTTP clients take a request's body: read piece by piece while it is sent, never whole in memory."""
+
+    def __init__(self, part: FilePart) -> None:
+        self._part, self._position = part, 0
+
+    def __len__(self) -> int:
+        return self._part.size
+
+    def read(self, size: int = -1) -> bytes:
+        """The next bytes, none at the end. Raises StorageError FileChanged when the file has become shorter."""
+        left = self._part.size - self._position
+        wanted = left if size < 0 else min(size, left)
+        data = os.pread(self._part.source.fileno(), wanted, self._part.offset + self._position)
+        if len(data) < wanted:
+            raise file_changed(Path(self._part.source.name))
+        self._position += wanted
+        return data
+
+    def tell(self) -> int:
+        """Where the next bytes are read."""
+        return self._position
+
+    def seek(self, position: int) -> int:
+        """Go to `position`, counted from the beginning."""
+        self._position = position
+        return position
+
+
+def read_parts(source: BinaryIO, size: int, *, whole: Digest, each: Callable[[], Digest]) -> Iterator[FilePart]:
+    """Cut a file into parts of `size` bytes with a checksum of each() and add all bytes to `whole`, in order.
+
+    The bytes are read again when they are sent, out of the page cache: that is cheaper than to keep them in memory.
     """
-    results: list[Future[str]] = []
+    buffer, offset = memoryview(bytearray(BLOCK)), 0
+    while True:
+        checksum, length = each(), 0
+        while read := os.preadv(source.fileno(), [buffer[: size - length]], offset + length):
+            whole.update(buffer[:read])
+            checksum.update(buffer[:read])
+            length += read
+        if length:
+            yield FilePart(source, offset, length, checksum.digest())
+        if length < size:
+            return
+        offset += length
+
+
+def send_parts(send: Callable[[int, D], T], parts: Iterator[D]) -> list[T]:
+    """Call send(number from 1, part) for every part, UPLOAD_WORKERS at a time; returns the results in order.
+
+    At most UPLOAD_WORKERS + 1 parts are taken and not done. The first error is raised when those under way have ended.
+    """
+    results: list[Future[T]] = []
     with ThreadPoolExecutor(UPLOAD_WORKERS, "upload") as pool:
         for number, part in enumerate(parts, 1):
             if number > UPLOAD_WORKERS:
