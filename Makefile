@@ -7,6 +7,8 @@ STATE ?= $(HOME)/.local/state/finetune-operator/cluster
 export PYTHON
 WORKERS ?= 2
 export HF_HUB_OFFLINE ?= 1
+# uv installs no bytecode: unless Python writes it, each process compiles torch and transformers anew (12 s).
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo example test test-trainer-all chaos e2e e2e-slow e2e-ready lint verify cluster-up cluster-down image bench bench-operator lock clean .venv
 

@@ -14,6 +14,8 @@ from hack.seaweed import S3Server, serve
 
 from finetune_trainer.storage import StorageSettings
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two threads on busy cores are many times slower than one
+
 
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:

@@ -1,13 +1,15 @@
 """What the watches have brought, kept as views, and what our own writes changed before the watches bring it.
 
 Entries are keyed by UID, so that a namesake is never mistaken for the object it followed, and the higher resource
-version wins, so that an old event never undoes what a newer answer said.
+version wins, so that an old event never undoes what a newer answer said. That holds for what is gone, too: an object
+that lost the label which the watches select by is gone for them, and back in a later version once it has it again.
 """
 
 import logging
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any, Literal
 
 from pydantic import ValidationError
@@ -69,7 +71,8 @@ class Cache:
         self._of: dict[str, set[str]] = defaultdict(set)
         self._outputs: dict[str, set[str]] = defaultdict(set)
         self._training: set[str] = set()
-        self._gone: OrderedDict[str, None] = OrderedDict()
+        self._gone: OrderedDict[str, float] = OrderedDict()
+        """As of which resource version."""
 
     @property
     def trainings(self) -> int:
@@ -84,12 +87,13 @@ class Cache:
         uid = raw["metadata"]["uid"]
         version = _version(raw)
         before = self._entries.get(uid)
-        if uid in self._gone or (before is not None and before.version > version):
+        if version <= self._gone.get(uid, -1) or (before is not None and before.version > version):
             return frozenset()
         if before is not None and before.version == version > 0:  # 0 is no version
             return self._concerned(before) - {before.subject}
         view = _view(kind, raw)
         entry = Entry(kind, raw["metadata"].get("namespace", ""), version, _subject_of(raw, view), view)
+        self._gone.pop(uid, None)
         self._unlink(uid)
         self._entries[uid] = entry
         self._of[entry.subject].add(uid)
@@ -99,10 +103,16 @@ class Cache:
             self._training.add(uid)
         return self._concerned(entry) | (self._concerned(before) if before is not None else frozenset())
 
-    def forget(self, uid: str) -> frozenset[str]:
-        """An object is gone for good: UIDs never come again. Returns the UIDs of the FineTuneJobs it concerned."""
+    def removed(self, raw: Raw) -> frozenset[str]:
+        """A watch says that this object is gone, or is not one of ours any more. Returns what `forget` does."""
+        return self.forget(raw["metadata"]["uid"], version=_version(raw) or inf)
+
+    def forget(self, uid: str, *, version: float = inf) -> frozenset[str]:
+        """An object is gone, for good or as of a resource version. Returns UIDs of the FineTuneJobs it concerned."""
         entry = self._entries.get(uid)
-        self._gone[uid] = None
+        if entry is not None and entry.version > version:
+            return frozenset()
+        self._gone[uid] = max(version, self._gone.get(uid, -1))
         if len(self._gone) > REMEMBERED:
             self._gone.popitem(last=False)
         if entry is None:
@@ -135,7 +145,7 @@ class Cache:
             and (not where or not entry.namespace or entry.namespace in where)
         ]
         for uid in missing:
-            concerned |= self.forget(uid)
+            concerned |= self.forget(uid, version=version)
         return frozenset(concerned)
 
     def subject(self, uid: str) -> Subject | None:

@@ -85,7 +85,7 @@ def _register(
     async def changed(event: kopf.RawEvent, **_: Any) -> None:
         raw: Any = event["object"]
         uid = raw["metadata"]["uid"]
-        concerned = cache.forget(uid) if event["type"] == "DELETED" else cache.apply(kind, raw)
+        concerned = cache.removed(raw) if event["type"] == "DELETED" else cache.apply(kind, raw)
         # A change that is known already is our own write: what follows from it was decided with it.
         looked_at = kind == "finetunejobs" and event["type"] != "MODIFIED"
         for key in {*concerned, *([uid] if looked_at else [])}:

@@ -22,13 +22,17 @@ from finetune_operator.verdict import (
     DeleteJob,
     Note,
 )
-from finetune_operator.views import Subject, controller, format_time
+from finetune_operator.views import MANAGED_BY, MANAGER, SELECTOR, Subject, controller, format_time
 
 logger = logging.getLogger(__name__)
 
 LONGEST_BEHIND = 60.0
 """Seconds between two looks on a picture that does not get right."""
+LONGEST_REST = 600.0
+"""Seconds after which a FineTuneJob that waits for a time is looked at again, or the clock that jumped while that time
+was computed would decide. It is the longest delay that policies ask for."""
 KINDS: dict[str, Kind] = {"Job": "jobs", "ConfigMap": "configmaps"}
+NAME_TAKEN, LABEL_LOST = "NameTaken", "LabelLost"
 
 
 class Behind(Exception):
@@ -81,17 +85,16 @@ class Reconciler:
         except ApiError as error:
             if not error.lasting:
                 raise
-            reason = error.reason if error.reason == "NameTaken" else f"Create{error.reason}"
+            reason = error.reason if error.reason in (NAME_TAKEN, LABEL_LOST) else f"Create{error.reason}"
             decision = refused(observed, reason=reason, message=error.message, now=now)
         if decision.status is not None:
             await self._write(observed.subject, decision.status, now=now)
         await self._tell(observed.subject, decision.events, now=now)
-        return decision.again_after
+        return None if decision.again_after is None else min(decision.again_after, LONGEST_REST)
 
     # --- actions ---
 
     async def _act(self, subject: Subject, action: Action) -> None:
-        ACTIONS.labels(type(action).__name__).inc()
         logger.info("%s/%s: %s", subject.namespace, subject.name, _told(action), extra=_job(subject))
         match action:
             case CreateConfig(config, key):
@@ -107,6 +110,7 @@ class Reconciler:
             case DeleteJob(name, uid):
                 await self._kube.delete_job(subject.namespace, name, uid=uid)
                 self._cache.forget(uid)
+        ACTIONS.labels(type(action).__name__).inc()
 
     async def _create(self, subject: Subject, manifest: Manifest) -> None:
         kind, name = manifest["kind"], manifest["metadata"]["name"]
@@ -118,7 +122,10 @@ class Reconciler:
             there = await self._kube.get(kind, subject.namespace, name)
             if controller(there) != subject.uid:
                 message = f"{kind} {name} is in the way: it belongs to something else; delete it"
-                raise ApiError(422, "NameTaken", message) from error
+                raise ApiError(422, NAME_TAKEN, message) from error
+            if kind in KINDS and (there["metadata"].get("labels") or {}).get(MANAGED_BY) != MANAGER:
+                message = f"{kind} {name} is there, but without its label {SELECTOR}; put it back, or delete the {kind}"
+                raise ApiError(422, LABEL_LOST, message) from error
             if kind in KINDS:
                 self._cache.apply(KINDS[kind], there)
                 raise Behind from error

@@ -4,6 +4,7 @@ No node exists there: the test binds pods, lets them run and ends them with the 
 asks for. So everything that a trainer could do is shown in seconds, and the operator can be killed at any moment.
 """
 
+import http.client
 import json
 import os
 import random
@@ -34,6 +35,13 @@ pytestmark = pytest.mark.e2e
 ROOT = Path(__file__).resolve().parents[2]
 TOKEN = "admin-of-a-throw-away-control-plane"
 CRDS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+CONTROLLERS = (
+    "job-controller",
+    "garbage-collector-controller",
+    "namespace-controller",
+    "resourcequota-controller",
+    "ttl-after-finished-controller",
+)
 OPERATORS = ("one", "two")
 JOBS = "/apis/finetune.dev/v1alpha1/namespaces/{}/finetunejobs"
 Document = dict[str, Any]
@@ -71,13 +79,24 @@ def eventually(what: str, check: Callable[[], Any], *, seconds: float = 40) -> A
 class Plane:
     """etcd, kube-apiserver and kube-controller-manager on the loopback. AlwaysAllow: rights are the chart's test."""
 
-    def __init__(self, directory: Path, *, audit: Sequence[Document] = ()) -> None:
-        """`audit`: more rules of the audit policy."""
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        audit: Sequence[Document] = (),
+        server: Sequence[str] = (),
+        users: Sequence[str] = (),
+    ) -> None:
+        """`audit`: more rules of the audit policy; `server`: more arguments of the API server; `users`: operators that
+        are no masters, which API priority and fairness lets pass whatever there is."""
         self.directory = directory
         self._audit = audit
+        self._server = server
+        self._users = users
         self.port = free_port()
         self.kubeconfig = directory / "kubeconfig"
-        self._processes: list[subprocess.Popen[bytes]] = []
+        self._commands: dict[str, list[str]] = {}
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._context = ssl._create_unverified_context()
         self._write_files()
         self._start_all()
@@ -85,14 +104,15 @@ class Plane:
     def _write_files(self) -> None:
         users = [(TOKEN, "admin"), *((f"{TOKEN}-{name}", f"operator-{name}") for name in OPERATORS)]
         lines = (f"{token},{user},{user},system:masters\n" for token, user in users)
-        (self.directory / "tokens.csv").write_text("".join(lines))
+        others = (f"{TOKEN}-{name},operator-{name},operator-{name}\n" for name in self._users)
+        (self.directory / "tokens.csv").write_text("".join((*lines, *others)))
         rule = {"level": "Metadata", "users": [user for _, user in users[1:]], "verbs": ["create", "update", "delete"]}
         policy = {"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "rules": [*self._audit, rule, {"level": "None"}]}
         (self.directory / "audit.yaml").write_text(yaml.safe_dump({**policy, "omitStages": ["RequestReceived"]}))
         key = str(self.directory / "sa.key")
         subprocess.run(["openssl", "genrsa", "-out", key, "2048"], check=True, capture_output=True)
         self._write_kubeconfig(self.kubeconfig, TOKEN)
-        for name in OPERATORS:
+        for name in (*OPERATORS, *self._users):
             self._write_kubeconfig(self.kubeconfig_of(name), f"{TOKEN}-{name}")
 
     def kubeconfig_of(self, operator: str) -> Path:
@@ -141,12 +161,13 @@ class Plane:
             f"--service-account-key-file={self.directory / 'sa.key'}",
             f"--service-account-signing-key-file={self.directory / 'sa.key'}",
             "--disable-admission-plugins=ServiceAccount",
+            *self._server,
         )
-        eventually("the API server is ready", self._ready, seconds=90)
+        eventually("the API server is ready", self.ready, seconds=90)
         self._start(
             "kube-controller-manager",
             f"--kubeconfig={self.kubeconfig}",
-            "--controllers=job-controller,garbage-collector-controller,namespace-controller,resourcequota-controller",
+            f"--controllers={','.join(CONTROLLERS)}",
             "--leader-elect=false",
             "--kube-api-qps=500",
             "--kube-api-burst=500",
@@ -156,12 +177,23 @@ class Plane:
         )
 
     def _start(self, name: str, *arguments: str) -> None:
-        with open(self.directory / f"{name}.log", "wb") as log:
-            self._processes.append(
-                subprocess.Popen([str(binaries() / name), *arguments], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-            )
+        self._commands[name] = [str(binaries() / name), *arguments]
+        self.start(name)
 
-    def _ready(self) -> bool:
+    def start(self, name: str) -> None:
+        """A part of the control plane, by the name of its program, as it was started first."""
+        with open(self.directory / f"{name}.log", "ab") as log:
+            command = self._commands[name]
+            self._processes[name] = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+
+    def kill(self, name: str) -> None:
+        self._processes[name].kill()
+        self._processes[name].wait()
+
+    def signal(self, name: str, number: signal.Signals) -> None:
+        self._processes[name].send_signal(number)
+
+    def ready(self) -> bool:
         try:
             self.text("/readyz")
         except (urllib.error.URLError, OSError):
@@ -169,9 +201,8 @@ class Plane:
         return True
 
     def stop(self) -> None:
-        for process in reversed(self._processes):
-            process.kill()
-            process.wait()
+        for name in reversed(self._processes):
+            self.kill(name)
 
     def writes(self, operator: str) -> list[Document]:
         """What this operator has changed, oldest first, without what was refused and without the Lease."""
@@ -301,6 +332,8 @@ class Kubelet(threading.Thread):
         """By Job UID: name of the Job and of the FineTuneJob."""
         self.room: int | None = None
         """Pods that have a node at a time, if not all may."""
+        self.address = "127.0.0.9"
+        """Of every pod. An API server passes nothing on to the loopback: nobody answers there."""
         self._since: dict[str, float] = {}
         self._over = threading.Event()
         self.start()
@@ -318,8 +351,10 @@ class Kubelet(threading.Thread):
                     placed += waits
                     self._tend(f"{path}/{pod['metadata']['name']}", pod)
             except urllib.error.HTTPError as error:
-                if error.code not in (404, 409):  # it changed meanwhile: the next round sees how
+                if error.code not in (404, 409, 429) and error.code < 500:  # the next round sees what has changed
                     raise
+            except (OSError, http.client.HTTPException):
+                continue  # the API server is away
 
     def close(self) -> None:
         self._over.set()
@@ -367,7 +402,9 @@ class Kubelet(threading.Thread):
         name = pod["spec"]["containers"][0]["name"]
         container = {"name": name, "image": "i", "imageID": "", "restartCount": 0, "ready": runs, "state": state}
         ready = {"type": "Ready", "status": str(runs)}
-        status = {"phase": phase, "containerStatuses": [container], "conditions": [ready], "podIP": "127.0.0.9"}
+        others = [c for c in pod["status"].get("conditions", []) if c["type"] == "DisruptionTarget"]
+        conditions = [*others, ready]
+        status = {"phase": phase, "containerStatuses": [container], "conditions": conditions, "podIP": self.address}
         if runs:
             status["startTime"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         self.plane.patch(f"{path}/status", {"status": status})
@@ -392,15 +429,22 @@ class Operator:
     cold: bool = False
     port: int = field(default_factory=free_port)
     process: BaseProcess | None = None
+    version: str = "1"
+    """Of the images that it gives to pods."""
+    program: Sequence[str] = ("-m", "finetune_operator")
+    """What Python runs, where it starts cold."""
+    more: Sequence[str] = ()
+    """Further arguments."""
 
     def start(self) -> None:
         kubeconfig = self.kubeconfig or self.plane.kubeconfig
         arguments = ["--kubeconfig", str(kubeconfig), "--metrics-port", str(self.port)]
         arguments += ["--lease", self.lease] if self.lease else []
-        arguments += ["--trainer-image", "trainer:1", "--preflight-image", "preflight:1"]
+        arguments += ["--trainer-image", f"trainer:{self.version}", "--preflight-image", f"preflight:{self.version}"]
+        arguments += self.more
         for namespace in self.namespaces:
             arguments += ["--namespace", namespace]
-        self.process = forked.operator(arguments, self.log, cold=self.cold)
+        self.process = forked.operator(arguments, self.log, cold=self.program if self.cold else None)
 
     def kill(self) -> None:
         if self.process is not None:
@@ -425,6 +469,12 @@ class Operator:
     def follows(self) -> bool:
         """It is ready, with all it has to know, and does not lead."""
         return self.page("/readyz") == "ok\n" and "finetune_operator_leader 0.0" in (self.page("/metrics") or "")
+
+    def counted(self, metric: str, **labels: str) -> float:
+        """The sum of a counter's samples that have these labels."""
+        lines = [line for line in (self.page("/metrics") or "").splitlines() if line.startswith(metric)]
+        wanted = [f'{name}="{value}"' for name, value in labels.items()]
+        return sum(float(line.rsplit(" ", 1)[1]) for line in lines if all(text in line for text in wanted))
 
     def page(self, path: str) -> str | None:
         try:

@@ -56,6 +56,20 @@ def test_what_is_gone_does_not_come_back_by_an_old_event() -> None:
     assert [c.uid for c in cache.children("uid-one")] == ["another"]
 
 
+def test_what_loses_the_label_that_watches_select_by_is_gone_until_it_has_it_again() -> None:
+    cache = Cache()
+    cache.apply("jobs", child("t1", 5))
+    assert cache.removed(child("t1", 6)) == {"uid-one"}
+    assert cache.children("uid-one") == ()
+    assert cache.apply("jobs", child("t1", 6)) == frozenset()
+    assert cache.apply("jobs", child("t1", 7)) == {"uid-one"}
+    assert cache.removed(child("t1", 6)) == frozenset()
+    assert [c.name for c in cache.children("uid-one")] == ["t1"]
+    cache.replace("jobs", [], version=8, namespaces=[])
+    cache.replace("jobs", [child("t1", 9)], version=10, namespaces=[])
+    assert [c.name for c in cache.children("uid-one")] == ["t1"]
+
+
 def test_children_are_known_by_their_controller_and_not_by_their_name() -> None:
     cache = Cache()
     cache.apply("jobs", child("t1", owner="somebody else"))

@@ -11,6 +11,7 @@ from finetune_api.contract import (
     LastMessage,
     PreflightOutcome,
     Progress,
+    RunConfig,
     TrainOutcome,
 )
 from finetune_api.job import FineTuneJobSpec
@@ -98,15 +99,19 @@ def subject(spec: dict[str, Any] = SPEC, **changes: Any) -> Subject:
     return replace(made, **changes)
 
 
-def pinned(spec: dict[str, Any] = SPEC, *, generation: int = 1) -> Pinned:
-    config = resolve(
+def resolved(spec: dict[str, Any] = SPEC, *, profile: dict[str, Any] | None = None, generation: int = 1) -> RunConfig:
+    return resolve(
         FineTuneJobSpec.model_validate(spec),
-        FineTuneProfileSpec(),
+        FineTuneProfileSpec.model_validate(profile or {}),
         job="ns/one",
         job_uid=UID,
         generation=generation,
         defaults=DEFAULTS,
     )
+
+
+def pinned(spec: dict[str, Any] = SPEC, *, generation: int = 1) -> Pinned:
+    config = resolved(spec, generation=generation)
     return Pinned(generation, config, restart_key(config), subject(spec).asked)
 
 
@@ -1958,3 +1963,28 @@ def test_a_reused_result_shows_its_step_and_loss() -> None:
     assert status is not None
     assert (status.phase, status.progress and status.progress.loss) == ("Succeeded", RESULT.final_loss)
     assert status.checkpoint == CheckpointStatus(step=RESULT.final_step)
+
+
+def test_a_kubelet_that_goes_back_and_forth_between_two_words_changes_nothing() -> None:
+    """The registry's own words are told, whatever it puts before them."""
+    registry = "failed to resolve reference: not found"
+    back_off = f'Back-off pulling image "trainer:1": ErrImagePull: {registry}'
+    given = world(None, t(), pod(t(), running=False, waiting=("ErrImagePull", registry)))
+    after = decide(given, now=NOW).status
+    assert after is not None
+    assert after.message == registry
+    backing = replace(given, pods=(pod(t(), running=False, waiting=("ImagePullBackOff", back_off)),))
+    backing = replace(backing, subject=replace(given.subject, status=after))
+    assert decide(backing, now=NOW + timedelta(hours=1)).status is None
+
+
+def test_a_refusal_names_the_job_and_not_the_pod_that_each_try_gives_another_name() -> None:
+    def told(name: str, before: FineTuneJobStatus | None) -> FineTuneJobStatus | None:
+        words = f'pods "{name}" is forbidden: exceeded quota: team-a'
+        given = world(before, p(), refusals={p().uid: words})
+        return decide(given, now=NOW + timedelta(hours=1 if before else 0)).status
+
+    after = told(f"{p().name}-x7k2p", None)
+    assert after is not None
+    assert f'pods "{p().name}" is forbidden: exceeded quota: team-a' in (after.message or "")
+    assert told(f"{p().name}-qqqqq", after) is None

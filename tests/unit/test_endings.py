@@ -248,6 +248,18 @@ def test_a_lone_pod_need_not_wait_for_the_job_controller() -> None:
     assert ending(job(ended=None), [ended(137)], nodes=2, now=NOW) is None
 
 
+def test_a_job_that_has_ended_waits_for_news_of_pods_that_are_still_seen_to_run() -> None:
+    """Lists and watches of Jobs and pods are not of one moment: their last message would be taken for lost."""
+    assert ending(job(ended="Complete"), [pod()], nodes=1, now=NOW) is None
+    assert ending(job(ended="Complete"), [pod(), ended(0, 1)], nodes=2, now=NOW) is None
+    assert ending(job(), [pod()], nodes=1, now=NOW) is None
+    assert ending(job(), [pod(), ended(1, 1)], nodes=2, now=NOW) is not None, "the other one is known to have failed"
+    for gone in ([], [pod(meta=ASKED)], [pod(conditions=NOT_READY)]):
+        late = ending(job(ended="Complete"), gone, nodes=1, now=NOW)
+        assert late is not None
+        assert late.reason == "MessageLost"
+
+
 def test_a_job_that_is_suspended_and_resumed_has_not_ended() -> None:
     """Its pods are deleted, and others come."""
     gone = ended(45, last=STOPPED, meta=ASKED)

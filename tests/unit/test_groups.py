@@ -12,11 +12,11 @@ from tests.unit.test_decide import (
     NOW,
     TRAINING,
     TWO_NODES,
-    UID,
     Row,
     ago,
     pinned,
     pod,
+    resolved,
     said,
     settled,
     short,
@@ -27,9 +27,6 @@ from tests.unit.test_decide import (
 )
 from tests.unit.test_observe import document, seen, train_job
 
-from finetune_api.job import FineTuneJobSpec
-from finetune_api.profile import FineTuneProfileSpec
-from finetune_api.resolve import Defaults, resolve
 from finetune_api.status import FineTuneJobStatus, Restart, Usage
 from finetune_operator.cache import Cache
 from finetune_operator.decide import decide
@@ -351,12 +348,4 @@ async def test_a_lone_pod_looks_for_no_groups() -> None:
 def test_a_group_waits_ten_minutes_for_its_nodes_unless_the_profile_says_otherwise(
     profile: dict[str, Any], seconds: float
 ) -> None:
-    config = resolve(
-        FineTuneJobSpec.model_validate(TWO_NODES),
-        FineTuneProfileSpec.model_validate(profile),
-        job="ns/one",
-        job_uid=UID,
-        generation=1,
-        defaults=Defaults(trainer_image="t", preflight_image="p"),
-    )
-    assert config.limits.start_seconds == seconds
+    assert resolved(TWO_NODES, profile=profile).limits.start_seconds == seconds

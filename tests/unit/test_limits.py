@@ -692,7 +692,7 @@ def test_what_the_gpus_cost_and_drew_is_told_at_the_rates_of_the_profile() -> No
     assert before.usage is not None
     paid = before.model_copy(update={"usage": before.usage.model_copy(update={"cost": 2.0, "kilowatt_hours": 0.5})})
     job = t(2, created=ago(7300), ended="Failed", ended_at=ago(0))
-    given = world(paid, job, pod(job, started=ago(7200)), **under(SPEC))
+    given = world(paid, job, ended(job, 1, at=0, started=ago(7200)), **under(SPEC))
     usage = _told(rated(given, gpu_hour_price=2.5, gpu_watts=700)).usage
     assert usage is not None
     assert (usage.gpu_seconds, usage.cost, usage.kilowatt_hours) == (10800, 7.0, 1.9)

@@ -4,11 +4,9 @@ from datetime import UTC, datetime
 from typing import Any, cast
 
 import pytest
-from tests.unit.test_decide import SPEC
+from tests.unit.test_decide import SPEC, resolved
 
-from finetune_api.job import FineTuneJobSpec
-from finetune_api.profile import FineTuneProfileSpec
-from finetune_api.resolve import Defaults, resolve
+from finetune_api.resolve import Defaults
 from finetune_operator.cache import Cache
 from finetune_operator.kube import ApiError, Kube
 from finetune_operator.manifests import config_map
@@ -359,14 +357,7 @@ async def test_how_long_running_pods_say_nothing_is_measured_by_a_clock_that_can
 
 
 async def test_a_queue_that_is_pinned_counts_though_no_profile_names_it_any_more() -> None:
-    pinned_queue = resolve(
-        FineTuneJobSpec.model_validate({**SPEC, "resources": {"nodes": 2}}),
-        FineTuneProfileSpec.model_validate({"queue": {"name": "team-a"}}),
-        job="ns/one",
-        job_uid="uid-one",
-        generation=1,
-        defaults=Defaults(trainer_image="t", preflight_image="p"),
-    )
+    pinned_queue = resolved({**SPEC, "resources": {"nodes": 2}}, profile={"queue": {"name": "team-a"}})
     cache = Cache()
     cache.apply("finetunejobs", document("one"))
     assert not (await seen(cache, events=Events(None, workload=no_quota()))).kueue

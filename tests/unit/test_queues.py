@@ -10,11 +10,11 @@ from tests.unit.test_decide import (
     NOW,
     SPEC,
     TRAINING,
-    UID,
     Row,
     p,
     pinned,
     pod,
+    resolved,
     said,
     settled,
     short,
@@ -25,9 +25,6 @@ from tests.unit.test_decide import (
 )
 
 from finetune_api.contract import QueueConfig
-from finetune_api.job import FineTuneJobSpec
-from finetune_api.profile import FineTuneProfileSpec
-from finetune_api.resolve import Defaults, resolve
 from finetune_operator.decide import decide
 from finetune_operator.verdict import reason_of
 from finetune_operator.views import Admission, Child, parse_time
@@ -218,15 +215,7 @@ def test_what_kueue_says_is_told_at_once() -> None:
 
 
 def queue_of(spec: dict[str, Any], profile: dict[str, Any]) -> QueueConfig | None:
-    config = resolve(
-        FineTuneJobSpec.model_validate({**SPEC, **spec}),
-        FineTuneProfileSpec.model_validate(profile),
-        job="ns/one",
-        job_uid=UID,
-        generation=1,
-        defaults=Defaults(trainer_image="t", preflight_image="p"),
-    )
-    return config.pods.queue
+    return resolved({**SPEC, **spec}, profile=profile).pods.queue
 
 
 def test_the_jobs_queue_counts_before_the_profiles() -> None:

@@ -1,15 +1,18 @@
 """One look, with an API server that only knows what is put into it."""
 
+from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
 import pytest
+from prometheus_client import REGISTRY
 
 from finetune_api.resolve import Defaults
 from finetune_operator.cache import Cache
 from finetune_operator.kube import ApiError, Kube
 from finetune_operator.observe import Observer
 from finetune_operator.progress import ProgressReader
-from finetune_operator.reconcile import LONGEST_BEHIND, Reconciler
+from finetune_operator.reconcile import LONGEST_BEHIND, LONGEST_REST, Reconciler
+from finetune_operator.views import MANAGED_BY, MANAGER
 
 JOB = {
     "metadata": {
@@ -30,31 +33,95 @@ JOB = {
 
 
 class Api:
-    """Whatever is created is there already, as an object of the FineTuneJob which the watches never bring."""
+    """Takes what is created. With a `there`, whatever is created is there already, as this object."""
 
     outside = False
 
-    def __init__(self) -> None:
+    def __init__(self, *, there: dict[str, Any] | None = None) -> None:
+        self.there = there
         self.asked = 0
+        self.statuses: list[dict[str, Any]] = []
 
     async def create(self, manifest: dict[str, Any]) -> dict[str, Any]:
         self.asked += 1
-        raise ApiError(409, "AlreadyExists", "it is there")
+        if self.there is not None:
+            raise ApiError(409, "AlreadyExists", "it is there")
+        created = {"uid": f"uid-{self.asked}", "resourceVersion": str(10 + self.asked)}
+        return {**manifest, "metadata": {**manifest["metadata"], **created}}
 
     async def get(self, kind: str, namespace: str, name: str) -> dict[str, Any]:
-        meta = {"name": name, "namespace": namespace, "uid": "gone", "resourceVersion": "5"}
-        return {"metadata": {**meta, "ownerReferences": [{"uid": "uid-one", "controller": True}]}}
+        assert self.there is not None
+        return self.there
+
+    async def write_status(self, namespace: str, name: str, *, body: dict[str, Any]) -> dict[str, Any]:
+        self.statuses.append(body["status"])
+        meta = {**JOB["metadata"], "resourceVersion": str(100 + len(self.statuses))}
+        return {**JOB, "metadata": meta, "status": body["status"]}
+
+
+def ours(**labels: str) -> dict[str, Any]:
+    """An object of the FineTuneJob."""
+    meta = {"name": "any", "namespace": "ns", "uid": "gone", "resourceVersion": "5", "labels": labels}
+    return {"metadata": {**meta, "ownerReferences": [{"uid": "uid-one", "controller": True}]}}
+
+
+def reconciler(
+    api: Api, *, cache: Cache | None = None, profile: bool = True, now: datetime = datetime(2026, 3, 1, tzinfo=UTC)
+) -> Reconciler:
+    cache = cache or Cache()
+    cache.apply("finetunejobs", JOB)
+    if profile:
+        meta = {"name": "default", "uid": "p", "resourceVersion": "1"}
+        cache.apply("finetuneprofiles", {"metadata": meta, "spec": {}})
+    kube = cast("Kube", api)
+    defaults = Defaults(trainer_image="t", preflight_image="p")
+    observer = Observer(cache, kube, ProgressReader(kube), defaults=defaults)
+    return Reconciler(cache, kube, observer, clock=lambda: now)
+
+
+def done(action: str) -> float:
+    return REGISTRY.get_sample_value("finetune_actions_total", {"action": action}) or 0.0
 
 
 async def test_an_object_that_never_comes_by_a_watch_is_looked_for_less_and_less_often() -> None:
-    """Somebody took its labels away: the watches cannot see it, and its name is taken."""
-    cache, api = Cache(), Api()
-    cache.apply("finetunejobs", JOB)
-    cache.apply("finetuneprofiles", {"metadata": {"name": "default", "uid": "p", "resourceVersion": "1"}, "spec": {}})
+    """It was deleted, and something keeps it: a finalizer of somebody's. Its name is taken until then."""
+    cache, api = Cache(), Api(there=ours(**{MANAGED_BY: MANAGER}))
     cache.forget("gone")
-    kube = cast("Kube", api)
-    defaults = Defaults(trainer_image="t", preflight_image="p")
-    look = Reconciler(cache, kube, Observer(cache, kube, ProgressReader(kube), defaults=defaults))
+    look = reconciler(api, cache=cache)
     waits = [await look("uid-one") for _ in range(10)]
     assert api.asked == 10
     assert waits == pytest.approx([0, 1, 2, 4, 8, 16, 32, LONGEST_BEHIND, LONGEST_BEHIND, LONGEST_BEHIND])
+
+
+async def test_an_object_that_lost_its_label_is_told() -> None:
+    """The watches do not see it, and its name is taken."""
+    api = Api(there=ours(another="label"))
+    assert await reconciler(api)("uid-one") == 60.0
+    (status,) = api.statuses
+    assert {c["type"]: (c["status"], c["reason"]) for c in status["conditions"]}["Stalled"] == ("True", "LabelLost")
+    label = "app.kubernetes.io/managed-by=finetune-operator"
+    assert f"is there, but without its label {label}; put it back, or delete the ConfigMap" in status["message"]
+
+
+async def test_an_action_counts_once_it_is_done() -> None:
+    before = done("CreateConfig"), done("CreatePreflight")
+    await reconciler(Api(there=ours(another="label")))("uid-one")
+    assert (done("CreateConfig"), done("CreatePreflight")) == before
+    await reconciler(Api())("uid-one")
+    assert (done("CreateConfig"), done("CreatePreflight")) == (before[0] + 1, before[1] + 1)
+
+
+async def test_no_clock_makes_a_job_rest_for_longer_than_ten_minutes() -> None:
+    """One that was a year behind when a delay was computed must not hold the job for a year once it is right again."""
+    api, cache = Api(), Cache()
+    now = datetime(2026, 3, 1, tzinfo=UTC)
+    behind = reconciler(api, cache=cache, now=now - timedelta(days=365))
+    job = {**ours(**{MANAGED_BY: MANAGER})["metadata"], "name": "one-p1", "uid": "uid-p1", "resourceVersion": "7"}
+    await behind("uid-one")
+    (preflight,) = cache.children("uid-one")
+    ended = {"type": "Failed", "status": "True", "lastTransitionTime": "2026-03-01T00:00:00Z"}
+    meta = {**job, "name": preflight.name, "uid": preflight.uid, "resourceVersion": "200"}
+    notes = {"annotations": {"finetune.dev/restart-key": preflight.key, "finetune.dev/ordinal": "1"}}
+    cache.apply("jobs", {"metadata": {**meta, **notes}, "status": {"conditions": [ended]}})
+    assert await behind("uid-one") == LONGEST_REST
+    assert "next try at 2026-03-01T00:00:" in api.statuses[-1]["message"]

@@ -49,6 +49,8 @@ class End:
 
 def ending(child: Child, pods: Sequence[Pod], *, nodes: int, now: datetime) -> End | None:
     """None while the attempt goes on. `pods` are those of `child`, by index."""
+    if child.ended is not None and _unseen(child, pods):
+        return None
     exits = [pod.exit for pod in pods if pod.exit is not None]
     if child.ended == "Complete" or (len(exits) == nodes and all(e.code == 0 for e in exits)):
         return _Look(child, pods, now).done()
@@ -57,6 +59,16 @@ def ending(child: Child, pods: Sequence[Pod], *, nodes: int, now: datetime) -> E
     alone = [pod for pod in pods if pod.exit is not None and pod.exit.code != 0 and not pod.was_asked_to_go]
     failed = child.ended == "Failed" or (nodes == 1 and bool(alone) and not child.suspended)
     return _Look(child, pods, now).failed() if failed and not stopping(child, pods, now=now) else None
+
+
+def _unseen(child: Child, pods: Sequence[Pod]) -> bool:
+    """Whether the Job has ended by what its pods did, and they are still seen to run: news of them is on its way.
+
+    Watches and lists of Jobs and pods are not of one moment. A pod that is asked to go, or whose node is lost, may be
+    seen to run for ever.
+    """
+    running = [pod for pod in pods if pod.running and not (pod.was_asked_to_go or pod.unreachable or pod.disrupted)]
+    return bool(running) and (child.ended == "Complete" or len(running) == len(pods))
 
 
 def stopping(child: Child, pods: Sequence[Pod], *, now: datetime) -> bool:

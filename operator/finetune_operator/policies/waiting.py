@@ -10,6 +10,8 @@ from finetune_operator.views import Child
 NORMAL = ("", "ContainerCreating", "PodInitializing")
 PULLING = ("ErrImagePull", "ImagePullBackOff", "RegistryUnavailable", "SignatureValidationFailed")
 """The kubelet goes back and forth between these words for one and the same trouble."""
+BACK_OFF = re.compile(rf'^Back-off pulling image "[^"]*": (?:(?:{"|".join(PULLING)}): )?')
+"""What it puts before the registry's words meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ def wait_of(o: Observed, child: Child, *, nodes: int, now: datetime) -> Wait | N
     if child.suspended:
         return _wait(SUSPENDED, f"Job {child.name} is suspended by the cluster", placed=False)
     if refusal and len(pods) < nodes:
-        return _wait(REFUSED, f"the cluster refuses the pods: {refusal}", placed=False)
+        return _wait(REFUSED, f"the cluster refuses the pods: {_without_pod(refusal, child)}", placed=False)
     for pod in pods:
         if pod.waiting is not None and pod.waiting[0] not in NORMAL:
             return _mend(pod.waiting[0], pod.waiting[1])
@@ -173,10 +175,15 @@ def _wait(cause: Cause, message: str, *, placed: bool) -> Wait:
     return Wait(cause, cause.reason, message, placed=placed)
 
 
+def _without_pod(words: str, child: Child) -> str:
+    """Of the Job instead of the pod: a name that is made up for each try would be a change of the status each time."""
+    return re.sub(rf'"{re.escape(child.name)}(?:-\d+)?-[a-z0-9]{{5}}"', f'"{child.name}"', words)
+
+
 def _mend(reason: str, message: str) -> Wait:
     missing = re.search(r'(secret|configmap) "([^"]+)" not found', message)
     if missing:
         cause = {"secret": SECRET, "configmap": CONFIG_MAP}[missing[1]]
         return _wait(cause, f"{message}; create it, the pod then starts by itself", placed=True)
-    words = message or f"the container waits: {reason}"
+    words = BACK_OFF.sub("", message) or message or f"the container waits: {reason}"
     return _wait(IMAGE, words, placed=True) if reason in PULLING else Wait(CONTAINER, reason, words, placed=True)
