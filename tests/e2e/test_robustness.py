@@ -357,7 +357,9 @@ def test_a_watch_that_silently_stops_is_made_good_within_two_minutes(plane: Plan
         done.set()
         place.plane.delete(place.path("deleted"))
         place.apply("new")
-        undisturbed(place, "trains", "new", seconds=120)
+        for job in ("trains", "new"):  # a Job may be known to be done before its pods are: then preflight looks again
+            becomes(place, job, "succeeded", "Succeeded", "Trained", seconds=120)
+            assert [made for made in place.kubelet.jobs_of(job) if made[0] == "t"] == ["t1"]
         gone = 'finetune_jobs{phase="Starting"'
         eventually("what is gone is known", lambda: gone not in (place.operator.page("/metrics") or ""), seconds=90)
 
@@ -641,14 +643,14 @@ def requests_in(operator: Operator, seconds: float) -> float:
 
 @pytest.mark.slow
 def test_ten_thousand_jobs_of_others_cost_neither_memory_nor_requests(place: Place) -> None:
-    """In the very namespace that it watches. 70 seconds hold one comparison of everything there is."""
+    """In the very namespace that it watches. Half a minute holds one comparison of all five kinds, or none."""
     place.apply("before", while_not(threading.Event()))
     place.reaches("before", "Starting", "Loading")
-    requests, memory = requests_in(place.operator, 70), resident(place.operator)
+    requests, memory = requests_in(place.operator, 30), resident(place.operator)
     with ThreadPoolExecutor(8) as pool:
         parts = [range(start, OTHERS, 8) for start in range(8)]
         list(pool.map(lambda part: create_others(place.plane, place.name, part), parts))
-    assert abs(requests_in(place.operator, 70) - requests) <= 3
+    assert abs(requests_in(place.operator, 30) - requests) <= 5 + 3
     assert resident(place.operator) - memory < 8
     place.apply("after")
     undisturbed(place, "after", seconds=30)
