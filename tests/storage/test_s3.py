@@ -342,17 +342,30 @@ def without_crc32(proxy: Any) -> None:
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["crc32", "md5"])
-def test_bytes_damaged_on_their_way_to_the_store_are_refused(
+def test_bytes_damaged_on_their_way_to_the_store_are_sent_again(
     proxied: Store, proxy: Any, tmp_path: Path, known: bool
 ) -> None:
-    large_file(tmp_path / "source")
+    data = large_file(tmp_path / "source")
     if not known:
         without_crc32(proxy)
     proxy.damage, proxy.damages_sent = b"the word", [b"k"]
-    with pytest.raises(Unavailable, match="BadDigest"):
-        proxied.upload(tmp_path / "source", "big")
+    sent = proxied.upload(tmp_path / "source", "big")
     assert (proxy.damages_sent, proxy.answers) == ([], [])
-    assert proxied.head("big") is None
+    assert proxied.download("big", tmp_path / "target").sha256 == sent.sha256 == hashlib.sha256(data).hexdigest()
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["crc32", "md5"])
+def test_bytes_that_are_damaged_each_time_are_refused(
+    proxy: Any, s3_settings: StorageSettings, s3_bucket: str, tmp_path: Path, known: bool
+) -> None:
+    store = open_store(f"s3://{s3_bucket}/some/prefix", replace(s3_settings, endpoint=proxy.endpoint, deadline=2.0))
+    large_file(tmp_path / "source")
+    if not known:
+        without_crc32(proxy)
+    proxy.damage, proxy.damages_sent = b"the word", [b"k"] * 1000
+    with pytest.raises(Unavailable, match="BadDigest"):
+        store.upload(tmp_path / "source", "big")
+    assert store.head("big") is None
 
 
 def test_a_store_that_refuses_crc32_is_given_md5(

@@ -5,7 +5,10 @@ from dataclasses import dataclass
 from .base import AccessDenied, NotFound, PreconditionFailed, StorageError, Unavailable, Unreachable
 
 # RequestTimeout is S3's 408, told as a 400; a 409 asks a conditional write that met another to come again.
-_RETRIED_CODES = {"RequestTimeout", "ConditionalRequestConflict", "OperationAborted", "SlowDown"}
+_RETRIED_CODES = {
+    *("RequestTimeout", "ConditionalRequestConflict", "OperationAborted", "SlowDown"),
+    *("BadDigest", "IncompleteBody"),  # what was sent did not arrive as it was
+}
 _RETRIED_STATUS = {408, 429, 500, 502, 503, 504, 507, 509}
 EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired"}
 _BAD_CREDENTIALS = {
@@ -147,7 +150,7 @@ def _about_server(request: Request, answer: Answer) -> StorageError | None:
             "set the endpoint and region of the bucket itself.",
             environment=False,
         )
-    if answer.temporary or answer.status >= 500 or answer.code in ("BadDigest", "IncompleteBody"):
+    if answer.temporary or answer.status >= 500:
         return unavailable(request, str(answer))
     return None
 
