@@ -290,7 +290,7 @@ CASES: dict[str, Case] = {
         "Failed",
         "BudgetExhausted",
         only_train(None),
-        spec={"budget": {"gpuHours": 0.0005, "onExhausted": "Fail"}, "resources": GPU},
+        spec={"budget": {"gpuHours": 0.002, "onExhausted": "Fail"}, "resources": GPU},
     ),
     "succeeded": Case("Succeeded", "Trained"),
     "reused": Case("Succeeded", "Reused", preflight(passes("Reused"))),
@@ -298,7 +298,7 @@ CASES: dict[str, Case] = {
         "Succeeded",
         "StoppedAtBest",
         lambda role, ordinal: RESUMES if role == "preflight" else None if ordinal == 1 else COMPLETED,
-        spec={"budget": {"gpuHours": 0.0005}, "resources": GPU},
+        spec={"budget": {"gpuHours": 0.002}, "resources": GPU},
     ),
 }
 
