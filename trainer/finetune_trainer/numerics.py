@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib.metadata import version
 from statistics import median
 from typing import Any
@@ -15,6 +15,9 @@ from finetune_trainer.world import World
 
 ATTENTION = "sdpa, or eager where the model has no other"
 _TURNS = 7
+_ROUNDS = 3
+_PAUSE = 1.5
+"""Seconds between two rounds of so many turns, which there are while more threads do not seem to pay."""
 _PAYS = 1.25
 """How much faster more threads must be."""
 _LIBRARIES = ("torch", "transformers", "accelerate", "peft", "numpy", "safetensors", "scikit-learn")
@@ -93,18 +96,29 @@ def _threads(world: World, *, before: int | None) -> int:
     if world.device.type == "cuda":
         return 1
     share = max(1, len(os.sched_getaffinity(0)) // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
-    chosen, fastest = 1, 0.0
-    for count, seconds in _measure(sorted({1, 2, share // 2, share} - {0}), most=share).items():
-        if not fastest or seconds * _PAYS < fastest:
-            chosen, fastest = count, seconds
+    times: dict[int, list[float]] = {count: [] for count in sorted({1, 2, share // 2, share} - {0}) if count <= share}
+    for _ in range(_ROUNDS):
+        _measure(times)
+        chosen = _paying({count: median(found) for count, found in times.items()})
+        if chosen == share:
+            break
+        time.sleep(_PAUSE)  # what keeps the cores busy may be over in a moment, and the choice holds for the whole run
     return chosen
 
 
-def _measure(counts: Sequence[int], *, most: int) -> dict[int, float]:
-    """Median seconds of training steps of one transformer layer, for each number of threads up to `most`, in turns."""
+def _paying(seconds: Mapping[int, float]) -> int:
+    """The number of threads, of those measured in ascending order, beyond which more do not pay."""
+    chosen, fastest = 1, 0.0
+    for count, took in seconds.items():
+        if not fastest or took * _PAYS < fastest:
+            chosen, fastest = count, took
+    return chosen
+
+
+def _measure(times: Mapping[int, list[float]]) -> None:
+    """Add the seconds of training steps of one transformer layer for each number of threads, in turns."""
     layer = torch.nn.TransformerEncoderLayer(384, 12, 1536, batch_first=True)
     rows = torch.randn(16, 48, 384)
-    times: dict[int, list[float]] = {count: [] for count in counts if count <= most}
     for number in range(_TURNS + 1):
         for count, found in times.items():
             torch.set_num_threads(count)
@@ -112,4 +126,3 @@ def _measure(counts: Sequence[int], *, most: int) -> dict[int, float]:
             layer(rows).sum().backward()
             if number:  # the first turn warms up
                 found.append(time.perf_counter() - start)
-    return {count: median(found) for count, found in times.items()}

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -501,3 +502,27 @@ def test_the_thread_count_is_measured_where_nothing_says_it(
         assert numerics.resolve(make_run(rows(20)).config, world=World(), before=None)["threads"] >= 1
     finally:
         torch.set_num_threads(before)
+
+
+BUSY, IDLE = {1: 1.0, 2: 4.0}, {1: 1.0, 2: 0.6}
+
+
+@pytest.mark.parametrize(
+    ("rounds", "threads"), [([IDLE], 2), ([BUSY, IDLE, IDLE], 2), ([BUSY, IDLE, BUSY], 1), ([BUSY, BUSY, BUSY], 1)]
+)
+def test_a_moment_in_which_others_are_busy_does_not_decide_the_thread_count(
+    monkeypatch: pytest.MonkeyPatch, rounds: list[dict[int, float]], threads: int
+) -> None:
+    left = list(rounds)
+
+    def measured(times: dict[int, list[float]]) -> None:
+        took = left.pop(0)
+        for count, found in times.items():
+            found += [took[count]] * 7
+
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr(numerics, "_measure", measured)
+    monkeypatch.setattr(numerics, "_PAUSE", 0.0)
+    assert numerics._threads(World(), before=None) == threads
+    assert left == []
