@@ -28,7 +28,8 @@ def run(scratch: Path) -> str:
         [
             f"## What checkpoints cost: MiniLM, batch {BATCH}, one checkpoint every {EVERY} steps, fp32 on the CPU",
             "",
-            "The loop waits for the copy to memory, and for the checkpoint before when that is still on its way.",
+            "The loop waits for the copy to memory, for the checkpoint before when that is still on its way, and in a",
+            "step that would be the 21st since the last commit.",
             "Uploads go on beside training, here on the same two processors, so that steps meanwhile are slower.",
             "",
             "| | checkpoint, MiB | loop waits, ms: median, most | share of time | a step, ms | beside an upload, ms |",
