@@ -552,12 +552,14 @@ def place(plane: Plane, tmp_path: Path) -> Iterator[Place]:
 
 
 @contextmanager
-def a_place(plane: Plane, directory: Path) -> Iterator[Place]:
-    """Its operator logs to `directory`."""
+def a_place(
+    plane: Plane, directory: Path, *, kubeconfig: Path | None = None, more: tuple[str, ...] = (), **fields: Any
+) -> Iterator[Place]:
+    """Its operator logs to `directory`; the rest is Operator's."""
     name = f"place-{next(_number)}"
     plane.create("/api/v1/namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
     kubelet = Kubelet(plane, name)
-    operator = Operator(plane, [name], directory / "operator.log")
+    operator = Operator(plane, [name], directory / "operator.log", kubeconfig, more=more, **fields)
     operator.start()
     try:
         yield Place(plane, name, kubelet, operator)

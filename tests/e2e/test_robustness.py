@@ -18,7 +18,6 @@ import urllib.error
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -27,12 +26,11 @@ from tests.e2e.test_operator import (
     TOKEN,
     Document,
     Ends,
-    Kubelet,
     Operator,
     Place,
     Plane,
     Script,
-    _number,
+    a_place,
     binaries,
     condition,
     eventually,
@@ -59,22 +57,6 @@ def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plane]:
         yield running
     finally:
         running.stop()
-
-
-@contextlib.contextmanager
-def a_place(
-    plane: Plane, directory: Path, *, kubeconfig: Path | None = None, more: tuple[str, ...] = (), **fields: Any
-) -> Iterator[Place]:
-    name = f"place-{next(_number)}"
-    plane.create("/api/v1/namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
-    kubelet = Kubelet(plane, name)
-    operator = Operator(plane, [name], directory / "operator.log", kubeconfig, more=more, **fields)
-    operator.start()
-    try:
-        yield Place(plane, name, kubelet, operator)
-    finally:
-        operator.kill()
-        kubelet.close()
 
 
 @pytest.fixture

@@ -97,12 +97,13 @@ def _threads(world: World, *, before: int | None) -> int:
         return 1
     share = max(1, len(os.sched_getaffinity(0)) // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     times: dict[int, list[float]] = {count: [] for count in sorted({1, 2, share // 2, share} - {0}) if count <= share}
-    for _ in range(_ROUNDS):
+    for number in range(_ROUNDS):
+        if number:  # what keeps the cores busy may be over in a moment, and the choice holds for the whole run
+            time.sleep(_PAUSE)
         _measure(times)
         chosen = _paying({count: median(found) for count, found in times.items()})
         if chosen == share:
             break
-        time.sleep(_PAUSE)  # what keeps the cores busy may be over in a moment, and the choice holds for the whole run
     return chosen
 
 
