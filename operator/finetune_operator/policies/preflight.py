@@ -33,7 +33,7 @@ def preflight(o: Observed, target: Target, *, now: datetime, carried: Counters |
         if failed is not None:
             return failed
         begun = _begin(o, target, counters=carried or Counters())
-        return begun.doing(*(DeleteJob.of(job) for job in jobs))
+        return begun.doing(*(DeleteJob.of(job) for job in o.remaining("preflight")))
     newest = mine[-1]
     verdict = _look(o, target, newest, now=now)
     return verdict.doing(*(DeleteJob.of(job) for job in jobs if job is not newest))
@@ -51,8 +51,11 @@ def _begin(o: Observed, target: Target, *, counters: Counters) -> Verdict:
     if missing is not None:
         unknown = Mark("Unknown", missing.reason, missing.message)
         return missing.verdict(again_after=30.0).marking(PreflightPassed=unknown)
-    action = CreatePreflight(target.config, target.key, o.next_ordinal("preflight"), counters)
-    return _checking("Checking", "checking storage, data and labels").doing(action)
+    return _checking("Checking", "checking storage, data and labels").doing(_another(o, target, counters))
+
+
+def _another(o: Observed, target: Target, counters: Counters) -> CreatePreflight:
+    return CreatePreflight(target.config, target.key, o.next_ordinal("preflight"), counters, o.attempts)
 
 
 def _checking(reason: str, message: str) -> Verdict:
@@ -102,8 +105,7 @@ def _again(o: Observed, target: Target, job: Child, end: End, *, now: datetime) 
         delay = environment_delay(before.tries)
     due = end.at + delay
     if now >= due:
-        action = CreatePreflight(target.config, target.key, o.next_ordinal("preflight"), counters)
-        return _retrying(end, f"{end.message}; looking again now").doing(action)
+        return _retrying(end, f"{end.message}; looking again now").doing(_another(o, target, counters))
     message = f"{end.message}; next try at {format_time(due)}"
     return replace(_retrying(end, message), again_after=(due - now).total_seconds())
 
