@@ -714,7 +714,7 @@ def test_a_result_whose_job_was_deleted_while_the_operator_was_down_is_found(pla
     place.operator.start()
     status = place.reaches("one", "Succeeded", "Reused")
     assert status["model"] == RESULT["model"]
-    assert place.kubelet.jobs_of("one") == ["p1", "p1", "t1"]
+    assert place.kubelet.jobs_of("one") == ["p1", "p2", "t1"]
 
 
 def test_of_twins_one_trains_and_the_other_reuses(place: Place) -> None:
