@@ -307,8 +307,10 @@ class Generator:
 
 
 def _groups(rules: Sequence[Rule]) -> list[list[Rule]]:
-    """One validation for all rules that begin with the same field: with each write, a status's too, the API server evaluates all of
-    them, and looking a field up is what costs it most. What is not set is looked up once.
+    """One validation for all rules that begin with the same field.
+
+    With each write, a status's too, the API server evaluates all of them, and looking a field up is what costs it most:
+    what is not set is looked up once.
     """
     by_field: dict[str, list[Rule]] = {}
     for rule in rules:

@@ -120,8 +120,7 @@ class Retention(Model):
 class Evaluation(Model):
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
-            "!has(self.baseline) || self.baseline != 'None' || "
-            "!self.gates.exists(gate, has(gate.improvesBaselineBy))",
+            "!has(self.baseline) || self.baseline != 'None' || !self.gates.exists(gate, has(gate.improvesBaselineBy))",
             "a gate with improvesBaselineBy needs a baseline: leave out baseline: None",
             lambda model: (
                 model.baseline != "None" or all(at(gate, "improvesBaselineBy") is None for gate in model.gates or ())

@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 from pydantic import Field
 
-from finetune_api.base import Model, Rule, at, has_path, items, lasts_a_minute, never_beside, only_beside, spec_field
+from finetune_api.base import Model, Rule, at, items, lasts_a_minute, never_beside, only_beside, spec_field
 from finetune_api.evaluation import Evaluation
 from finetune_api.method import Method
 from finetune_api.pods import Budget, Checkpoint, Output, PodTemplate, Queue, Resources, Retries, Storage

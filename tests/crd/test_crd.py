@@ -254,12 +254,15 @@ def test_a_validation_looks_up_once_what_is_not_set_and_says_all_that_is_wrong()
 
     inner, alone = (crd._validation(group) for group in crd._groups(Two.rules))
     assert inner == {
-        "rule": "!has(self.a) || ((!has(self.a.b) || ((self.a.b > 1) && (self.a.b < 9))) && (!has(self.a.c) || (self.a.c > 1)))",
+        "rule": (
+            "!has(self.a) || ((!has(self.a.b) || ((self.a.b > 1) && (self.a.b < 9))) && "
+            "(!has(self.a.c) || (self.a.c > 1)))"
+        ),
         "messageExpression": (
-            "[(!(has(self.a) && has(self.a.b)) || (self.a.b > 1)) ? '' : 'b is more than 1', "
-            "(!(has(self.a) && has(self.a.b)) || (self.a.b < 9)) ? '' : 'b isn\\'t 9', "
-            "(!(has(self.a) && has(self.a.c)) || (self.a.c > 1)) ? '' : 'c is more than 1']"
-            ".filter(one, one != '').join('; ')"
+            "((!(has(self.a) && has(self.a.b)) || (self.a.b > 1)) ? '' : 'b is more than 1; ') + "
+            "((!(has(self.a) && has(self.a.b)) || (self.a.b < 9)) ? '' : 'b isn\\'t 9; ') + "
+            "((!(has(self.a) && has(self.a.c)) || (self.a.c > 1)) ? '' : 'c is more than 1; ') + "
+            "'finetune validate names the lines'"
         ),
     }
     assert alone == {"rule": "self.d > 1", "message": "d is more than 1"}

@@ -28,9 +28,7 @@ def rules(schema: object) -> Iterator[str]:
 
 
 KNOWN = {
-    message
-    for model in (FineTuneJob, FineTuneProfile)
-    for message in rules(crd.open_api_schema(model, apart=True))
+    message for model in (FineTuneJob, FineTuneProfile) for message in rules(crd.open_api_schema(model, apart=True))
 }
 
 
