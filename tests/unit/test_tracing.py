@@ -19,7 +19,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 from tests.unit.test_decide import TRAINING, subject
 from tests.unit.test_kube import JOB, Answer, Client, kube
-from tests.unit.test_progress import HOST, answering, good, pod, reader
+from tests.unit.test_progress import answering, good, pod, reader
 from tests.unit.test_reconcile import Api, ours, reconciler
 
 from finetune_api.contract import PROGRESS_PORT
@@ -275,9 +275,10 @@ async def test_a_request_without_an_answer_says_why(spans: Spans) -> None:
 
 
 async def test_a_question_to_a_trainer_is_a_child(spans: Spans, reader: ProgressReader) -> None:
-    runner = await answering(good)
+    host = "127.0.0.78"  # test_progress.py has its own, perhaps at this moment
+    runner = await answering(good, host)
     with tracing.look(subject()):
-        await reader.read("ns", [pod()])
+        await reader.read("ns", [pod(ip=host)])
         tracing.acted("DeleteJob")
     await runner.cleanup()
     (request,) = spans.requests()
@@ -285,7 +286,7 @@ async def test_a_question_to_a_trainer_is_a_child(spans: Spans, reader: Progress
     assert told(request) == {
         "http.request.method": "GET",
         "url.path": "/progress",
-        "server.address": HOST,
+        "server.address": host,
         "server.port": PROGRESS_PORT,
         "http.response.status_code": 200,
     }
