@@ -90,11 +90,12 @@ COUNTED = (
     ("usage.lostSteps", "their sum, over all attempts"),
     (
         "usage.gpuSeconds",
-        "of all attempts that have ended: from when each pod got its node to the end, times its GPUs; without Jobs "
-        "that vanished unseen",
+        "of all attempts: from when each pod got its node to the end, times its GPUs; of Jobs that vanished as far as "
+        "the status had told",
     ),
     ("usage.runningSeconds", "the same from when the first pod got its node, whatever the GPUs"),
-    ("usage.counted", "the last attempt that is in these sums: each is added once"),
+    ("usage.ongoing", "what of these sums is of the attempt that goes on, as of the last write of the status"),
+    ("usage.counted", "the last attempt that has ended and is in these sums: each is added once"),
     ("run.interruptions", "endings in a row that were not counted and won no step"),
 )
 
