@@ -27,6 +27,7 @@ from tests.e2e.test_operator import (
     Place,
     Plane,
     Script,
+    StandIn,
     _number,
     binaries,
     eventually,
@@ -599,3 +600,29 @@ def test_a_job_that_is_deleted_in_any_phase_leaves_nothing(place: Place) -> None
         eventually(f"no {kind}", lambda kind=kind: not place.children(kind))
     log = Path(place.operator.log).read_text()
     assert "Traceback" not in log
+
+
+# --- a queue: last of all, for pending-kueue goes on once there is a Kueue ---
+
+
+def test_what_a_queue_does_with_a_job_is_told_in_its_words(place: Place, trainer: Trainer) -> None:
+    """This test is Kueue, as far as the operator sees it. tests/e2e/test_kueue.py has the real one."""
+    queue: Document = {"queue": {"name": "team-a"}, "resources": GPU}
+    with StandIn(place) as kueue:
+        for name in ("waits", "stuck", "queued-trains"):
+            place.apply(name, lambda role, ordinal: passes(run=OTHER) if role == "preflight" else None, **queue)
+            becomes(place, name, "queued-kueue-unseen", "Queued", "WaitingForQueue")
+        kueue.says("waits", QuotaReserved=("False", "insufficient unused quota for nvidia.com/gpu, 1 more needed"))
+        kueue.says("stuck", "Inadmissible", QuotaReserved=("False", "LocalQueue team-a doesn't exist"))
+        kueue.suspends(False, "queued-trains")
+        trainer.says("Training", 40, saved=30)
+        eventually("it says so", lambda: "1 more needed" in place.status("waits")["message"])
+        becomes(place, "waits", "queued-kueue", "Queued", "WaitingForQueue")
+        becomes(place, "stuck", "queued-kueue-inadmissible", "Queued", "Inadmissible")
+        becomes(place, "queued-trains", "training", "Training", "Training")
+        words = "Preempted to accommodate a workload of a higher priority"
+        kueue.says("queued-trains", Evicted=("True", words), QuotaReserved=("False", words))
+        kueue.suspends(True, "queued-trains")
+        becomes(place, "queued-trains", "queued-kueue-evicted", "Queued", "WaitingForQueue")
+        kueue.suspends(False, "queued-trains")
+        becomes(place, "queued-trains", "training", "Training", "Training")
