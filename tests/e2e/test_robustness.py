@@ -489,7 +489,7 @@ sys.exit(main())
 
 @pytest.mark.parametrize("by", ["null", pytest.param("lies", marks=pytest.mark.slow)])
 def test_a_status_that_somebody_wiped_is_found_out_again(place: Place, by: str) -> None:
-    """From the Jobs that are there. What preflight had counted is in the run's report alone."""
+    """From the Jobs that are there: the train Job carries what preflight had counted."""
     done = threading.Event()
     place.apply("trains", while_not(done))
     place.apply("done")

@@ -57,6 +57,8 @@ def attempt(o: Observed, target: Target, job: Child, *, now: datetime, supersede
         verdict = _going_on(o, target, job, now=now, superseded=superseded)
     else:
         verdict = _ended(o, target, job, end, now=now, superseded=superseded)
+    if o.subject.status.preflight is None and "preflight" not in verdict.facts and job.preflight is not None:
+        verdict = verdict.stating(preflight=job.preflight)  # the status was wiped
     known = mark_of(o.subject, "PreflightPassed")
     if superseded or "PreflightPassed" in verdict.marks or (known is not None and known.status == "True"):
         return verdict
