@@ -162,6 +162,7 @@ def train_job(
     }
     if pods.queue is not None:
         labels, spec = _queued(pods.queue, labels, spec)
+        spec["podReplacementPolicy"] = "Failed"  # with its place back it waits for what the old pods still commit
     notes, found = _notes(subject, key, ordinal, counters), subject.status.preflight
     if found is not None:
         notes[FIGURES] = found.model_dump_json(by_alias=True, exclude_none=True)

@@ -214,6 +214,8 @@ class Child:
     ended: Literal["Complete", "Failed"] | None
     """Failed already at FailureTarget: Failed itself waits for pods that a dead node never ends."""
     ended_at: datetime | None
+    patient: bool = False
+    """Neither are pods replaced, nor do they count as failed, before they have ended: podReplacementPolicy Failed."""
     figures: str = ""
     """What preflight had found before a train Job, as JSON: a status that somebody wiped has it no more."""
 
@@ -255,6 +257,7 @@ class Child:
             released=max(_created(meta), _transition(status, "Suspended", "False") or _created(meta)),
             ended=ended,
             ended_at=when,
+            patient=(raw.get("spec") or {}).get("podReplacementPolicy") == "Failed",
             figures=notes.get(FIGURES, ""),
         )
 

@@ -201,6 +201,17 @@ def test_a_job_is_read_back_with_all_that_it_carries() -> None:
     assert (child.ordinal, child.counters, child.generation) == (3, Counters(failures=1, tries=2), 2)
 
 
+def test_new_pods_wait_for_old_ones_only_where_a_queue_may_take_the_place_away() -> None:
+    """Elsewhere a Job with a pod on a dead node would never say that it has failed."""
+    queued = {**SPEC, "queue": {"name": "team-a"}}
+    assert train(queued)["spec"]["podReplacementPolicy"] == "Failed"
+    for other in (train(SPEC), preflight(queued, {"queue": {"name": "team-a", "preflight": True}})):
+        assert "podReplacementPolicy" not in other["spec"]
+    raw = train(queued)
+    raw["metadata"] |= {"uid": "u", "creationTimestamp": "2026-03-01T00:00:00Z", "resourceVersion": "1"}
+    assert Child.of(raw).patient
+
+
 def test_a_train_job_carries_what_preflight_had_found() -> None:
     found = PreflightStatus(rows=RowCounts(train=9, validation=1), truncated_percent=0.25, warnings=['日本語 "x"'])
     subject = replace(SUBJECT, status=FineTuneJobStatus(preflight=found))
