@@ -68,7 +68,7 @@ then it goes on by itself.
    answers or is removed.
 3. The Job controller counts a pod that is Terminating as failed and puts the Job at `FailureTarget`. `Failed` would
    wait for the dead node, for ever. (A `podFailurePolicy` would make it wait here, too; therefore the Jobs have none,
-   and `backoffLimit: 0`. The train Job of a queue waits, so that its old pods may commit a checkpoint before Kueue's next
+   and `backoffLimit: 0`. The train Job of a queue waits, so that its old pods may commit a checkpoint before the next
    admission begins new ones; of such a Job the operator goes by the pod and its node.)
 4. The operator acts on `FailureTarget`: it begins the next Job and deletes the old one in the background, waiting for
    neither Job nor pod. (Pods on nodes that answer get the time they were given to commit a checkpoint, first.)

@@ -641,7 +641,7 @@ def test_what_a_queue_does_with_a_job_is_told_in_its_words(place: Place, kueue: 
 def test_with_its_place_back_a_job_waits_until_its_old_pods_have_ended(place: Place, kueue: StandIn) -> None:
     """New ones would claim the run, and fence the checkpoint that the old ones still commit."""
     assert isinstance(place.kubelet, Node)
-    place.apply("back", train_of_the_other_run, **QUEUED)
+    place.apply("back", only_train(None), **QUEUED)
     place.reaches("back", "Queued", "WaitingForQueue")
     kueue.suspends(False, "back")
     place.reaches("back", "Starting", "Loading")
@@ -661,7 +661,7 @@ def test_with_its_place_back_a_job_waits_until_its_old_pods_have_ended(place: Pl
 
 def test_a_job_of_a_queue_whose_node_is_lost_is_queued_again(place: Place, kueue: StandIn) -> None:
     assert isinstance(place.kubelet, Node)
-    place.apply("lost-in-queue", train_of_the_other_run, **QUEUED)
+    place.apply("lost-in-queue", only_train(None), **QUEUED)
     place.reaches("lost-in-queue", "Queued", "WaitingForQueue")
     kueue.suspends(False, "lost-in-queue")
     place.kubelet.lingering.add("lost-in-queue")

@@ -913,6 +913,24 @@ def test_what_was_told_before_a_queue_took_the_place_away_is_paid_once() -> None
     assert (taken.running_seconds, taken.gpu_seconds, taken.ongoing) == (600, 2400, None)
 
 
+def test_what_was_taken_before_a_place_that_came_back_at_once_is_paid_too() -> None:
+    """The old pods end after the Job was resumed: nobody ever sees it suspended and without pods."""
+    spec = {**FOUR_GPUS, **BIG}
+    job = t(created=ago(650), released=ago(100), key=pinned(spec).key)
+    old, new = pod(job, started=ago(600), gone_by=ago(-20), was_asked_to_go=True), pod(job, name="b", started=ago(90))
+    seen = spent(0, run=RunStatus(id=RUN, generation=1, placed_at=format_time(ago(600))))
+    both = _told(world(seen, job, old, telling(ago(110)), **under(spec))).usage
+    assert both is not None
+    assert both.counted == 0
+    assert both.ongoing is not None
+    status = _told(world(seen, job, new, **under(spec)))
+    assert status.usage is not None
+    assert (status.usage.running_seconds, status.usage.gpu_seconds, status.usage.ongoing) == (500, 2000, None)
+    usage = _told(world(status, job, new, telling(NOW), **under(spec))).usage
+    assert usage is not None
+    assert (usage.running_seconds, usage.ongoing and usage.ongoing.running_seconds) == (590, 90)
+
+
 def test_another_run_of_the_same_job_goes_on_with_what_was_used() -> None:
     told = said("Queued", "PreflightPassed", passed="True", run=OTHER_RUN, usage=OVER)
     assert reason_of(settled(world(told, **under(DEADLINE))).status or told) == "DeadlineExceeded"

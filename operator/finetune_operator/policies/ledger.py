@@ -100,17 +100,29 @@ def set_aside(o: Observed, target: Target, job: Child, usage: Usage, *, now: dat
 
     What they took is added, and the attempt is placed no more: it goes on with other pods, or never.
     """
-    run = o.subject.status.run
+    run, pods = o.subject.status.run, target.config.pods
     began = told_time(run.placed_at) if run is not None and run.id == job.run else None
-    counted = job.ordinal <= (usage.counted or 0)
-    if run is None or began is None or began < job.created or counted or job.suspended_at is None or o.pods_of(job):
+    if run is None or began is None or began < job.created or job.ordinal <= (usage.counted or 0):
         return {}
-    pods, grace = target.config.pods, timedelta(seconds=target.config.pods.grace_seconds)
-    until = min(max(now, job.suspended_at), job.suspended_at + grace)
+    until = _left(o, job, began, grace=timedelta(seconds=pods.grace_seconds), now=now)
+    if until is None:
+        return {}
     seconds = max(0.0, (until - began).total_seconds())
     usage = with_attempt(usage, job.ordinal).settled
     cost = Cost.at_rates_of(target, job.ordinal, seconds, seconds * pods.nodes * pods.gpus)
     return {"usage": usage.model_copy(update=cost.on(usage)), "run": run.model_copy(update={"placed_at": None})}
+
+
+def _left(o: Observed, job: Child, began: datetime, *, grace: timedelta, now: datetime) -> datetime | None:
+    """About until when the pods ran that a suspension has ended; None where it has ended none, or not yet.
+
+    Who gets its place back at once may have new pods before anybody sees that the old ones are gone.
+    """
+    pods = o.pods_of(job)
+    if job.suspended_at is not None:
+        return None if pods else min(max(now, job.suspended_at), job.suspended_at + grace)
+    started = [pod.started for pod in pods if pod.started is not None]
+    return job.released if started and began < job.released <= min(started) else None
 
 
 def placed(o: Observed, job: Child, run: RunStatus) -> RunStatus:
