@@ -621,7 +621,7 @@ def kueue(place: Place) -> Iterator[StandIn]:
 def test_what_a_queue_does_with_a_job_is_told_in_its_words(place: Place, kueue: StandIn, trainer: Trainer) -> None:
     for name in ("waits", "stuck", "queued-trains"):
         place.apply(name, train_of_the_other_run, **QUEUED)
-        becomes(place, name, "queued-kueue-unseen", "Queued", "WaitingForQueue")
+        becomes(place, name, "queued-kueue-unseen", "Queued", "WaitingForQueue", seconds=60)  # it asks now and then
     kueue.says("waits", QuotaReserved=("False", "insufficient unused quota for nvidia.com/gpu, 1 more needed"))
     kueue.says("stuck", "Inadmissible", QuotaReserved=("False", "LocalQueue team-a doesn't exist"))
     kueue.suspends(False, "queued-trains")

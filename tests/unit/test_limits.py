@@ -892,7 +892,8 @@ def test_one_that_had_only_vanished_from_sight_is_not_paid_twice() -> None:
 def test_what_is_over_or_rests_has_nothing_that_goes_on() -> None:
     job, its_pod, told = running(500)
     status = _told(world(spent(3000), job, its_pod, told, **under(SPEC)))
-    reused = _told(world(status, p(), ended(p(), 0, outcome("Reused")), **under(SPEC)))
+    lost = _told(world(status, **under(SPEC)))
+    reused = _told(world(lost, p(), ended(p(), 0, outcome("Reused")), **under(SPEC)))
     halted = {**SPEC, "suspend": True}
     rests = settled(world(status, subject=subject(halted, generation=2), pinned={1: pinned()})).status
     for after in (reused, rests):
