@@ -87,7 +87,8 @@ class DrawnNumbers:
         counts = [_by_label(weights, kinds, int(kinds.max(initial=0)) + 1) for kinds in self._kinds]
         varied, answered = ((count > 0).sum(1) > 1 for count in counts)
         numbers, answers = (values - (weights @ values)[:, None] / rows for values in self._values)
-        ranks = [_ranks(count)[:, kinds] - (rows + 1) / 2 for count, kinds in zip(counts, self._kinds, strict=True)]
+        ranked = (_ranks(count)[:, kinds] for count, kinds in zip(counts, self._kinds, strict=True))
+        place, answered_place = (ranks - (rows + 1) / 2 for ranks in ranked)
         error = squares / rows[:, 0]
         return {
             "mse": error,
@@ -95,7 +96,7 @@ class DrawnNumbers:
             "mae": weights @ self._error / rows[:, 0],
             "r2": 1 - _ratio(squares, (weights * numbers**2).sum(1), varied),
             "pearson": _correlation(weights, numbers, answers, varied & answered),
-            "spearman": _correlation(weights, *ranks, varied & answered),
+            "spearman": _correlation(weights, place, answered_place, varied & answered),
         }
 
 
