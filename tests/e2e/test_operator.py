@@ -17,7 +17,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
@@ -435,6 +435,8 @@ class Operator:
     """What Python runs, where it starts cold."""
     more: Sequence[str] = ()
     """Further arguments."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Further variables."""
 
     def start(self) -> None:
         kubeconfig = self.kubeconfig or self.plane.kubeconfig
@@ -444,7 +446,8 @@ class Operator:
         arguments += self.more
         for namespace in self.namespaces:
             arguments += ["--namespace", namespace]
-        self.process = forked.operator(arguments, self.log, cold=self.program if self.cold else None)
+        cold = self.program if self.cold else None
+        self.process = forked.operator(arguments, self.log, cold=cold, environment=self.environment)
 
     def kill(self) -> None:
         if self.process is not None:
