@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from finetune_api.status import CheckpointStatus, FineTuneJobStatus, ProgressStatus, Usage
+from finetune_api.status import CheckpointStatus, FineTuneJobStatus, Ongoing, ProgressStatus, Usage
 from finetune_operator.status import compose, notes, worth_writing
 from finetune_operator.verdict import Mark, Verdict, condition, mark_of, reason_of
 from finetune_operator.views import Subject, format_time
@@ -163,6 +163,18 @@ def test_a_container_that_starts_at_once_is_told_with_what_follows() -> None:
     assert worth_writing(before, starting, now=NOW, last_write=NOW)
     trouble = told(Verdict("Queued", "Unschedulable", "no node has room"))
     assert worth_writing(trouble, starting, now=NOW, last_write=NOW, brief=True)  # that it is over is news
+
+
+def test_what_an_attempt_takes_is_told_with_what_is_written_anyway() -> None:
+    def after(seconds: int) -> FineTuneJobStatus:
+        taken = Ongoing(attempt=1, gpu_seconds=seconds, running_seconds=seconds)
+        return moved(told(RUNNING), usage=Usage(gpu_seconds=seconds, running_seconds=seconds, ongoing=taken))
+
+    assert not worth_writing(after(10), after(9999), now=LATER, last_write=NOW)
+    assert not worth_writing(after(10), after(9999), now=LATER, last_write=None)
+    assert worth_writing(after(10), moved(after(20), phase="Evaluating"), now=NOW, last_write=NOW)
+    assert worth_writing(after(10), moved(after(20), message="step 2 of 9"), now=LATER, last_write=NOW)
+    assert not worth_writing(after(10), moved(after(20), message="step 2 of 9"), now=NOW, last_write=NOW)
 
 
 def test_a_restarted_operator_writes_no_sooner_than_the_one_before_would_have() -> None:
