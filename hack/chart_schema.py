@@ -14,6 +14,16 @@ ROOT = Path(__file__).resolve().parent.parent
 TARGET = ROOT / "charts/finetune-operator/values.schema.json"
 NAME = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
 IMAGE = r"^[^\s]+$"
+VARIABLE = {
+    "type": "object",
+    "additionalProperties": False,
+    "required": ["name"],
+    "properties": {
+        "name": {"type": "string", "pattern": r"^[A-Za-z_][A-Za-z0-9_]*$"},
+        "value": {"type": "string"},
+        "valueFrom": {"type": "object"},
+    },
+}
 
 
 def partly(**properties: Any) -> dict[str, Any]:
@@ -76,6 +86,7 @@ def schema() -> dict[str, Any]:
         profile=closed(create={"type": "boolean"}, name={"type": "string", "pattern": NAME}, **spec),
     )
     values["properties"]["global"] = {"type": "object"}  # Helm's own, for charts inside charts
+    values["properties"]["env"] = {"type": "array", "items": VARIABLE}  # --reuse-values of older releases lacks it
     return {"$schema": "http://json-schema.org/draft-07/schema#", "title": "Values of finetune-operator", **values}
 
 

@@ -13,7 +13,6 @@ Whole families (source packages, topics) are on one side. The same package lists
 """
 
 import argparse
-import ast
 import hashlib
 import itertools
 import json
@@ -26,6 +25,8 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from docstrings import documented
 
 SECTIONS = ("doc", "fonts", "games", "golang", "haskell", "java", "javascript", "localization", "perl", "php", "python")
 """Sections of the archive that instructions are about."""
@@ -95,16 +96,11 @@ def docstrings() -> Iterator[tuple[str, str]]:
     """Paragraphs of prose in docstrings, each once, with the module they are in. Sources are parsed, never imported."""
     seen = set()
     for path, module in _sources():
-        try:
-            tree = ast.parse(path.read_bytes())
-        except (SyntaxError, ValueError):  # templates, or written for another Python
-            continue
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-                for text in _paragraphs(ast.get_docstring(node) or ""):
-                    if text not in seen:
-                        seen.add(text)
-                        yield text, module
+        for _, docstring in documented(path):
+            for text in _paragraphs(docstring):
+                if text not in seen:
+                    seen.add(text)
+                    yield text, module
 
 
 def _sources() -> Iterator[tuple[Path, str]]:

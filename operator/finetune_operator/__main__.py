@@ -17,7 +17,7 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from finetune_api.resolve import Defaults
-from finetune_operator import handlers
+from finetune_operator import handlers, tracing
 from finetune_operator.cache import Cache
 from finetune_operator.kube import Kube
 from finetune_operator.leader import Alone, Elector
@@ -40,7 +40,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.kubeconfig is not None:
         options.kubeconfig = os.path.abspath(os.path.expanduser(options.kubeconfig))
         os.environ["KUBECONFIG"] = options.kubeconfig  # where kopf looks
-    return asyncio.run(_run(options))
+    tracing.begin()
+    try:
+        return asyncio.run(_run(options))
+    finally:
+        tracing.end()
 
 
 def _parser() -> argparse.ArgumentParser:

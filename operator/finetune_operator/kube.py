@@ -8,6 +8,7 @@ from typing import Any
 from kubernetes.aio import client, config
 
 from finetune_api import GROUP, VERSION
+from finetune_operator import tracing
 from finetune_operator.cache import Kind
 from finetune_operator.metrics import API_REQUESTS
 from finetune_operator.views import SELECTOR, Raw
@@ -219,12 +220,14 @@ class Kube:
         if guarded and method != "GET" and not self._may_write():
             raise NotLeading(f"{method} {path} was not sent: this operator does not lead")
         code = "none"
-        try:
-            answer = await self._api.call_api(verb, url, headers, body, _request_timeout=seconds)
-            code = str(answer.status)
-        finally:
-            API_REQUESTS.labels(method, _resource(path), code).inc()
-        content: bytes = await answer.read()
+        with tracing.request(method, _resource(path), url) as answered:
+            try:
+                answer = await self._api.call_api(verb, url, headers, body, _request_timeout=seconds)
+                code = str(answer.status)
+                answered(answer.status)
+            finally:
+                API_REQUESTS.labels(method, _resource(path), code).inc()
+            content: bytes = await answer.read()
         if answer.status >= 400:
             raise _error(answer.status, content)
         return content

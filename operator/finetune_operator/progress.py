@@ -11,6 +11,7 @@ import aiohttp
 from pydantic import ValidationError
 
 from finetune_api.contract import PROGRESS_PORT, Progress
+from finetune_operator import tracing
 from finetune_operator.kube import ApiError, Kube
 from finetune_operator.views import Pod
 
@@ -66,7 +67,10 @@ class ProgressReader:
         if self._session is None:
             self._session = aiohttp.ClientSession(timeout=TIMEOUT, trust_env=False)
         host = f"[{pod.ip}]" if pod.ip and ":" in pod.ip else pod.ip
-        async with self._session.get(f"http://{host}:{PROGRESS_PORT}/progress", allow_redirects=False) as answer:
-            if answer.status != 200:
-                raise aiohttp.ClientError(f"HTTP status {answer.status}")
-            return await answer.content.read(LIMIT)
+        url = f"http://{host}:{PROGRESS_PORT}/progress"
+        with tracing.request("GET", "/progress", url) as answered:
+            async with self._session.get(url, allow_redirects=False) as answer:
+                answered(answer.status)
+                if answer.status != 200:
+                    raise aiohttp.ClientError(f"HTTP status {answer.status}")
+                return await answer.content.read(LIMIT)

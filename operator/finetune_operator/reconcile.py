@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from finetune_api import GROUP, VERSION
 from finetune_api.status import FineTuneJobStatus
-from finetune_operator import manifests
+from finetune_operator import manifests, tracing
 from finetune_operator.cache import Cache, Kind
 from finetune_operator.decide import decide, refused
 from finetune_operator.kube import ApiError, Kube
@@ -59,7 +59,8 @@ class Reconciler:
         started = time.monotonic()
         outcome = "error"
         try:
-            again = await self._look(key)
+            with tracing.look(self._cache.subject(key)):
+                again = await self._look(key)
             outcome = "done"
             self._behind.pop(key, None)
             return again
@@ -111,6 +112,7 @@ class Reconciler:
                 await self._kube.delete_job(subject.namespace, name, uid=uid)
                 self._cache.forget(uid)
         ACTIONS.labels(type(action).__name__).inc()
+        tracing.acted(type(action).__name__)
 
     async def _create(self, subject: Subject, manifest: Manifest) -> None:
         kind, name = manifest["kind"], manifest["metadata"]["name"]
@@ -128,7 +130,7 @@ class Reconciler:
                 raise ApiError(422, LABEL_LOST, message) from error
             if kind in KINDS:
                 self._cache.apply(KINDS[kind], there)
-                raise Behind from error
+                raise Behind(f"{kind} {name} is there, and the watch has not brought it yet") from error
             return
         if kind in KINDS:
             self._cache.apply(KINDS[kind], created)
@@ -158,6 +160,7 @@ class Reconciler:
                 raise ApiError(409, error.reason, "the document changed meanwhile") from error
             raise
         STATUS_WRITES.labels("written").inc()
+        tracing.wrote(status)
         Spent.of(subject, status).count()
         self._written[subject.uid] = now
         self._cache.apply("finetunejobs", written)

@@ -95,6 +95,12 @@ GOOD: dict[str, dict[str, Any]] = {
     "resources": {"resources": {"requests": {"cpu": 1, "memory": "1Gi"}, "limits": {"memory": "1Gi"}}},
     "logs": {"log": {"format": "json", "level": "debug"}},
     "metrics": {"metrics": {"port": 9400}},
+    "environment": {
+        "env": [
+            {"name": "OTEL_EXPORTER_OTLP_ENDPOINT", "value": "http://otel-collector.monitoring:4318"},
+            {"name": "OTEL_EXPORTER_OTLP_HEADERS", "valueFrom": {"secretKeyRef": {"name": "otel", "key": "headers"}}},
+        ]
+    },
     "two-replicas": {"replicas": 2},
     "network-policies": {
         "networkPolicy": {
@@ -135,6 +141,9 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         {"profile": {"resources": {"perNode": {"gpus": -1}}}},
         "'/profile/resources/perNode/gpus': minimum: got -1, want 0",
     ),
+    "a variable without a name": ({"env": [{"value": "x"}]}, "'/env/0': missing property 'name'"),
+    "a variable that is a number": ({"env": [{"name": "X", "value": 1}]}, "'/env/0/value': got number, want string"),
+    "variables by name": ({"env": {"X": "1"}}, "'/env': got object, want array"),
     "a pull secret without a name": ({"imagePullSecrets": [{}]}, "missing property 'name'"),
 }
 
@@ -290,6 +299,16 @@ def test_the_service_reaches_the_pod(chart: Chart) -> None:
     assert service["spec"]["ports"] == [{"name": "metrics", "port": 9400, "targetPort": "metrics"}]
     assert _container(deployment)["ports"] == [{"name": "metrics", "containerPort": 9400}]
     assert "--metrics-port=9400" in _container(deployment)["args"]
+
+
+def test_the_operator_has_the_variables_that_the_values_name_and_no_others(chart: Chart) -> None:
+    assert _container(chart.one("Deployment", GOOD["environment"]))["env"] == GOOD["environment"]["env"]
+    assert "env" not in _container(chart.one("Deployment"))
+
+
+def test_no_network_policy_keeps_the_operator_from_sending_traces(chart: Chart) -> None:
+    operator, *_ = [d["spec"] for d in chart.render(GOOD["network-policies"]) if d["kind"] == "NetworkPolicy"]
+    assert operator["policyTypes"] == ["Ingress"]
 
 
 def test_the_profile_holds_what_the_values_say_and_nothing_else(chart: Chart) -> None:

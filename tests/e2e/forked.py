@@ -3,7 +3,7 @@
 import multiprocessing
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -11,16 +11,19 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["finetune_operator.__main__"])
 
 
-def operator(arguments: list[str], log: Path, *, cold: Sequence[str] | None = None) -> BaseProcess:
+def operator(
+    arguments: list[str], log: Path, *, cold: Sequence[str] | None = None, environment: Mapping[str, str] | None = None
+) -> BaseProcess:
     """`finetune-operator` with these arguments; it appends its output to `log`, and ends with this process. `cold`: it
-    imports everything itself, as in a pod; what Python is to run."""
+    imports everything itself, as in a pod; what Python is to run. `environment`: what is added to this process's."""
     log.touch()  # to be read before the process has begun
-    process = _CONTEXT.Process(target=_run, args=(arguments, str(log), cold), daemon=True)
+    process = _CONTEXT.Process(target=_run, args=(arguments, str(log), cold, dict(environment or {})), daemon=True)
     process.start()
     return process
 
 
-def _run(arguments: list[str], log: str, cold: Sequence[str] | None) -> None:
+def _run(arguments: list[str], log: str, cold: Sequence[str] | None, environment: dict[str, str]) -> None:
+    os.environ.update(environment)
     from finetune_operator.__main__ import main
 
     for descriptor, path, flags in ((0, os.devnull, os.O_RDONLY), (1, log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)):

@@ -17,7 +17,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
@@ -435,6 +435,8 @@ class Operator:
     """What Python runs, where it starts cold."""
     more: Sequence[str] = ()
     """Further arguments."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Further variables."""
 
     def start(self) -> None:
         kubeconfig = self.kubeconfig or self.plane.kubeconfig
@@ -444,7 +446,8 @@ class Operator:
         arguments += self.more
         for namespace in self.namespaces:
             arguments += ["--namespace", namespace]
-        self.process = forked.operator(arguments, self.log, cold=self.program if self.cold else None)
+        cold = self.program if self.cold else None
+        self.process = forked.operator(arguments, self.log, cold=cold, environment=self.environment)
 
     def kill(self) -> None:
         if self.process is not None:
@@ -1035,7 +1038,7 @@ def test_a_queue_alone_decides_when_a_job_runs(place: Place) -> None:
 
 @dataclass
 class StandIn:
-    """What of Kueue the operator sees: its resource, one Workload, and the Job's suspend."""
+    """What of Kueue the operator sees: its resource, Workloads, and the Jobs' suspend."""
 
     place: Place
 
@@ -1071,27 +1074,30 @@ class StandIn:
     def _path(self) -> str:
         return f"/apis/kueue.x-k8s.io/v1beta2/namespaces/{self.place.name}/workloads"
 
-    def _job(self) -> Document:
+    def _job(self, of: str) -> Document:
+        """The train Job of this FineTuneJob."""
+        owner = self.place.get(of)["metadata"]["uid"]
         jobs = self.place.plane.items(f"/apis/batch/v1/namespaces/{self.place.name}/jobs")
-        return next(job for job in jobs if job["metadata"]["labels"]["finetune.dev/role"] == "train")
+        wanted = {"finetune.dev/role": "train", "finetune.dev/job-uid": owner}
+        return next(job for job in jobs if wanted.items() <= job["metadata"]["labels"].items())
 
-    def says(self, **conditions: tuple[str, str]) -> None:
+    def says(self, of: str = "one", reason: str = "Pending", **conditions: tuple[str, str]) -> None:
         """By type: status and message."""
-        found = [{"type": kind, "status": s, "message": m, "reason": "Pending"} for kind, (s, m) in conditions.items()]
-        labels = {"kueue.x-k8s.io/job-uid": self._job()["metadata"]["uid"]}
+        found = [{"type": kind, "status": s, "message": m, "reason": reason} for kind, (s, m) in conditions.items()]
+        labels = {"kueue.x-k8s.io/job-uid": self._job(of)["metadata"]["uid"]}
         document = {
             "apiVersion": "kueue.x-k8s.io/v1beta2",
             "kind": "Workload",
-            "metadata": {"name": "one", "labels": labels},
+            "metadata": {"name": of, "labels": labels},
             "status": {"conditions": found},
         }
-        if self.place.plane.items(self._path):
-            self.place.plane.patch(f"{self._path}/one", {"status": document["status"]})
+        if of in [workload["metadata"]["name"] for workload in self.place.plane.items(self._path)]:
+            self.place.plane.patch(f"{self._path}/{of}", {"status": document["status"]})
         else:
             self.place.plane.create(self._path, document)
 
-    def suspends(self, suspend: bool) -> None:
-        job = self._job()["metadata"]["name"]
+    def suspends(self, suspend: bool, of: str = "one") -> None:
+        job = self._job(of)["metadata"]["name"]
         self.place.plane.patch(
             f"/apis/batch/v1/namespaces/{self.place.name}/jobs/{job}", {"spec": {"suspend": suspend}}
         )

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.trainer.memory import Memory, config_of, learner_of
 from tests.trainer.tokenizers_of import tokenizer_json
@@ -16,6 +16,8 @@ from tests.trainer.tokenizers_of import tokenizer_json
 from finetune_trainer import tasks
 from finetune_trainer.data.read import DataError
 from finetune_trainer.data.text import Text
+from finetune_trainer.intervals import Draws
+from finetune_trainer.tasks import Learner
 from finetune_trainer.tasks.base import Facts, RowError, Tools
 from finetune_trainer.tasks.regression import DEVIATION, MEAN, PairRegression
 
@@ -166,6 +168,21 @@ def test_what_is_undefined_is_left_out() -> None:
     assert learner().metrics({"value": same, "predicted": other}).keys() == {"mse", "rmse", "mae"}
     assert learner().metrics({"value": other, "predicted": same}).keys() == {"mse", "rmse", "mae", "r2"}
     assert learner().metrics({"value": other[:1], "predicted": same[:1]}).keys() == {"mse", "rmse", "mae"}
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_all_draws_at_once_measure_what_each_does(data: st.DataObject) -> None:
+    """Also where few different numbers make ties, and where a draw has one alone."""
+    rows, few = data.draw(st.integers(1, 12)), data.draw(st.booleans())
+    draw = np.random.default_rng(data.draw(st.integers(0, 2**16)))
+    values = [draw.integers(0, 4, rows) / 4 if few else draw.normal(1e3, 2, rows) for _ in range(2)]
+    outcomes = {"value": values[0], "predicted": values[1], "loss": draw.random(rows), "count": np.ones(rows)}
+    draws = [*Draws(rows, 3, 20).each(), np.zeros(1, np.int64)]
+    fast, plain = learner().resampled(outcomes, draws), Learner.resampled(learner(), outcomes, draws)
+    assert fast.keys() == plain.keys()
+    for name in plain:
+        assert fast[name] == pytest.approx(plain[name], rel=1e-9, abs=1e-9, nan_ok=True), name
 
 
 def test_the_trivial_answer_is_the_mean_of_the_training_rows() -> None:

@@ -1717,6 +1717,16 @@ def test_an_attempt_whose_job_vanished_is_told_at_once_and_once() -> None:
     assert (begun.restarts, begun.usage) == ([right], Usage(attempts=2, lost_steps=5))
 
 
+@pytest.mark.parametrize("seen", [(pod(t()), progress()), (ended(t(), 0, TRAINED),), (ended(t(), 45),)])
+def test_what_preflight_had_found_is_told_again_after_the_status_was_wiped(seen: tuple[Any, ...]) -> None:
+    figures = PreflightStatus(labels=2, truncated_percent=0.3)
+    job = t(figures=figures.model_dump_json(by_alias=True, exclude_none=True))
+    assert _status(world(FineTuneJobStatus(), job, *seen)).preflight == figures
+    kept = PreflightStatus(labels=3)
+    status = _status(world(TRAINING.model_copy(update={"preflight": kept, "phase": "Starting"}), job, *seen))
+    assert status.preflight == kept
+
+
 def test_an_attempt_that_vanished_before_it_said_anything_is_counted() -> None:
     status = _status(world(said("Queued", "PodsPending", passed="True", usage=Usage(attempts=1))))
     assert [(r.attempt, r.reason, r.lost_steps) for r in status.restarts or []] == [(1, "JobLost", 0)]

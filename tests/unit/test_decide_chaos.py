@@ -556,19 +556,23 @@ SEEN = [how for how in INTERRUPTIONS if how != "its Job is deleted"]
     dies=st.booleans(),
 )
 def test_every_second_of_every_attempt_is_counted_once(ends: list[tuple[str, int]], seed: int, dies: bool) -> None:
-    world = World(seed)
+    """Also in what is told while they go on, each of which is at most as much as it has taken."""
+    world, total = World(seed), 0
     for how, seconds in ends:
         pod = until_it_trains(world, dies=dies)
         assert pod is not None, world.o.subject.status.message
         began = world.now
         runs_for(world, pod, seconds)
         assert world.now - began == timedelta(seconds=seconds)
+        world.reconcile(dies=dies and world.dice.random() < 0.5)
+        told = world.o.subject.status.usage or Usage()
+        assert (told.settled.running_seconds or 0) == total <= (told.running_seconds or 0) <= total + seconds
+        total += seconds
         interrupt(world, pod, how)
         world.o = replace(world.o, progress=None)
     assert until_it_trains(world, dies=dies) is not None
     usage = world.o.subject.status.usage
     assert usage is not None
-    total = sum(seconds for _, seconds in ends)
     assert (usage.running_seconds, usage.gpu_seconds, usage.counted) == (total, total, len(ends))
 
 

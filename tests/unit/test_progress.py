@@ -55,12 +55,12 @@ async def reader() -> AsyncIterator[ProgressReader]:
     await made.close()
 
 
-async def answering(handler: Handler) -> web.AppRunner:
+async def answering(handler: Handler, host: str = HOST) -> web.AppRunner:
     application = web.Application()
     application.add_routes([web.get("/progress", handler), web.get("/elsewhere", good)])
     runner = web.AppRunner(application)
     await runner.setup()
-    await web.TCPSite(runner, HOST, PROGRESS_PORT).start()
+    await web.TCPSite(runner, host, PROGRESS_PORT).start()
     return runner
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from finetune_api.status import CheckpointStatus, FineTuneJobStatus, ProgressStatus, Restart, RunStatus, Usage
 from finetune_operator.policies.endings import End
-from finetune_operator.policies.ledger import Cost, with_cost
+from finetune_operator.policies.ledger import Cost, with_attempt, with_cost
 from finetune_operator.policies.ways import GATES_CHANGED, JOB_LOST, MESSAGE_LOST, OOM_KILLED, Kind
 from finetune_operator.verdict import Observed, Verdict
 from finetune_operator.views import Child, Counters, format_time
@@ -131,7 +131,7 @@ def stopped(o: Observed, child: Child, cost: Cost, *, reason: str, now: datetime
     status = o.subject.status
     usage = with_cost(status, cost)
     if status.run is None or status.run.id != child.run:
-        return {"usage": usage.model_copy(update={"attempts": max(usage.attempts or 0, child.ordinal)})}
+        return {"usage": with_attempt(usage, child.ordinal)}
     step = status.progress.step if status.progress else 0
     told = _Ended(child.ordinal, Kind.ASKED, reason, now, None, None)
     facts = _told(o, status.run, told, usage=usage, committed=max(step, committed_step(o, None)))

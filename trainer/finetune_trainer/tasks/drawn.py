@@ -1,9 +1,10 @@
-"""Metrics of many selections of the same classified rows at once: a selection is how often each row is drawn.
+"""Metrics of many selections of the same rows at once: a selection is how often each row is drawn.
 
-What is right, which label is true and which was answered are found once; a selection then is a row of a matrix.
+What is right, which label or number is true and which was answered are found once; a selection then is a row of a
+matrix.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,12 @@ def blocks(draws: Iterable[NDArray[np.int64]], rows: int) -> Iterator[NDArray[np
             block = []
     if block:
         yield np.stack(block)
+
+
+def joined(found: Sequence[Mapping[str, Floats]]) -> dict[str, Floats]:
+    """The metrics of one block of selections after the other, without those that are undefined in all of them."""
+    every = {name: np.concatenate([block[name] for block in found]) for name in (found[0] if found else ())}
+    return {name: values for name, values in every.items() if not np.isnan(values).all()}
 
 
 class Drawn:
@@ -62,6 +69,50 @@ class Drawn:
         if self._gaps is not None:
             found["ece"] = np.abs(weights @ self._gaps).sum(1) / (rows * self._decisions)
         return found
+
+
+class DrawnNumbers:
+    """Metrics of selections of rows with a number each, float64 [rows], and with what was answered."""
+
+    def __init__(self, numbers: Floats, answers: Floats) -> None:
+        self._values = numbers, answers
+        self._error = np.abs(numbers - answers)
+        self._kinds = [np.unique(values, return_inverse=True)[1] for values in self._values]
+
+    def metrics(self, drawn: NDArray[np.int64]) -> dict[str, Floats]:
+        """`drawn` [selections, rows] says how often each row is in each; [selections], NaN where undefined: r2 where
+        one number alone is drawn, correlations where that is so of numbers or answers."""
+        weights, rows = drawn.astype(np.float64), drawn.sum(1, keepdims=True)
+        squares = weights @ self._error**2
+        counts = [_by_label(weights, kinds, int(kinds.max(initial=0)) + 1) for kinds in self._kinds]
+        varied, answered = ((count > 0).sum(1) > 1 for count in counts)
+        numbers, answers = (values - (weights @ values)[:, None] / rows for values in self._values)
+        ranked = (_ranks(count)[:, kinds] for count, kinds in zip(counts, self._kinds, strict=True))
+        place, answered_place = (ranks - (rows + 1) / 2 for ranks in ranked)
+        error = squares / rows[:, 0]
+        return {
+            "mse": error,
+            "rmse": np.sqrt(error),
+            "mae": weights @ self._error / rows[:, 0],
+            "r2": 1 - _ratio(squares, (weights * numbers**2).sum(1), varied),
+            "pearson": _correlation(weights, numbers, answers, varied & answered),
+            "spearman": _correlation(weights, place, answered_place, varied & answered),
+        }
+
+
+def _ranks(counts: Floats) -> Floats:
+    """Of each kind of number, the smallest first, the mean rank of those drawn, from 1, [selections, kinds]."""
+    return np.asarray(counts.cumsum(1) - (counts - 1) / 2)
+
+
+def _correlation(weights: Floats, one: Floats, other: Floats, known: NDArray[np.bool_]) -> Floats:
+    """Pearson's, of values whose mean in each selection is 0, [selections, rows]; NaN where it is not `known`."""
+    spread, another = (np.sqrt((weights * values**2).sum(1)) for values in (one, other))
+    return np.clip(_ratio((weights * one * other).sum(1), spread * another, known), -1.0, 1.0)
+
+
+def _ratio(part: Floats, whole: Floats, known: NDArray[np.bool_]) -> Floats:
+    return np.divide(part, whole, out=np.full_like(part, np.nan), where=known & (whole > 0))
 
 
 def mean(weights: NDArray[np.int64], values: NDArray[Any], counts: NDArray[Any]) -> Floats:

@@ -8,7 +8,7 @@ output layer, and with it its figures.
 
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from decimal import Decimal
 from math import inf
@@ -37,6 +37,7 @@ from finetune_trainer.tasks.base import (
     kind_of,
     mean_loss,
 )
+from finetune_trainer.tasks.drawn import DrawnNumbers, blocks, joined, mean
 from finetune_trainer.tasks.texts import ONE_TEXT, TWO_TEXTS, check_texts, collate_texts, pieces_of, texts_of
 
 MEAN, DEVIATION = "target_mean", "target_deviation"
@@ -196,6 +197,16 @@ class Regressor(Learner):
                 found["pearson"] = float(pearsonr(*pair).statistic)
                 found["spearman"] = float(spearmanr(*pair).statistic)
         return {**found, **mean_loss(outcomes)}
+
+    def resampled(self, outcomes: Outcomes, draws: Iterable[NDArray[np.int64]]) -> dict[str, NDArray[np.float64]]:
+        """From how often each row is drawn: many times as fast as `metrics`, and equal to it."""
+        rows = DrawnNumbers(outcomes["value"], outcomes["predicted"])
+        found: list[dict[str, NDArray[np.float64]]] = []
+        for drawn in blocks(draws, len(outcomes["value"])):
+            found.append(rows.metrics(drawn))
+            if "loss" in outcomes:
+                found[-1]["loss"] = mean(drawn, outcomes["loss"], outcomes["count"])
+        return joined(found)
 
     def shown(self, outcomes: Outcomes) -> tuple[list[str], list[str]]:
         truth, answer = ([f"{value:.4g}" for value in outcomes[name].tolist()] for name in ("value", "predicted"))

@@ -28,7 +28,7 @@ from finetune_trainer.tasks.base import (
     label_of,
     mean_loss,
 )
-from finetune_trainer.tasks.drawn import Drawn, blocks, mean
+from finetune_trainer.tasks.drawn import Drawn, blocks, joined, mean
 from finetune_trainer.tasks.losses import ClassLoss, balanced, balanced_presence
 from finetune_trainer.tasks.ranking import (
     MANY_LABELS,
@@ -219,9 +219,7 @@ class TextClassifier(Learner):
                 found[-1]["log-loss"] = mean(drawn, outcomes["log-loss"], decisions)
             if "loss" in outcomes:
                 found[-1]["loss"] = mean(drawn, outcomes["loss"], outcomes["count"])
-        names = found[0] if found else {}
-        every = {name: np.concatenate([block[name] for block in found]) for name in names}
-        return {name: values for name, values in every.items() if not np.isnan(values).all()}
+        return joined(found)
 
     def rates(self, outcomes: Outcomes) -> NDArray[np.float64]:
         count = len(self.facts.labels)
