@@ -74,8 +74,12 @@ class Observed:
 
     def jobs(self, role: Role) -> list[Child]:
         """Children that are not being deleted, the newest last; no preflight that an attempt has followed already."""
-        spent = self.attempts if role == "preflight" else 0
-        return [child for child in self.remaining(role) if child.attempts >= spent]
+        return [child for child in self.remaining(role) if role == "train" or not self._spent(child)]
+
+    def _spent(self, preflight: Child) -> bool:
+        """Whether an attempt has followed it. One of the document before may be tried again beside it."""
+        later = (child for child in self.children if child.role == "train" and child.ordinal > preflight.attempts)
+        return preflight.attempts < self.attempts and all(child.key == preflight.key for child in later)
 
     def remaining(self, role: Role) -> list[Child]:
         """All children that are not being deleted, the newest last.
