@@ -32,7 +32,9 @@ not. The tables are the operator's own, written by `hack/failures.py`: it knows 
 ## Rules
 
 Delays count from the end of the attempt before. A preflight pod that is taken away or lost is tried again after
-{preflight}.
+{preflight}. So is a preflight Job that somebody deletes, up to a half
+sooner or later, so that many that one program has deleted do not come back at one moment. What was counted stands in
+the status, too (`status.preflightJob`): it does not go with the Job.
 
 {rules}
 
@@ -98,6 +100,11 @@ COUNTED = (
     ("usage.ongoing", "what of these sums is of the attempt that goes on, as of the last write of the status"),
     ("usage.counted", "the last attempt that has ended and is in these sums: each is added once"),
     ("run.interruptions", "endings in a row that were not counted and won no step"),
+    (
+        "preflightJob",
+        "what the next preflight Job carries, and when it begins, until one has said what it found: crashes "
+        "(`failures`), other tries (`tries`), pods taken away and Jobs deleted in a row (`interruptions`)",
+    ),
 )
 
 

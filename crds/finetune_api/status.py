@@ -95,6 +95,17 @@ class AuditFigure(Model):
     high: Figure | None = Field(None, description="Upper end.")
 
 
+class PreflightJobStatus(Model):
+    generation: int = Field(description="metadata.generation that it looks at.")
+    next_at: Time | None = Field(None, description="When the next one begins; absent while one should be there.")
+    failures: int | None = Field(None, description="Crashes so far, which retries.max bounds.")
+    tries: int | None = Field(None, description="Tries in a row that ended without a crash: each doubles the delay.")
+    interruptions: int | None = Field(
+        None,
+        description="How often in a row its pod was taken away, or the Job itself was deleted; at 10 the run is given up.",
+    )
+
+
 class PreflightStatus(Model):
     rows: RowCounts | None = Field(None, description="Rows found.")
     labels: int | None = Field(None, description="Number of labels.")
@@ -272,6 +283,9 @@ class FineTuneJobStatus(Model):
     checkpoint: CheckpointStatus | None = Field(None, description="What is committed to storage.")
     restarts: list[Restart] | None = Field(None, description="The last ten.", max_length=10)
     preflight: PreflightStatus | None = Field(None, description="What was found out before training.")
+    preflight_job: PreflightJobStatus | None = Field(
+        None, description="The preflight Job that is waited for, or rested from; absent once it has said what it found."
+    )
     evaluation: EvaluationStatus | None = Field(None, description="Metrics of the last evaluation.")
     model: ModelStatus | None = Field(None, description="The last published one, until another is committed.")
     usage: Usage | None = Field(None, description="What it has cost so far.")

@@ -124,7 +124,7 @@ def _afresh(o: Observed, *, now: datetime) -> Verdict:
 def _suspended(o: Observed, *, now: datetime) -> Verdict:
     """Also what cannot be resolved is suspended, and says why it cannot."""
     target = accept(o)
-    verdict = suspend(o, target, now=now)
+    verdict = suspend(o, target, now=now).stating(preflight_job=None)  # none is to be there
     if isinstance(target, Refusal):
         return verdict.marking(Accepted=Mark("False", target.reason, target.message))
     return _pinning(target, verdict)

@@ -178,7 +178,7 @@ class Counters:
     tries: int = 0
     """Attempts in a row that the environment ended: they only space the next ones."""
     interruptions: int = 0
-    """Of preflight: times in a row that the cluster took the pod away."""
+    """Of preflight: times in a row that the cluster took the pod away, or somebody the Job."""
     halve: bool = False
     """Of a train Job: the container before was killed for its memory, and nothing but this can say so."""
     finish: bool = False

@@ -674,6 +674,24 @@ def test_storage_that_is_not_there_is_waited_for_and_the_job_recovers(place: Pla
     assert place.kubelet.jobs_of("one") == ["p1", "p2", "t1"]
 
 
+def test_a_program_that_deletes_every_preflight_job_is_told_and_not_raced_with(place: Place) -> None:
+    jobs = f"/apis/batch/v1/namespaces/{place.name}/jobs"
+    place.apply("one", lambda role, ordinal: None)
+    deleted, until = set(), time.monotonic() + 4
+    while time.monotonic() < until:
+        for job in place.plane.items(jobs):
+            deleted.add(job["metadata"]["uid"])
+            place.plane.delete(f"{jobs}/{job['metadata']['name']}")
+        time.sleep(0.05)
+    assert len(deleted) == 1, "the first delay is 5 s at least"
+    status = place.reaches("one", "Preflight", "PreflightJobLost")
+    assert "deleted by hand or by another program (interruption 1 of 10 in a row)" in status["message"]
+    assert status["preflightJob"]["nextAt"] in status["message"]
+    place.kubelet.scripts["one"] = ordinary
+    status = place.reaches("one", "Succeeded")
+    assert "preflightJob" not in status
+
+
 def test_a_missing_profile_is_waited_for(place: Place) -> None:
     name = f"later-{place.name}"
     place.apply("one", profile=name)

@@ -4,12 +4,12 @@ With a queue that is Kueue's business. Without one only one group of a profile a
 that stays incomplete gives its nodes back for a while.
 """
 
-import hashlib
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from finetune_operator.policies.accept import Target
 from finetune_operator.policies.limits import spoken
+from finetune_operator.policies.restarts import jitter
 from finetune_operator.policies.waiting import ANOTHER_GROUP
 from finetune_operator.policies.ways import GROUP_INCOMPLETE
 from finetune_operator.verdict import Group, Observed, Verdict
@@ -85,10 +85,5 @@ def _rested(o: Observed) -> datetime | None:
     ended = told_time((status.restarts or [])[-1].at) if times and status.restarts else None
     if ended is None:
         return None
-    seconds = min(SHORTEST * 2 ** (times - 1), LONGEST) * _jitter(f"{o.subject.uid}/{attempts}")
+    seconds = min(SHORTEST * 2 ** (times - 1), LONGEST) * jitter(f"{o.subject.uid}/{attempts}")
     return ended + timedelta(seconds=seconds)
-
-
-def _jitter(key: str) -> float:
-    """From 0.5 to 1.5, always the same for the same key: a decision that is made again decides the same."""
-    return 0.5 + int.from_bytes(hashlib.sha256(key.encode()).digest()[:4]) / 2**32

@@ -1,5 +1,6 @@
 """When is the next try, how many are there, and what did the last one cost?"""
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -47,6 +48,11 @@ def crash_delay(failures: int) -> timedelta:
 def free_delay(interruptions: int) -> timedelta:
     """None at first; attempts that won no step wait longer and longer. `interruptions` counts the one that ended."""
     return timedelta(0) if interruptions <= 1 else crash_delay(interruptions - 2)
+
+
+def jitter(key: str) -> float:
+    """From 0.5 to 1.5, always the same for the same key: a decision that is made again decides the same."""
+    return 0.5 + int.from_bytes(hashlib.sha256(key.encode()).digest()[:4]) / 2**32
 
 
 DELAYS: dict[Kind, Callable[[int], timedelta]] = {
@@ -189,7 +195,7 @@ def forgotten(status: FineTuneJobStatus) -> dict[str, Any]:
     """The status fields of a run that failed and begins anew: from its checkpoint, with a clean sheet."""
     run = status.run.model_copy(update={"started_at": None, "interruptions": None}) if status.run else None
     progress = rewound(status.progress, status.checkpoint.step if status.checkpoint else 0)
-    return {"run": run, "restarts": None, "progress": progress}
+    return {"run": run, "restarts": None, "progress": progress, "preflight_job": None}
 
 
 def checkpoint_at(seen: CheckpointStatus | None, step: int) -> CheckpointStatus | None:
