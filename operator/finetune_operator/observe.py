@@ -1,5 +1,6 @@
 """Gathers everything that one decision depends on into one frozen Observed."""
 
+import contextlib
 import time
 from collections.abc import Mapping
 from datetime import datetime, timedelta
@@ -18,9 +19,11 @@ from finetune_operator.views import Admission, Child, Pod, Subject
 
 PATIENCE = timedelta(seconds=4)
 """How long a Job may have no pods before its Events are read."""
+REFUSED_AGAIN = 10.0
+"""Seconds between two readings of the Events of one Job."""
 ASKED_AGAIN = 10.0
 """Seconds between two questions whether Kueue is installed."""
-
+REMEMBERED = 10_000
 
 READY = (PASSED, ANOTHER_GROUP.reason)
 """Reasons of a job that begins an attempt as soon as it may."""
@@ -36,6 +39,8 @@ class Observer:
         self._defaults = defaults
         self._heard: dict[str, float] = {}
         """By UID of a FineTuneJob: when its trainer last answered, or was first seen to run, by the monotonic clock."""
+        self._refused: dict[str, tuple[float, str | None]] = {}
+        """By UID of a child Job without pods: when its Events were read, and what they said."""
         self._kueue: str | None = None
         self._kueue_asked: float | None = None
 
@@ -156,14 +161,25 @@ class Observer:
                 child.ended is None and not child.deleting and not child.suspended and now - child.created >= PATIENCE
             )
             if subject is None or not waits or self._pods_of(child, uid):
+                self._refused.pop(child.uid, None)
                 continue
-            try:
-                refusal = await self._kube.refusal(subject.namespace, uid=child.uid)
-            except ApiError:
-                continue  # without the right to read Events the status just says less
+            refusal = await self._refusal(subject.namespace, child)
             if refusal:
                 found[child.uid] = refusal
         return found
+
+    async def _refusal(self, namespace: str, child: Child) -> str | None:
+        asked, refusal = self._refused.get(child.uid, (-REFUSED_AGAIN, None))
+        now = time.monotonic()
+        if now - asked < REFUSED_AGAIN:
+            return refusal
+        # Without the right to read Events the status just says less.
+        with contextlib.suppress(ApiError):
+            refusal = await self._kube.refusal(namespace, uid=child.uid)
+        if len(self._refused) >= REMEMBERED:  # Jobs that were deleted while they waited
+            self._refused.clear()
+        self._refused[child.uid] = (now, refusal)
+        return refusal
 
     def _queued(self, subject: Subject) -> bool:
         """Whether a queue may matter."""

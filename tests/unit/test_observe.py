@@ -181,6 +181,22 @@ async def test_events_are_read_only_for_a_job_that_has_no_pods_for_a_while() -> 
     assert (await seen(cache, events=events)).refusals == {"uid-one-t1": "exceeded quota"}
 
 
+async def test_events_of_one_job_are_read_every_ten_seconds_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr("finetune_operator.observe.time.monotonic", lambda: clock[0])
+    cache, events = Cache(), Events("exceeded quota")
+    cache.apply("finetunejobs", document("one"))
+    cache.apply("jobs", train_job("one"))
+    kube = cast("Kube", events)
+    observer = Observer(cache, kube, ProgressReader(kube), defaults=Defaults(trainer_image="t", preflight_image="p"))
+    for moment, asked in ((100.0, 1), (109.0, 1), (111.0, 2)):
+        clock[0] = moment
+        observed = await observer.observe("uid-one", now=NOW, last_write=None)
+        assert observed is not None
+        assert observed.refusals == {"uid-one-t1": "exceeded quota"}
+        assert len(events.asked) == asked
+
+
 async def test_without_the_right_to_read_events_the_rest_is_seen() -> None:
     cache = Cache()
     cache.apply("finetunejobs", document("one"))

@@ -108,11 +108,17 @@ def _going_on(o: Observed, target: Target, job: Child, *, now: datetime, superse
     if wait is not None:
         phase: Phase = "Starting" if wait.placed else "Queued"
         again = POLL_QUEUE if wait.cause in HELD and answered(o, job, now=now) else _poll(o, POLL)
-        brief = wait.cause is STARTING and _just_placed(o, job, now=now)
-        again = BRIEF.total_seconds() if brief else again
         said = Verdict(phase, wait.reason, wait.message, stalled=wait.stalled, facts=facts, again_after=again)
-        return replace(said, brief=brief)
+        return _brief(o, job, said, now=now) if wait.cause is STARTING else said
     return _running(o, job, facts)
+
+
+def _brief(o: Observed, job: Child, verdict: Verdict, *, now: datetime) -> Verdict:
+    """Told with what follows, or after a moment. That the trainer loads is told at once: from then on an attempt counts,
+    and whoever deletes its Job again and again must not get another one at once each time."""
+    if not _just_placed(o, job, now=now):
+        return verdict
+    return replace(verdict, brief=True, again_after=BRIEF.total_seconds())
 
 
 def _just_placed(o: Observed, job: Child, *, now: datetime) -> bool:
