@@ -114,8 +114,11 @@ def _going_on(o: Observed, target: Target, job: Child, *, now: datetime, superse
 
 
 def _brief(o: Observed, job: Child, verdict: Verdict, *, now: datetime) -> Verdict:
-    """Told with what follows, or after a moment. That the trainer loads is told at once: from then on an attempt counts,
-    and whoever deletes its Job again and again must not get another one at once each time."""
+    """Told with what follows, or after a moment.
+
+    That the trainer loads is told at once: from then on an attempt counts, and whoever deletes its Job again and again
+    must not get another one at once each time.
+    """
     if not _just_placed(o, job, now=now):
         return verdict
     return replace(verdict, brief=True, again_after=BRIEF.total_seconds())
