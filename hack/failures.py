@@ -32,7 +32,9 @@ not. The tables are the operator's own, written by `hack/failures.py`: it knows 
 ## Rules
 
 Delays count from the end of the attempt before. A preflight pod that is taken away or lost is tried again after
-{preflight}.
+{preflight}. So is a preflight Job that somebody deletes, up to a half
+sooner or later, so that many that one program has deleted do not come back at one moment. What was counted stands in
+the status, too (`status.preflightJob`): it does not go with the Job.
 
 {rules}
 
@@ -68,7 +70,8 @@ then it goes on by itself.
    answers or is removed.
 3. The Job controller counts a pod that is Terminating as failed and puts the Job at `FailureTarget`. `Failed` would
    wait for the dead node, for ever. (A `podFailurePolicy` would make it wait here, too; therefore the Jobs have none,
-   and `backoffLimit: 0`.)
+   and `backoffLimit: 0`. The train Job of a queue waits, so that its old pods may commit a checkpoint before the next
+   admission begins new ones; of such a Job the operator goes by the pod and its node.)
 4. The operator acts on `FailureTarget`: it begins the next Job and deletes the old one in the background, waiting for
    neither Job nor pod. (Pods on nodes that answer get the time they were given to commit a checkpoint, first.)
 5. Should the old node come back with a trainer that still runs, that one cannot commit anything: the new attempt's
@@ -90,12 +93,18 @@ COUNTED = (
     ("usage.lostSteps", "their sum, over all attempts"),
     (
         "usage.gpuSeconds",
-        "of all attempts that have ended: from when each pod got its node to the end, times its GPUs; without Jobs "
-        "that vanished unseen",
+        "of all attempts: from when each pod got its node to the end, times its GPUs; of Jobs that vanished as far as "
+        "the status had told",
     ),
     ("usage.runningSeconds", "the same from when the first pod got its node, whatever the GPUs"),
-    ("usage.counted", "the last attempt that is in these sums: each is added once"),
+    ("usage.ongoing", "what of these sums is of the attempt that goes on, as of the last write of the status"),
+    ("usage.counted", "the last attempt that has ended and is in these sums: each is added once"),
     ("run.interruptions", "endings in a row that were not counted and won no step"),
+    (
+        "preflightJob",
+        "what the next preflight Job carries, and when it begins, until one has said what it found: crashes "
+        "(`failures`), other tries (`tries`), pods taken away and Jobs deleted in a row (`interruptions`)",
+    ),
 )
 
 

@@ -95,6 +95,17 @@ class AuditFigure(Model):
     high: Figure | None = Field(None, description="Upper end.")
 
 
+class PreflightJobStatus(Model):
+    generation: int = Field(description="metadata.generation that it looks at.")
+    next_at: Time | None = Field(None, description="When the next one begins; absent while one should be there.")
+    failures: int | None = Field(None, description="Crashes so far, which retries.max bounds.")
+    tries: int | None = Field(None, description="Tries in a row that ended without a crash: each doubles the delay.")
+    interruptions: int | None = Field(
+        None,
+        description="How often in a row its pod was taken away, or the Job itself was deleted; at 10 the run is given up.",
+    )
+
+
 class PreflightStatus(Model):
     rows: RowCounts | None = Field(None, description="Rows found.")
     labels: int | None = Field(None, description="Number of labels.")
@@ -206,16 +217,50 @@ class ModelStatus(Model):
     parameters: int | None = Field(None, description="Parameters of the model, with what the method added.")
 
 
+class Ongoing(Model):
+    attempt: int = Field(description="The attempt.")
+    gpu_seconds: int = Field(description="Its seconds times GPUs.")
+    running_seconds: int = Field(description="Its seconds since its first pod got a node.")
+    cost: float | None = Field(None, description="Of its GPU seconds, at the profile's gpu.hourPrice.")
+    kilowatt_hours: float | None = Field(None, description="Of its GPU seconds, at the profile's gpu.watts.")
+
+
 class Usage(Model):
-    gpu_seconds: int | None = Field(None, description="Seconds times GPUs, over all attempts that have ended.")
+    gpu_seconds: int | None = Field(None, description="Seconds times GPUs, over all attempts.")
     running_seconds: int | None = Field(
-        None, description="Seconds from the first pod's start to the end, over all attempts that have ended."
+        None, description="Seconds from when the first pod got its node to the end, over all attempts."
     )
     cost: float | None = Field(None, description="Of these GPU seconds, at the profile's gpu.hourPrice.")
     kilowatt_hours: float | None = Field(None, description="Of these GPU seconds, at the profile's gpu.watts.")
-    counted: int | None = Field(None, description="The last attempt whose seconds are in these sums.")
+    ongoing: Ongoing | None = Field(
+        None,
+        description="What of these sums is of the attempt that goes on, or whose end nobody saw, as of when the status was "
+        "written.",
+    )
+    counted: int | None = Field(None, description="The last attempt of which these sums have all.")
     attempts: int | None = Field(None, description="Attempts so far.")
     lost_steps: int | None = Field(None, description="Steps done again, over all attempts.")
+
+    @property
+    def settled(self) -> "Usage":
+        """The same without what goes on: what has ended, which changes no more."""
+        going = self.ongoing
+        if going is None:
+            return self
+        return self.model_copy(
+            update={
+                "gpu_seconds": _less(self.gpu_seconds, going.gpu_seconds),
+                "running_seconds": _less(self.running_seconds, going.running_seconds),
+                "cost": _less(self.cost, going.cost),
+                "kilowatt_hours": _less(self.kilowatt_hours, going.kilowatt_hours),
+                "ongoing": None,
+            }
+        )
+
+
+def _less(total: float | None, part: float | None) -> float | None:
+    """Money and energy have four decimals. Nothing that is left is the same as nothing that was told."""
+    return total if total is None or part is None else round(total - part, 4) or None
 
 
 class Condition(Model):
@@ -238,6 +283,9 @@ class FineTuneJobStatus(Model):
     checkpoint: CheckpointStatus | None = Field(None, description="What is committed to storage.")
     restarts: list[Restart] | None = Field(None, description="The last ten.", max_length=10)
     preflight: PreflightStatus | None = Field(None, description="What was found out before training.")
+    preflight_job: PreflightJobStatus | None = Field(
+        None, description="The preflight Job that is waited for, or rested from; absent once it has said what it found."
+    )
     evaluation: EvaluationStatus | None = Field(None, description="Metrics of the last evaluation.")
     model: ModelStatus | None = Field(None, description="The last published one, until another is committed.")
     usage: Usage | None = Field(None, description="What it has cost so far.")

@@ -10,10 +10,10 @@ pinned before anything of it is begun, and after what has to end: ending needs n
 from dataclasses import replace
 from datetime import datetime
 
-from finetune_api.status import Usage
 from finetune_operator.policies.accept import Refusal, Target, accept, target_of
 from finetune_operator.policies.attempt import POLL, STARTED, attempt, stopped
 from finetune_operator.policies.groups import turn
+from finetune_operator.policies.ledger import with_attempt
 from finetune_operator.policies.limits import REASONS, reached
 from finetune_operator.policies.preflight import preflight
 from finetune_operator.policies.restarts import forgotten, lost
@@ -124,7 +124,7 @@ def _afresh(o: Observed, *, now: datetime) -> Verdict:
 def _suspended(o: Observed, *, now: datetime) -> Verdict:
     """Also what cannot be resolved is suspended, and says why it cannot."""
     target = accept(o)
-    verdict = suspend(o, target, now=now)
+    verdict = suspend(o, target, now=now).stating(preflight_job=None)  # none is to be there
     if isinstance(target, Refusal):
         return verdict.marking(Accepted=Mark("False", target.reason, target.message))
     return _pinning(target, verdict)
@@ -244,7 +244,7 @@ def _start(o: Observed, target: Target, *, now: datetime) -> Verdict:
     counters = replace(looked.counters if looked else Counters(), interruptions=0, finish=limit is not None)
     ordinal = o.next_ordinal("train")
     action = CreateTrain(target.config, target.key, run.id, ordinal, counters)
-    usage = (o.subject.status.usage or Usage()).model_copy(update={"attempts": ordinal})
+    usage = with_attempt(o.subject.status.usage, ordinal)
     verdict = Verdict("Queued", "PodsPending", "waiting for a node", again_after=POLL, facts={"usage": usage})
     return verdict.doing(action)
 

@@ -23,6 +23,7 @@ from finetune_operator.views import (
     ASKED,
     CONTAINERS,
     FAILURES,
+    FIGURES,
     FINISH,
     GENERATION,
     HALVE,
@@ -161,7 +162,11 @@ def train_job(
     }
     if pods.queue is not None:
         labels, spec = _queued(pods.queue, labels, spec)
-    return _job(subject, config, name, labels, spec, annotations=_notes(subject, key, ordinal, counters))
+        spec["podReplacementPolicy"] = "Failed"  # with its place back it waits for what the old pods still commit
+    notes, found = _notes(subject, key, ordinal, counters), subject.status.preflight
+    if found is not None:
+        notes[FIGURES] = found.model_dump_json(by_alias=True, exclude_none=True)
+    return _job(subject, config, name, labels, spec, annotations=notes)
 
 
 def _queued(queue: QueueConfig, labels: dict[str, str], spec: Manifest) -> tuple[dict[str, str], Manifest]:

@@ -52,7 +52,7 @@ class Spent:
     def of(cls, subject: Subject, after: FineTuneJobStatus) -> "Spent":
         """`subject` has the status of before. Steps of an attempt are taken to have cost the same."""
         before = subject.status
-        old, new = before.usage or Usage(), after.usage or Usage()
+        old, new = (before.usage or Usage()).settled, (after.usage or Usage()).settled
         told = {restart.attempt for restart in before.restarts or []}
         ends = [restart for restart in after.restarts or [] if restart.attempt not in told]
         seconds = max(0, (new.gpu_seconds or 0) - (old.gpu_seconds or 0))

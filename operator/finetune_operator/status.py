@@ -20,9 +20,13 @@ def compose(subject: Subject, verdict: Verdict, *, now: datetime) -> FineTuneJob
     """The status that says the verdict; what the verdict does not speak of stays as it was."""
     marks = {**_lasting(subject), **verdict.marks, **_derived(verdict)}
     conditions = [_condition(subject, kind, mark, now=now) for kind, mark in marks.items()]
+    facts = dict(verdict.facts)
+    usage = facts.get("usage", subject.status.usage)
+    if usage is not None and (verdict.final or verdict.reason == SUSPENDED.reason):  # nothing goes on any more
+        facts["usage"] = usage.model_copy(update={"ongoing": None})
     return subject.status.model_copy(
         update={
-            **verdict.facts,
+            **facts,
             "observed_generation": subject.generation,
             "phase": verdict.phase,
             "message": verdict.message[:2048],
@@ -82,7 +86,7 @@ def worth_writing(
 
     Further apart where so many trainings go on that together they would write more often than PROGRESS_WRITES.
     """
-    if before == after:
+    if _paid(before) == _paid(after):
         return False
     last = last_write or _told_at(before, now=now)
     alike = _waits_for_pods(before) and _waits_for_pods(after)
@@ -93,6 +97,11 @@ def worth_writing(
         return False
     moved = _percent(before) != _percent(after) or before.checkpoint != after.checkpoint
     return moved or now - last >= max(AT_LEAST_EVERY, apart)
+
+
+def _paid(status: FineTuneJobStatus) -> FineTuneJobStatus:
+    """Without what an attempt that goes on takes: with each second more, and told when something else is."""
+    return status if status.usage is None else status.model_copy(update={"usage": status.usage.settled})
 
 
 def _told_at(status: FineTuneJobStatus, *, now: datetime) -> datetime | None:
@@ -113,8 +122,8 @@ def _loud(status: FineTuneJobStatus, *, alike: bool) -> FineTuneJobStatus:
     message = status.message if reason_of(status) in TOLD else None
     quiet: dict[str, object] = {"message": message, "progress": None, "checkpoint": None, "conditions": conditions}
     if alike:
-        quiet["usage"] = (status.usage or Usage()).model_copy(update={"attempts": None})
-    return status.model_copy(update=quiet)
+        quiet["usage"] = (status.usage or Usage()).settled.model_copy(update={"attempts": None})
+    return _paid(status).model_copy(update=quiet)
 
 
 def _percent(status: FineTuneJobStatus) -> int | None:

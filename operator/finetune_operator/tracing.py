@@ -77,21 +77,25 @@ def asked(environment: Mapping[str, str]) -> str | None:
     Raises ValueError, with words for the log, where they are asked for in a way that is not known here.
     """
 
-    def said(name: str) -> str:
-        return environment.get(name, "").strip()
+    def said(*names: str) -> tuple[str, str]:
+        """The first of these that is set, and its value."""
+        found = ((name, text) for name in names if (text := environment.get(name, "").strip()))
+        return next(found, (names[-1], ""))
 
-    endpoint = said("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or said("OTEL_EXPORTER_OTLP_ENDPOINT")
-    exporters = [name.strip() for name in (said("OTEL_TRACES_EXPORTER") or "otlp").lower().split(",")]
-    if not endpoint or said("OTEL_SDK_DISABLED").lower() == "true" or "none" in exporters:
+    name, endpoint = said("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+    disabled, exporters = (said(one)[1].lower() for one in ("OTEL_SDK_DISABLED", "OTEL_TRACES_EXPORTER"))
+    wanted = [exporter.strip() for exporter in (exporters or "otlp").split(",")]
+    if not endpoint or disabled == "true" or "none" in wanted:
         return None
-    if "otlp" not in exporters:
-        raise ValueError(f"OTEL_TRACES_EXPORTER is {','.join(exporters)}, and only otlp is known here; set it to otlp")
-    own, common = "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"
-    decides = own if said(own) else common
-    protocol = said(decides) or PROTOCOL
-    if protocol.lower() != PROTOCOL:
+    parts = urlsplit(endpoint)
+    if parts.scheme not in ("http", "https") or not parts.hostname:  # the value may hold a password: it is not told
+        raise ValueError(f"{name} is no address of HTTP; write http://HOST:4318 or https://HOST:4318")
+    if "otlp" not in wanted:
+        raise ValueError(f"OTEL_TRACES_EXPORTER is {exporters}, and only otlp is known here; set it to otlp")
+    name, protocol = said("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
+    if protocol.lower() not in ("", PROTOCOL):
         raise ValueError(
-            f"{decides} is {protocol}, and only {PROTOCOL} is known here; set it to that, and the endpoint to the "
+            f"{name} is {protocol}, and only {PROTOCOL} is known here; set it to that, and the endpoint to the "
             f"collector's port for HTTP, which is 4318 by default"
         )
     return endpoint
@@ -111,7 +115,7 @@ def begin() -> None:
     except Exception as error:  # jobs do not wait until somebody mends a variable
         logger.error("traces stay off: %s", error)
         return
-    logger.info("traces go to %s", urlsplit(endpoint).hostname or "where OTEL_EXPORTER_OTLP_ENDPOINT says")
+    logger.info("traces go to %s", urlsplit(endpoint).hostname)
 
 
 def _connect() -> "TracerProvider":
@@ -154,7 +158,8 @@ class _Seldom(logging.Handler):
             return
         self._told[kind] = now
         words = re.sub(r"\?\S+", "?...", record.getMessage())[:LONGEST_WORDS]  # an endpoint may carry a key
-        logger.warning("OpenTelemetry: %s; told at most every %g s; jobs do not depend on it", words, AGAIN_SECONDS)
+        again = f"told at most every {AGAIN_SECONDS:g} s; jobs do not depend on it, see docs/observability.md"
+        logger.warning("OpenTelemetry: %s; %s", words.rstrip("."), again)
 
 
 # --- what a look does ---

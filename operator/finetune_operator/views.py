@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from finetune_api.contract import LastMessage, RunConfig
-from finetune_api.status import FineTuneJobStatus
+from finetune_api.status import FineTuneJobStatus, PreflightStatus
 
 MANAGED_BY = "app.kubernetes.io/managed-by"
 MANAGER = "finetune-operator"
@@ -31,6 +31,7 @@ TRIES = "finetune.dev/tries"
 INTERRUPTIONS = "finetune.dev/interruptions"
 HALVE = "finetune.dev/halve-micro-batch"
 FINISH = "finetune.dev/finish-now"
+FIGURES = "finetune.dev/preflight"
 RETRY = "finetune.dev/retry"
 QUEUE = "kueue.x-k8s.io/queue-name"
 QUEUE_PRIORITY = "kueue.x-k8s.io/priority-class"
@@ -177,7 +178,7 @@ class Counters:
     tries: int = 0
     """Attempts in a row that the environment ended: they only space the next ones."""
     interruptions: int = 0
-    """Of preflight: times in a row that the cluster took the pod away."""
+    """Of preflight: times in a row that the cluster took the pod away, or somebody the Job."""
     halve: bool = False
     """Of a train Job: the container before was killed for its memory, and nothing but this can say so."""
     finish: bool = False
@@ -213,6 +214,17 @@ class Child:
     ended: Literal["Complete", "Failed"] | None
     """Failed already at FailureTarget: Failed itself waits for pods that a dead node never ends."""
     ended_at: datetime | None
+    patient: bool = False
+    """Neither are pods replaced, nor do they count as failed, before they have ended: podReplacementPolicy Failed."""
+    figures: str = ""
+    """What preflight had found before a train Job, as JSON: a status that somebody wiped has it no more."""
+
+    @property
+    def preflight(self) -> PreflightStatus | None:
+        try:
+            return PreflightStatus.model_validate_json(self.figures)
+        except ValidationError:
+            return None
 
     @classmethod
     def of(cls, raw: Raw) -> "Child":
@@ -245,6 +257,8 @@ class Child:
             released=max(_created(meta), _transition(status, "Suspended", "False") or _created(meta)),
             ended=ended,
             ended_at=when,
+            patient=(raw.get("spec") or {}).get("podReplacementPolicy") == "Failed",
+            figures=notes.get(FIGURES, ""),
         )
 
 

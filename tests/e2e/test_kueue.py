@@ -363,6 +363,35 @@ def test_a_job_that_is_preempted_waits_and_goes_on_in_the_same_job(team: Place) 
     assert team.kubelet.jobs_of("low") == ["p1", "t1"]
 
 
+def test_a_place_that_comes_back_at_once_waits_for_the_old_pods(team: Place) -> None:
+    """Kueue counts the pods that a Job wants, not those that still commit a checkpoint: new ones would fence it."""
+    done, urgent, lingers = threading.Event(), threading.Event(), threading.Event()
+    tend = team.kubelet._tend
+
+    def patient(path: str, pod: Document) -> None:
+        if not (lingers.is_set() and "deletionTimestamp" in pod["metadata"]):
+            tend(path, pod)
+
+    team.kubelet._tend = patient  # type: ignore[method-assign]
+    team.apply("low", until(done), queue={**TEAM, "workloadPriorityClass": "low"}, resources=GPU)
+    team.reaches("low", "Starting", "Loading")
+    pods = lambda: [pod for pod in team.children("pods") if pod.startswith("low-") and "-t1-" in pod]  # noqa: E731
+    old = pods()
+    lingers.set()
+    team.apply("high", until(urgent), queue={**TEAM, "workloadPriorityClass": "high"}, resources=GPU)
+    eventually("its place is taken away", lambda: train(team, "low")["spec"]["suspend"])
+    urgent.set()
+    team.reaches("high", "Succeeded", "Trained")
+    eventually("it has its place back", lambda: not train(team, "low")["spec"]["suspend"])
+    time.sleep(3)
+    assert pods() == old
+    lingers.clear()
+    eventually("a new pod is made", lambda: pods() and pods() != old)
+    done.set()
+    status = team.reaches("low", "Succeeded", "Trained")
+    assert (status["usage"]["attempts"], status.get("restarts")) == (1, None)
+
+
 def test_suspending_the_document_deletes_the_job_and_gives_the_quota_back(team: Place) -> None:
     team.apply("one", until(threading.Event()), queue=TEAM, resources=GPU)
     team.reaches("one", "Starting", "Loading")

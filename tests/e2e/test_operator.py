@@ -703,6 +703,24 @@ def test_storage_that_is_not_there_is_waited_for_and_the_job_recovers(place: Pla
     assert place.kubelet.jobs_of("one") == ["p1", "p2", "t1"]
 
 
+def test_a_program_that_deletes_every_preflight_job_is_told_and_not_raced_with(place: Place) -> None:
+    jobs = f"/apis/batch/v1/namespaces/{place.name}/jobs"
+    place.apply("one", lambda role, ordinal: None)
+    deleted, until = set(), time.monotonic() + 4
+    while time.monotonic() < until:
+        for job in place.plane.items(jobs):
+            deleted.add(job["metadata"]["uid"])
+            place.plane.delete(f"{jobs}/{job['metadata']['name']}")
+        time.sleep(0.05)
+    assert len(deleted) == 1, "the first delay is 5 s at least"
+    status = place.reaches("one", "Preflight", "PreflightJobLost")
+    assert "deleted by hand or by another program (interruption 1 of 10 in a row)" in status["message"]
+    assert status["preflightJob"]["nextAt"] in status["message"]
+    place.kubelet.scripts["one"] = ordinary
+    status = place.reaches("one", "Succeeded")
+    assert "preflightJob" not in status
+
+
 def test_a_missing_profile_is_waited_for(place: Place) -> None:
     name = f"later-{place.name}"
     place.apply("one", profile=name)
@@ -1055,7 +1073,7 @@ def test_a_queue_alone_decides_when_a_job_runs(place: Place) -> None:
 
 @dataclass
 class StandIn:
-    """What of Kueue the operator sees: its resource, one Workload, and the Job's suspend."""
+    """What of Kueue the operator sees: its resource, Workloads, and the Jobs' suspend."""
 
     place: Place
 
@@ -1091,27 +1109,30 @@ class StandIn:
     def _path(self) -> str:
         return f"/apis/kueue.x-k8s.io/v1beta2/namespaces/{self.place.name}/workloads"
 
-    def _job(self) -> Document:
+    def _job(self, of: str) -> Document:
+        """The train Job of this FineTuneJob."""
+        owner = self.place.get(of)["metadata"]["uid"]
         jobs = self.place.plane.items(f"/apis/batch/v1/namespaces/{self.place.name}/jobs")
-        return next(job for job in jobs if job["metadata"]["labels"]["finetune.dev/role"] == "train")
+        wanted = {"finetune.dev/role": "train", "finetune.dev/job-uid": owner}
+        return next(job for job in jobs if wanted.items() <= job["metadata"]["labels"].items())
 
-    def says(self, **conditions: tuple[str, str]) -> None:
+    def says(self, of: str = "one", reason: str = "Pending", **conditions: tuple[str, str]) -> None:
         """By type: status and message."""
-        found = [{"type": kind, "status": s, "message": m, "reason": "Pending"} for kind, (s, m) in conditions.items()]
-        labels = {"kueue.x-k8s.io/job-uid": self._job()["metadata"]["uid"]}
+        found = [{"type": kind, "status": s, "message": m, "reason": reason} for kind, (s, m) in conditions.items()]
+        labels = {"kueue.x-k8s.io/job-uid": self._job(of)["metadata"]["uid"]}
         document = {
             "apiVersion": "kueue.x-k8s.io/v1beta2",
             "kind": "Workload",
-            "metadata": {"name": "one", "labels": labels},
+            "metadata": {"name": of, "labels": labels},
             "status": {"conditions": found},
         }
-        if self.place.plane.items(self._path):
-            self.place.plane.patch(f"{self._path}/one", {"status": document["status"]})
+        if of in [workload["metadata"]["name"] for workload in self.place.plane.items(self._path)]:
+            self.place.plane.patch(f"{self._path}/{of}", {"status": document["status"]})
         else:
             self.place.plane.create(self._path, document)
 
-    def suspends(self, suspend: bool) -> None:
-        job = self._job()["metadata"]["name"]
+    def suspends(self, suspend: bool, of: str = "one") -> None:
+        job = self._job(of)["metadata"]["name"]
         self.place.plane.patch(
             f"/apis/batch/v1/namespaces/{self.place.name}/jobs/{job}", {"spec": {"suspend": suspend}}
         )

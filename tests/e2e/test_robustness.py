@@ -378,6 +378,40 @@ def test_two_operators_without_an_election_double_nothing(place: Place, tmp_path
         other.kill()
 
 
+def test_whoever_leads_says_the_same_and_who_follows_writes_nothing(plane: Plane, tmp_path: Path) -> None:
+    lease, done = "default/whoever", threading.Event()
+    with a_place(plane, tmp_path, kubeconfig=plane.kubeconfig_of("one"), lease=lease) as place:
+        eventually("the first one leads", place.operator.leads)
+        other = Operator(plane, [place.name], tmp_path / "other.log", plane.kubeconfig_of("two"), lease=lease)
+        other.start()
+        try:
+            eventually("the second one follows", other.follows)
+            before = len(plane.writes("two"))
+            place.apply("trains", while_not(done))
+            place.apply("fails", lambda role, ordinal: fails(42, "ColumnMissing"))
+            place.apply("first")
+            undisturbed(place, "first")
+            going = becomes(place, "trains", "starting", "Starting", "Loading")
+            failed = becomes(place, "fails", "failed-data", "Failed", "ColumnMissing")
+            assert len(plane.writes("two")) == before
+            place.operator.signal(signal.SIGTERM)
+            assert place.operator.ended() == 0
+            eventually("the second one leads", other.leads)
+            wrote = len(plane.writes("one"))
+            place.apply("second")
+            undisturbed(place, "second")
+            for name, seen in (("trains", going), ("fails", failed)):
+                version = place.get(name)["metadata"]["resourceVersion"]
+                assert version == seen["metadata"]["resourceVersion"], f"{name}: nothing has changed but who leads"
+            place.operator.start()
+            eventually("the first one follows", place.operator.follows)
+            done.set()
+            undisturbed(place, "trains")
+            assert len(plane.writes("one")) == wrote
+        finally:
+            other.kill()
+
+
 @pytest.mark.slow
 def test_a_newer_operator_takes_over_what_runs(place: Place) -> None:
     done = threading.Event()
@@ -455,7 +489,7 @@ sys.exit(main())
 
 @pytest.mark.parametrize("by", ["null", pytest.param("lies", marks=pytest.mark.slow)])
 def test_a_status_that_somebody_wiped_is_found_out_again(place: Place, by: str) -> None:
-    """From the Jobs that are there. What preflight had counted is in the run's report alone."""
+    """From the Jobs that are there: the train Job carries what preflight had counted."""
     done = threading.Event()
     place.apply("trains", while_not(done))
     place.apply("done")

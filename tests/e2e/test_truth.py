@@ -27,6 +27,7 @@ from tests.e2e.test_operator import (
     Place,
     Plane,
     Script,
+    StandIn,
     _number,
     binaries,
     eventually,
@@ -159,7 +160,7 @@ GATE = {"metric": "f1", "passed": False, "value": 0.9, "wanted": ">= 0.95"}
 GATED = {**RESULT, "evaluation": {"on": "test", "rows": 9, "tuned": {"f1": 0.9}, "gates": [GATE]}}
 UNMET = said(48, "GateNotMet", runId="a" * 16, result=GATED)
 CRASH = Ends(1, after=SEEN)
-LOST = ("again-node-lost",)
+LOST = ("again-node-lost", "lost-in-queue")
 """Of what happens to its pods on a node that is lost nobody hears."""
 RESUMES = said(0, "Resume", preflight={"state": "Resume", "runId": "a" * 16, "step": 30, "summary": {"labels": 2}})
 COMPLETED = said(0, "Completed", runId="a" * 16, result={**RESULT, "finalStep": 30, "partial": True})
@@ -599,3 +600,70 @@ def test_a_job_that_is_deleted_in_any_phase_leaves_nothing(place: Place) -> None
         eventually(f"no {kind}", lambda kind=kind: not place.children(kind))
     log = Path(place.operator.log).read_text()
     assert "Traceback" not in log
+
+
+# --- a queue: last of all, for pending-kueue goes on once there is a Kueue ---
+
+QUEUED: Document = {"queue": {"name": "team-a"}, "resources": GPU}
+
+
+def train_of_the_other_run(role: str, ordinal: int) -> Ends | None:
+    return passes(run=OTHER) if role == "preflight" else None
+
+
+@pytest.fixture(scope="module")
+def kueue(place: Place) -> Iterator[StandIn]:
+    """This test is Kueue, as far as the operator sees it. tests/e2e/test_kueue.py has the real one."""
+    with StandIn(place) as made:
+        yield made
+
+
+def test_what_a_queue_does_with_a_job_is_told_in_its_words(place: Place, kueue: StandIn, trainer: Trainer) -> None:
+    for name in ("waits", "stuck", "queued-trains"):
+        place.apply(name, train_of_the_other_run, **QUEUED)
+        becomes(place, name, "queued-kueue-unseen", "Queued", "WaitingForQueue", seconds=60)  # it asks now and then
+    kueue.says("waits", QuotaReserved=("False", "insufficient unused quota for nvidia.com/gpu, 1 more needed"))
+    kueue.says("stuck", "Inadmissible", QuotaReserved=("False", "LocalQueue team-a doesn't exist"))
+    kueue.suspends(False, "queued-trains")
+    trainer.says("Training", 40, saved=30)
+    eventually("it says so", lambda: "1 more needed" in place.status("waits")["message"])
+    becomes(place, "waits", "queued-kueue", "Queued", "WaitingForQueue")
+    becomes(place, "stuck", "queued-kueue-inadmissible", "Queued", "Inadmissible")
+    becomes(place, "queued-trains", "training", "Training", "Training")
+    words = "Preempted to accommodate a workload of a higher priority"
+    kueue.says("queued-trains", Evicted=("True", words), QuotaReserved=("False", words))
+    kueue.suspends(True, "queued-trains")
+    becomes(place, "queued-trains", "queued-kueue-evicted", "Queued", "WaitingForQueue")
+    kueue.suspends(False, "queued-trains")
+    becomes(place, "queued-trains", "training", "Training", "Training")
+
+
+def test_with_its_place_back_a_job_waits_until_its_old_pods_have_ended(place: Place, kueue: StandIn) -> None:
+    """New ones would claim the run, and fence the checkpoint that the old ones still commit."""
+    assert isinstance(place.kubelet, Node)
+    place.apply("back", only_train(None), **QUEUED)
+    place.reaches("back", "Queued", "WaitingForQueue")
+    kueue.suspends(False, "back")
+    place.reaches("back", "Starting", "Loading")
+    old = pods_of(place, "back", "t1")
+    place.kubelet.lingering.add("back")
+    kueue.suspends(True, "back")
+    path = pod_path(place, "back", "t1")
+    eventually("its pod is asked to go", lambda: "deletionTimestamp" in place.plane.get(path)["metadata"])
+    kueue.suspends(False, "back")
+    time.sleep(3)
+    assert pods_of(place, "back", "t1") == old
+    place.reaches("back", "Starting", "Stopping")
+    place.kubelet.lingering.discard("back")
+    eventually("a new pod runs", lambda: pods_of(place, "back", "t1") and pods_of(place, "back", "t1") != old)
+    becomes(place, "back", "starting", "Starting", "Loading")
+
+
+def test_a_job_of_a_queue_whose_node_is_lost_is_queued_again(place: Place, kueue: StandIn) -> None:
+    assert isinstance(place.kubelet, Node)
+    place.apply("lost-in-queue", only_train(None), **QUEUED)
+    place.reaches("lost-in-queue", "Queued", "WaitingForQueue")
+    kueue.suspends(False, "lost-in-queue")
+    place.kubelet.lingering.add("lost-in-queue")
+    taken_away("DeletionByTaintManager", "Taint manager: deleting due to NoExecute taint")(place, "lost-in-queue")
+    becomes(place, "lost-in-queue", "queued-kueue-node-lost", "Queued", "WaitingForQueue")

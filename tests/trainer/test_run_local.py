@@ -15,10 +15,12 @@ from typing import Any
 
 import pytest
 import yaml
+from tests.trainer.conftest import Cage
+from tests.trainer.memory import config_of
 
-from finetune_api.contract import ExitCode, Progress
+from finetune_api.contract import ExitCode, LastMessage, Progress
 from finetune_api.status import FineTuneJobStatus, PreflightStatus, RowCounts
-from finetune_trainer.local import describe, describe_rows
+from finetune_trainer.local import _STARVED, _read_message, _Tries, describe, describe_rows
 from finetune_trainer.telemetry import read_progress
 
 FINETUNE = [sys.executable, "-m", "finetune_trainer"]
@@ -72,13 +74,16 @@ def document(tmp_path: Path, minilm_dir: Path) -> dict[str, Any]:
 class Run:
     """`finetune run` on a document, its progress lines and its status."""
 
-    def __init__(self, directory: Path, document: dict[str, Any] | str, *options: str) -> None:
+    def __init__(
+        self, directory: Path, document: dict[str, Any] | str, *options: str, cage: Cage | None = None
+    ) -> None:
         self.work = directory / "work"
         text = document if isinstance(document, str) else json.dumps(document)
         (directory / "job.yaml").write_text(text)
         self.error_file = open(directory / "stderr", "w+")  # noqa: SIM115
         command = [*FINETUNE, "run", str(directory / "job.yaml"), "--work", str(self.work), *options]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        command = cage.around(command) if cage is not None else command
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=self.error_file, text=True, env=environment
         )
@@ -105,8 +110,8 @@ class Run:
 
 
 @contextmanager
-def running(directory: Path, document: dict[str, Any] | str, *options: str) -> Iterator[Run]:
-    run = Run(directory, document, *options)
+def running(directory: Path, document: dict[str, Any] | str, *options: str, cage: Cage | None = None) -> Iterator[Run]:
+    run = Run(directory, document, *options, cage=cage)
     try:
         yield run
     finally:
@@ -183,6 +188,80 @@ def test_a_run_that_is_killed_and_stopped_still_ends_in_a_published_model(
     assert again.conditions[0].reason == "Reused"
     assert again.usage is None
     assert time.monotonic() - began < 20
+
+
+# Fills a cgroup until the kernel kills a process in it.
+GLUTTON = """
+import sys, time
+from finetune_trainer import oom
+before, eaten = oom.kills(), []
+while oom.kills() == before:
+    eaten.append(b"x" * (8 << 20))
+    time.sleep(0.01)
+"""
+
+
+@pytest.mark.long
+def test_an_attempt_that_the_kernel_kills_for_memory_is_not_counted_and_the_next_halves_the_micro_batch(
+    tmp_path: Path, document: dict[str, Any], cage: Callable[[int], Cage]
+) -> None:
+    document["spec"]["retries"] = {"max": 0}
+    full = cage(2 << 30)
+    with running(tmp_path, document, cage=full) as run:
+        run.until(lambda progress: progress.checkpoint is not None)
+        for pid in ranks_of(run.work):
+            Path(f"/proc/{pid}/oom_score_adj").write_text("1000")  # which process the kernel takes is its own affair
+        subprocess.run(full.around([sys.executable, "-c", GLUTTON]), check=True, timeout=60)
+        run.until(lambda progress: progress.resumed_from_step is not None)
+        run.process.send_signal(signal.SIGINT)
+        code, status = run.end()
+        told = "Attempt 1 ran out of memory, which is not counted (HostOutOfMemory): Rank 0 was killed by the kernel"
+        assert told in run.errors()
+    assert (code, status.phase) == (ExitCode.STOPPED, "Suspended")
+    assert "micro-batches have 4 rows now" in (run.work / "logs/train-2.log").read_text()
+
+
+def tries(batch_size: int, *, retries: int = 2) -> _Tries:
+    config = config_of(training={"batchSize": batch_size}, retries={"max": retries})
+    return _Tries(config, committed=0)
+
+
+def ending(code: int, *, step: int = 0) -> LastMessage:
+    return LastMessage(code=code, reason="Reason", message="So it is.", step=step)
+
+
+def test_memory_is_tried_again_as_often_as_micro_batches_can_be_halved_and_once_more() -> None:
+    ours = tries(8, retries=0)
+    delays = [ours.after(ending(ExitCode.MEMORY), None) for _ in range(5)]
+    assert delays == [0, 1, 2, 4, None]
+    assert ours.arguments == ("--halve-micro-batch",)
+    said = "5 attempts in a row ran out of memory without one more committed step, the last: So it is."
+    assert ours.given_up(ending(ExitCode.MEMORY)).message == said
+
+
+def test_memory_is_never_the_end_while_steps_are_won() -> None:
+    ours = tries(1, retries=0)
+    assert [ours.after(ending(ExitCode.MEMORY, step=step), None) for step in range(1, 40)] == [0] * 39
+
+
+def test_crashes_are_counted_whatever_memory_did_in_between() -> None:
+    ours = tries(64)
+    codes = [1, ExitCode.MEMORY, 1, ExitCode.MEMORY, 137]
+    assert [ours.after(ending(code), None) for code in codes] == [1, 0, 2, 1, None]
+    assert ours.arguments == (), "what crashes says nothing of memory"
+    assert ours.given_up(ending(137)).message == "So it is."
+
+
+@pytest.mark.parametrize("command", ["preflight", "train"])
+def test_a_process_that_the_kernel_kills_for_memory_is_told_with_what_helps(tmp_path: Path, command: str) -> None:
+    """A supervisor or a preflight, which can leave no message."""
+    none, log = tmp_path / "message", tmp_path / "log"
+    last = _read_message(none, -signal.SIGKILL, log, stopped=0, starved=_STARVED[command])
+    assert (last.code, last.reason) == (ExitCode.MEMORY, "HostOutOfMemory")
+    assert last.message == f"The process was killed by the kernel because memory was used up: {_STARVED[command]}."
+    assert "close other programs" in last.message
+    by_hand = _read_message(none, -signal.SIGKILL, log, stopped=0)
+    assert (by_hand.code, by_hand.reason) == (137, "Crashed")
 
 
 def test_bad_data_ends_with_the_sentence_and_no_training(tmp_path: Path, document: dict[str, Any]) -> None:

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.trainer.conftest import Cage
 
 from finetune_api.contract import Checkpointed, ExitCode, LastMessage, Progress
 from finetune_api.status import BestCheckpoint
 from finetune_trainer import __main__ as command_line
-from finetune_trainer import lastmessage, supervisor, telemetry
+from finetune_trainer import lastmessage, oom, supervisor, telemetry
 from finetune_trainer.supervisor import memory_note_key, visible_gpus
 
 # Runs supervise() as a process of its own, as in a pod: command, ranks, state directory, limits.
@@ -60,15 +61,19 @@ beat(); (STATE / f"ready-{{RANK}}").touch()
 class Supervised:
     """A supervisor process over fake ranks."""
 
-    def __init__(self, directory: Path, script: str, *, ranks: int = 1, **limits: float) -> None:
+    def __init__(
+        self, directory: Path, script: str, *, ranks: int = 1, cage: Cage | None = None, **limits: float
+    ) -> None:
         self.state = directory / "state"
         self.state.mkdir()
         self.ranks = ranks
         rank = directory / "rank.py"
         rank.write_text(PRELUDE.format(state=str(self.state)) + textwrap.dedent(script))
         (directory / "driver.py").write_text(DRIVER)
+        command = [sys.executable, str(directory / "driver.py"), str(rank), str(ranks), str(self.state)]
+        command.append(json.dumps(limits))
         self.process = subprocess.Popen(
-            [sys.executable, directory / "driver.py", rank, str(ranks), self.state, json.dumps(limits)],
+            cage.around(command) if cage is not None else command,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -248,6 +253,31 @@ def test_a_process_killed_for_memory_is_told_from_one_killed_by_hand(tmp_path: P
     supervised = Supervised(tmp_path, "os.kill(os.getpid(), signal.SIGKILL)")
     last = supervised.end()
     assert (last.code, last.reason) == (137, "Killed")
+    assert last.message.endswith("if nobody did that by hand, memory may have been used up; its log has the details.")
+
+
+def test_a_rank_that_the_kernel_kills_for_memory_is_told_as_that(start: Start, cage: Callable[[int], Cage]) -> None:
+    last = start("progress(); hog = b'x' * (600 << 20); work()", cage=cage(256 << 20)).end()
+    assert (last.code, last.reason) == (ExitCode.MEMORY, "HostOutOfMemory")
+    assert last.message.startswith("Rank 0 was killed by the kernel because memory was used up; where half the micro-")
+    assert (last.attempt, last.step) == (3, 4)
+
+
+@pytest.mark.parametrize(
+    ("said", "count"),
+    [
+        ("low 0\nhigh 0\nmax 31\noom 2\noom_kill 3\noom_group_kill 0\n", 3),
+        ("oom_kill_disable 0\nunder_oom 0\noom_kill 4\n", 4),
+        ("nr_free_pages 5\noom_kill 6\n", 6),
+        ("oom_kill_disable 0\nunder_oom 0\n", 7),
+    ],
+    ids=["a cgroup of version 2", "of version 1", "the machine", "an old kernel says nothing: the next file counts"],
+)
+def test_kills_for_memory_are_counted_by_the_kernel(tmp_path: Path, said: str, count: int) -> None:
+    (tmp_path / "first").write_text(said)
+    (tmp_path / "last").write_text("oom_kill 7\n")
+    assert oom.kills([tmp_path / "none", tmp_path / "first", tmp_path / "last"]) == count
+    assert oom.kills([tmp_path / "none"]) == 0
 
 
 def test_a_risen_count_of_memory_kills_makes_it_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ from finetune_api.status import (
     EvaluationStatus,
     FineTuneJobStatus,
     ModelStatus,
+    PreflightJobStatus,
     PreflightStatus,
     ProgressStatus,
     Restart,
@@ -29,6 +30,7 @@ from finetune_api.status import (
     Usage,
 )
 from finetune_operator.decide import decide, refused
+from finetune_operator.policies.restarts import jitter
 from finetune_operator.status import compose
 from finetune_operator.verdict import (
     CreateConfig,
@@ -124,13 +126,16 @@ def said(
     *,
     generation: int = 1,
     passed: Truth = "Unknown",
+    stalled: bool = False,
     run: str | None = RUN,
     run_generation: int | None = None,
     **facts: Any,
 ) -> FineTuneJobStatus:
     """A status as the operator itself wrote it before."""
     blank = subject(generation=generation)
-    verdict = Verdict(phase, reason, "as it was").marking(PreflightPassed=Mark(passed, reason, "as it was"))
+    verdict = Verdict(phase, reason, "as it was", stalled=stalled).marking(
+        PreflightPassed=Mark(passed, reason, "as it was")
+    )
     if run is not None:
         facts = {"run": RunStatus(id=run, generation=run_generation or generation, started_at="t"), **facts}
     return compose(blank, verdict.stating(**facts), now=ago(100))
@@ -286,6 +291,13 @@ def short(decision: Decision) -> str:
 
 PREFLIGHT = said("Preflight", "Checking", run=None)
 GO = said("Queued", "PreflightPassed", passed="True")
+
+
+def looked_at(phase: Any = "Preflight", reason: str = "Checking", **counted: Any) -> FineTuneJobStatus:
+    """A preflight Job was begun, as the status says."""
+    return said(phase, reason, run=None, preflight_job=PreflightJobStatus(generation=1, **counted))
+
+
 TRAINING = said(
     "Training",
     "Training",
@@ -492,7 +504,7 @@ LOOKING = [
         world(PREFLIGHT, p(), ended(p(), 49, message(49, "BucketNotFound"), at=11)),
         "Pending",
         "BucketNotFound",
-        "begin p2",
+        "begin p2, delete p1",
         stalled=True,
     ),
     Row(
@@ -507,7 +519,7 @@ LOOKING = [
         world(PREFLIGHT, p(), ended(p(), 1, at=6)),
         "Preflight",
         "Crashed",
-        "begin p2",
+        "begin p2, delete p1",
         says="exit code 1 (no last message)",
     ),
     Row(
@@ -523,14 +535,14 @@ LOOKING = [
         world(PREFLIGHT, p(counters=Counters(failures=3)), ended(p(), 137, disrupted="EvictionByEvictionAPI", at=11)),
         "Preflight",
         "EvictionByEvictionAPI",
-        "begin p2",
+        "begin p2, delete p1",
     ),
     Row(
         "a preflight whose message is lost looks again",
         world(PREFLIGHT, p(ended="Complete", ended_at=ago(11))),
         "Preflight",
         "MessageLost",
-        "begin p2",
+        "begin p2, delete p1",
     ),
     Row(
         "a preflight of a document that is no more wanted goes",
@@ -948,6 +960,96 @@ FAILING = [
         "NoProgress",
         says="preflight was interrupted 10 times in a row",
         passed="False",
+    ),
+    Row(
+        "a preflight Job that somebody deletes is not made again at once",
+        world(looked_at()),
+        "Preflight",
+        "PreflightJobLost",
+        says="deleted by hand or by another program (interruption 1 of 10 in a row); next try at 2026-03-01T12:00:",
+        passed="Unknown",
+        again=10 * jitter(f"{UID}/1"),
+    ),
+    Row(
+        "but later each time",
+        world(looked_at(tries=3, interruptions=3)),
+        "Preflight",
+        "PreflightJobLost",
+        says="(interruption 4 of 10 in a row)",
+        again=80 * jitter(f"{UID}/4"),
+    ),
+    Row(
+        "but never later than in ten minutes, either",
+        world(looked_at(tries=30, interruptions=8)),
+        "Preflight",
+        "PreflightJobLost",
+        again=min(600 * jitter(f"{UID}/31"), 600),
+    ),
+    Row(
+        "while it rests nothing is begun, and its words stay",
+        world(looked_at("Preflight", "PreflightJobLost", tries=1, interruptions=1, next_at=format_time(ago(-7)))),
+        again=7.0,
+    ),
+    Row(
+        "when it has rested the next one begins",
+        world(looked_at("Preflight", "PreflightJobLost", tries=1, interruptions=1, next_at=format_time(ago(0)))),
+        "Preflight",
+        "Checking",
+        "begin p1",
+    ),
+    Row(
+        "a time of rest that no delay can have made is not waited for",
+        world(looked_at("Preflight", "PreflightJobLost", tries=1, next_at=format_time(ago(-1000)))),
+        "Preflight",
+        "Checking",
+        "begin p1",
+    ),
+    Row(
+        "the tenth preflight Job in a row that is deleted was the last, and the status says what to look for",
+        world(looked_at(tries=9, interruptions=9)),
+        "Failed",
+        "NoProgress",
+        says="the last time: the preflight Job is gone: deleted by hand or by another program; look what deletes it",
+        passed="False",
+    ),
+    Row(
+        "a preflight Job that has ended, and is deleted before the next one is due, has said what it found",
+        world(
+            said(
+                "Pending",
+                "BucketNotFound",
+                run=None,
+                stalled=True,
+                preflight_job=PreflightJobStatus(generation=1, tries=4, next_at=format_time(ago(-50))),
+            )
+        ),
+        again=50.0,
+    ),
+    Row(
+        "a preflight Job of another document is none that was deleted",
+        world(looked_at(tries=3, interruptions=3), **CHANGED),
+        "Preflight",
+        "Checking",
+        "begin p1",
+    ),
+    Row(
+        "one that goes on beside an old run rests, too",
+        world(
+            said(
+                "Training",
+                "Training",
+                generation=2,
+                run_generation=1,
+                preflight_job=PreflightJobStatus(generation=2),
+            ),
+            *RUNNING,
+            progress(step=50),
+            **CHANGED,
+        ),
+        "Training",
+        "Training",
+        says="step 50 of 100; generation 2: the preflight Job is gone",
+        passed="Unknown",
     ),
     Row(
         "while its node is silent the status says so, beside what the trainer said last",
@@ -1615,9 +1717,41 @@ def test_an_attempt_whose_job_vanished_is_told_at_once_and_once() -> None:
     assert (begun.restarts, begun.usage) == ([right], Usage(attempts=2, lost_steps=5))
 
 
+@pytest.mark.parametrize("seen", [(pod(t()), progress()), (ended(t(), 0, TRAINED),), (ended(t(), 45),)])
+def test_what_preflight_had_found_is_told_again_after_the_status_was_wiped(seen: tuple[Any, ...]) -> None:
+    figures = PreflightStatus(labels=2, truncated_percent=0.3)
+    job = t(figures=figures.model_dump_json(by_alias=True, exclude_none=True))
+    assert _status(world(FineTuneJobStatus(), job, *seen)).preflight == figures
+    kept = PreflightStatus(labels=3)
+    status = _status(world(TRAINING.model_copy(update={"preflight": kept, "phase": "Starting"}), job, *seen))
+    assert status.preflight == kept
+
+
 def test_an_attempt_that_vanished_before_it_said_anything_is_counted() -> None:
     status = _status(world(said("Queued", "PodsPending", passed="True", usage=Usage(attempts=1))))
     assert [(r.attempt, r.reason, r.lost_steps) for r in status.restarts or []] == [(1, "JobLost", 0)]
+
+
+def test_what_a_preflight_job_has_counted_is_not_lost_with_it() -> None:
+    """Or one that crashes, and is deleted each time, would never have crashed too often."""
+    last = p(counters=Counters(failures=2))
+    crashed = _status(world(PREFLIGHT, last, ended(last, 1)))
+    assert crashed.preflight_job == PreflightJobStatus(generation=1, failures=3, next_at=format_time(ago(-20)))
+    later = NOW + timedelta(seconds=20)
+    decision = decide(world(crashed), now=later)
+    assert [a.counters for a in decision.actions if isinstance(a, CreatePreflight)] == [Counters(failures=3)]
+
+
+def test_a_preflight_job_that_is_not_there_any_more_is_not_waited_for_once_it_has_said_what_it_found() -> None:
+    there = p(), pod(p())
+    running = _status(world(None, *there))
+    assert running.preflight_job == PreflightJobStatus(generation=1)
+    passed = _status(world(running, p(), ended(p(), 0, outcome("Fresh"))))
+    assert passed.preflight_job is None
+    refused_ = _status(world(running, p(), ended(p(), 42, message(42, "ColumnMissing"))))
+    assert refused_.preflight_job is None
+    suspended = _status(world(running, *there, **HALTED))
+    assert suspended.preflight_job is None
 
 
 def test_numbers_of_attempts_are_told_when_they_begin() -> None:

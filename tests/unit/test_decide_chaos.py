@@ -7,6 +7,7 @@ every attempt is counted once.
 """
 
 import random
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -21,7 +22,7 @@ from finetune_api.resolve import Defaults
 from finetune_api.status import EvaluationStatus, FineTuneJobStatus, ModelStatus, PreflightStatus, Usage
 from finetune_operator import manifests
 from finetune_operator.decide import decide
-from finetune_operator.policies.restarts import free_delay
+from finetune_operator.policies.restarts import crash_delay, environment_delay, free_delay
 from finetune_operator.verdict import Action, CreateConfig, CreatePreflight, CreateTrain, DeleteJob, Observed, reason_of
 from finetune_operator.views import Child, Exit, Pinned, Pod, Profile, Subject
 
@@ -384,6 +385,52 @@ def test_ten_interruptions_without_a_step_are_enough_and_each_waits_longer(
     assert all(gap >= free_delay(number) for number, gap in enumerate(waited, 1)), waited
 
 
+def until_it_is_given_up(world: World, befalls: Callable[[Child], None], *, dies: bool) -> list[datetime]:
+    """Something befalls every preflight Job once the status tells of it. Returns when they were begun."""
+    times: list[datetime] = []
+    for _ in range(400):
+        if world.o.subject.finished:
+            break
+        before = len(world.begun)
+        again = world.reconcile(dies=dies and world.dice.random() < 0.5)
+        times += [world.now] * (len(world.begun) - before)
+        if world.o.children:
+            world.reconcile(dies=False)
+        for child in world.o.children:
+            befalls(child)
+        world.wait(min(again or 1.0, 60.0))
+    assert world.o.subject.status.phase == "Failed", world.o.subject.status.message
+    return times
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**32), dies=st.booleans())
+def test_a_program_that_deletes_every_preflight_job_is_not_raced_with(seed: int, dies: bool) -> None:
+    world = World(seed)
+    times = until_it_is_given_up(world, lambda child: world.vanish(child.uid), dies=dies)
+    assert reason_of(world.o.subject.status) == "NoProgress"
+    assert len(times) == 10
+    gaps = [after - before for before, after in pairwise(times)]
+    assert all(gap >= environment_delay(number) / 2 for number, gap in enumerate(gaps)), gaps
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**32), dies=st.booleans())
+def test_crashes_are_counted_also_where_each_job_that_has_failed_is_deleted_at_once(seed: int, dies: bool) -> None:
+    world = bounded(seed, retries={"max": 3})
+
+    def crashes(child: Child) -> None:
+        world._exit(next(pod for pod in world.o.pods if pod.owner == child.uid), 137, None)
+        world.reconcile(dies=False)
+        world.vanish(child.uid)
+
+    times = until_it_is_given_up(world, crashes, dies=dies)
+    assert reason_of(world.o.subject.status) == "Killed"
+    gaps = [after - before for before, after in pairwise(times)]
+    assert len(gaps) == 3
+    assert all(gap >= crash_delay(number) - timedelta(seconds=1) for number, gap in enumerate(gaps)), gaps
+
+
 @settings(max_examples=40, deadline=None)
 @given(order=st.lists(st.sampled_from(INTERRUPTIONS), min_size=1, max_size=10), seed=st.integers(0, 2**32))
 def test_interruptions_that_win_steps_never_end_a_run_also_where_nobody_saw_it(order: list[str], seed: int) -> None:
@@ -509,19 +556,23 @@ SEEN = [how for how in INTERRUPTIONS if how != "its Job is deleted"]
     dies=st.booleans(),
 )
 def test_every_second_of_every_attempt_is_counted_once(ends: list[tuple[str, int]], seed: int, dies: bool) -> None:
-    world = World(seed)
+    """Also in what is told while they go on, each of which is at most as much as it has taken."""
+    world, total = World(seed), 0
     for how, seconds in ends:
         pod = until_it_trains(world, dies=dies)
         assert pod is not None, world.o.subject.status.message
         began = world.now
         runs_for(world, pod, seconds)
         assert world.now - began == timedelta(seconds=seconds)
+        world.reconcile(dies=dies and world.dice.random() < 0.5)
+        told = world.o.subject.status.usage or Usage()
+        assert (told.settled.running_seconds or 0) == total <= (told.running_seconds or 0) <= total + seconds
+        total += seconds
         interrupt(world, pod, how)
         world.o = replace(world.o, progress=None)
     assert until_it_trains(world, dies=dies) is not None
     usage = world.o.subject.status.usage
     assert usage is not None
-    total = sum(seconds for _, seconds in ends)
     assert (usage.running_seconds, usage.gpu_seconds, usage.counted) == (total, total, len(ends))
 
 

@@ -287,6 +287,25 @@ def test_nothing_is_waited_for_where_a_peer_is_dead() -> None:
     assert ending(job(role="preflight"), [going], nodes=1, now=NOW) is not None
 
 
+def test_a_job_of_a_queue_does_not_wait_for_ever_for_a_pod_that_was_asked_to_go() -> None:
+    """It has no condition before that pod has ended: a node that does not answer ends none."""
+    patient = replace(job(ended=None), patient=True)
+    assert ending(patient, [pod(meta=ASKED)], nodes=1, now=NOW) is None
+    assert ending(patient, [pod(conditions=NOT_READY)], nodes=1, now=NOW) is None, "it may come back"
+    silent = pod(meta=ASKED, conditions=[*NOT_READY, *target("DeletionByTaintManager")])
+    end = ending(patient, [silent, pod(1)], nodes=2, now=NOW)
+    assert end is not None
+    assert end.reason == "DeletionByTaintManager"
+    assert ending(job(ended=None), [silent, pod(1)], nodes=2, now=NOW) is None, "of others the Job controller says so"
+    assert ending(replace(patient, suspended=True), [silent], nodes=1, now=NOW) is None, "it wants no pods"
+    pulls = pod(meta=ASKED, phase="Pending", containerStatuses=[{"name": "trainer", "state": {"waiting": {}}}])
+    deadline = datetime(2026, 3, 1, 12, 1, 30, tzinfo=UTC)
+    assert ending(patient, [pulls], nodes=1, now=deadline) is None
+    late = ending(patient, [pulls], nodes=1, now=deadline + timedelta(seconds=31))
+    assert late is not None
+    assert late.reason == "PodDeleted"
+
+
 def test_what_any_pod_says_of_steps_counts() -> None:
     """Only the first node's ranks know them, whichever tells how it ended."""
     last = said(45, "Stopped", step=40, reached_step=55, resumed_from_step=30)

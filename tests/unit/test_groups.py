@@ -46,6 +46,11 @@ def other(*, starts: bool, older: bool) -> Group:
     return Group("ns/other", "other", ago(1001 if older else 999), starts)
 
 
+def waiting(count: int) -> tuple[Group, ...]:
+    """So many that are ready and older."""
+    return tuple(Group(f"ns/{number}", f"uid-{number}", ago(2000 - number), False) for number in range(count))
+
+
 def rested(times: int, *, seconds: float) -> FineTuneJobStatus:
     """So many groups in a row gave their nodes back, the last one so long ago."""
     restarts = [
@@ -73,6 +78,13 @@ ROWS = [
         "AnotherGroupStarts",
         says="ns/other needs several nodes, too, and is first",
         again=5.0,
+    ),
+    Row(
+        "of several it is told how many are first",
+        world(GO, groups=(other(starts=True, older=False), *waiting(2)), **SEVERAL),
+        "Queued",
+        "AnotherGroupStarts",
+        says="3 others need several nodes, too, and are first; groups of a namespace start one after the other",
     ),
     Row(
         "of those that are ready the oldest comes first",
@@ -349,3 +361,14 @@ def test_a_group_waits_ten_minutes_for_its_nodes_unless_the_profile_says_otherwi
     profile: dict[str, Any], seconds: float
 ) -> None:
     assert resolved(TWO_NODES, profile=profile).limits.start_seconds == seconds
+
+
+def test_when_one_of_five_hundred_leaves_a_dozen_of_those_that_wait_say_so() -> None:
+    """Each change of words is a write, within a minute."""
+    told = [decide(world(GO, groups=waiting(count), **SEVERAL), now=NOW).status for count in range(1, 501)]
+    words = [status.message.partition(" ")[0] for status in told if status is not None and status.message]
+    assert words[:4] == ["ns/0", "2", "3", "4"]
+    assert [status.message for status in told if status is not None][7] == (
+        "8 to 15 others need several nodes, too, and are first; groups of a namespace start one after the other"
+    )
+    assert len({status.message for status in told if status is not None}) == 10

@@ -5,6 +5,8 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from hypothesis import given as given_
+from hypothesis import strategies as st
 from tests.unit.test_decide import (
     CHANGED,
     FASTER_KEY,
@@ -33,9 +35,9 @@ from tests.unit.test_decide import (
 )
 
 from finetune_api.contract import LimitsConfig
-from finetune_api.status import CheckpointStatus, FineTuneJobStatus, Restart, RunStatus, Usage
+from finetune_api.status import CheckpointStatus, FineTuneJobStatus, Ongoing, Restart, RunStatus, Usage
 from finetune_operator.decide import decide
-from finetune_operator.policies.ledger import UNHEARD
+from finetune_operator.policies.ledger import UNHEARD, Cost
 from finetune_operator.policies.limits import spoken
 from finetune_operator.verdict import CreateTrain, Observed, reason_of
 from finetune_operator.views import Counters, format_time
@@ -45,6 +47,7 @@ BUDGET = {**SPEC, "budget": {"gpuHours": 1}}
 STRICT = {**SPEC, "budget": {"gpuHours": 1, "onExhausted": "Fail"}}
 BOTH = {**SPEC, "deadline": "1h", "budget": {"gpuHours": 1}}
 FOUR_GPUS = {**BUDGET, "resources": {"nodes": 2, "perNode": {"gpus": 2}}}
+BIG = {"budget": {"gpuHours": 9}}
 
 
 def under(spec: dict[str, Any], *, generation: int = 1) -> dict[str, Any]:
@@ -712,8 +715,9 @@ def preempted(*, until: float, again: float | None = None) -> Observed:
     return world(told, job, pod(job, started=ago(again)), telling(NOW), **under(FOUR_GPUS))
 
 
-def _told(given: Observed) -> FineTuneJobStatus:
-    status = decide(given, now=NOW).status
+def _told(given: Observed, *, after: float = 0) -> FineTuneJobStatus:
+    """The status that is written so many seconds later than NOW."""
+    status = decide(given, now=NOW + timedelta(seconds=after)).status
     assert status is not None
     return status
 
@@ -758,6 +762,174 @@ def test_once_it_goes_on_the_rest_of_the_attempt_is_added() -> None:
     assert status.usage is not None
     assert before.running_seconds is not None
     assert status.usage.running_seconds == before.running_seconds + 100
+
+
+# --- what goes on ---
+
+
+def seen(given: Observed, status: FineTuneJobStatus, **changes: Any) -> Observed:
+    """The same at another look, after this status was written."""
+    return replace(given, subject=replace(given.subject, status=status), **changes)
+
+
+def test_what_an_attempt_takes_is_told_while_it_goes_on() -> None:
+    """Two nodes of two GPUs, the second of them for 50 seconds less; an hour was paid before."""
+    job = t(2, created=ago(1000), key=pinned(FOUR_GPUS).key)
+    pods = pod(job, started=ago(150)), pod(job, name="second", index=1, started=ago(100))
+    before = Usage(gpu_seconds=3600, running_seconds=900, counted=1, attempts=2)
+    given = world(spent(0, usage=before), job, *pods, telling(NOW), **under({**FOUR_GPUS, **BIG}))
+    taken = Ongoing(attempt=2, gpu_seconds=2 * 150 + 2 * 100, running_seconds=150)
+    wanted = Usage(gpu_seconds=4100, running_seconds=1050, ongoing=taken, counted=1, attempts=2)
+    assert _told(given).usage == wanted
+    assert wanted.settled == before
+
+
+def test_that_it_takes_more_is_no_write_of_its_own() -> None:
+    """A trainer that loads says nothing new; an hour later it has taken an hour more."""
+    job, its_pod, _ = running(60)
+    given = world(said("Queued", "PodsPending", passed="True", usage=Usage(attempts=1)), job, its_pod)
+    status = _told(given)
+    assert status.usage is not None
+    assert status.usage.running_seconds == 60
+    later = seen(given, status, silent=timedelta(hours=1))
+    assert decide(later, now=NOW + timedelta(hours=1)).status is None
+    news = replace(later, progress=telling(NOW + timedelta(hours=1)))
+    usage = _told(news, after=3600).usage
+    assert usage is not None
+    assert usage.running_seconds == 3660
+
+
+def test_a_budget_and_the_sums_have_an_attempt_once_that_was_told_while_it_went_on() -> None:
+    job, its_pod, told = running(500)
+    given = world(spent(3000), job, its_pod, told, **under(STRICT))
+    status = _told(given)
+    assert status.usage is not None
+    assert (status.usage.gpu_seconds, status.usage.ongoing) == (
+        3500,
+        Ongoing(attempt=1, gpu_seconds=500, running_seconds=500),
+    )
+    almost = replace(given, progress=telling(NOW + timedelta(seconds=99)))
+    assert short(settled(seen(almost, status))) == ""
+    over = seen(replace(given, progress=telling(NOW + timedelta(seconds=100))), status)
+    assert short(settled(over)) == "delete t1"
+    paid = _told(over).usage
+    assert paid is not None
+    assert (paid.gpu_seconds, paid.running_seconds, paid.ongoing, paid.counted) == (3600, 3600, None, 1)
+    crashed = world(status, replace(job, created=ago(605)), ended(job, 1, at=0, started=ago(510)), **under(STRICT))
+    usage = _told(crashed).usage
+    assert usage is not None
+    assert (usage.gpu_seconds, usage.ongoing, usage.counted) == (3510, None, 1)
+
+
+def test_money_and_energy_are_told_live_and_are_those_of_the_end_in_the_end() -> None:
+    """Rates of which no multiple is a round number."""
+    job, its_pod, told = running(1000)
+    given = rated(world(spent(100), job, its_pod, told, **under(SPEC)), gpu_hour_price=2.497, gpu_watts=713)
+    before = given.subject.status.usage
+    assert before is not None
+    given = seen(given, spent(100, usage=before.model_copy(update={"cost": 1.2346, "kilowatt_hours": 0.0555})))
+    status = _told(given)
+    assert status.usage is not None
+    taken = Ongoing(attempt=1, gpu_seconds=1000, running_seconds=1000, cost=0.6936, kilowatt_hours=0.1981)
+    assert status.usage.ongoing == taken
+    assert (status.usage.cost, status.usage.kilowatt_hours) == (1.9282, 0.2536)
+    done = world(status, job, ended(job, 1, at=0, started=ago(1000)), **under(SPEC))
+    usage = _told(rated(done, gpu_hour_price=2.497, gpu_watts=713)).usage
+    assert usage is not None
+    assert (usage.cost, usage.kilowatt_hours, usage.ongoing) == (1.9282, 0.2536, None)
+
+
+@given_(
+    cost=st.none() | st.integers(0, 10**9).map(lambda units: units / 10_000),
+    price=st.none() | st.floats(0, 10_000),
+    seconds=st.integers(0, 10**7),
+    before=st.integers(0, 10**8),
+)
+def test_what_was_added_is_taken_out_to_the_last_digit(
+    cost: float | None, price: float | None, seconds: int, before: int
+) -> None:
+    usage = Usage(gpu_seconds=before, running_seconds=before, cost=cost)
+    part = Cost(1, running=seconds, gpu=seconds, hour_price=price)
+    both = usage.model_copy(update={**part.on(usage), "ongoing": Ongoing(attempt=1, **part.on(Usage()))}).settled
+    assert (both.gpu_seconds or 0, both.running_seconds or 0, both.cost or 0) == (before, before, cost or 0)
+    assert both.ongoing is None
+
+
+def test_an_attempt_that_waits_for_its_node_has_taken_nothing_yet() -> None:
+    given = world(spent(3000), t(created=ago(9999)), pod(t(), node=None, running=False), **under(DEADLINE))
+    assert _told(given).usage == spent(3000).usage
+
+
+def test_what_was_told_of_an_attempt_whose_job_vanished_is_paid() -> None:
+    """Nobody knows when it ended. The next attempt is added to it."""
+    job, its_pod, told = running(500)
+    given = world(spent(3000), job, its_pod, told, **under(SPEC))
+    status = _told(given)
+    gone = world(status, **under(SPEC))
+    lost = _told(gone)
+    assert [restart.reason for restart in lost.restarts or []] == ["JobLost"]
+    looked_at = world(lost, p(), ended(p(), 0, outcome("Resume", 30)), **under(SPEC))
+    begun_again = settled(seen(gone, _told(looked_at))).status
+    assert begun_again is not None
+    assert begun_again.usage == Usage(gpu_seconds=3500, running_seconds=3500, counted=0, attempts=2, lost_steps=10)
+    second = t(2, created=ago(50))
+    usage = _told(world(begun_again, second, pod(second, started=ago(40)), telling(NOW), **under(SPEC))).usage
+    assert usage is not None
+    assert usage.ongoing == Ongoing(attempt=2, gpu_seconds=40, running_seconds=40)
+    assert (usage.gpu_seconds, usage.running_seconds) == (3540, 3540)
+
+
+def test_one_that_had_only_vanished_from_sight_is_not_paid_twice() -> None:
+    """Somebody took its Job's label away, and put it back."""
+    job, its_pod, told = running(500)
+    given = world(spent(3000), job, its_pod, told, **under(SPEC))
+    lost = _told(world(_told(given), **under(SPEC)))
+    usage = _told(replace(seen(given, lost), progress=telling(NOW + timedelta(seconds=20)))).usage
+    assert usage is not None
+    assert (usage.gpu_seconds, usage.ongoing) == (3520, Ongoing(attempt=1, gpu_seconds=520, running_seconds=520))
+
+
+def test_what_is_over_or_rests_has_nothing_that_goes_on() -> None:
+    job, its_pod, told = running(500)
+    status = _told(world(spent(3000), job, its_pod, told, **under(SPEC)))
+    lost = _told(world(status, **under(SPEC)))
+    reused = _told(world(lost, p(), ended(p(), 0, outcome("Reused")), **under(SPEC)))
+    halted = {**SPEC, "suspend": True}
+    rests = settled(world(status, subject=subject(halted, generation=2), pinned={1: pinned()})).status
+    for after in (reused, rests):
+        assert after is not None
+        assert after.usage is not None
+        assert (after.usage.gpu_seconds, after.usage.ongoing) == (3500, None)
+
+
+def test_what_was_told_before_a_queue_took_the_place_away_is_paid_once() -> None:
+    job = t(created=ago(650), key=pinned(FOUR_GPUS).key)
+    going = world(spent(0), job, pod(job, started=ago(600)), telling(ago(10)), **under({**FOUR_GPUS, **BIG}))
+    status = _told(going)
+    assert status.usage is not None
+    assert status.usage.ongoing is not None
+    away = seen(going, status, pods=(), progress=None)
+    taken = _told(replace(away, children=(replace(job, suspended=True, suspended_at=ago(0)),))).usage
+    assert taken is not None
+    assert (taken.running_seconds, taken.gpu_seconds, taken.ongoing) == (600, 2400, None)
+
+
+def test_what_was_taken_before_a_place_that_came_back_at_once_is_paid_too() -> None:
+    """The old pods end after the Job was resumed: nobody ever sees it suspended and without pods."""
+    spec = {**FOUR_GPUS, **BIG}
+    job = t(created=ago(650), released=ago(100), key=pinned(spec).key)
+    old, new = pod(job, started=ago(600), gone_by=ago(-20), was_asked_to_go=True), pod(job, name="b", started=ago(90))
+    seen = spent(0, run=RunStatus(id=RUN, generation=1, placed_at=format_time(ago(600))))
+    both = _told(world(seen, job, old, telling(ago(110)), **under(spec))).usage
+    assert both is not None
+    assert both.counted == 0
+    assert both.ongoing is not None
+    status = _told(world(seen, job, new, **under(spec)))
+    assert status.usage is not None
+    assert (status.usage.running_seconds, status.usage.gpu_seconds, status.usage.ongoing) == (500, 2000, None)
+    usage = _told(world(status, job, new, telling(NOW), **under(spec))).usage
+    assert usage is not None
+    assert (usage.running_seconds, usage.ongoing and usage.ongoing.running_seconds) == (590, 90)
 
 
 def test_another_run_of_the_same_job_goes_on_with_what_was_used() -> None:

@@ -14,7 +14,7 @@ from finetune_api.contract import RunConfig
 from finetune_api.job import FineTuneJobSpec
 from finetune_api.profile import FineTuneProfileSpec
 from finetune_api.resolve import Defaults, resolve
-from finetune_api.status import FineTuneJobStatus
+from finetune_api.status import FineTuneJobStatus, PreflightStatus, RowCounts
 from finetune_operator import manifests
 from finetune_operator.views import Child, Counters, Pinned, Subject
 
@@ -199,6 +199,28 @@ def test_a_job_is_read_back_with_all_that_it_carries() -> None:
     child = Child.of(raw)
     assert (child.owner, child.role, child.run, child.key) == (SUBJECT.uid, "train", "a" * 16, "k" * 16)
     assert (child.ordinal, child.counters, child.generation) == (3, Counters(failures=1, tries=2), 2)
+
+
+def test_new_pods_wait_for_old_ones_only_where_a_queue_may_take_the_place_away() -> None:
+    """Elsewhere a Job with a pod on a dead node would never say that it has failed."""
+    queued = {**SPEC, "queue": {"name": "team-a"}}
+    assert train(queued)["spec"]["podReplacementPolicy"] == "Failed"
+    for other in (train(SPEC), preflight(queued, {"queue": {"name": "team-a", "preflight": True}})):
+        assert "podReplacementPolicy" not in other["spec"]
+    raw = train(queued)
+    raw["metadata"] |= {"uid": "u", "creationTimestamp": "2026-03-01T00:00:00Z", "resourceVersion": "1"}
+    assert Child.of(raw).patient
+
+
+def test_a_train_job_carries_what_preflight_had_found() -> None:
+    found = PreflightStatus(rows=RowCounts(train=9, validation=1), truncated_percent=0.25, warnings=['日本語 "x"'])
+    subject = replace(SUBJECT, status=FineTuneJobStatus(preflight=found))
+    raw = manifests.train_job(subject, config(SPEC), key="k", run_id="a" * 16, ordinal=1, counters=Counters())
+    raw["metadata"] |= {"uid": "u", "creationTimestamp": "2026-03-01T00:00:00Z", "resourceVersion": "1"}
+    assert Child.of(raw).preflight == found
+    for figures in ("", "{", '{"rows": 3}', "[]"):  # nothing, or what somebody wrote there
+        raw["metadata"]["annotations"]["finetune.dev/preflight"] = figures
+        assert Child.of(raw).preflight is None
 
 
 def test_after_a_container_killed_for_its_memory_the_next_is_told_to_halve_the_micro_batch() -> None:

@@ -9,7 +9,7 @@ import pytest
 from prometheus_client import generate_latest
 from tests.unit.test_decide import FAILED, RUN, TRAINING, subject
 
-from finetune_api.status import CheckpointStatus, FineTuneJobStatus, ProgressStatus, Restart, Usage
+from finetune_api.status import CheckpointStatus, FineTuneJobStatus, Ongoing, ProgressStatus, Restart, Usage
 from finetune_operator.__main__ import _Json
 from finetune_operator.kube import _resource
 from finetune_operator.metrics import Phases, Spent
@@ -54,6 +54,13 @@ def test_an_attempt_that_committed_nothing_new_was_in_vain(lost: int) -> None:
 
 def test_the_end_of_a_run_loses_nothing() -> None:
     assert spent(ONCE, usage=Usage(gpu_seconds=1400, lost_steps=5, attempts=2)) == Spent(gpu_seconds=400)
+
+
+def test_gpu_seconds_are_counted_when_their_attempt_ends() -> None:
+    taken = Ongoing(attempt=2, gpu_seconds=300, running_seconds=300)
+    going = ONCE.model_copy(update={"usage": Usage(gpu_seconds=1300, ongoing=taken, lost_steps=5, attempts=2)})
+    assert Spent.of(subject(status=ONCE), going) == Spent()
+    assert spent(going, usage=Usage(gpu_seconds=1310, lost_steps=5, attempts=2)) == Spent(gpu_seconds=310)
 
 
 def test_a_correction_downwards_takes_nothing_back() -> None:

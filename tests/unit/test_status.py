@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from finetune_api.status import CheckpointStatus, FineTuneJobStatus, ProgressStatus, Usage
+from finetune_api.status import CheckpointStatus, FineTuneJobStatus, Ongoing, ProgressStatus, Usage
 from finetune_operator.status import compose, notes, worth_writing
 from finetune_operator.verdict import Mark, Verdict, condition, mark_of, reason_of
 from finetune_operator.views import Subject, format_time
@@ -154,6 +154,18 @@ def test_that_pods_are_looked_for_is_no_news_to_who_knows_that_the_run_may_begin
     no_room = told(Verdict("Queued", "Unschedulable", "no node has room"), before)
     assert worth_writing(before, no_room, now=NOW, last_write=NOW)
     assert worth_writing(after, no_room, now=NOW, last_write=NOW)
+
+
+def test_what_an_attempt_takes_is_told_with_what_is_written_anyway() -> None:
+    def after(seconds: int) -> FineTuneJobStatus:
+        taken = Ongoing(attempt=1, gpu_seconds=seconds, running_seconds=seconds)
+        return moved(told(RUNNING), usage=Usage(gpu_seconds=seconds, running_seconds=seconds, ongoing=taken))
+
+    assert not worth_writing(after(10), after(9999), now=LATER, last_write=NOW)
+    assert not worth_writing(after(10), after(9999), now=LATER, last_write=None)
+    assert worth_writing(after(10), moved(after(20), phase="Evaluating"), now=NOW, last_write=NOW)
+    assert worth_writing(after(10), moved(after(20), message="step 2 of 9"), now=LATER, last_write=NOW)
+    assert not worth_writing(after(10), moved(after(20), message="step 2 of 9"), now=NOW, last_write=NOW)
 
 
 def test_a_restarted_operator_writes_no_sooner_than_the_one_before_would_have() -> None:

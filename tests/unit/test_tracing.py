@@ -116,17 +116,20 @@ def test_an_endpoint_switches_traces_on_and_the_specifications_switches_off(
         (SPEAKS, "grpc", "set it to that, and the endpoint to the collector's port for HTTP"),
         (OWN_SPEAKS, "http/json", "only http/protobuf is known here"),
         ("OTEL_TRACES_EXPORTER", "zipkin", "set it to otlp"),
+        (BASE, "no address of HTTP", "write http://HOST:4318"),
+        (OWN, "no address of HTTP", "write http://HOST:4318"),
     ],
 )
 def test_what_is_not_known_is_told_in_one_line_and_traces_stay_off(
     name: str, value: str, remedy: str, plain: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     plain.setenv(BASE, URL)
-    plain.setenv(name, value)
+    plain.setenv(name, f"user:{SECRET}@collector:4318" if name in (BASE, OWN) else value)
     tracing.begin()
     (record,) = caplog.records
     assert record.getMessage().startswith(f"traces stay off: {name} is {value}")
     assert remedy in record.getMessage()
+    assert SECRET not in record.getMessage()
     assert tracing._tracer is None
 
 

@@ -25,16 +25,26 @@ class OutOfMemory(Exception):
         self.micro_batch = micro_batch
 
 
+_HOST_SAYS = "allocate memory"
+_GPU_SAYS = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+"""Where it is not torch's own allocator that fails, but the driver or a library: another program holds the memory."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed: on the CPU torch says so in a plain RuntimeError."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and "allocate memory" in str(error)
-    )
+    if isinstance(error, MemoryError) or _of_gpu(error):
+        return True
+    return isinstance(error, RuntimeError) and _HOST_SAYS in str(error)
 
 
 def is_gpu_memory(error: BaseException) -> bool:
     """Whether a GPU's memory is used up and not the host's, for errors of is_out_of_memory and OutOfMemory."""
-    return any(isinstance(one, torch.OutOfMemoryError) for one in (error, error.__cause__))
+    return any(_of_gpu(one) for one in (error, error.__cause__))
+
+
+def _of_gpu(error: BaseException | None) -> bool:
+    said = isinstance(error, RuntimeError) and any(words in str(error) for words in _GPU_SAYS)
+    return said or isinstance(error, torch.OutOfMemoryError)
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from finetune_api.profile import FineTuneProfileSpec
 from finetune_api.resolve import Defaults, ResolveError, resolve
 from finetune_api.status import Condition, FineTuneJobStatus, Phase, PreflightStatus, RunStatus, Usage
 from finetune_api.validate import load_job, load_profile
-from finetune_trainer import lastmessage
+from finetune_trainer import lastmessage, oom
 from finetune_trainer.telemetry import read_progress
 
 _POLL = 0.3  # seconds
@@ -40,6 +40,10 @@ _LONGEST_WAIT = 60.0
 _FINAL = (ExitCode.INVALID, ExitCode.FENCED, ExitCode.STOPPED, ExitCode.DIVERGED, ExitCode.GATE)
 """Ends after which another attempt would come to the same end."""
 _INTERRUPTED = 130
+_MOST_INTERRUPTIONS = 10
+"""In a row without one more committed step, as in a cluster."""
+_STARVED = {"preflight": "split the files of rows into smaller ones, or close other programs", "train": oom.ADVICE}
+"""What helps a command that was killed for memory."""
 
 
 class InvalidDocumentError(Exception):
@@ -197,22 +201,24 @@ class _Run:
             self.line.print(f"           going on from step {last.preflight.step}")
 
     def _train(self, checked: LastMessage) -> LastMessage:
-        """Attempts until one ends for good; crashes are retried from the last checkpoint, up to retries.max."""
+        """Attempts until one ends for good; each goes on from the last checkpoint."""
         started = datetime.now(UTC).isoformat(timespec="seconds")
-        failures = 0
+        tries = _Tries(self.config, committed=(checked.preflight.step if checked.preflight else None) or 0)
         while True:
             self.attempts += 1
             self.line.show("Starting   loading the model")
-            last = self._call("train", f"train-{self.attempts}.log", ["--run-id", str(checked.run_id), "--port", "0"])
+            arguments = ["--run-id", str(checked.run_id), "--port", "0", *tries.arguments]
+            last = self._call("train", f"train-{self.attempts}.log", arguments)
             progress = read_progress(self.scratch / "state/progress.json")
             self._note_progress(progress, last, started)
             if last.code == ExitCode.DONE or last.code in _FINAL or self.stops:
                 return last
-            failures += 1
-            if failures > self.config.max_retries:
-                return last
-            self.line.print(f"Attempt {self.attempts} failed ({last.reason}): {last.message}")
-            if not self._wait(min(_LONGEST_WAIT, 2.0 ** (failures - 1))):
+            delay = tries.after(last, progress)
+            if delay is None:
+                return tries.given_up(last)
+            what = "ran out of memory, which is not counted" if last.code == ExitCode.MEMORY else "failed"
+            self.line.print(f"Attempt {self.attempts} {what} ({last.reason}): {last.message}")
+            if not self._wait(delay):
                 return last
 
     def _wait(self, seconds: float) -> bool:
@@ -231,6 +237,7 @@ class _Run:
         line += ["--message", str(message), "--work", str(self.scratch), *arguments]
         if self.credentials is not None:
             line += ["--credentials", str(self.credentials)]
+        kills = oom.kills()
         with open(self.work / "logs" / log, "wb") as sink:
             # A session of its own: the terminal's Ctrl-C reaches it through us alone, once.
             self.child = subprocess.Popen(  # noqa: S603 - our own command line
@@ -240,7 +247,8 @@ class _Run:
                 self.line.progress(read_progress(self.scratch / "state/progress.json"), stopping=self.stops > 0)
                 time.sleep(_POLL)
         code, self.child = self.child.returncode, None
-        return _read_message(message, code, self.work / "logs" / log, stopped=self.stops)
+        starved = _STARVED[command] if oom.kills() > kills else None
+        return _read_message(message, code, self.work / "logs" / log, stopped=self.stops, starved=starved)
 
     def _note_progress(self, progress: Progress | None, last: LastMessage, started: str) -> None:
         assert self.status.get("run") is not None
@@ -309,8 +317,60 @@ class _Run:
                 self.child.send_signal(signal.SIGTERM)
 
 
-def _read_message(path: Path, code: int, log: Path, *, stopped: int) -> LastMessage:
-    """A child's last message; its own words where it left none."""
+@dataclass
+class _Tries:
+    """Whether there is another attempt, and when: by the rules of a cluster.
+
+    Crashes are counted. Memory is not, as the next attempt halves the micro-batch; but in a row and without one more
+    committed step only as often as there is something to halve, and once more.
+    """
+
+    config: RunConfig
+    committed: int
+    """The last committed step."""
+    failures: int = 0
+    interruptions: int = 0
+    arguments: tuple[str, ...] = ()
+    """Of the next `finetune train`."""
+
+    def after(self, last: LastMessage, progress: Progress | None) -> float | None:
+        """Seconds from the end of an attempt to the next one; None: there is none."""
+        checkpoint = progress.checkpoint if progress is not None else None
+        committed = max(last.step or 0, checkpoint.step if checkpoint is not None else 0)
+        won, self.committed = committed > self.committed, max(committed, self.committed)
+        self.interruptions = 0 if won else self.interruptions
+        if last.code != ExitCode.MEMORY:
+            self.failures, self.arguments = self.failures + 1, ()
+            return _back_off(self.failures) if self.failures <= self.config.max_retries else None
+        # One that could leave word in storage did: then this says nothing more.
+        self.interruptions, self.arguments = self.interruptions + 1, ("--halve-micro-batch",)
+        if self.interruptions > min(self._halvings, _MOST_INTERRUPTIONS - 1):
+            return None
+        return _back_off(self.interruptions - 1) if self.interruptions > 1 else 0.0
+
+    @property
+    def _halvings(self) -> int:
+        """How often micro-batches can be halved, at most."""
+        training = self.config.training
+        return (training.micro_batch or training.batch_size).bit_length()
+
+    def given_up(self, last: LastMessage) -> LastMessage:
+        """What to say at the end."""
+        if last.code != ExitCode.MEMORY:
+            return last
+        often = f"{self.interruptions} attempts in a row ran out of memory without one more committed step, the last:"
+        return last.model_copy(update={"message": lastmessage.clip(f"{often} {last.message}")})
+
+
+def _back_off(times: int) -> float:
+    return float(min(_LONGEST_WAIT, 2.0 ** (times - 1)))
+
+
+def _read_message(path: Path, code: int, log: Path, *, stopped: int, starved: str | None = None) -> LastMessage:
+    """A child's last message; its own words where it left none.
+
+    `starved` says what to do, where the kernel has killed a process for memory meanwhile.
+    """
     with suppress(OSError, ValidationError):
         last = LastMessage.model_validate_json(path.read_bytes())
         if last.code == code:
@@ -318,6 +378,9 @@ def _read_message(path: Path, code: int, log: Path, *, stopped: int) -> LastMess
     if stopped:
         code = _INTERRUPTED if stopped > 1 else ExitCode.STOPPED
         return LastMessage(code=code, reason="Interrupted", message="Interrupted; what was not committed is lost.")
+    if code == -signal.SIGKILL and starved is not None:
+        message = f"The process was killed by the kernel because memory was used up: {starved}."
+        return LastMessage(code=ExitCode.MEMORY, reason="HostOutOfMemory", message=lastmessage.clip(message))
     code = code if code > 0 else 128 - code
     return LastMessage(
         code=code, reason="Crashed", message=lastmessage.clip(f"Ended with code {code}; {log} has the details.")

@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from finetune_api.contract import ExitCode, LastMessage, RunConfig, TrainOutcome
-from finetune_trainer import lastmessage
+from finetune_trainer import lastmessage, oom
 from finetune_trainer.config import storage_settings
 from finetune_trainer.run import read_record, run_key
 from finetune_trainer.signs import Heart, Reporter, Signals, Stopped, wait_for
@@ -175,8 +175,7 @@ class Rank:
         if is_gpu_memory(error):
             advice = "choose a GPU with more memory, a method with fewer weights, or a lower data.maxLength"
             return self._say(ExitCode.MEMORY, "GpuOutOfMemory", f"Out of GPU memory: {what}; {advice}.")
-        advice = "raise spec.resources.perNode.memory or lower data.maxLength"
-        return self._say(ExitCode.MEMORY, "HostOutOfMemory", f"Out of memory: {what}; {advice}.")
+        return self._say(ExitCode.MEMORY, "HostOutOfMemory", f"Out of memory: {what}; {oom.ADVICE}.")
 
     def _say(self, code: ExitCode, reason: str, message: str, *, result: TrainOutcome | None = None) -> int:
         """Log the end, and on rank 0 write the last message."""

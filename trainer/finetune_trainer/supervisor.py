@@ -26,7 +26,7 @@ from types import FrameType
 from pydantic import ValidationError
 
 from finetune_api.contract import PROGRESS_PORT, RENDEZVOUS_PORT, ExitCode, LastMessage, Progress, RunConfig
-from finetune_trainer import lastmessage, telemetry
+from finetune_trainer import lastmessage, oom, telemetry
 from finetune_trainer.config import read_config, storage_settings
 from finetune_trainer.data.read import DataError
 from finetune_trainer.storage import AlreadyExists, StorageError, open_store
@@ -273,7 +273,7 @@ class _Supervisor:
         self.memory_kills = 0
         self._steps = _Steps()
         self._deadline: float | None = None
-        self._kills_before = _oom_kills()
+        self._kills_before = oom.kills()
         self._parent = os.getppid()
 
     def start(self) -> None:
@@ -299,7 +299,7 @@ class _Supervisor:
             self._judge()
             signals.wait(_TICK)
         self.progress = telemetry.read_progress(self.state / "progress.json")
-        self.memory_kills = _oom_kills() - self._kills_before
+        self.memory_kills = oom.kills() - self._kills_before
 
     def _living(self) -> list[_Rank]:
         return [rank for rank in self.ranks if rank.code is None]
@@ -466,8 +466,8 @@ def _sentence(done: _Supervisor, rank: _Rank, code: int) -> tuple[str, str]:
     if code == ExitCode.MEMORY:
         return (
             "HostOutOfMemory",
-            f"{name} was killed because the memory of the pod was used up; the next attempt halves the micro-batch, or "
-            "raise spec.resources.perNode.memory.",
+            f"{name} was killed by the kernel because memory was used up; where half the micro-batch is still too "
+            f"much, {oom.ADVICE}.",
         )
     if code == ExitCode.STOPPED:
         early = rank.code == 128 + signal.SIGTERM
@@ -479,8 +479,9 @@ def _sentence(done: _Supervisor, rank: _Rank, code: int) -> tuple[str, str]:
     if code > 128 and done.stops > 1:
         return "Interrupted", "Ended at once by a second signal; what was not committed is lost."
     if code > 128:
+        by = "; if nobody did that by hand, memory may have been used up" if code == 128 + signal.SIGKILL else ""
         with suppress(ValueError):
-            return "Killed", f"{name} was ended by {signal.Signals(code - 128).name}; its log has the details."
+            return "Killed", f"{name} was ended by {signal.Signals(code - 128).name}{by}; its log has the details."
     return "Crashed", f"{name} ended with code {code}, an error of its own; its log has the details."
 
 
@@ -489,26 +490,6 @@ def _written(path: Path) -> LastMessage | None:
         return LastMessage.model_validate_json(path.read_bytes())
     except (OSError, ValidationError):
         return None
-
-
-def _oom_kills() -> int:
-    """How often the kernel has killed a process of this cgroup for memory."""
-    root = Path("/sys/fs/cgroup")
-    candidates = [root / "memory.events", root / "memory/memory.oom_control"]
-    with suppress(OSError):
-        for line in Path("/proc/self/cgroup").read_text().splitlines():
-            _, controllers, path = line.split(":", 2)
-            if not controllers:
-                candidates.insert(0, root / path.lstrip("/") / "memory.events")
-            elif "memory" in controllers.split(","):
-                candidates.insert(0, root / "memory" / path.lstrip("/") / "memory.oom_control")
-    for candidate in candidates:
-        with suppress(OSError, ValueError):
-            for line in candidate.read_text().splitlines():
-                name, _, value = line.partition(" ")
-                if name == "oom_kill":
-                    return int(value)
-    return 0
 
 
 def _clear(state: Path) -> None:

@@ -9,7 +9,7 @@ from finetune_operator.policies import restarts
 from finetune_operator.policies.accept import Target, target_of
 from finetune_operator.policies.endings import End, ending, stopping
 from finetune_operator.policies.groups import missing
-from finetune_operator.policies.ledger import cost_of, placed, set_aside, with_cost
+from finetune_operator.policies.ledger import cost_of, placed, set_aside, so_far, with_attempt, with_cost
 from finetune_operator.policies.limits import Limit, reached
 from finetune_operator.policies.preflight import preflight
 from finetune_operator.policies.restarts import (
@@ -57,6 +57,8 @@ def attempt(o: Observed, target: Target, job: Child, *, now: datetime, supersede
         verdict = _going_on(o, target, job, now=now, superseded=superseded)
     else:
         verdict = _ended(o, target, job, end, now=now, superseded=superseded)
+    if o.subject.status.preflight is None and "preflight" not in verdict.facts and job.preflight is not None:
+        verdict = verdict.stating(preflight=job.preflight)  # the status was wiped
     known = mark_of(o.subject, "PreflightPassed")
     if superseded or "PreflightPassed" in verdict.marks or (known is not None and known.status == "True"):
         return verdict
@@ -80,7 +82,8 @@ def _going_on(o: Observed, target: Target, job: Child, *, now: datetime, superse
     facts = _run_facts(o, target, job, superseded=superseded)
     usage = facts["usage"]
     assert isinstance(usage, Usage)
-    facts |= set_aside(o, target, job, usage, now=now)
+    aside = set_aside(o, target, job, usage, now=now)
+    facts |= aside or {"usage": so_far(o, target, job, usage, now=now)}
     limit = _limit(o, target, job, now=now)
     if limit is not None:
         message = f"{limit.message}; the attempt commits a checkpoint and ends"
@@ -151,9 +154,8 @@ def _run_facts(o: Observed, target: Target, job: Child, *, superseded: bool) -> 
     same = status.run is not None and status.run.id == job.run
     before = status.run if same and status.run is not None else RunStatus(id=job.run or "", generation=job.generation)
     generation = before.generation if superseded else target.config.generation
-    usage = status.usage or Usage()
-    usage = usage.model_copy(update={"attempts": max(usage.attempts or 0, job.ordinal)})
-    return {"run": placed(o, job, before.model_copy(update={"generation": generation})), "usage": usage}
+    run = placed(o, job, before.model_copy(update={"generation": generation}))
+    return {"run": run, "usage": with_attempt(status.usage, job.ordinal)}
 
 
 def _silent(o: Observed, facts: dict[str, object]) -> Verdict:
@@ -264,9 +266,7 @@ def _done(o: Observed, target: Target, job: Child, end: End, *, now: datetime, s
     if superseded and status.model == result.model:
         return replace(verdict, facts={})  # told already
     facts = _run_facts(o, target, job, superseded=superseded)
-    attempts = max((status.usage or Usage()).attempts or 0, job.ordinal)
-    usage = with_cost(status, cost_of(o, target, job, end, now=now))
-    usage = usage.model_copy(update={"attempts": attempts})
+    usage = with_attempt(with_cost(status, cost_of(o, target, job, end, now=now)), job.ordinal)
     run = facts["run"]
     assert isinstance(run, RunStatus)
     run = run.model_copy(update={"attempt": end.last.attempt or run.attempt})
@@ -323,7 +323,7 @@ def _next(
     ordinal = o.next_ordinal("train")
     counters = replace(after(job, end), finish=limit is not None)
     action = CreateTrain(target.config, target.key, job.run or "", ordinal, counters)
-    usage = (o.subject.status.usage or Usage()).model_copy(update={"attempts": ordinal})
+    usage = with_attempt(o.subject.status.usage, ordinal)
     verdict = Verdict("Starting", end.reason, f"{end.message}; {where}", again_after=POLL, facts={"usage": usage})
     return verdict.doing(action, DeleteJob.of(job))
 

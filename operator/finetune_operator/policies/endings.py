@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from finetune_api.contract import ExitCode, LastMessage
 from finetune_operator.policies.ways import (
@@ -24,6 +24,8 @@ from finetune_operator.views import Child, Exit, Pod
 STOPPED, HUNG = CODES[ExitCode.STOPPED], CODES[ExitCode.HUNG]
 TELLING = [code for code, way in CODES.items() if way.kind not in (Kind.DONE, Kind.FREE) and way is not HUNG]
 """Codes that say the same whatever else has happened, the most telling first."""
+OVERDUE = timedelta(seconds=30)
+"""How long after the end of its grace period a pod is still waited for."""
 VANISHED = {("ContainerStatusUnknown", 137), ("Unknown", 255)}
 """What kubelet and containerd report of a container that they cannot find after the node started anew."""
 
@@ -58,6 +60,7 @@ def ending(child: Child, pods: Sequence[Pod], *, nodes: int, now: datetime) -> E
     # suspended deletes its pods, too, and makes new ones later.
     alone = [pod for pod in pods if pod.exit is not None and pod.exit.code != 0 and not pod.was_asked_to_go]
     failed = child.ended == "Failed" or (nodes == 1 and bool(alone) and not child.suspended)
+    failed = failed or _stuck(child, pods, now=now)
     return _Look(child, pods, now).failed() if failed and not stopping(child, pods, now=now) else None
 
 
@@ -69,6 +72,15 @@ def _unseen(child: Child, pods: Sequence[Pod]) -> bool:
     """
     running = [pod for pod in pods if pod.running and not (pod.was_asked_to_go or pod.unreachable or pod.disrupted)]
     return bool(running) and (child.ended == "Complete" or len(running) == len(pods))
+
+
+def _stuck(child: Child, pods: Sequence[Pod], *, now: datetime) -> bool:
+    """Whether a Job waits for a pod that will hardly end: of any other the Job controller would say by now that it has
+    failed. One that is suspended wants no pods.
+    """
+    going = [pod for pod in pods if pod.gone_by is not None and pod.exit is None and not pod.over]
+    late = any(pod.unreachable or (pod.gone_by is not None and now > pod.gone_by + OVERDUE) for pod in going)
+    return child.patient and not child.suspended and late
 
 
 def stopping(child: Child, pods: Sequence[Pod], *, now: datetime) -> bool:

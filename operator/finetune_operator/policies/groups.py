@@ -4,19 +4,22 @@ With a queue that is Kueue's business. Without one only one group of a profile a
 that stays incomplete gives its nodes back for a while.
 """
 
-import hashlib
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from finetune_operator.policies.accept import Target
 from finetune_operator.policies.limits import spoken
+from finetune_operator.policies.restarts import jitter
 from finetune_operator.policies.waiting import ANOTHER_GROUP
 from finetune_operator.policies.ways import GROUP_INCOMPLETE
-from finetune_operator.verdict import Observed, Verdict
+from finetune_operator.verdict import Group, Observed, Verdict
 from finetune_operator.views import Child, format_time, told_time
 
 SHORTEST, LONGEST = 30.0, 600.0
 """Seconds that a group rests after it stayed incomplete: doubled each time, up or down by half at most."""
 POLL = 5.0
+EXACT = 4
+"""From so many on those that are first are told roughly."""
 
 
 def starts_together(target: Target) -> bool:
@@ -50,11 +53,24 @@ def turn(o: Observed, target: Target, *, now: datetime) -> Verdict | None:
         message = f"the last group stayed incomplete and gave its nodes back; next try at {format_time(due)}"
         return Verdict("Queued", GROUP_INCOMPLETE.reason, message, again_after=(due - now).total_seconds())
     mine = (True, o.subject.created, o.subject.uid)
-    first = min(((not group.starts, group.created, group.uid, group.name) for group in o.groups), default=None)
-    if first is None or first[:3] > mine:
+    before = [group for group in o.groups if (not group.starts, group.created, group.uid) < mine]
+    if not before:
         return None
-    message = f"{first[3]} needs several nodes, too, and is first; groups of a namespace start one after the other"
+    message = f"{_first(before)}; groups of a namespace start one after the other"
     return Verdict("Queued", ANOTHER_GROUP.reason, message, again_after=POLL)
+
+
+def _first(before: Sequence[Group]) -> str:
+    """How many there are: exactly while they are few, else as far as the next power of two.
+
+    When one of 500 leaves, a dozen of those that wait say something new, and not each of them.
+    """
+    number = len(before)
+    if number == 1:
+        return f"{before[0].name} needs several nodes, too, and is first"
+    least = 2 ** (number.bit_length() - 1)
+    told = str(number) if number < EXACT else f"{least} to {2 * least - 1}"
+    return f"{told} others need several nodes, too, and are first"
 
 
 def _rested(o: Observed) -> datetime | None:
@@ -69,10 +85,5 @@ def _rested(o: Observed) -> datetime | None:
     ended = told_time((status.restarts or [])[-1].at) if times and status.restarts else None
     if ended is None:
         return None
-    seconds = min(SHORTEST * 2 ** (times - 1), LONGEST) * _jitter(f"{o.subject.uid}/{attempts}")
+    seconds = min(SHORTEST * 2 ** (times - 1), LONGEST) * jitter(f"{o.subject.uid}/{attempts}")
     return ended + timedelta(seconds=seconds)
-
-
-def _jitter(key: str) -> float:
-    """From 0.5 to 1.5, always the same for the same key: a decision that is made again decides the same."""
-    return 0.5 + int.from_bytes(hashlib.sha256(key.encode()).digest()[:4]) / 2**32

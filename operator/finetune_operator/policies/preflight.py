@@ -1,48 +1,82 @@
 """What does a pod without a GPU find out: may the run begin, go on, or is it done already?"""
 
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from finetune_api.contract import LastMessage, PreflightOutcome, TrainOutcome
-from finetune_api.status import CheckpointStatus, FineTuneJobStatus, Phase, RunStatus
+from finetune_api.status import CheckpointStatus, FineTuneJobStatus, Phase, PreflightJobStatus, RunStatus
 from finetune_operator.policies.accept import Target
 from finetune_operator.policies.endings import End, ending
 from finetune_operator.policies.limits import reached
 from finetune_operator.policies.restarts import (
     FREE_WITHOUT_PROGRESS,
+    LONGEST,
     NO_PROGRESS,
     checkpoint_at,
     corrected,
     crash_delay,
     environment_delay,
+    jitter,
     nothing_lost,
 )
 from finetune_operator.policies.success import last_checkpoint, not_good_enough, succeeded
 from finetune_operator.policies.waiting import HELD, ORDINARY, queue_of, wait_of
-from finetune_operator.policies.ways import Kind
-from finetune_operator.verdict import PASSED, CreatePreflight, DeleteJob, Mark, Observed, Verdict, mark_of
-from finetune_operator.views import Child, Counters, format_time
+from finetune_operator.policies.ways import PREFLIGHT_LOST, Kind
+from finetune_operator.verdict import PASSED, CreatePreflight, DeleteJob, Mark, Observed, Verdict, condition, mark_of
+from finetune_operator.views import Child, Counters, format_time, told_time
 
 
 def preflight(o: Observed, target: Target, *, now: datetime, carried: Counters | None = None) -> Verdict:
     """Run a preflight Job, wait for it, or act on what it said. Jobs of other documents are deleted."""
     jobs = o.jobs("preflight")
     mine = [job for job in jobs if job.key == target.key]
-    if not mine:
-        failed = _failed_before(o)
-        if failed is not None:
-            return failed
-        begun = _begin(o, target, counters=carried or Counters())
-        return begun.doing(*(DeleteJob.of(job) for job in jobs))
-    newest = mine[-1]
-    verdict = _look(o, target, newest, now=now)
-    return verdict.doing(*(DeleteJob.of(job) for job in jobs if job is not newest))
+    if mine:
+        newest = mine[-1]
+        verdict = _look(o, target, newest, now=now)
+        return verdict.doing(*(DeleteJob.of(job) for job in jobs if job is not newest))
+    failed = _failed_before(o)
+    if failed is not None:
+        return failed
+    verdict = _without(o, target, carried or Counters(), now=now)
+    return verdict.doing(*(DeleteJob.of(job) for job in jobs))
 
 
 def _failed_before(o: Observed) -> Verdict | None:
     """A Job that is gone does not make a refused generation worth another look."""
     mark = mark_of(o.subject, "PreflightPassed")
     return _failure(mark.reason, mark.message) if mark is not None and mark.status == "False" else None
+
+
+def _without(o: Observed, target: Target, carried: Counters, *, now: datetime) -> Verdict:
+    """No Job is there: none was begun, somebody has deleted it, or the next one is not due.
+
+    What its annotations counted stands in the status as well, or whoever deletes it would have another one at once.
+    """
+    told = o.subject.status.preflight_job
+    if told is None or told.generation != o.subject.generation:
+        return _begin(o, target, counters=carried)
+    counters = Counters(failures=told.failures or 0, tries=told.tries or 0, interruptions=told.interruptions or 0)
+    if told.next_at is None:
+        return _deleted(o, target, counters, now=now)
+    due = told_time(told.next_at)
+    if due is None or not now < due <= now + LONGEST:
+        return _begin(o, target, counters=counters)
+    mark = mark_of(o.subject, "PreflightPassed") or Mark("Unknown", PREFLIGHT_LOST.reason, PREFLIGHT_LOST.happened)
+    stalled = condition(o.subject.status, "Stalled")
+    waits = stalled is not None and stalled.status == "True"
+    return _resting(mark, stalled=waits, again_after=(due - now).total_seconds())
+
+
+def _deleted(o: Observed, target: Target, before: Counters, *, now: datetime) -> Verdict:
+    """Many that one program has deleted at one moment do not come back at one moment."""
+    end = End(PREFLIGHT_LOST, PREFLIGHT_LOST.reason, PREFLIGHT_LOST.happened, now)
+    given_up = _given_up(target, before, end)
+    if given_up is not None:
+        return given_up
+    counters, delay = _next(before, end)
+    due = now + min(delay * jitter(f"{o.subject.uid}/{counters.tries}"), LONGEST)
+    said = f"{end.message} (interruption {counters.interruptions} of {FREE_WITHOUT_PROGRESS} in a row)"
+    return _rest(o, replace(end, message=said), counters, due, now=now)
 
 
 def _begin(o: Observed, target: Target, *, counters: Counters) -> Verdict:
@@ -52,11 +86,23 @@ def _begin(o: Observed, target: Target, *, counters: Counters) -> Verdict:
         unknown = Mark("Unknown", missing.reason, missing.message)
         return missing.verdict(again_after=30.0).marking(PreflightPassed=unknown)
     action = CreatePreflight(target.config, target.key, o.next_ordinal("preflight"), counters)
-    return _checking("Checking", "checking storage, data and labels").doing(action)
+    return _checking(o, counters).doing(action)
 
 
-def _checking(reason: str, message: str) -> Verdict:
-    return Verdict("Preflight", reason, message).marking(PreflightPassed=Mark("Unknown", reason, message))
+def _checking(o: Observed, counters: Counters) -> Verdict:
+    reason, message = "Checking", "checking storage, data and labels"
+    verdict = Verdict("Preflight", reason, message).marking(PreflightPassed=Mark("Unknown", reason, message))
+    return verdict.stating(preflight_job=_told(o, counters))
+
+
+def _told(o: Observed, counters: Counters, due: datetime | None = None) -> PreflightJobStatus:
+    return PreflightJobStatus(
+        generation=o.subject.generation,
+        next_at=format_time(due) if due is not None else None,
+        failures=counters.failures or None,
+        tries=counters.tries or None,
+        interruptions=counters.interruptions or None,
+    )
 
 
 def _look(o: Observed, target: Target, job: Child, *, now: datetime) -> Verdict:
@@ -67,11 +113,11 @@ def _look(o: Observed, target: Target, job: Child, *, now: datetime) -> Verdict:
     wait = wait_of(o, job, nodes=1, now=now)
     if wait is None or wait.reason in ORDINARY:
         again = 5.0 if not pods else None
-        return replace(_checking("Checking", "checking storage, data and labels"), again_after=again)
+        return replace(_checking(o, job.counters), again_after=again)
     phase: Phase = "Pending" if wait.stalled else "Queued" if wait.cause in HELD else "Preflight"
     unknown = Mark("Unknown", wait.reason, wait.message)
     verdict = Verdict(phase, wait.reason, wait.message, stalled=wait.stalled, again_after=30.0)
-    return verdict.marking(PreflightPassed=unknown)
+    return verdict.marking(PreflightPassed=unknown).stating(preflight_job=_told(o, job.counters))
 
 
 def _ended(o: Observed, target: Target, job: Child, end: End, *, now: datetime) -> Verdict:
@@ -82,42 +128,56 @@ def _ended(o: Observed, target: Target, job: Child, end: End, *, now: datetime) 
         return _not_good_enough(o, target, end.last, outcome, now=now)
     if end.kind is Kind.FINAL:
         return _failure(end.reason, end.message)
-    if end.kind in (Kind.CRASH, Kind.MEMORY) and job.counters.failures + 1 > target.config.max_retries:
-        message = f"preflight crashed {job.counters.failures + 1} times, the last time: {end.message}"
+    return _given_up(target, job.counters, end) or _again(o, target, job, end, now=now)
+
+
+def _given_up(target: Target, before: Counters, end: End) -> Verdict | None:
+    if end.kind in (Kind.CRASH, Kind.MEMORY) and before.failures + 1 > target.config.max_retries:
+        message = f"preflight crashed {before.failures + 1} times, the last time: {end.message}"
         return _failure(end.reason, message)
-    if end.kind in (Kind.FREE, Kind.LOST) and job.counters.interruptions + 1 >= FREE_WITHOUT_PROGRESS:
+    if end.kind in (Kind.FREE, Kind.LOST) and before.interruptions + 1 >= FREE_WITHOUT_PROGRESS:
         said = f"preflight was interrupted {FREE_WITHOUT_PROGRESS} times in a row, the last time: {end.message}"
-        return _failure(NO_PROGRESS, f"{said}; ask for nodes that stay, then change the annotation finetune.dev/retry")
-    return _again(o, target, job, end, now=now)
+        advice = PREFLIGHT_LOST.remedy if end.way is PREFLIGHT_LOST else "ask for nodes that stay"
+        return _failure(NO_PROGRESS, f"{said}; {advice}; then change the annotation finetune.dev/retry")
+    return None
+
+
+def _next(before: Counters, end: End) -> tuple[Counters, timedelta]:
+    """What the next Job carries, and how long after this end it begins."""
+    if end.kind in (Kind.CRASH, Kind.MEMORY):  # a preflight has no micro-batch to halve
+        return Counters(failures=before.failures + 1), crash_delay(before.failures)
+    # Also what is free or lost is spaced, or a cluster that takes every pod away would be hammered.
+    interruptions = before.interruptions + 1 if end.kind in (Kind.FREE, Kind.LOST) else 0
+    counters = Counters(before.failures, tries=before.tries + 1, interruptions=interruptions)
+    return counters, environment_delay(before.tries)
 
 
 def _again(o: Observed, target: Target, job: Child, end: End, *, now: datetime) -> Verdict:
-    before = job.counters
-    if end.kind in (Kind.CRASH, Kind.MEMORY):  # a preflight has no micro-batch to halve
-        counters = Counters(failures=before.failures + 1)
-        delay = crash_delay(before.failures)
-    else:  # also what is free or lost is spaced, or a cluster that takes every pod away would be hammered
-        interruptions = before.interruptions + 1 if end.kind in (Kind.FREE, Kind.LOST) else 0
-        counters = Counters(before.failures, tries=before.tries + 1, interruptions=interruptions)
-        delay = environment_delay(before.tries)
+    counters, delay = _next(job.counters, end)
     due = end.at + delay
-    if now >= due:
-        action = CreatePreflight(target.config, target.key, o.next_ordinal("preflight"), counters)
-        return _retrying(end, f"{end.message}; looking again now").doing(action)
-    message = f"{end.message}; next try at {format_time(due)}"
-    return replace(_retrying(end, message), again_after=(due - now).total_seconds())
+    if now < due:
+        return _rest(o, end, counters, due, now=now)
+    mark = Mark("Unknown", end.reason, f"{end.message}; looking again now")
+    verdict = _resting(mark, stalled=end.kind is Kind.ENVIRONMENT, again_after=None)
+    action = CreatePreflight(target.config, target.key, o.next_ordinal("preflight"), counters)
+    return verdict.stating(preflight_job=_told(o, counters)).doing(action, DeleteJob.of(job))
 
 
-def _retrying(end: End, message: str) -> Verdict:
-    stalled = end.kind is Kind.ENVIRONMENT
+def _rest(o: Observed, end: End, counters: Counters, due: datetime, *, now: datetime) -> Verdict:
+    mark = Mark("Unknown", end.reason, f"{end.message}; next try at {format_time(due)}")
+    verdict = _resting(mark, stalled=end.kind is Kind.ENVIRONMENT, again_after=(due - now).total_seconds())
+    return verdict.stating(preflight_job=_told(o, counters, due))
+
+
+def _resting(mark: Mark, *, stalled: bool, again_after: float | None) -> Verdict:
     phase: Phase = "Pending" if stalled else "Preflight"
-    return Verdict(phase, end.reason, message, stalled=stalled).marking(
-        PreflightPassed=Mark("Unknown", end.reason, message)
-    )
+    verdict = Verdict(phase, mark.reason, mark.message, stalled=stalled, again_after=again_after)
+    return verdict.marking(PreflightPassed=mark)
 
 
 def _failure(reason: str, message: str) -> Verdict:
-    return Verdict("Failed", reason, message).marking(PreflightPassed=Mark("False", reason, message))
+    verdict = Verdict("Failed", reason, message).marking(PreflightPassed=Mark("False", reason, message))
+    return verdict.stating(preflight_job=None)
 
 
 def _passed(o: Observed, target: Target, last: LastMessage, outcome: PreflightOutcome, *, now: datetime) -> Verdict:
@@ -126,7 +186,7 @@ def _passed(o: Observed, target: Target, last: LastMessage, outcome: PreflightOu
         limit = reached(o.knowing({"checkpoint": last_checkpoint(None, result)}), target)
         if limit is None or not limit.publish:
             result = None  # there is budget left: the run goes on from where it was stopped
-    facts = {"preflight": outcome.summary, **_run_facts(o, target, outcome, result)}
+    facts = {"preflight": outcome.summary, "preflight_job": None, **_run_facts(o, target, outcome, result)}
     if result is not None:
         verdict = succeeded(result, reason="Reused", now=now, metric=target.config.primary)
         reused = verdict.marking(PreflightPassed=Mark("True", "Reused", "the very model is published already"))
@@ -143,7 +203,12 @@ def _not_good_enough(
     assert last.result is not None
     verdict = not_good_enough(last.result, reason=last.reason, message=last.message.removesuffix("."), now=now)
     verdict = verdict.marking(PreflightPassed=Mark("True", "Reused", "the very model is published already"))
-    facts = {"preflight": outcome.summary, **_run_facts(o, target, outcome, last.result), **verdict.facts}
+    facts = {
+        "preflight": outcome.summary,
+        "preflight_job": None,
+        **_run_facts(o, target, outcome, last.result),
+        **verdict.facts,
+    }
     return verdict.stating(**{**facts, "checkpoint": last_checkpoint(None, last.result)})
 
 

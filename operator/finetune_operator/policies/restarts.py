@@ -1,5 +1,6 @@
 """When is the next try, how many are there, and what did the last one cost?"""
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -7,7 +8,7 @@ from typing import Any
 
 from finetune_api.status import CheckpointStatus, FineTuneJobStatus, ProgressStatus, Restart, RunStatus, Usage
 from finetune_operator.policies.endings import End
-from finetune_operator.policies.ledger import Cost, with_cost
+from finetune_operator.policies.ledger import Cost, with_attempt, with_cost
 from finetune_operator.policies.ways import GATES_CHANGED, JOB_LOST, MESSAGE_LOST, OOM_KILLED, Kind
 from finetune_operator.verdict import Observed, Verdict
 from finetune_operator.views import Child, Counters, format_time
@@ -47,6 +48,11 @@ def crash_delay(failures: int) -> timedelta:
 def free_delay(interruptions: int) -> timedelta:
     """None at first; attempts that won no step wait longer and longer. `interruptions` counts the one that ended."""
     return timedelta(0) if interruptions <= 1 else crash_delay(interruptions - 2)
+
+
+def jitter(key: str) -> float:
+    """From 0.5 to 1.5, always the same for the same key: a decision that is made again decides the same."""
+    return 0.5 + int.from_bytes(hashlib.sha256(key.encode()).digest()[:4]) / 2**32
 
 
 DELAYS: dict[Kind, Callable[[int], timedelta]] = {
@@ -125,7 +131,7 @@ def stopped(o: Observed, child: Child, cost: Cost, *, reason: str, now: datetime
     status = o.subject.status
     usage = with_cost(status, cost)
     if status.run is None or status.run.id != child.run:
-        return {"usage": usage.model_copy(update={"attempts": max(usage.attempts or 0, child.ordinal)})}
+        return {"usage": with_attempt(usage, child.ordinal)}
     step = status.progress.step if status.progress else 0
     told = _Ended(child.ordinal, Kind.ASKED, reason, now, None, None)
     facts = _told(o, status.run, told, usage=usage, committed=max(step, committed_step(o, None)))
@@ -189,7 +195,7 @@ def forgotten(status: FineTuneJobStatus) -> dict[str, Any]:
     """The status fields of a run that failed and begins anew: from its checkpoint, with a clean sheet."""
     run = status.run.model_copy(update={"started_at": None, "interruptions": None}) if status.run else None
     progress = rewound(status.progress, status.checkpoint.step if status.checkpoint else 0)
-    return {"run": run, "restarts": None, "progress": progress}
+    return {"run": run, "restarts": None, "progress": progress, "preflight_job": None}
 
 
 def checkpoint_at(seen: CheckpointStatus | None, step: int) -> CheckpointStatus | None:

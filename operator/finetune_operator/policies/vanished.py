@@ -14,7 +14,9 @@ GONE = "the train Job is gone"
 
 def gone(o: Observed, cost: Mapping[str, Any]) -> Verdict:
     """Told before anything else is done. `cost` are the fields of the status that say so."""
-    return _looking(o, f"{GONE}; storage is asked what it has left", again_after=0.0).stating(**cost)
+    return _looking(o, f"{GONE}; storage is asked what it has left", again_after=0.0).stating(
+        **cost, preflight_job=None
+    )
 
 
 def vanished(o: Observed, *, now: datetime) -> Verdict | None:

@@ -224,6 +224,13 @@ JOB_LOST = Way(
     "the status tells of an attempt and no Job is there",
     "leave the Jobs of a FineTuneJob alone; delete the FineTuneJob to stop it",
 )
+PREFLIGHT_LOST = Way(
+    "PreflightJobLost",
+    Kind.LOST,
+    "the preflight Job is gone: deleted by hand or by another program",
+    "the status tells of a preflight Job (`status.preflightJob`) and none is there",
+    "look what deletes it (the API server's audit log says who), and leave the Jobs of a FineTuneJob alone",
+)
 GATES_CHANGED = Way(
     "GatesChanged",
     Kind.ASKED,
@@ -276,7 +283,16 @@ BUDGET_RAISED = Way(
 )
 
 OTHERS = (OOM_KILLED, KILLED, CRASHED, NODE_LOST, NOT_STARTED, DELETED, *DISRUPTED.values(), DISRUPTED_OTHERWISE)
-LOOKED_UP = (MESSAGE_LOST, JOB_LOST, GATES_CHANGED, DOCUMENT_CHANGED, GROUP_INCOMPLETE, SUSPENDED, BUDGET_RAISED)
+LOOKED_UP = (
+    MESSAGE_LOST,
+    JOB_LOST,
+    PREFLIGHT_LOST,
+    GATES_CHANGED,
+    DOCUMENT_CHANGED,
+    GROUP_INCOMPLETE,
+    SUSPENDED,
+    BUDGET_RAISED,
+)
 LIMITS = (DEADLINE_EXCEEDED, BUDGET_EXHAUSTED)
 WAYS = (*CODES.values(), *OTHERS, *LOOKED_UP, *LIMITS)
 """All of them: a Way that is not here fails a test."""

@@ -12,7 +12,7 @@ from tests.trainer.memory import Memory, learner_of
 from finetune_api.contract import TrainingConfig
 from finetune_trainer import checkpoint
 from finetune_trainer.checkpoint import State
-from finetune_trainer.course import Diverged, OutOfMemory, Plan
+from finetune_trainer.course import Diverged, OutOfMemory, Plan, is_gpu_memory, is_out_of_memory
 from finetune_trainer.data.order import Order
 from finetune_trainer.loop import Objective, Setup, train
 from finetune_trainer.model import load
@@ -213,6 +213,23 @@ def test_a_row_that_does_not_fit_ends_the_run(tiny_base: Path) -> None:
     model = model_in(tiny_base, dtype=torch.float32, dropout=False)
     with pytest.raises(OutOfMemory, match="micro-batches of 1 rows"):
         train(setup_of(model, Data(), config(), objective=Full(model, LEARNER)), State(micro_batch=3), Quiet())
+
+
+@pytest.mark.parametrize(
+    ("error", "whose"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), "GPU"),
+        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported later"), "GPU"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), "GPU"),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"), "host"),
+        (MemoryError(), "host"),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), None),
+        (ValueError("CUDA error: out of memory"), None),
+    ],
+)
+def test_errors_of_memory_are_told_from_others_and_a_gpus_from_the_hosts(error: Exception, whose: str | None) -> None:
+    assert is_out_of_memory(error) is (whose is not None)
+    assert is_gpu_memory(error) is (whose == "GPU")
 
 
 def test_the_step_that_diverged_is_named(tiny_base: Path) -> None:
