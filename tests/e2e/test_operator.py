@@ -1007,10 +1007,9 @@ def a_refused_train_job_is_told_asked_for_again_and_goes_on_by_itself(place: Pla
         assert 'jobs.batch "one-' in words
         assert "is forbidden: exceeded quota: one-job, requested: count/jobs.batch=1, used: count/jobs.batch=1" in words
         assert words.endswith("; tried again every 60 s")
+    # The status itself and what the Job controller still writes into the preflight Job call for a look.
     tries, seen = 1, 0
-    while (
-        tries != seen
-    ):  # the status itself and what the Job controller still writes into the preflight Job call for a look
+    while tries != seen:
         seen = refused_jobs(place.plane) - before
         assert 1 <= seen <= 10
         time.sleep(5)
