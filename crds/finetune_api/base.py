@@ -24,8 +24,11 @@ class Rule:
     """A condition over several fields of one object: CEL for the API server, Python for everybody else."""
 
     cel: str
+    """What has to be true where `on` is set."""
     message: str
     holds: Callable[[Any], bool]
+    on: str = ""
+    """A path below the object: where it is not set, the rule holds. Empty for one that always says something."""
 
 
 def _names(names: tuple[str, ...], last: str = "and") -> str:
@@ -57,11 +60,13 @@ def only_with(field: str, *, values: tuple[str, ...], fields: tuple[str, ...]) -
     """`fields` may be set only when the required string `field` has one of `values`."""
     allowed = _names(values, "or")
     options = ", ".join(f"'{value}'" for value in values)
-    cel = f"self.{field} in [{options}] || !({' || '.join(f'has(self.{name})' for name in fields)})"
+    none = f" || !({' || '.join(f'has(self.{name})' for name in fields)})" if len(fields) > 1 else ""
+    cel = f"self.{field} in [{options}]{none}"
     return Rule(
         cel,
         f"{_names(fields)} {'goes' if len(fields) == 1 else 'go'} only with {field}: {allowed}",
         lambda model: _attribute(model, field) in values or _count(model, fields) == 0,
+        on=fields[0] if len(fields) == 1 else "",
     )
 
 
@@ -71,11 +76,11 @@ def only_beside(field: str, other: str, *, values: tuple[str, ...], default: str
     `default` is what an `other` that is left out amounts to.
     """
     options = ", ".join(f"'{value}'" for value in values)
-    allowed = f"{has_path(other)} ? self.{other} in [{options}] : {str(default in values).lower()}"
     return Rule(
-        f"!({has_path(field)}) || ({allowed})",
+        f"{has_path(other)} ? self.{other} in [{options}] : {str(default in values).lower()}",
         f"{field} goes only with {other}: {_names(values, 'or')}",
         lambda model: at(model, field) is None or (at(model, other) or default) in values,
+        on=field,
     )
 
 
@@ -83,18 +88,20 @@ def never_beside(field: str, other: str, *, values: tuple[str, ...], reason: str
     """`field` may not be set when `other` has one of `values`, none of which is its default."""
     options = ", ".join(f"'{value}'" for value in values)
     return Rule(
-        f"!({has_path(field)} && {has_path(other)} && self.{other} in [{options}])",
+        f"!({has_path(other)} && self.{other} in [{options}])",
         f"{field} does not go with {other}: {_names(values, 'or')}, {reason}",
         lambda model: at(model, field) is None or at(model, other) not in values,
+        on=field,
     )
 
 
 def lasts_a_minute(field: str) -> Rule:
     """Shorter times would end a job before it begins, or take away what the operator has not read yet."""
     return Rule(
-        f"!has(self.{field}) || duration(self.{field}) >= duration('1m')",
+        f"duration(self.{field}) >= duration('1m')",
         f"{field} is at least 1m",
         lambda model: _long_enough(at(model, field)),
+        on=field,
     )
 
 

@@ -39,9 +39,10 @@ def _retained_role(role: str) -> Rule:
     """A column may be named only for a retention set that reads it."""
     allowed = tuple(name for name in get_args(RetentionType) if name in tasks_with(role))
     return Rule(
-        f"self.type in {list(allowed)} || !has(self.columns) || !has(self.columns.{role})",
+        f"self.type in {list(allowed)}",
         f"columns.{role} of a retention set goes only with type: {' or '.join(allowed)}",
         lambda task: task.type in allowed or at(task, f"columns.{role}") is None,
+        on=f"columns.{role}",
     )
 
 
@@ -76,9 +77,10 @@ class RetentionData(Model):
 def _kept(name: str, kind: TaskKind) -> Rule:
     """The metric of a retention set is one of its task's."""
     return Rule(
-        f"self.task.type != '{name}' || !has(self.metric) || self.metric in {list(kind.kept)}",
+        f"self.task.type != '{name}' || self.metric in {list(kind.kept)}",
         f"the metric of a retention set of {name} is {' or '.join(kind.kept)}",
         lambda model: at(model, "task.type") != name or model.metric is None or model.metric in kind.kept,
+        on="metric",
     )
 
 
@@ -86,9 +88,10 @@ def _bounded(field: str, *, falling: bool) -> Rule:
     """Which bound makes sense is a matter of the direction of the metric."""
     types, how = retention_types(falling=falling), "falls" if falling else "rises"
     return Rule(
-        f"!has(self.{field}) || self.task.type in {list(types)}",
+        f"self.task.type in {list(types)}",
         f"{field} goes with task.type: {' or '.join(types)}, whose metric {how} when a model forgets",
         lambda model: at(model, field) is None or at(model, "task.type") in types,
+        on=field,
     )
 
 
@@ -117,24 +120,26 @@ class Retention(Model):
 class Evaluation(Model):
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
-            "!has(self.baseline) || self.baseline != 'None' || !has(self.gates) || "
-            "!self.gates.exists(gate, has(gate.improvesBaselineBy))",
+            "!has(self.baseline) || self.baseline != 'None' || !self.gates.exists(gate, has(gate.improvesBaselineBy))",
             "a gate with improvesBaselineBy needs a baseline: leave out baseline: None",
             lambda model: (
                 model.baseline != "None" or all(at(gate, "improvesBaselineBy") is None for gate in model.gates or ())
             ),
+            on="gates",
         ),
         Rule(
-            "has(self.slices) || !has(self.gates) || !self.gates.exists(gate, gate.metric == 'slice-gap')",
+            "has(self.slices) || !self.gates.exists(gate, gate.metric == 'slice-gap')",
             "a gate on slice-gap needs slices",
             lambda model: (
                 model.slices is not None or all(at(gate, "metric") != "slice-gap" for gate in model.gates or ())
             ),
+            on="gates",
         ),
         Rule(
-            "!has(self.retention) || self.retention.all(one, self.retention.exists_one(other, other.name == one.name))",
+            "self.retention.all(one, self.retention.exists_one(other, other.name == one.name))",
             "give each of retention a name of its own",
             lambda model: len({str(at(one, "name")) for one in items(model.retention)}) == len(items(model.retention)),
+            on="retention",
         ),
     )
 

@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 from pydantic import Field
 
-from finetune_api.base import Model, Rule, at, has_path, items, lasts_a_minute, never_beside, only_beside, spec_field
+from finetune_api.base import Model, Rule, at, items, lasts_a_minute, never_beside, only_beside, spec_field
 from finetune_api.evaluation import Evaluation
 from finetune_api.method import Method
 from finetune_api.pods import Budget, Checkpoint, Output, PodTemplate, Queue, Resources, Retries, Storage
@@ -41,10 +41,10 @@ def _primary(name: str, kind: TaskKind) -> Rule:
     """The primary metric is one of the task's."""
     options = ", ".join(f"'{metric}'" for metric in kind.metrics)
     return Rule(
-        f"self.task.type != '{name}' || !has(self.evaluation) || !has(self.evaluation.primary) || "
-        f"self.evaluation.primary in [{options}]",
+        f"self.task.type != '{name}' || self.evaluation.primary in [{options}]",
         f"evaluation.primary for {name} is one of {', '.join(kind.metrics)}",
         lambda spec: at(spec, "task.type") != name or _known([at(spec, "evaluation.primary")], kind.metrics),
+        on="evaluation.primary",
     )
 
 
@@ -53,10 +53,10 @@ def _metrics(name: str, kind: TaskKind) -> Rule:
     known = (*kind.metrics, *kind.later)
     options = ", ".join(f"'{metric}'" for metric in known)
     return Rule(
-        f"self.task.type != '{name}' || !has(self.evaluation) || !has(self.evaluation.metrics) || "
-        f"self.evaluation.metrics.all(metric, metric in [{options}])",
+        f"self.task.type != '{name}' || self.evaluation.metrics.all(metric, metric in [{options}])",
         f"evaluation.metrics for {name} are among {', '.join(known)}",
         lambda spec: at(spec, "task.type") != name or _known(items(at(spec, "evaluation.metrics")), known),
+        on="evaluation.metrics",
     )
 
 
@@ -65,19 +65,20 @@ def _gates(name: str, kind: TaskKind) -> Rule:
     known = (*kind.metrics, *kind.later)
     options = ", ".join(f"'{metric}'" for metric in known)
     return Rule(
-        f"self.task.type != '{name}' || !has(self.evaluation) || !has(self.evaluation.gates) || "
-        f"self.evaluation.gates.all(gate, gate.metric in [{options}, 'slice-gap'])",
+        f"self.task.type != '{name}' || self.evaluation.gates.all(gate, gate.metric in [{options}, 'slice-gap'])",
         f"evaluation.gates for {name} judge {', '.join(known)} or slice-gap",
         lambda spec: at(spec, "task.type") != name or _known(_gated(spec), (*known, "slice-gap")),
+        on="evaluation.gates",
     )
 
 
 def _method(name: str, kind: TaskKind, method: MethodType) -> Rule:
     """Some methods make no sense with a task."""
     return Rule(
-        f"self.task.type != '{name}' || !has(self.method) || self.method.type != '{method}'",
+        f"self.task.type != '{name}' || self.method.type != '{method}'",
         f"method {method} does not go with {name}: {kind.refused[method]}",
         lambda spec: at(spec, "task.type") != name or at(spec, "method.type") != method,
+        on="method",
     )
 
 
@@ -106,7 +107,7 @@ def _sourced(path: str) -> Rule:
     names = path.split(".")
     there = " && ".join(f"has(self.{'.'.join(names[:end])})" for end in range(2, len(names) + 1))
     return Rule(
-        f"self.task.type != 'multi-task' || !has(self.task.tasks) || !({there}) || "
+        f"self.task.type != 'multi-task' || !({there}) || "
         f"(self.task.tasks.all(part, self.{path}.exists(source, has(source.task) && source.task == part.name)) && "
         f"self.{path}.all(source, has(source.task) && self.task.tasks.exists(part, part.name == source.task)))",
         f"with multi-task each source in {path} names one of task.tasks as its task, and each of these has a source",
@@ -117,6 +118,7 @@ def _sourced(path: str) -> Rule:
             or {str(at(source, "task")) for source in at(spec, path)}
             == {str(at(part, "name")) for part in at(spec, "task.tasks")}
         ),
+        on="task.tasks",
     )
 
 
@@ -124,7 +126,7 @@ def _judged(field: str, cel: str, metric: str, named: Callable[[Any], list[Any]]
     """Metrics of several tasks are `mean`, `loss`, or those of one task; `cel` says it with a place for "is one"."""
     own = (*TASKS["multi-task"].metrics, *more)
     return Rule(
-        "self.task.type != 'multi-task' || !has(self.task.tasks) || !has(self.evaluation) || "
+        "self.task.type != 'multi-task' || !has(self.task.tasks) || "
         + cel.format(f"({metric} in {list(own)} || {_named(metric)})"),
         f"evaluation.{field} for multi-task: {', '.join(own)}, or NAME.METRIC with the name of one of task.tasks and a metric "
         "of its type",
@@ -133,6 +135,7 @@ def _judged(field: str, cel: str, metric: str, named: Callable[[Any], list[Any]]
             or not items(at(spec, "task.tasks"))
             or _known(named(spec), [*own, *_metrics_of_parts(spec)])
         ),
+        on=f"evaluation.{field}",
     )
 
 
@@ -152,19 +155,19 @@ _OF_PARTS: tuple[Rule, ...] = (
     ),
     _judged(
         "primary",
-        "!has(self.evaluation.primary) || {0}",
+        "{0}",
         "self.evaluation.primary",
         lambda spec: [at(spec, "evaluation.primary")],
     ),
     _judged(
         "metrics",
-        "!has(self.evaluation.metrics) || self.evaluation.metrics.all(metric, {0})",
+        "self.evaluation.metrics.all(metric, {0})",
         "metric",
         lambda spec: items(at(spec, "evaluation.metrics")),
     ),
     _judged(
         "gates",
-        "!has(self.evaluation.gates) || self.evaluation.gates.all(gate, {0})",
+        "self.evaluation.gates.all(gate, {0})",
         "gate.metric",
         _gated,
         more=("slice-gap",),
@@ -181,7 +184,7 @@ def _write_texts(spec: Any) -> list[bool]:
 def _of_texts(field: str, *, values: tuple[str, ...]) -> Rule:
     """What says how texts are written goes with tasks that write some, and with several of them."""
     return Rule(
-        f"!({has_path(field)}) || self.task.type in {list(values)} || (self.task.type == 'multi-task' && "
+        f"self.task.type in {list(values)} || (self.task.type == 'multi-task' && "
         f"(!has(self.task.tasks) || self.task.tasks.exists(part, {_WRITE_TEXTS})))",
         f"{field} goes only with task.type: {', '.join(values[:-1])} or {values[-1]}, or multi-task of tasks that "
         "write texts",
@@ -190,16 +193,18 @@ def _of_texts(field: str, *, values: tuple[str, ...]) -> Rule:
             or at(spec, "task.type") in values
             or (at(spec, "task.type") == "multi-task" and any(_write_texts(spec) or [True]))
         ),
+        on=field,
     )
 
 
 _HEADLESS = Rule(
-    "self.task.type != 'multi-task' || !has(self.task.tasks) || !has(self.method) || self.method.type != 'head' || "
+    "self.task.type != 'multi-task' || !has(self.task.tasks) || self.method.type != 'head' || "
     f"!self.task.tasks.exists(part, {_WRITE_TEXTS})",
     f"method head does not go with tasks that write texts: {TASKS['summarization'].refused['head']}",
     lambda spec: (
         at(spec, "task.type") != "multi-task" or at(spec, "method.type") != "head" or not any(_write_texts(spec))
     ),
+    on="method",
 )
 
 
@@ -210,14 +215,14 @@ def _retention(name: str, kind: TaskKind, *, writes: bool | None = None) -> Rule
     meant = "" if writes is None else f"!has(self.task.tasks) || {'!' if writes else ''}{parts} || "
     what = name if writes is None else f"{name} of tasks that {'write texts' if writes else 'have heads'}"
     return Rule(
-        f"self.task.type != '{name}' || {meant}!has(self.evaluation) || !has(self.evaluation.retention) || "
-        f"self.evaluation.retention.all(one, one.task.type in {list(kind.retains)})",
+        f"self.task.type != '{name}' || {meant}self.evaluation.retention.all(one, one.task.type in {list(kind.retains)})",
         f"evaluation.retention for {what} goes only with sets of {' or '.join(kind.retains)}: what counts there is {kind.retains_by}",
         lambda spec: (
             at(spec, "task.type") != name
             or (writes is not None and any(_write_texts(spec)) != writes)
             or _known([at(one, "task.type") for one in items(at(spec, "evaluation.retention"))], kind.retains)
         ),
+        on="evaluation.retention",
     )
 
 
@@ -245,16 +250,18 @@ class FineTuneJobSpec(Model):
             for field, reason in kind.without.items()
         ),
         Rule(
-            f"!has(self.output.merge) || !self.output.merge || !has(self.method) || !(self.method.type in {list(_UNMERGED)})",
+            f"!self.output.merge || !has(self.method) || !(self.method.type in {list(_UNMERGED)})",
             "output.merge makes no sense with method adapter, prompt or prefix: what they learn cannot be folded into weights",
             lambda spec: at(spec, "output.merge") is not True or at(spec, "method.type") not in _UNMERGED,
+            on="output.merge",
         ),
         _of_texts("generation", values=GENERATING),
         _of_texts("data.maxTargetLength", values=WITH_TARGETS),
         Rule(
-            f"!has(self.data.overlong) || self.data.overlong != 'Split' || self.task.type in {list(SPLITTING)}",
+            f"self.data.overlong != 'Split' || self.task.type in {list(SPLITTING)}",
             f"data.overlong Split goes only with task.type: {' or '.join(SPLITTING)}",
             lambda spec: at(spec, "data.overlong") != "Split" or at(spec, "task.type") in SPLITTING,
+            on="data.overlong",
         ),
         *(lasts_a_minute(field) for field in ("deadline", "ttlAfterFinished")),
         only_beside("training.packing", "task.type", values=PACKING, default="text-classification"),

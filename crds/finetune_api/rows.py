@@ -35,9 +35,10 @@ class Validation(Model):
     rules: ClassVar[tuple[Rule, ...]] = (
         exactly_one_of("fraction", "uri", "sources"),
         Rule(
-            "!has(self.groupBy) || has(self.fraction)",
+            "has(self.fraction)",
             "groupBy goes only with fraction",
             lambda model: model.group_by is None or model.fraction is not None,
+            on="groupBy",
         ),
     )
 

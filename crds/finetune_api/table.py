@@ -104,7 +104,7 @@ def _rules(model: type[Model]) -> Iterator[str]:
             suffix = "[]" if "items" in value else ""
             yield from visit(value.get("items", value), f"{path}.{name}{suffix}")
 
-    yield from visit(open_api_schema(model)["properties"]["spec"], "spec")
+    yield from visit(open_api_schema(model, apart=True)["properties"]["spec"], "spec")
 
 
 INTRODUCTION = f"""\

@@ -14,9 +14,10 @@ def _role(role: str) -> Rule:
     allowed = tasks_with(role)
     options = ", ".join(f"'{name}'" for name in allowed)
     return Rule(
-        f"self.type in [{options}] || !has(self.columns) || !has(self.columns.{role})",
+        f"self.type in [{options}]",
         f"columns.{role} goes only with type: {' or '.join(allowed)}",
         lambda task: task.type in allowed or at(task, f"columns.{role}") is None,
+        on=f"columns.{role}",
     )
 
 
@@ -157,16 +158,18 @@ class Task(Model):
             lambda task: task.type != "multi-task" or task.tasks is not None,
         ),
         Rule(
-            "!has(self.tasks) || self.tasks.all(one, self.tasks.exists_one(other, other.name == one.name))",
+            "self.tasks.all(one, self.tasks.exists_one(other, other.name == one.name))",
             "give each of tasks a name of its own",
             lambda task: len({str(at(part, "name")) for part in items(task.tasks)}) == len(items(task.tasks)),
+            on="tasks",
         ),
         Rule(
-            f"!has(self.tasks) || self.tasks.all(one, one.type in {list(WRITING_PARTS)}) || "
+            f"self.tasks.all(one, one.type in {list(WRITING_PARTS)}) || "
             f"!self.tasks.exists(one, one.type in {list(WRITING_PARTS)})",
             "all of tasks have heads on one encoder (text-classification, token-classification), or all write texts "
             "with one encoder-decoder (summarization, translation): no model is both",
             lambda task: len({at(part, "type") in WRITING_PARTS for part in items(task.tasks)}) < 2,
+            on="tasks",
         ),
         only_with("type", values=("question-answering",), fields=("stride", "unanswerable")),
         only_with("type", values=("instruction",), fields=("trainOn",)),

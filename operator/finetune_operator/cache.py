@@ -14,7 +14,18 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from finetune_operator.views import GENERATION, Child, Pinned, Pod, Profile, Raw, Subject, controller, number_of
+from finetune_operator.views import (
+    GENERATION,
+    JOB_UID,
+    Child,
+    Pinned,
+    Pod,
+    Profile,
+    Raw,
+    Subject,
+    controller,
+    number_of,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -104,8 +115,15 @@ class Cache:
         return self._concerned(entry) | (self._concerned(before) if before is not None else frozenset())
 
     def removed(self, raw: Raw) -> frozenset[str]:
-        """A watch says that this object is gone, or is not one of ours any more. Returns what `forget` does."""
-        return self.forget(raw["metadata"]["uid"], version=_version(raw) or inf)
+        """A watch says that this object is gone, or is not one of ours any more. Returns what `forget` does.
+
+        One that was never seen concerns whom it was made for: who makes it may hear of its end before the answer.
+        """
+        uid = raw["metadata"]["uid"]
+        unseen = uid not in self._entries and uid not in self._gone
+        concerned = self.forget(uid, version=_version(raw) or inf)
+        owner = (raw["metadata"].get("labels") or {}).get(JOB_UID)
+        return frozenset({owner}) if unseen and owner else concerned
 
     def forget(self, uid: str, *, version: float = inf) -> frozenset[str]:
         """An object is gone, for good or as of a resource version. Returns UIDs of the FineTuneJobs it concerned."""

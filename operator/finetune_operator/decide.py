@@ -2,8 +2,8 @@
 
 Every decision is made from the whole state, so a missed event, a restarted operator or a second one changes nothing.
 The steps of a run are separated by status writes where an order matters: the run's name is written before its train
-Job is made (so that twins see each other), a preflight Job is deleted only after what it said is acted upon, and what
-an attempt has cost is written before its Job goes (so that it is counted once, whoever dies when). A generation is
+Job is made (so that twins see each other), and what an attempt has cost is written before its Job goes (so that it is
+counted once, whoever dies when). A generation is
 pinned before anything of it is begun, and after what has to end: ending needs nothing that may be refused.
 """
 
@@ -57,7 +57,9 @@ def decide(o: Observed, *, now: datetime) -> Decision:
     if subject.retry is not None:
         verdict = verdict.stating(last_handled_retry=subject.retry)
     after = compose(subject, verdict, now=now)
-    write = worth_writing(subject.status, after, now=now, last_write=o.last_write, trainings=o.trainings)
+    write = worth_writing(
+        subject.status, after, now=now, last_write=o.last_write, trainings=o.trainings, brief=verdict.brief
+    )
     return Decision(
         status=after if write else None,
         actions=verdict.actions,

@@ -21,6 +21,7 @@ from finetune_api.contract import (
 from finetune_api.pods import PodMetadata, PodSpec
 from finetune_operator.views import (
     ASKED,
+    ATTEMPTS,
     CONTAINERS,
     FAILURES,
     FIGURES,
@@ -106,8 +107,13 @@ def service(subject: Subject) -> Manifest:
     }
 
 
-def preflight_job(subject: Subject, config: RunConfig, *, key: str, ordinal: int, counters: Counters) -> Manifest:
-    """One pod without a GPU that looks at the document, the data and what storage already holds."""
+def preflight_job(
+    subject: Subject, config: RunConfig, *, key: str, ordinal: int, counters: Counters, attempts: int
+) -> Manifest:
+    """One pod without a GPU that looks at the document, the data and what storage already holds.
+
+    `attempts`: train Jobs before it; once there is another one, what it said is acted upon.
+    """
     container: Manifest = {
         "name": CONTAINERS["preflight"],
         "image": config.pods.preflight_image,
@@ -121,7 +127,8 @@ def preflight_job(subject: Subject, config: RunConfig, *, key: str, ordinal: int
     spec = {"template": _template(config, pod, labels, key)}
     if config.pods.queue is not None and config.pods.queue.preflight:
         labels, spec = _queued(config.pods.queue, labels, spec)
-    return _job(subject, config, name, labels, spec, annotations=_notes(subject, key, ordinal, counters))
+    notes = {**_notes(subject, key, ordinal, counters), ATTEMPTS: str(attempts)}
+    return _job(subject, config, name, labels, spec, annotations=notes)
 
 
 def train_job(

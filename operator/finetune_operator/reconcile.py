@@ -100,8 +100,10 @@ class Reconciler:
         match action:
             case CreateConfig(config, key):
                 await self._create(subject, manifests.config_map(subject, config, key=key))
-            case CreatePreflight(config, key, ordinal, counters):
-                job = manifests.preflight_job(subject, config, key=key, ordinal=ordinal, counters=counters)
+            case CreatePreflight(config, key, ordinal, counters, attempts):
+                job = manifests.preflight_job(
+                    subject, config, key=key, ordinal=ordinal, counters=counters, attempts=attempts
+                )
                 await self._create(subject, job)
             case CreateTrain(config, key, run_id, ordinal, counters):
                 if config.pods.nodes > 1:

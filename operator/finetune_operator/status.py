@@ -10,8 +10,8 @@ from finetune_operator.views import Subject, format_time, told_time
 
 NEVER_WITHIN = timedelta(seconds=10)
 AT_LEAST_EVERY = timedelta(seconds=60)
-STEPS = (PENDING.reason, STARTING.reason, "Loading", "Training", "Evaluating", "Publishing")
-"""Reasons of an attempt that goes as it should."""
+STEPS = ("", "Checking", PASSED, PENDING.reason, STARTING.reason, "Loading", "Training", "Evaluating", "Publishing")
+"""Reasons of a job that goes as it should, from none at the beginning to the last before its end."""
 PROGRESS_WRITES = 5.0
 """Of mere progress, a second, of all FineTuneJobs together."""
 
@@ -81,12 +81,14 @@ def worth_writing(
     now: datetime,
     last_write: datetime | None,
     trainings: int = 1,
+    brief: bool = False,
 ) -> bool:
     """Every change at once, but mere progress only by the percent, the checkpoint or the minute, ten seconds apart.
 
-    Further apart where so many trainings go on that together they would write more often than PROGRESS_WRITES.
+    Further apart where so many trainings go on that together they would write more often than PROGRESS_WRITES. What is
+    `brief` is told with what follows, if nothing went wrong before.
     """
-    if _paid(before) == _paid(after):
+    if _paid(before) == _paid(after) or (brief and _waits_for_pods(before)):
         return False
     last = last_write or _told_at(before, now=now)
     alike = _waits_for_pods(before) and _waits_for_pods(after)
@@ -137,7 +139,7 @@ def notes(before: FineTuneJobStatus, after: FineTuneJobStatus) -> tuple[Note, ..
     """
     if (before.phase, reason_of(before)) == (after.phase, reason_of(after)):
         return ()
-    if reason_of(after) in STEPS and reason_of(before) in (PASSED, *STEPS):
+    if reason_of(after) in STEPS and reason_of(before) in STEPS:
         return ()
     stalled = condition(after, "Stalled")
     bad = after.phase == "Failed" or (stalled is not None and stalled.status == "True")

@@ -73,9 +73,29 @@ class Observed:
     """When this process last wrote the status; None when it has not yet."""
 
     def jobs(self, role: Role) -> list[Child]:
-        """Children that are not being deleted, the newest last."""
+        """Children that are not being deleted, the newest last; no preflight that an attempt has followed already."""
+        return [child for child in self.remaining(role) if role == "train" or not self._spent(child)]
+
+    def _spent(self, preflight: Child) -> bool:
+        """Whether an attempt has followed it. One of the document before may be tried again beside it."""
+        later = (child for child in self.children if child.role == "train" and child.ordinal > preflight.attempts)
+        return preflight.attempts < self.attempts and all(child.key == preflight.key for child in later)
+
+    def remaining(self, role: Role) -> list[Child]:
+        """All children that are not being deleted, the newest last.
+
+        A preflight Job stays when its attempt begins: the cluster removes it as it removes the train Job, some time
+        after its end, and until then its log can be read.
+        """
         mine = (child for child in self.children if child.role == role and not child.deleting)
         return sorted(mine, key=lambda child: (child.ordinal, child.created))
+
+    @property
+    def attempts(self) -> int:
+        """Train Jobs so far, whether they are still there or not."""
+        highest = max((child.ordinal for child in self.children if child.role == "train"), default=0)
+        told = self.subject.status.usage.attempts if self.subject.status.usage else None
+        return max(highest, told or 0)
 
     def pods_of(self, child: Child) -> list[Pod]:
         return sorted((pod for pod in self.pods if pod.owner == child.uid), key=lambda pod: (pod.index, pod.name))
@@ -86,9 +106,9 @@ class Observed:
         return replace(self, subject=replace(self.subject, status=status))
 
     def next_ordinal(self, role: Role) -> int:
-        highest = max((child.ordinal for child in self.children if child.role == role), default=0)
-        attempts = self.subject.status.usage.attempts if self.subject.status.usage else None
-        return max(highest, (attempts or 0) if role == "train" else 0) + 1
+        if role == "train":
+            return self.attempts + 1
+        return max((child.ordinal for child in self.children if child.role == role), default=0) + 1
 
 
 @dataclass(frozen=True)
@@ -103,6 +123,8 @@ class CreatePreflight:
     key: str
     ordinal: int
     counters: Counters
+    attempts: int
+    """Observed.attempts when it begins."""
 
 
 @dataclass(frozen=True)
@@ -155,6 +177,8 @@ class Verdict:
     actions: tuple[Action, ...] = ()
     again_after: float | None = None
     """Seconds until the next look, whatever happens before."""
+    brief: bool = False
+    """It is over within moments, as a rule."""
 
     @property
     def final(self) -> bool:

@@ -26,6 +26,7 @@ GENERATION = "finetune.dev/generation"
 RESTART_KEY = "finetune.dev/restart-key"
 ASKED = "finetune.dev/asked"
 ORDINAL = "finetune.dev/ordinal"
+ATTEMPTS = "finetune.dev/attempts-before"
 FAILURES = "finetune.dev/failures"
 TRIES = "finetune.dev/tries"
 INTERRUPTIONS = "finetune.dev/interruptions"
@@ -199,6 +200,8 @@ class Child:
     key: str
     ordinal: int
     counters: Counters
+    attempts: int
+    """Of a preflight: how many train Jobs there were when it began."""
     retry: str
     created: datetime
     deleting: bool
@@ -247,6 +250,7 @@ class Child:
                 halve=HALVE in notes,
                 finish=FINISH in notes,
             ),
+            attempts=number_of(notes.get(ATTEMPTS)),
             retry=notes.get(RETRY, ""),
             created=_created(meta),
             deleting="deletionTimestamp" in meta,
@@ -342,6 +346,8 @@ class Pod:
     phase: str
     ip: str | None
     node: str | None
+    placed: datetime | None
+    """When the scheduler gave it its node."""
     started: datetime | None
     """When its node took it."""
     gone_by: datetime | None
@@ -383,6 +389,7 @@ class Pod:
             phase=status.get("phase", "Pending"),
             ip=status.get("podIP"),
             node=(raw.get("spec") or {}).get("nodeName"),
+            placed=_transition(status, "PodScheduled", "True"),
             started=parse_time(status.get("startTime")),
             gone_by=parse_time(meta.get("deletionTimestamp")),
             was_asked_to_go=asked is not None and (ended is None or ended.at is None or ended.at >= asked),

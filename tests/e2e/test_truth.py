@@ -531,7 +531,7 @@ def events(place: Place, job: str) -> list[Document]:
 def test_each_reason_is_one_event(place: Place, name: str) -> None:
     job = place.get(name)
     found = [f"{e['type']} {e['reason']} {e['count']}: {e['message']}" for e in events(place, name)]
-    assert len({event["reason"] for event in events(place, name)}) == len(found)
+    assert len({event["reason"] for event in events(place, name)}) == len(found) > 0
     same(f"events-{name}", masked_text("\n".join(found) + "\n", job))
 
 

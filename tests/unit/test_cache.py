@@ -70,6 +70,21 @@ def test_what_loses_the_label_that_watches_select_by_is_gone_until_it_has_it_aga
     assert [c.name for c in cache.children("uid-one")] == ["t1"]
 
 
+def test_the_end_of_what_was_never_seen_concerns_whom_it_was_made_for() -> None:
+    """Somebody deletes a Job so soon that the answer to who made it comes later: nothing else would tell."""
+    cache = Cache()
+    made = child("p1", 5)
+    made["metadata"]["labels"][JOB_UID] = "uid-one"
+    gone = {"metadata": {**made["metadata"], "resourceVersion": "6"}}
+    assert cache.removed(gone) == {"uid-one"}
+    assert cache.apply("jobs", made) == frozenset()
+    assert cache.children("uid-one") == ()
+    assert cache.removed(gone) == frozenset(), "it is known to be gone"
+    cache.apply("jobs", {"metadata": {**made["metadata"], "uid": "another"}})
+    cache.forget("another")
+    assert cache.removed({"metadata": {**gone["metadata"], "uid": "another"}}) == frozenset(), "we deleted it"
+
+
 def test_children_are_known_by_their_controller_and_not_by_their_name() -> None:
     cache = Cache()
     cache.apply("jobs", child("t1", owner="somebody else"))

@@ -152,6 +152,7 @@ def child(role: Any, ordinal: int, **changes: Any) -> Child:
         key=KEY,
         ordinal=ordinal,
         counters=Counters(),
+        attempts=9 if role == "preflight" else 0,  # it began after all of them
         retry="",
         created=ago(60),
         deleting=False,
@@ -186,6 +187,7 @@ def pod(of: Child, **changes: Any) -> Pod:
         phase="Running",
         ip="10.0.0.1",
         node="node0",
+        placed=None,
         started=None,
         gone_by=None,
         was_asked_to_go=False,
@@ -576,11 +578,17 @@ BEGINNING = [
         "begin t5",
     ),
     Row(
-        "the preflight Job goes once the train Job is there",
+        "a preflight Job that was begun beside it goes",
         world(GO, p(), *RUNNING),
         "Starting",
         "Loading",
         "delete p1",
+    ),
+    Row(
+        "the preflight Job before it stays, and the cluster removes it as it removes the train Job",
+        world(GO, p(attempts=0), ended(p(), 0, outcome("Fresh")), *RUNNING),
+        "Starting",
+        "Loading",
     ),
     Row(
         "an older twin goes first",
@@ -732,6 +740,22 @@ TRAINING_ROWS = [
         "JobLost",
         "delete p1",
         says="storage is asked what it has left",
+        passed="Unknown",
+    ),
+    Row(
+        "what was acted upon before is nothing to go by, even though it is still there",
+        world(TRAINING, p(attempts=0), ended(p(), 0, outcome("Fresh"))),
+        "Preflight",
+        "Checking",
+        "begin p2, delete p1",
+        passed="Unknown",
+    ),
+    Row(
+        "also when the attempt ended without a word",
+        world(TRAINING, p(attempts=0), ended(p(), 0, outcome("Fresh")), t(ended="Complete"), ended(t(), 0)),
+        "Preflight",
+        "Checking",
+        "begin p2, delete p1, delete t1",
         passed="Unknown",
     ),
     Row(
@@ -1368,6 +1392,13 @@ SUSPENDING = [
     Row("one that waits for a twin waits no longer", world(WAITING, rival(), **HALTED), "Suspended", "Suspended"),
     Row("what trains is stopped", world(TRAINING, *RUNNING, **HALTED), "Suspended", "Suspending", "delete t1"),
     Row(
+        "and nothing is left of it",
+        world(HALTING, p(attempts=0), ended(p(), 0, outcome("Fresh")), t(), GOING, **HALTED),
+        "Suspended",
+        "Suspending",
+        "delete t1, delete p1",
+    ),
+    Row(
         "so is what waits for a node",
         world(GO, t(), pod(t(), node=None, running=False), **HALTED),
         "Suspended",
@@ -1654,8 +1685,8 @@ def _carried_out(o: Observed, decision: Decision) -> Observed:
         match action:
             case CreateConfig(config, key):
                 known[config.generation] = Pinned(config.generation, config, key, o.subject.asked)
-            case CreatePreflight(config, key, ordinal, counters):
-                job = p(ordinal, uid=f"new-p{ordinal}", key=key, counters=counters, created=NOW)
+            case CreatePreflight(config, key, ordinal, counters, attempts):
+                job = p(ordinal, uid=f"new-p{ordinal}", key=key, counters=counters, attempts=attempts, created=NOW)
                 children.append(replace(job, retry=o.subject.retry or "", generation=config.generation))
             case CreateTrain(config, key, run_id, ordinal, counters):
                 job = t(ordinal, uid=f"new-t{ordinal}", key=key, counters=counters, created=NOW, run=run_id)
@@ -1666,6 +1697,25 @@ def _carried_out(o: Observed, decision: Decision) -> Observed:
 
 
 # --- facts that a row is too short for ---
+
+
+def test_an_attempt_of_the_document_before_does_not_answer_a_preflight_of_this_one() -> None:
+    other, same = p(2, key=FASTER_KEY, attempts=1), p(2, attempts=1)
+    assert world(TRAINING, other, t(2)).jobs("preflight") == [other]
+    assert world(TRAINING, same, t(2)).jobs("preflight") == []
+    assert world(TRAINING, same, t(1)).jobs("preflight") == [same]
+    assert world(TRAINING, p(1, attempts=0)).jobs("preflight") == []  # the attempt itself is gone, and told
+
+
+def test_a_container_that_starts_is_told_after_three_seconds() -> None:
+    """Before, the status would only be written once more: where the image is there, it runs within a second or two."""
+    placed = {"running": False, "waiting": ("ContainerCreating", "")}
+    young = decide(world(GO, t(), pod(t(), placed=ago(2.5), **placed)), now=NOW)
+    assert (young.status, young.again_after, young.actions) == (None, 3.0, ())
+    for moment in (ago(3), None):  # None: nobody says when
+        decision = decide(world(GO, t(), pod(t(), placed=moment, **placed)), now=NOW)
+        assert decision.status is not None
+        assert (decision.status.phase, reason_of(decision.status)) == ("Starting", "PodsStarting")
 
 
 def _status(given: Observed) -> FineTuneJobStatus:

@@ -102,8 +102,10 @@ class World:
                         config.generation: Pinned(config.generation, config, key, self.o.subject.asked),
                     },
                 )
-            case CreatePreflight(config, key, ordinal, counters):
-                job = manifests.preflight_job(self.o.subject, config, key=key, ordinal=ordinal, counters=counters)
+            case CreatePreflight(config, key, ordinal, counters, attempts):
+                job = manifests.preflight_job(
+                    self.o.subject, config, key=key, ordinal=ordinal, counters=counters, attempts=attempts
+                )
                 self._begin(job)
             case CreateTrain(config, key, run_id, ordinal, counters):
                 job = manifests.train_job(
@@ -139,6 +141,7 @@ class World:
             phase="Running",
             ip="10.0.0.1",
             node="n",
+            placed=self.now,
             started=self.now,
             gone_by=None,
             was_asked_to_go=False,

@@ -82,7 +82,9 @@ def train(spec: dict[str, Any], profile: dict[str, Any] | None = None) -> manife
 
 
 def preflight(spec: dict[str, Any], profile: dict[str, Any] | None = None) -> manifests.Manifest:
-    return manifests.preflight_job(SUBJECT, config(spec, profile), key="k" * 16, ordinal=1, counters=Counters())
+    return manifests.preflight_job(
+        SUBJECT, config(spec, profile), key="k" * 16, ordinal=1, counters=Counters(), attempts=0
+    )
 
 
 DOCUMENTS = {

@@ -34,6 +34,7 @@ def pod(uid: str = "p", **changes: Any) -> Pod:
         role="train",
         phase="Running",
         node="n",
+        placed=None,
         started=None,
         gone_by=None,
         was_asked_to_go=False,

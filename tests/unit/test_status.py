@@ -156,6 +156,15 @@ def test_that_pods_are_looked_for_is_no_news_to_who_knows_that_the_run_may_begin
     assert worth_writing(after, no_room, now=NOW, last_write=NOW)
 
 
+def test_a_container_that_starts_at_once_is_told_with_what_follows() -> None:
+    before = told(Verdict("Queued", "PreflightPassed", "the run may begin"))
+    starting = told(Verdict("Starting", "PodsStarting", "the node starts it"), before)
+    assert not worth_writing(before, starting, now=NOW, last_write=NOW - timedelta(hours=1), brief=True)
+    assert worth_writing(before, starting, now=NOW, last_write=NOW)
+    trouble = told(Verdict("Queued", "Unschedulable", "no node has room"))
+    assert worth_writing(trouble, starting, now=NOW, last_write=NOW, brief=True)  # that it is over is news
+
+
 def test_what_an_attempt_takes_is_told_with_what_is_written_anyway() -> None:
     def after(seconds: int) -> FineTuneJobStatus:
         taken = Ongoing(attempt=1, gpu_seconds=seconds, running_seconds=seconds)
@@ -190,6 +199,8 @@ def test_an_event_is_told_for_a_new_phase_or_reason_only() -> None:
     before = told(RUNNING)
     assert notes(before, told(Verdict("Training", "Training", "step 2 of 9"), before)) == ()
     assert notes(before, told(Verdict("Evaluating", "Evaluating", "evaluating"), before)) == ()  # an ordinary step
+    for reason in ("Checking", "PreflightPassed"):
+        assert notes(FineTuneJobStatus(), told(Verdict("Preflight", reason, "an ordinary step, too"))) == ()
     assert notes(told(STALLED), told(RUNNING)) != ()  # that trouble is over
     (note,) = notes(before, told(STALLED, before))
     assert (note.kind, note.reason, note.message) == ("Warning", "BucketNotFound", "no bucket")

@@ -27,7 +27,7 @@ from finetune_operator.policies.restarts import (
 )
 from finetune_operator.policies.rivals import ahead, wait_for
 from finetune_operator.policies.success import last_checkpoint, not_good_enough, succeeded
-from finetune_operator.policies.waiting import HELD, SILENT, STOPPING, answered, wait_of
+from finetune_operator.policies.waiting import HELD, SILENT, STARTING, STOPPING, answered, wait_of
 from finetune_operator.policies.ways import BUDGET_EXHAUSTED, BUDGET_RAISED, GATES_CHANGED, GROUP_INCOMPLETE, Kind, Way
 from finetune_operator.verdict import IDENTICAL, CreateTrain, DeleteJob, Mark, Observed, Verdict, mark_of, reason_of
 from finetune_operator.verdict import STOPPING as STOPPING_PREVIOUS
@@ -36,6 +36,7 @@ from finetune_operator.views import Child, format_time
 POLL = 5.0
 POLL_STARTING = 2.0
 """Seconds between two questions to a trainer."""
+BRIEF = timedelta(seconds=3)
 QUESTIONS = 20.0
 """A second, to all trainers together: where many train, each is asked less often."""
 POLL_QUEUE = 60.0
@@ -107,8 +108,16 @@ def _going_on(o: Observed, target: Target, job: Child, *, now: datetime, superse
     if wait is not None:
         phase: Phase = "Starting" if wait.placed else "Queued"
         again = POLL_QUEUE if wait.cause in HELD and answered(o, job, now=now) else _poll(o, POLL)
-        return Verdict(phase, wait.reason, wait.message, stalled=wait.stalled, facts=facts, again_after=again)
+        brief = wait.cause is STARTING and _just_placed(o, job, now=now)
+        again = BRIEF.total_seconds() if brief else again
+        said = Verdict(phase, wait.reason, wait.message, stalled=wait.stalled, facts=facts, again_after=again)
+        return replace(said, brief=brief)
     return _running(o, job, facts)
+
+
+def _just_placed(o: Observed, job: Child, *, now: datetime) -> bool:
+    """Where the image is there, a container starts within a second or two."""
+    return all(pod.placed is not None and now - pod.placed < BRIEF for pod in o.pods_of(job))
 
 
 def _limit(o: Observed, target: Target, job: Child, *, now: datetime) -> Limit | None:

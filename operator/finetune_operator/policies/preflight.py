@@ -38,7 +38,7 @@ def preflight(o: Observed, target: Target, *, now: datetime, carried: Counters |
     if failed is not None:
         return failed
     verdict = _without(o, target, carried or Counters(), now=now)
-    return verdict.doing(*(DeleteJob.of(job) for job in jobs))
+    return verdict.doing(*(DeleteJob.of(job) for job in o.remaining("preflight")))
 
 
 def _failed_before(o: Observed) -> Verdict | None:
@@ -85,8 +85,11 @@ def _begin(o: Observed, target: Target, *, counters: Counters) -> Verdict:
     if missing is not None:
         unknown = Mark("Unknown", missing.reason, missing.message)
         return missing.verdict(again_after=30.0).marking(PreflightPassed=unknown)
-    action = CreatePreflight(target.config, target.key, o.next_ordinal("preflight"), counters)
-    return _checking(o, counters).doing(action)
+    return _checking(o, counters).doing(_another(o, target, counters))
+
+
+def _another(o: Observed, target: Target, counters: Counters) -> CreatePreflight:
+    return CreatePreflight(target.config, target.key, o.next_ordinal("preflight"), counters, o.attempts)
 
 
 def _checking(o: Observed, counters: Counters) -> Verdict:
@@ -159,8 +162,7 @@ def _again(o: Observed, target: Target, job: Child, end: End, *, now: datetime) 
         return _rest(o, end, counters, due, now=now)
     mark = Mark("Unknown", end.reason, f"{end.message}; looking again now")
     verdict = _resting(mark, stalled=end.kind is Kind.ENVIRONMENT, again_after=None)
-    action = CreatePreflight(target.config, target.key, o.next_ordinal("preflight"), counters)
-    return verdict.stating(preflight_job=_told(o, counters)).doing(action, DeleteJob.of(job))
+    return verdict.stating(preflight_job=_told(o, counters)).doing(_another(o, target, counters), DeleteJob.of(job))
 
 
 def _rest(o: Observed, end: End, counters: Counters, due: datetime, *, now: datetime) -> Verdict:

@@ -31,7 +31,7 @@ def suspend(o: Observed, target: Target | Refusal, *, now: datetime) -> Verdict:
         verdict = verdict.stating(**{**forgotten(o.subject.status), **verdict.facts})
     if trains and not told:
         return replace(verdict.stating(**stopped(o, trains[-1], reason=SUSPENDED.reason, now=now)), again_after=0.0)
-    return verdict.doing(*(DeleteJob.of(job) for job in (*trains, *o.jobs("preflight"))))
+    return verdict.doing(*(DeleteJob.of(job) for job in (*trains, *o.remaining("preflight"))))
 
 
 def _over_before(o: Observed, *, now: datetime) -> Verdict | None:
