@@ -1,9 +1,7 @@
 """What tests share: a real S3 server (SeaweedFS on the loopback), bases that know a little, a server of ranks."""
 
-import fcntl
 import os
 import secrets
-import shutil
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -51,23 +49,11 @@ def ranks() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="session")
-def base_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def base_of() -> Callable[[str], Path]:
     """The directory, to be read only, of one of tests/matrix's bases by name: the first who asks trains it, for all."""
-    root = tmp_path_factory.getbasetemp()
-    root = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "bases"
-    root.mkdir(exist_ok=True)
+    from tests.matrix.kinds import kept_base
 
-    def made(name: str) -> Path:
-        from tests.matrix.kinds import make_base
-
-        with open(root / f"{name}.lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not (root / name).exists():
-                shutil.rmtree(root / f"{name}.new", ignore_errors=True)  # of a worker that ended in its midst
-                make_base(name, root / f"{name}.new").rename(root / name)
-        return root / name
-
-    return cache(made)
+    return cache(kept_base)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,9 +1,10 @@
 """The world of the e2e tests: a real cluster with the operator installed by Helm, a real S3 server with real data.
 
 `make e2e` has brought up the cluster, the S3 server and the images before. Trainings take long and leave most of two
-cores idle in between, so tests marked `together` run in threads of a pool, at most two trainings at a time. They begin
-with the first test that asks for the world; pytest runs the others meanwhile, and then waits for each of the pool in
-turn. Every test gets the one argument `world`.
+cores idle in between, so tests marked `together` run in threads of a pool, at most two trainings at a time; those that
+are also marked `hurts` take turns. They begin with the first test that asks for the world. Meanwhile pytest runs the
+others, first those that need the cluster, then those with a control plane of their own, beside which the tests marked
+`alone` may run, too; and then it waits for each of the pool in turn. Every test gets the one argument `world`.
 """
 
 import importlib.util
@@ -16,18 +17,20 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import boto3
 import pytest
 import safetensors.numpy
 import yaml
 from botocore.config import Config as BotoConfig
+from tests.e2e.api import Api
 
 from finetune_trainer.storage import StorageSettings, Store, open_store
 from finetune_trainer.storage.commit import Record, RecordKind, RunLog, find
@@ -43,26 +46,65 @@ Document = dict[str, Any]
 # --- running tests together ---
 
 
+NO_MORE_NEEDED = pytest.StashKey[threading.Event]()
+"""Set when no test is left in pytest's own thread that needs the cluster."""
+THREADS = {"together": 2, "hurts": 1, "alone": 1}
+"""By marker; a test has the last of its markers."""
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "together: runs in a thread beside others; takes only `world` and parameters")
-    config.addinivalue_line("markers", "alone: runs after all that run together, for it hurts them")
+    config.addinivalue_line("markers", "hurts: hurts the operator, or needs it unhurt: one of these at a time")
+    config.addinivalue_line("markers", "alone: when all others that need the cluster are done, for it hurts them")
+    config.addinivalue_line("markers", "cluster: needs the cluster, though not `world`")
+    config.addinivalue_line("markers", "late: of those that run together one that waits for what another one makes")
+    # Control planes of tests show a certificate that nobody has signed.
+    config.addinivalue_line("filterwarnings", "ignore:Unverified HTTPS request")
+    config.stash[NO_MORE_NEEDED] = threading.Event()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Those that only wait for the pool come last, but for those that run alone."""
-    items.sort(key=lambda item: (item.get_closest_marker("alone") is not None, runs_together(item)))
+    """What needs the cluster comes first, and last what only waits for the pool."""
+    items.sort(key=lambda item: (lane_of(item) == "alone", lane_of(item) is not None, not needs_cluster(item)))
 
 
-def runs_together(item: pytest.Item) -> bool:
-    return item.get_closest_marker("together") is not None and item.get_closest_marker("alone") is None
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> None:
+    if lane_of(item) is not None or not needs_cluster(item):
+        item.config.stash[NO_MORE_NEEDED].set()
+
+
+def lane_of(item: pytest.Item) -> str | None:
+    """Which of THREADS runs a test; None is pytest's own."""
+    return next((name for name in reversed(THREADS) if item.get_closest_marker(name)), None)
+
+
+def needs_cluster(item: pytest.Item) -> bool:
+    return item.get_closest_marker("cluster") is not None or "world" in getattr(item, "fixturenames", ())
 
 
 class Pool:
-    """Runs tests in threads from the moment the world exists, in their order, and remembers how long each took."""
+    """Runs tests in threads from the moment the world exists, and remembers how long each took."""
 
-    def __init__(self, items: list[pytest.Function], world: "World") -> None:
-        self.threads = ThreadPoolExecutor(max_workers=3, thread_name_prefix="e2e")
-        self.futures = {item.nodeid: self.threads.submit(self._timed, item, world) for item in items}
+    def __init__(self, items: list[pytest.Function], world: "World", *, no_more_needed: threading.Event) -> None:
+        self._no_more_needed = no_more_needed
+        self._threads = {name: ThreadPoolExecutor(count, thread_name_prefix=name) for name, count in THREADS.items()}
+        self._others: list[Future[None]] = []
+        self._futures: dict[str, Future[None]] = {}
+        for item in sorted(items, key=lambda item: item.get_closest_marker("late") is not None):
+            lane = lane_of(item)
+            assert lane is not None
+            run = self._alone if lane == "alone" else self._timed
+            self._futures[item.nodeid] = future = self._threads[lane].submit(run, item, world)
+            if lane != "alone":
+                self._others.append(future)
+
+    def _alone(self, item: pytest.Function, world: "World") -> None:
+        self._no_more_needed.wait()
+        for future in self._others:
+            with suppress(CancelledError):
+                future.exception()
+        self._timed(item, world)
 
     def _timed(self, item: pytest.Function, world: "World") -> None:
         started = time.monotonic()
@@ -72,16 +114,25 @@ class Pool:
         finally:
             world.took(item.name, time.monotonic() - started)
 
-    def result(self, item: pytest.Function) -> Future[None]:
-        return self.futures[item.nodeid]
+    def result(self, item: pytest.Function) -> None:
+        """Waits for the test. Raises what it raises."""
+        self._futures[item.nodeid].result()
+
+    def close(self) -> None:
+        """Waits for the tests that run; no other begins."""
+        for name in reversed(self._threads):
+            self._threads[name].shutdown(wait=False, cancel_futures=True)
+        self._no_more_needed.set()
+        for threads in self._threads.values():
+            threads.shutdown(wait=True)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     world = pyfuncitem.funcargs.get("world")
-    if not runs_together(pyfuncitem) or not isinstance(world, World):
+    if lane_of(pyfuncitem) is None or not isinstance(world, World):
         return None
-    world.pool.result(pyfuncitem).result()
+    world.pool.result(pyfuncitem)
     return True
 
 
@@ -116,17 +167,6 @@ class Kubectl:
             timeout=timeout,
             env=self.environment,
         )
-
-    def get(self, *arguments: str) -> Any:
-        """What `kubectl get -o json` prints. Patient: the API server may be restarting."""
-        until = time.monotonic() + 60
-        while True:
-            done = self.run("get", *arguments, "-o", "json")
-            if done.returncode == 0:
-                return json.loads(done.stdout)
-            if "NotFound" in done.stderr or time.monotonic() > until:
-                raise AssertionError(f"kubectl get {' '.join(arguments)}: {done.stderr}")
-            time.sleep(1)
 
     def stream(self, *arguments: str) -> "subprocess.Popen[str]":
         return subprocess.Popen(
@@ -220,6 +260,7 @@ class World:
     """Everything a test may ask for. Safe to use from several threads."""
 
     kubectl: Kubectl
+    api: Api
     s3: Any
     endpoint: str
     keys: dict[str, str]
@@ -229,9 +270,6 @@ class World:
     times: list[tuple[str, float]]
     pool: Pool = field(init=False)
     trainings: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(2))
-    disruption: threading.RLock = field(default_factory=threading.RLock)
-    """Held while the operator or the API server is being hurt: one at a time. Taken before a training's place, or the
-    run would be over by the time that it is hurt."""
     _once: dict[str, "Future[Any]"] = field(default_factory=dict)
     _once_lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -257,6 +295,23 @@ class World:
                 words = what if isinstance(what, str) else what()
                 raise AssertionError(f"not within {seconds:.0f} s: {words}")
             time.sleep(0.5)
+
+    # the API server
+
+    def look(self, path: str) -> Document:
+        """An object or a list. Patient: the API server may be restarting. Raises AssertionError."""
+        until = time.monotonic() + 60
+        while True:
+            try:
+                return self.api.get(path)
+            except OSError as error:
+                if getattr(error, "code", None) == 404 or time.monotonic() > until:
+                    raise AssertionError(f"{path}: {error}") from error
+            time.sleep(1)
+
+    def items(self, path: str, selector: str) -> list[Document]:
+        """Those of a list that have the labels."""
+        return list(self.look(f"{path}?labelSelector={quote(selector)}")["items"])
 
     # jobs
 
@@ -303,9 +358,7 @@ class World:
         }
 
     def job(self, namespace: str, name: str) -> Document:
-        found = self.kubectl.get("finetunejob", name, "-n", namespace)
-        assert isinstance(found, dict)
-        return found
+        return self.look(f"/apis/{GROUP}/v1alpha1/namespaces/{namespace}/finetunejobs/{name}")
 
     def status(self, namespace: str, name: str) -> Document:
         return self.job(namespace, name).get("status") or {}
@@ -484,7 +537,7 @@ class World:
 
     def operator_pods(self) -> list[Document]:
         selector = "app.kubernetes.io/name=finetune-operator,app.kubernetes.io/instance=finetune-operator"
-        items = self.kubectl.get("pods", "-n", SYSTEM, "-l", selector)["items"]
+        items = self.items(f"/api/v1/namespaces/{SYSTEM}/pods", selector)
         return [pod for pod in items if "deletionTimestamp" not in pod["metadata"]]
 
     def train_pods(self, namespace: str, name: str) -> list[Document]:
@@ -493,8 +546,13 @@ class World:
 
     def children(self, uid: str) -> list[str]:
         """Names of all that belongs to a FineTuneJob, `kind/name`."""
-        found = self.kubectl.get("jobs,pods,configmaps,services", "-A", "-l", f"{GROUP}/job-uid={uid}")
-        return [f"{item['kind']}/{item['metadata']['name']}" for item in found["items"]]
+        core = "/api/v1"
+        lists = {"Job": "/apis/batch/v1/jobs", "Pod": f"{core}/pods", "ConfigMap": f"{core}/configmaps"}
+        return [
+            f"{kind}/{item['metadata']['name']}"
+            for kind, path in {**lists, "Service": f"{core}/services"}.items()
+            for item in self.items(path, f"{GROUP}/job-uid={uid}")
+        ]
 
     def running_pod(self, uid: str, role: str = "train") -> Document:
         """The pod of that role that runs now."""
@@ -527,16 +585,20 @@ def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     scratch = tmp_path_factory.mktemp("e2e")
     _credentials(scratch / "credentials", keys)
     helm = subprocess.run([ROOT / "hack/helm"], check=True, capture_output=True, text=True).stdout.strip()
-    found = World(kubectl, _client(keys), keys["AWS_ENDPOINT_URL"], keys, scratch, helm, PodWatch(kubectl), times)
+    api = Api(Path(kubectl.environment["KUBECONFIG"]))
+    found = World(kubectl, api, _client(keys), keys["AWS_ENDPOINT_URL"], keys, scratch, helm, PodWatch(kubectl), times)
     _sweep(found)
-    _fill_buckets(found)
-    found.took("buckets, base model and data set", time.monotonic() - started)
-    with found.timed("Helm installs the operator"):
-        _install(found)
+    with ThreadPoolExecutor(1) as meanwhile:
+        installed = meanwhile.submit(_install, found)
+        _fill_buckets(found)
+        found.took("buckets, base model and data set", time.monotonic() - started)
+        installed.result()
     items = [item for item in request.session.items if isinstance(item, pytest.Function)]
-    found.pool = Pool([item for item in items if runs_together(item)], found)
+    found.pool = Pool(
+        [item for item in items if lane_of(item)], found, no_more_needed=request.config.stash[NO_MORE_NEEDED]
+    )
     yield found
-    found.pool.threads.shutdown(wait=True, cancel_futures=True)
+    found.pool.close()
     found.pods.close()
     _sweep(found)
 
@@ -659,12 +721,13 @@ def load(name: str) -> Any:
 
 
 def _install(world: World) -> None:
-    chart = ROOT / "charts/finetune-operator"
-    world.kubectl("apply", "--server-side", "--force-conflicts", "--field-manager=helm", "-f", str(chart / "crds"))
-    world.install()
-    # The images' tag never changes, so a new build needs a new pod.
-    world.kubectl("rollout", "restart", "-n", SYSTEM, "deployment/finetune-operator")
-    world.kubectl("rollout", "status", "-n", SYSTEM, "deployment/finetune-operator", "--timeout=120s")
+    chart = str(ROOT / "charts/finetune-operator/crds")
+    with world.timed("Helm installs the operator"):
+        world.kubectl("apply", "--server-side", "--force-conflicts", "--field-manager=helm", "-f", chart)
+        world.install()
+        # The images' tag never changes, so a new build needs a new pod.
+        world.kubectl("rollout", "restart", "-n", SYSTEM, "deployment/finetune-operator")
+        world.kubectl("rollout", "status", "-n", SYSTEM, "deployment/finetune-operator", "--timeout=120s")
 
 
 def chart_values(world: World) -> Document:

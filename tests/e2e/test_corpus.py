@@ -1,39 +1,38 @@
 """Client and API server agree on every document of the corpus, and speak the rules in the same words.
 
 Each document goes through `kubectl apply --dry-run=server --validate=strict`, and as the YAML that it is to the API
-server itself, whose parser is strict where kubectl's is not: of two equal keys kubectl silently keeps the last.
+server itself, whose parser is strict where kubectl's is not: of two equal keys kubectl silently keeps the last. One
+kubectl takes all of them: it goes on after each that is refused, and says at the end why it was.
 """
 
-import base64
 import copy
 import json
 import os
-import ssl
 import subprocess
-import tempfile
 import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.crd.test_rules import SENSELESS, broken, encoded
+from tests.e2e.api import Api
 
 from finetune_api import crd
 from finetune_api.document import plain, read
 from finetune_api.validate import check
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.cluster]
 
 ROOT = Path(__file__).parents[2]
 CORPUS = sorted((ROOT / "tests" / "crd" / "corpus").glob("*.yaml"))
 STATE = Path(os.environ.get("STATE", Path.home() / ".local/state/finetune-operator/cluster"))
 KUBECONFIG = os.environ.get("KUBECONFIG", str(STATE / "kubeconfig"))
+DRY = ("--dry-run=server", "--validate=strict", "--namespace=default")
 PLURALS = {"FineTuneJob": "namespaces/default/finetunejobs", "FineTuneProfile": "finetuneprofiles"}
 
 Send = Callable[[bytes], tuple[int, str]]
@@ -91,44 +90,75 @@ def the_definitions() -> None:
 @pytest.fixture(scope="module")
 def send() -> Send:
     """Creates a document, dry, by a request whose body is the file as it is."""
-    config = yaml.safe_load(Path(KUBECONFIG).read_text())
-    cluster, user = config["clusters"][0]["cluster"], config["users"][0]["user"]
-    context = ssl.create_default_context()
-    if "certificate-authority-data" in cluster:
-        context.load_verify_locations(cadata=base64.b64decode(cluster["certificate-authority-data"]).decode())
-    else:
-        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    headers = {"Content-Type": "application/yaml", "Accept": "application/json"}
-    if "token" in user:
-        headers["Authorization"] = f"Bearer {user['token']}"
-    else:
-        with tempfile.NamedTemporaryFile("wb", suffix=".pem") as pem:
-            pem.write(base64.b64decode(user["client-certificate-data"]))
-            pem.write(b"\n" + base64.b64decode(user["client-key-data"]))
-            pem.flush()
-            context.load_cert_chain(pem.name)
+    api = Api(Path(KUBECONFIG))
 
     def post(body: bytes) -> tuple[int, str]:
         kind = "FineTuneProfile" if b"kind: FineTuneProfile" in body else "FineTuneJob"
-        url = f"{cluster['server']}/apis/finetune.dev/v1alpha1/{PLURALS[kind]}?dryRun=All&fieldValidation=Strict"
-        request = urllib.request.Request(url, body, headers)
+        path = f"/apis/finetune.dev/v1alpha1/{PLURALS[kind]}?dryRun=All&fieldValidation=Strict"
         try:
-            with urllib.request.urlopen(request, context=context, timeout=30) as answer:
-                return answer.status, ""
+            api.text(path, method="POST", body=body, kind="application/yaml")
         except urllib.error.HTTPError as error:
             return error.code, json.load(error).get("message", "")
+        return 201, ""
 
     return post
 
 
+@dataclass(frozen=True)
+class Applied:
+    """What kubectl complained of many files, applied without being stored."""
+
+    complaints: str
+
+    @classmethod
+    def of(cls, files: Sequence[Path]) -> "Applied":
+        """Raises AssertionError when kubectl has left out a file that it did not complain of."""
+        done = kubectl("apply", *DRY, *(f"--filename={file}" for file in files))
+        found = cls(done.stderr)
+        wanted = Counter(name for file in files if not found.refusal(file) for name in names(file))
+        assert not wanted - Counter(line.partition(" ")[0] for line in done.stdout.splitlines()), done.stderr
+        return found
+
+    def refusal(self, file: Path) -> str:
+        """The lines that name a file; nothing where it was taken."""
+        return "\n".join(line for line in self.complaints.splitlines() if str(file) in line)
+
+
+def names(file: Path) -> Iterator[str]:
+    """Of the documents in a file, as kubectl prints them."""
+    for document in (plain(found.root) for found in read(file.read_bytes()) if found.root is not None):
+        group = document["apiVersion"].rpartition("/")[0].partition("/")[0]
+        kind = f"{document['kind'].lower()}.{group}".rstrip(".")
+        yield f"{kind}/{document['metadata']['name']}"
+
+
+@pytest.fixture(scope="module")
+def applied(the_definitions: None) -> Applied:
+    return Applied.of(CORPUS)
+
+
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.file.stem)
-def test_kubectl_apply_agrees_with_the_client(case: Case) -> None:
-    applied = kubectl(
-        "apply", "--dry-run=server", "--validate=strict", "--namespace=default", f"--filename={case.file}"
-    )
-    assert (applied.returncode == 0) == (case.valid or case.lenient_kubectl), applied.stdout + applied.stderr
+def test_kubectl_apply_agrees_with_the_client(case: Case, applied: Applied) -> None:
+    said = applied.refusal(case.file)
+    assert (not said) == (case.valid or case.lenient_kubectl), said
     for message in broken(case.file.read_bytes()):
-        assert message in applied.stderr
+        assert message in said
+
+
+def test_kubectl_says_every_mistake_of_a_document_in_a_line_of_its_own(tmp_path: Path) -> None:
+    """As people see it, who apply one file."""
+    file = tmp_path / "two-mistakes.json"
+    document = plain_document(ROOT / "tests" / "crd" / "corpus" / "validation-uri.yaml")
+    document["spec"]["training"] = {"seed": -1, "epochs": 1, "maxSteps": 1}
+    file.write_bytes(encoded(document))
+    done = kubectl("apply", *DRY, f"--filename={file}")
+    assert done.returncode == 1
+    first, *lines = done.stderr.splitlines()
+    assert first == f'The FineTuneJob "{document["metadata"]["name"]}" is invalid: '
+    seed, both = sorted(lines)
+    assert seed.startswith("* spec.training.seed: Invalid value: -1: ")
+    assert both.startswith("* spec.training: Invalid value: ")
+    assert "give epochs and maxSteps not together: at most one of them" in both
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.as_body], ids=lambda case: case.file.stem)
@@ -187,14 +217,21 @@ def test_the_api_server_agrees_with_the_client_on_mutations(document: dict[str, 
     assert (code == 201) == (not errors), (code, message, errors)
 
 
+@pytest.fixture(scope="module")
+def senseless(the_definitions: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Applied]:
+    folder = tmp_path_factory.mktemp("senseless")
+    for name, document in SENSELESS.items():
+        (folder / f"{name}.json").write_bytes(encoded(document))
+    return folder, Applied.of(sorted(folder.iterdir()))
+
+
 @pytest.mark.parametrize("name", SENSELESS)
-def test_kubectl_apply_refuses_what_a_task_does_not_have(name: str, tmp_path: Path) -> None:
-    file = tmp_path / "senseless.json"
-    file.write_bytes(encoded(SENSELESS[name]))
-    applied = kubectl("apply", "--dry-run=server", "--namespace=default", f"--filename={file}")
-    assert applied.returncode != 0
-    for message in broken(file.read_bytes()):
-        assert message in applied.stderr
+def test_kubectl_apply_refuses_what_a_task_does_not_have(name: str, senseless: tuple[Path, Applied]) -> None:
+    folder, applied = senseless
+    said = applied.refusal(folder / f"{name}.json")
+    assert said
+    for message in broken(encoded(SENSELESS[name])):
+        assert message in said
 
 
 @pytest.mark.parametrize("field", ["spec.training", "spec.podTemplate.spec", "status.progress"])

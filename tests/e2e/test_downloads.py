@@ -49,7 +49,7 @@ def cached_profile(world: Any, namespace: str) -> Iterator[str]:
     volume = {"capacity": {"storage": "1Gi"}, "hostPath": {"path": directory, "type": "Directory"}}
     volume |= {"claimRef": {"namespace": namespace, "name": "bases"}}
     claim = {"volumeName": name, "resources": {"requests": {"storage": "1Gi"}}}
-    profile = world.kubectl.get("finetuneprofile", "default")
+    profile = world.look("/apis/finetune.dev/v1alpha1/finetuneprofiles/default")
     made = [
         ({"apiVersion": "v1", "kind": "PersistentVolume"}, name, {**what, **volume}),
         ({"apiVersion": "v1", "kind": "PersistentVolumeClaim"}, "bases", {**what, **claim}),
@@ -150,5 +150,5 @@ def downloader(world: Any, uri: str, digest: str) -> dict[str, Any]:
 
 
 def ended(world: Any, namespace: str) -> dict[str, Any] | None:
-    status = world.kubectl.get("pod", "download", "-n", namespace)["status"]
+    status = world.look(f"/api/v1/namespaces/{namespace}/pods/download")["status"]
     return status if status.get("phase") in ("Succeeded", "Failed") else None

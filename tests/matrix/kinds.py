@@ -5,11 +5,16 @@ on rows never seen beats the baseline by the margin that stands here. Bases are 
 for seconds and so small that a cell takes seconds; what they can learn in 300 rows is small, and so are some margins.
 """
 
+import fcntl
+import hashlib
 import io
 import json
+import os
 import random
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -376,6 +381,22 @@ BASES: Mapping[str, tuple[str, str, Mapping[str, Any]]] = {
 
 
 IMAGE_BASES = ("vit", "resnet")
+
+CACHE = Path(os.environ.get("FINETUNE_CACHE", Path.home() / ".cache/finetune-operator")) / "bases"
+
+
+def kept_base(name: str) -> Path:
+    """The directory of a base, to be read only. It is made once on a machine, as long as this file and the libraries
+    stay as they are; whoever else asks meanwhile waits."""
+    versions = [version(library) for library in ("tokenizers", "torch", "transformers")]
+    root = CACHE / hashlib.sha256("\n".join([Path(__file__).read_text(), *versions]).encode()).hexdigest()[:16]
+    root.mkdir(parents=True, exist_ok=True)
+    with open(root / f"{name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (root / name).exists():
+            shutil.rmtree(root / f"{name}.new", ignore_errors=True)  # of a process that ended in its midst
+            make_base(name, root / f"{name}.new").rename(root / name)
+    return root / name
 
 
 def make_base(name: str, directory: Path) -> Path:

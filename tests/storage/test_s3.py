@@ -1,5 +1,6 @@
 """What is particular to S3, on a real server: errors told apart, broken connections, credentials, endpoints."""
 
+import errno
 import hashlib
 import os
 import socket
@@ -26,7 +27,17 @@ from finetune_trainer.storage import (
     open_store,
 )
 from finetune_trainer.storage.answers import Answer, Request, meaning
-from finetune_trainer.storage.transfer import Crc32, fetch_ranges, part_size, range_size, read_parts, send_parts
+from finetune_trainer.storage.transfer import (
+    Crc32,
+    FileBody,
+    FilePart,
+    fetch_ranges,
+    part_size,
+    range_size,
+    read_parts,
+    send_file,
+    send_parts,
+)
 
 MIB = 1 << 20
 
@@ -520,6 +531,96 @@ def test_a_file_is_cut_into_parts_with_their_checksums(tmp_path: Path) -> None:
         assert b"".join(bodies) == data
         assert [part.checksum for part in parts] == [zlib.crc32(body).to_bytes(4, "big") for body in bodies]
         assert whole.digest() == hashlib.sha256(data).digest()
+
+
+def sent_over(part: FilePart, *, limit: float = 5.0, slowly: bool = True) -> bytes:
+    """What arrives at the other end of a socket."""
+    ours, theirs = socket.socketpair()
+    ours.settimeout(limit)
+    found: list[bytes] = []
+
+    def receive() -> None:
+        while data := theirs.recv(65536):
+            found.append(data)
+
+    receiver = threading.Thread(target=receive)
+    if slowly:
+        receiver.start()
+    try:
+        send_file(part.body(), ours)
+    finally:
+        ours.close()
+        if slowly:
+            receiver.join()
+        theirs.close()
+    return b"".join(found)
+
+
+def test_a_part_is_sent_out_of_its_file_without_being_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = os.urandom(3 * MIB + 5)
+    (tmp_path / "source").write_bytes(data)
+    with open(tmp_path / "source", "rb") as source:
+        monkeypatch.setattr(FileBody, "read", None)
+        assert sent_over(FilePart(source, MIB, MIB + 7, b"")) == data[MIB : 2 * MIB + 7]
+        assert source.tell() == 0
+
+
+def test_uploads_over_plain_http_are_sent_out_of_their_file(
+    s3_server: Any, s3_bucket: str, s3_settings: StorageSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent, real = [0], os.sendfile
+
+    def counted(*arguments: int) -> int:
+        sent.append(real(*arguments))
+        return sent[-1]
+
+    monkeypatch.setattr(os, "sendfile", counted)
+    data = os.urandom(40 * MIB + 1)
+    (tmp_path / "source").write_bytes(data)
+    store = open_store(f"s3://{s3_bucket}", s3_settings)
+    assert store.upload(tmp_path / "source", "large").sha256 == hashlib.sha256(data).hexdigest()
+    assert sum(sent) == len(data)
+
+
+def test_where_the_kernel_cannot_send_a_file_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    data = os.urandom(MIB + 5)
+    (tmp_path / "source").write_bytes(data)
+    monkeypatch.setattr(os, "sendfile", refuse)
+    with open(tmp_path / "source", "rb") as source:
+        assert sent_over(FilePart(source, 3, MIB, b"")) == data[3 : MIB + 3]
+
+
+def test_a_file_that_is_cut_while_it_is_sent_is_told_and_so_is_a_store_that_takes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "source").write_bytes(bytes(8 * MIB))
+    with open(tmp_path / "source", "rb") as source:
+        with pytest.raises(TimeoutError):
+            sent_over(FilePart(source, 0, 8 * MIB, b""), limit=0.1, slowly=False)
+        os.truncate(tmp_path / "source", MIB)
+        with pytest.raises(StorageError, match="changed while it was uploaded"):
+            sent_over(FilePart(source, 0, 8 * MIB, b""))
+
+
+@pytest.mark.parametrize("size", [80 * MIB, 200 * MIB], ids=["at the end", "before it"])
+def test_what_the_disk_refuses_while_a_file_grows_is_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """The kernel tells an error of writing once: whoever asks afterwards is told that all is well."""
+    calls = 0
+
+    def fail_once(descriptor: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fdatasync", fail_once)
+    (tmp_path / "target").touch()
+    with pytest.raises(OSError, match="Input/output error"):
+        fetch_ranges(lambda offset, length, write: write(offset, bytes(length)), tmp_path / "target", size)
+    assert calls == 1
 
 
 def test_parts_are_sent_in_bounded_number_and_reported_in_order() -> None:

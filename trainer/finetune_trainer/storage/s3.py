@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 from urllib.parse import urlsplit
 
+from botocore.awsrequest import AWSHTTPConnection, AWSHTTPConnectionPool
 from botocore.config import Config
 from botocore.credentials import CredentialResolver, Credentials, ReadOnlyCredentials
 from botocore.exceptions import (
@@ -66,7 +67,19 @@ from .base import (
     mismatch,
 )
 from .files import file_changed, file_error, publish, temporary
-from .transfer import BLOCK, Crc32, Digest, FilePart, Write, fetch_ranges, part_size, read_parts, send_parts
+from .transfer import (
+    BLOCK,
+    Crc32,
+    Digest,
+    FileBody,
+    FilePart,
+    Write,
+    fetch_ranges,
+    part_size,
+    read_parts,
+    send_file,
+    send_parts,
+)
 
 T = TypeVar("T")
 
@@ -598,6 +611,7 @@ class Connection:
             verify=str(settings.ca_file) if settings.ca_file else None,
             config=config,
         )
+        _send_parts_as_files(client)
         client.meta.events.register("before-send.s3", self._refuse_link_local)
         client.meta.events.register("before-sign.s3.UploadPart", _leave_body_unsigned)
         return client
@@ -795,6 +809,30 @@ def _no_s3() -> StorageError:
 
 def _plain(etag: str) -> str:
     return etag.strip('"')
+
+
+class _Connection(AWSHTTPConnection):  # type: ignore[misc]
+    """Plain HTTP that lets the kernel send the parts of a file: they are not copied through this process."""
+
+    def request(self, method: str, url: str, body: Any = None, *args: Any, **kwargs: Any) -> None:
+        super().request(method, url, [body] if isinstance(body, FileBody) else body, *args, **kwargs)
+
+    def send(self, data: Any) -> Any:
+        if not isinstance(data, FileBody):
+            return super().send(data)
+        if not self._response_received:  # the store may have refused it by now
+            send_file(data, self.sock)
+        return None
+
+
+class _Pool(AWSHTTPConnectionPool):  # type: ignore[misc]
+    ConnectionCls = _Connection
+
+
+def _send_parts_as_files(client: Any) -> None:
+    """The SDK has no option for it: what it makes its connections of is replaced, for plain HTTP without a proxy."""
+    manager = client._endpoint.http_session._manager
+    manager.pool_classes_by_scheme = {**manager.pool_classes_by_scheme, "http": _Pool}
 
 
 def _leave_body_unsigned(request: Any, **_: Any) -> None:

@@ -1,12 +1,16 @@
 """Large files in parallel: byte ranges written straight into place, and parts read ahead within bounded memory."""
 
+import errno
 import hashlib
 import os
+import select
+import socket
 import threading
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -25,7 +29,10 @@ UPLOAD_WORKERS = 4
 # S3 allows 10,000 parts; a range is large enough to hide the latency of its request and small enough to be repeated.
 _MAX_PARTS = 10_000
 _MIN_PART = 16 * MIB
+_FEW_PARTS = 16
 _MAX_RANGE = 64 * MIB
+_FLUSHED = 64 * MIB
+"""Bytes that are written to the disk at once, while later ones arrive."""
 BLOCK = 256 * 1024
 """Bytes that are received, written or hashed at once: they stay in the processor's cache meanwhile."""
 
@@ -43,9 +50,13 @@ def range_size(size: int) -> int:
 
 
 def part_size(size: int) -> int:
-    """Bytes of one upload part: at least 16 MiB, and large enough for the file to fit into 10,000 parts."""
+    """Bytes of one upload part: 16 MiB, from 512 MiB on 32, or as many more as it takes to have 10,000 parts at most.
+
+    Each part costs a millisecond or two of processor for its request alone.
+    """
     least = -(-size // _MAX_PARTS)
-    return max(_MIN_PART, -(-least // MIB) * MIB)
+    usual = _MIN_PART if size < 2 * _MIN_PART * _FEW_PARTS else 2 * _MIN_PART
+    return max(usual, -(-least // MIB) * MIB)
 
 
 def fetch_ranges(
@@ -81,7 +92,14 @@ def fetch_ranges(
             return pool.submit(fetch, start, min(length, size - start), write)
 
         try:
-            return _digest_in_order(descriptor, map(begin, starts), length, size, progress)
+            with _flushed(descriptor) as flush:
+
+                def advance(done: int) -> None:
+                    flush(done)
+                    if progress is not None:
+                        progress(done)
+
+                return _digest_in_order(descriptor, map(begin, starts), length, size, advance)
         except BaseException:
             stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
@@ -93,7 +111,7 @@ def _digest_in_order(
     ranges: Iterator[Future[None]],
     length: int,
     size: int,
-    progress: Callable[[int], None] | None,
+    progress: Callable[[int], None],
 ) -> str:
     sha256 = hashlib.sha256()
     buffer, done = memoryview(bytearray(MIB)), 0
@@ -106,9 +124,28 @@ def _digest_in_order(
             read = os.preadv(descriptor, [buffer[: end - done]], done)
             sha256.update(buffer[:read])
             done += read
-        if progress is not None:
-            progress(done)
+        progress(done)
     return sha256.hexdigest()
+
+
+@contextmanager
+def _flushed(descriptor: int) -> Iterator[Callable[[int], None]]:
+    """Have a file written to the disk while it grows: the kernel would begin with that at its final fsync.
+
+    Gives a function that takes how many bytes there are. Raises OSError for what the disk says: it says it once.
+    """
+    with ThreadPoolExecutor(1, "flush") as pool:
+        last, flushing = 0, Future[None]()
+        flushing.set_result(None)
+
+        def flush(done: int) -> None:
+            nonlocal last, flushing
+            if done - last >= _FLUSHED and flushing.done():
+                flushing.result()
+                last, flushing = done, pool.submit(os.fdatasync, descriptor)
+
+        yield flush
+        flushing.result()
 
 
 class Digest(Protocol):
@@ -154,18 +191,18 @@ class FileBody:
     """A part as HTTP clients take a request's body: read piece by piece while it is sent, never whole in memory."""
 
     def __init__(self, part: FilePart) -> None:
-        self._part, self._position = part, 0
+        self.part, self._position = part, 0
 
     def __len__(self) -> int:
-        return self._part.size
+        return self.part.size
 
     def read(self, size: int = -1) -> bytes:
         """The next bytes, none at the end. Raises StorageError FileChanged when the file has become shorter."""
-        left = self._part.size - self._position
+        left = self.part.size - self._position
         wanted = left if size < 0 else min(size, left)
-        data = os.pread(self._part.source.fileno(), wanted, self._part.offset + self._position)
+        data = os.pread(self.part.source.fileno(), wanted, self.part.offset + self._position)
         if len(data) < wanted:
-            raise file_changed(Path(self._part.source.name))
+            raise file_changed(Path(self.part.source.name))
         self._position += wanted
         return data
 
@@ -177,6 +214,38 @@ class FileBody:
         """Go to `position`, counted from the beginning."""
         self._position = position
         return position
+
+
+def send_file(body: FileBody, sock: socket.socket) -> None:
+    """Send the rest of a body by sendfile(2), or as it is read where the file's system does not know that.
+
+    Raises StorageError FileChanged when the file has become shorter, TimeoutError when the other end takes nothing.
+    """
+    part = body.part
+    while body.tell() < part.size:
+        at = part.offset + body.tell()
+        try:
+            sent = os.sendfile(sock.fileno(), part.source.fileno(), at, part.size - body.tell())
+        except BlockingIOError:
+            _wait_until_writable(sock)
+            continue
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise
+            sock.sendall(body.read(BLOCK))
+            continue
+        if not sent:
+            raise file_changed(Path(part.source.name))
+        body.seek(body.tell() + sent)
+
+
+def _wait_until_writable(sock: socket.socket) -> None:
+    """A socket with a time limit does not block by itself."""
+    limit = sock.gettimeout()
+    poll = select.poll()
+    poll.register(sock, select.POLLOUT)
+    if not poll.poll(None if limit is None else limit * 1000):
+        raise TimeoutError("timed out")
 
 
 def read_parts(source: BinaryIO, size: int, *, whole: Digest, each: Callable[[], Digest]) -> Iterator[FilePart]:
