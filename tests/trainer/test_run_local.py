@@ -206,6 +206,7 @@ def test_an_attempt_that_the_kernel_kills_for_memory_is_not_counted_and_the_next
     tmp_path: Path, document: dict[str, Any], cage: Callable[[int], Cage]
 ) -> None:
     document["spec"]["retries"] = {"max": 0}
+    document["spec"]["training"]["maxSteps"] = 20_000  # it does not end before it is told to
     full = cage(2 << 30)
     with running(tmp_path, document, cage=full) as run:
         run.until(lambda progress: progress.checkpoint is not None)
