@@ -177,11 +177,14 @@ def _run(o: Observed, target: Target, job: Child | None, *, now: datetime) -> Ve
     if job is not None and job.key == target.key:
         verdict = attempt(o, target, job, now=now)
         return verdict.doing(*_leftovers(o, job, verdict))
-    if _passed(o):
+    unseen = o.begun >= o.next_ordinal("train")
+    if unseen:  # it was begun, and is gone before the status could tell of it
+        o = o.knowing({"usage": with_attempt(o.subject.status.usage, o.begun)})
+    elif _passed(o):
         return _start(o, target, now=now)
     if job is not None:
         return _beside(o, preflight(o, target, now=now), job, now=now)
-    cost = lost(o, now=now) if _lost(o) else {}
+    cost = lost(o, now=now) if unseen or _lost(o) else {}
     if cost:  # what a preflight has said before is out of date
         return gone(o, cost).doing(*(DeleteJob.of(child) for child in o.jobs("preflight")))
     return vanished(o, now=now) or preflight(o, target, now=now)

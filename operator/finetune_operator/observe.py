@@ -44,7 +44,7 @@ class Observer:
         self._kueue: str | None = None
         self._kueue_asked: float | None = None
 
-    async def observe(self, uid: str, *, now: datetime, last_write: datetime | None) -> Observed | None:
+    async def observe(self, uid: str, *, now: datetime, last_write: datetime | None, begun: int) -> Observed | None:
         """None when there is no such FineTuneJob."""
         subject = self._cache.subject(uid)
         if subject is None:
@@ -78,6 +78,7 @@ class Observer:
             admissions=admissions,
             trainings=self._cache.trainings,
             last_write=last_write,
+            begun=begun,
         )
 
     def _rival(self, other: Subject, *, now: datetime) -> Rival:

@@ -53,6 +53,8 @@ class Reconciler:
         """How often in a row an object that is there was not in the cache: without its labels it never comes."""
         self._written: dict[str, datetime] = {}
         """When a status was last written, to space writes of mere progress; nothing else depends on it."""
+        self._begun: dict[str, int] = {}
+        """The last attempt that was begun, to know it if its Job is gone before the status tells of it."""
 
     async def __call__(self, key: str) -> float | None:
         """Seconds until the next look, or None. Raises ApiError and what the network raises."""
@@ -74,9 +76,11 @@ class Reconciler:
 
     async def _look(self, key: str) -> float | None:
         now = self._clock()
-        observed = await self._observer.observe(key, now=now, last_write=self._written.get(key))
+        last_write, begun = self._written.get(key), self._begun.get(key, 0)
+        observed = await self._observer.observe(key, now=now, last_write=last_write, begun=begun)
         if observed is None or observed.subject.deleting:
             self._written.pop(key, None)
+            self._begun.pop(key, None)
             self._behind.pop(key, None)
             return None
         decision = decide(observed, now=now)
@@ -110,6 +114,7 @@ class Reconciler:
                     await self._create(subject, manifests.service(subject))
                 job = manifests.train_job(subject, config, key=key, run_id=run_id, ordinal=ordinal, counters=counters)
                 await self._create(subject, job)
+                self._begun[subject.uid] = ordinal
             case DeleteJob(name, uid):
                 await self._kube.delete_job(subject.namespace, name, uid=uid)
                 self._cache.forget(uid)

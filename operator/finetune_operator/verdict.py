@@ -71,6 +71,8 @@ class Observed:
     """Train Jobs that go on, of all FineTuneJobs: they share what is asked of trainers and told of mere progress."""
     last_write: datetime | None = None
     """When this process last wrote the status; None when it has not yet."""
+    begun: int = 0
+    """The number of the last attempt that this process has begun."""
 
     def jobs(self, role: Role) -> list[Child]:
         """Children that are not being deleted, the newest last; no preflight that an attempt has followed already."""

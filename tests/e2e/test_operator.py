@@ -723,6 +723,24 @@ def test_a_program_that_deletes_every_preflight_job_is_told_and_not_raced_with(p
     assert "preflightJob" not in status
 
 
+def test_a_program_that_deletes_every_train_job_is_told_and_not_raced_with(place: Place) -> None:
+    jobs = f"/apis/batch/v1/namespaces/{place.name}/jobs"
+    place.apply("one", lambda role, ordinal: passes() if role == "preflight" else None)
+    deleted, until = set(), time.monotonic() + 20
+    while time.monotonic() < until:
+        for job in place.plane.items(jobs):
+            if job["metadata"]["labels"]["finetune.dev/role"] != "train":
+                continue
+            deleted.add(job["metadata"]["uid"])
+            place.plane.delete(f"{jobs}/{job['metadata']['name']}")
+        time.sleep(0.05)
+    assert 1 <= len(deleted) <= 4, "the third rests for 5 s, the next for 10 s"
+    eventually("it is told", lambda: len(place.status("one").get("restarts") or []) == len(deleted))
+    assert {restart["reason"] for restart in place.status("one")["restarts"]} == {"JobLost"}
+    place.kubelet.scripts["one"] = ordinary
+    place.reaches("one", "Succeeded", seconds=75)
+
+
 def test_a_missing_profile_is_waited_for(place: Place) -> None:
     name = f"later-{place.name}"
     place.apply("one", profile=name)

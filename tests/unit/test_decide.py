@@ -571,6 +571,21 @@ BEGINNING = [
     Row("what has passed begins", world(GO, p(), ended(p(), 0, outcome("Fresh"))), "Queued", "PodsPending", "begin t1"),
     Row("and also when the preflight Job is gone", world(GO), "Queued", "PodsPending", "begin t1"),
     Row(
+        "one that is gone before the status told of it is an attempt, too: it would be begun again for ever",
+        world(GO, p(attempts=0), ended(p(), 0, outcome("Fresh")), begun=1),
+        "Preflight",
+        "Checking",
+        "begin p2, delete p1",
+        passed="Unknown",
+    ),
+    Row(
+        "one that was told is not begun anew as another",
+        world(GO.model_copy(update={"usage": Usage(attempts=1)}), begun=1),
+        "Queued",
+        "PodsPending",
+        "begin t2",
+    ),
+    Row(
         "numbers of attempts are never used twice",
         world(GO.model_copy(update={"usage": Usage(attempts=4)})),
         "Queued",

@@ -80,7 +80,7 @@ async def seen(cache: Cache, *, events: Events | None = None) -> Observed:
     kube = cast("Kube", events or Events(None))
     defaults = Defaults(trainer_image="t", preflight_image="p")
     observer = Observer(cache, kube, ProgressReader(kube), defaults=defaults)
-    observed = await observer.observe("uid-one", now=NOW, last_write=None)
+    observed = await observer.observe("uid-one", now=NOW, last_write=None, begun=0)
     assert observed is not None
     return observed
 
@@ -191,7 +191,7 @@ async def test_events_of_one_job_are_read_every_ten_seconds_at_most(monkeypatch:
     observer = Observer(cache, kube, ProgressReader(kube), defaults=Defaults(trainer_image="t", preflight_image="p"))
     for moment, asked in ((100.0, 1), (109.0, 1), (111.0, 2)):
         clock[0] = moment
-        observed = await observer.observe("uid-one", now=NOW, last_write=None)
+        observed = await observer.observe("uid-one", now=NOW, last_write=None, begun=0)
         assert observed is not None
         assert observed.refusals == {"uid-one-t1": "exceeded quota"}
         assert len(events.asked) == asked
@@ -347,7 +347,7 @@ async def test_how_long_running_pods_say_nothing_is_measured_by_a_clock_that_can
     )
 
     async def silent() -> float:
-        observed = await observer.observe("uid-one", now=NOW, last_write=None)
+        observed = await observer.observe("uid-one", now=NOW, last_write=None, begun=0)
         assert observed is not None
         return observed.silent.total_seconds()
 
