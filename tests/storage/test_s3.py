@@ -457,6 +457,17 @@ def test_a_listing_that_cannot_be_read_is_asked_for_again(proxied: Store, proxy:
     assert proxy.damages == []
 
 
+def test_a_listing_whose_times_have_lost_their_zone_is_asked_for_again(proxied: Store, proxy: Any) -> None:
+    """They would still be read as times, of which nobody can say whether they are before another."""
+    proxied.write("a", b"what was written")
+    (sound,) = proxied.list()
+    assert sound.modified is not None
+    proxy.damage = f"{sound.modified:%Y-%m-%dT%H:%M:%S}Z".encode()
+    proxy.damages = [b" "]
+    assert [info.modified for info in proxied.list()] == [sound.modified]
+    assert proxy.damages == []
+
+
 def test_what_comes_wrong_in_the_same_form_twice_is_damaged(proxied: Store, proxy: Any, tmp_path: Path) -> None:
     proxied.write("a", b"what was written")
     proxy.damage = b"written"

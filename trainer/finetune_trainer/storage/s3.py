@@ -144,7 +144,7 @@ class S3Store:
         request = {"Bucket": self.bucket, "Prefix": self._prefix + prefix}
         if token:
             request["ContinuationToken"] = token
-        answer = self._call("list", prefix, lambda client: client.list_objects_v2(**request))
+        answer = self._call("list", prefix, lambda client: _with_zones(client.list_objects_v2(**request)))
         if "IsTruncated" not in answer:
             raise _no_s3()
         found = [
@@ -784,6 +784,17 @@ def _cause(error: Exception) -> str:
         if sign in text:
             return words
     return type(error).__name__
+
+
+def _with_zones(answer: Any) -> Any:
+    """A listing. Raises ValueError, as for one that cannot be read, where a time has lost its zone on its way.
+
+    Nothing vouches for the bytes of a listing.
+    """
+    for item in answer.get("Contents", ()):
+        if item["LastModified"].tzinfo is None:
+            raise ValueError(f"the time of {item['Key']} has no zone")
+    return answer
 
 
 def _info(key: str, answer: Any, size: int) -> ObjectInfo:
