@@ -663,7 +663,9 @@ def test_a_job_of_a_queue_whose_node_is_lost_is_queued_again(place: Place, kueue
     assert isinstance(place.kubelet, Node)
     place.apply("lost-in-queue", only_train(None), **QUEUED)
     place.reaches("lost-in-queue", "Queued", "WaitingForQueue")
-    kueue.suspends(False, "lost-in-queue")
     place.kubelet.lingering.add("lost-in-queue")
+    kueue.suspends(False, "lost-in-queue")
+    place.reaches("lost-in-queue", "Starting", "Loading")
+    time.sleep(1.5)  # times have whole seconds: the next attempt is not to begin in the one in which this one did
     taken_away("DeletionByTaintManager", "Taint manager: deleting due to NoExecute taint")(place, "lost-in-queue")
     becomes(place, "lost-in-queue", "queued-kueue-node-lost", "Queued", "WaitingForQueue")
