@@ -240,15 +240,22 @@ class Plane:
                 raise
 
 
-@pytest.fixture(scope="module")
-def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plane]:
+@contextmanager
+def a_plane(directory: Path) -> Iterator[Plane]:
+    """With our resources."""
     binaries()
-    running = Plane(tmp_path_factory.mktemp("plane"))
+    running = Plane(directory)
     try:
         install(running)
         yield running
     finally:
         running.stop()
+
+
+@pytest.fixture(scope="module")
+def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plane]:
+    with a_plane(tmp_path_factory.mktemp("plane")) as running:
+        yield running
 
 
 def install(plane: Plane) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
-from tests.e2e.test_operator import TOKEN, Place, Plane, a_place, binaries, eventually, install
+from tests.e2e.test_operator import TOKEN, Place, Plane, a_place, a_plane, eventually
 
 pytestmark = pytest.mark.e2e
 
@@ -22,13 +22,8 @@ SOON = {"OTEL_BSP_SCHEDULE_DELAY": "200", "NO_PROXY": "127.0.0.1"}
 
 @pytest.fixture(scope="module")
 def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plane]:
-    binaries()
-    running = Plane(tmp_path_factory.mktemp("plane"))
-    try:
-        install(running)
+    with a_plane(tmp_path_factory.mktemp("plane")) as running:
         yield running
-    finally:
-        running.stop()
 
 
 class Collector:

@@ -29,9 +29,8 @@ from tests.e2e.test_operator import (
     Script,
     StandIn,
     _number,
-    binaries,
+    a_plane,
     eventually,
-    install,
     ordinary,
     passes,
 )
@@ -306,14 +305,9 @@ CASES: dict[str, Case] = {
 
 @pytest.fixture(scope="module")
 def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plane]:
-    binaries()
-    running = Plane(tmp_path_factory.mktemp("plane"))
-    try:
-        install(running)
+    with a_plane(tmp_path_factory.mktemp("plane")) as running:
         _priority_without_quota(running)
         yield running
-    finally:
-        running.stop()
 
 
 def _priority_without_quota(plane: Plane) -> None:
