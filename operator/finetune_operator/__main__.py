@@ -122,7 +122,7 @@ async def _operate(
     kube.write_only_while(lambda: candidate.leading)
     defaults = Defaults(trainer_image=options.trainer_image, preflight_image=options.preflight_image)
     queue = KeyedQueue(Reconciler(cache, kube, Observer(cache, kube, progress, defaults=defaults)))
-    register(Phases(lambda: cache.subjects() if turn.is_set() else ()))
+    register(Phases(lambda: cache.phases() if turn.is_set() else {}))
     QUEUE.set_function(lambda: len(queue))
     QUEUE_AGE.set_function(lambda: queue.age)
     LEADER.set_function(lambda: float(turn.is_set() and candidate.leading))
@@ -175,8 +175,8 @@ async def _keep_up(
     await full.wait()
     await handlers.follow(cache, kube, turn, namespaces=namespaces)
     fresh.set()
-    for subject in list(cache.subjects()):
-        queue.add(subject.uid)
+    for uid in cache.subjects():
+        queue.add(uid)
     await handlers.resync(cache, kube, queue.add, namespaces=namespaces)
 
 

@@ -5,18 +5,23 @@ version wins, so that an old event never undoes what a newer answer said. That h
 that lost the label which the watches select by is gone for them, and back in a later version once it has it again.
 """
 
+import json
 import logging
-from collections import OrderedDict, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+import zlib
+from collections import Counter, OrderedDict, defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
 from math import inf
 from typing import Any, Literal
 
 from pydantic import ValidationError
 
+from finetune_operator.verdict import reason_of
 from finetune_operator.views import (
     GENERATION,
     JOB_UID,
+    RETRY,
     Child,
     Pinned,
     Pod,
@@ -31,30 +36,76 @@ logger = logging.getLogger(__name__)
 
 Kind = Literal["finetunejobs", "finetuneprofiles", "jobs", "pods", "configmaps"]
 REMEMBERED = 10_000
+UNFOLDED = 256
+OF_METADATA = ("namespace", "name", "uid", "generation", "resourceVersion", "creationTimestamp", "deletionTimestamp")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Folded:
-    """A ConfigMap as it came, which takes a fifth of a Pinned's room; of a job that is done nobody reads it."""
+    """A ConfigMap of ours as it came: of most jobs nobody reads it again, and a Pinned takes ten times the room."""
 
     generation: int
-    raw: Raw = field(hash=False)
+    packed: bytes
     readable: bool
 
     @classmethod
     def of(cls, raw: Raw) -> "Folded":
         meta = raw["metadata"]
-        kept = {"metadata": {name: meta.get(name) for name in ("labels", "annotations")}, "data": raw.get("data")}
+        packed = _pack(
+            {"metadata": {name: meta.get(name) for name in ("labels", "annotations")}, "data": raw.get("data")}
+        )
         try:
-            return cls(Pinned.of(kept).generation, kept, readable=True)
+            return cls(_unfolded(packed).generation, packed, readable=True)
         except ValidationError:
-            return cls(number_of((meta.get("labels") or {}).get(GENERATION)), {}, readable=False)
+            return cls(number_of((meta.get("labels") or {}).get(GENERATION)), b"", readable=False)
 
     def unfold(self) -> Pinned:
-        return Pinned.of(self.raw)
+        return _unfolded(self.packed)
 
 
-View = Subject | Profile | Child | Pod | Folded
+@dataclass(frozen=True, slots=True)
+class Rested:
+    """A FineTuneJob at rest. Few are read again, and a Subject takes ten times the room."""
+
+    uid: str
+    output: str
+    phase: str
+    reason: str
+    packed: bytes
+
+    @classmethod
+    def of(cls, subject: Subject, raw: Raw) -> "Rested":
+        meta = {name: value for name, value in raw["metadata"].items() if name in OF_METADATA}
+        notes = raw["metadata"].get("annotations") or {}
+        packed = _pack(
+            {
+                "metadata": {**meta, "annotations": {name: notes[name] for name in (RETRY,) if name in notes}},
+                "spec": subject.spec,
+                "status": raw.get("status"),
+            }
+        )
+        return cls(subject.uid, subject.output, subject.status.phase or "Pending", reason_of(subject.status), packed)
+
+    def unfold(self) -> Subject:
+        return Subject.of(_unpack(self.packed))
+
+
+def _pack(raw: Raw) -> bytes:
+    return zlib.compress(json.dumps(raw, separators=(",", ":")).encode(), 1)
+
+
+def _unpack(packed: bytes) -> Raw:
+    raw: Raw = json.loads(zlib.decompress(packed))
+    return raw
+
+
+@lru_cache(maxsize=UNFOLDED)
+def _unfolded(packed: bytes) -> Pinned:
+    """A job that something happens to is looked at several times in a row."""
+    return Pinned.of(_unpack(packed))
+
+
+View = Subject | Rested | Profile | Child | Pod | Folded
 MAKERS: dict[Kind, Any] = {
     "finetunejobs": Subject,
     "finetuneprofiles": Profile,
@@ -64,7 +115,7 @@ MAKERS: dict[Kind, Any] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     kind: Kind
     namespace: str
@@ -108,7 +159,7 @@ class Cache:
         self._unlink(uid)
         self._entries[uid] = entry
         self._of[entry.subject].add(uid)
-        if isinstance(entry.view, Subject):
+        if isinstance(entry.view, Subject | Rested):
             self._outputs[entry.view.output].add(uid)
         if _trains(entry.view):
             self._training.add(uid)
@@ -140,19 +191,16 @@ class Cache:
         del self._entries[uid]
         return concerned
 
-    def replace(self, kind: Kind, items: Iterable[Raw], *, version: int, namespaces: Iterable[str]) -> frozenset[str]:
-        """Make good what watches have missed, from a list of this resource version; no namespaces: all of them."""
-        concerned: set[str] = set()
-        present = set()
-        for raw in items:
-            present.add(raw["metadata"]["uid"])
-            known = self._entries.get(raw["metadata"]["uid"])
-            if known is None or known.version < _version(raw):
-                try:
-                    concerned |= self.apply(kind, raw)
-                except Exception as error:  # one object that nobody can read must not hide the others
-                    name = "/".join(filter(None, (raw["metadata"].get("namespace"), raw["metadata"].get("name"))))
-                    logger.warning("%s %s cannot be read: %s: %s", kind, name, type(error).__name__, error)
+    def knows(self, uid: str, version: int) -> bool:
+        """Whether it has the object as of this resource version or later, or as gone by then."""
+        entry = self._entries.get(uid)
+        return self._gone.get(uid, -1) >= version or (entry is not None and entry.version >= version)
+
+    def keep(self, kind: Kind, present: Collection[str], *, version: int, namespaces: Iterable[str]) -> frozenset[str]:
+        """Forget what a list of this resource version did not have. No namespaces: it was of all of them.
+
+        Returns the UIDs of the FineTuneJobs that this concerns.
+        """
         where = set(namespaces)
         missing = [
             uid
@@ -162,16 +210,33 @@ class Cache:
             and entry.version <= version
             and (not where or not entry.namespace or entry.namespace in where)
         ]
+        concerned: set[str] = set()
         for uid in missing:
             concerned |= self.forget(uid, version=version)
         return frozenset(concerned)
 
     def subject(self, uid: str) -> Subject | None:
         entry = self._entries.get(uid)
-        return entry.view if entry is not None and isinstance(entry.view, Subject) else None
+        return None if entry is None else _subject(entry.view)
 
-    def subjects(self) -> Iterator[Subject]:
+    def subjects(self) -> list[str]:
+        """UIDs of all FineTuneJobs."""
+        return [uid for uid, entry in self._entries.items() if isinstance(entry.view, Subject | Rested)]
+
+    def rests(self, uid: str) -> bool:
+        """Whether there is nothing to do for a FineTuneJob: it is done, goes away or is gone."""
+        entry = self._entries.get(uid)
+        return entry is None or isinstance(entry.view, Rested)
+
+    def working(self) -> Iterator[Subject]:
+        """FineTuneJobs for which something is to be done."""
         return (entry.view for entry in self._entries.values() if isinstance(entry.view, Subject))
+
+    def phases(self) -> Counter[tuple[str, str]]:
+        """How many FineTuneJobs are in each phase for each reason."""
+        views = [entry.view for entry in self._entries.values()]
+        going = Counter((v.status.phase or "Pending", reason_of(v.status)) for v in views if isinstance(v, Subject))
+        return going + Counter((view.phase, view.reason) for view in views if isinstance(view, Rested))
 
     def profiles(self) -> dict[str, Profile]:
         views = [self._entries[uid].view for uid in self._of.get("", ())]
@@ -196,16 +261,19 @@ class Cache:
     def same_output(self, subject: Subject) -> list[Subject]:
         """Other FineTuneJobs that write to the same place."""
         uids = self._outputs.get(subject.output, set()) - {subject.uid} if subject.output else set()
-        return [view for uid in uids if isinstance(view := self._entries[uid].view, Subject)]
+        return [view for uid in uids if (view := self.subject(uid)) is not None]
 
     def _views(self, subject: str) -> Iterator[View]:
         return (self._entries[uid].view for uid in self._of.get(subject, ()) if uid != subject)
 
     def _concerned(self, entry: Entry) -> frozenset[str]:
-        if isinstance(entry.view, Subject):
-            return frozenset({entry.view.uid, *(other.uid for other in self.same_output(entry.view))})
-        if isinstance(entry.view, Profile):
-            return frozenset(subject.uid for subject in self.subjects() if not subject.finished)
+        match entry.view:
+            case Subject() | Rested():
+                return frozenset(self._outputs.get(entry.view.output, ()) if entry.view.output else ()) | {
+                    entry.subject
+                }
+            case Profile():
+                return frozenset(subject.uid for subject in self.working())
         return frozenset({entry.subject}) if entry.subject else frozenset()
 
     def _unlink(self, uid: str) -> None:
@@ -214,7 +282,7 @@ class Cache:
             return
         self._training.discard(uid)
         _discard(self._of, entry.subject, uid)
-        if isinstance(entry.view, Subject):
+        if isinstance(entry.view, Subject | Rested):
             _discard(self._outputs, entry.view.output, uid)
 
 
@@ -235,7 +303,7 @@ def _trains(view: View) -> bool:
 
 def _subject_of(raw: Raw, view: View) -> str:
     match view:
-        case Subject(uid=uid):
+        case Subject(uid=uid) | Rested(uid=uid):
             return uid
         case Pod(subject=uid):  # controlled by a Job that may be gone by now: the label tells whose it was
             return uid
@@ -246,4 +314,13 @@ def _subject_of(raw: Raw, view: View) -> str:
 
 def _view(kind: Kind, raw: Raw) -> View:
     view: View = MAKERS[kind].of(raw)
-    return view
+    return Rested.of(view, raw) if isinstance(view, Subject) and view.at_rest else view
+
+
+def _subject(view: View) -> Subject | None:
+    match view:
+        case Subject():
+            return view
+        case Rested():
+            return view.unfold()
+    return None

@@ -10,6 +10,7 @@ pinned before anything of it is begun, and after what has to end: ending needs n
 from dataclasses import replace
 from datetime import datetime
 
+from finetune_api.status import FineTuneJobStatus
 from finetune_operator.policies.accept import Refusal, Target, accept, target_of
 from finetune_operator.policies.attempt import POLL, STARTED, attempt, stopped
 from finetune_operator.policies.groups import turn
@@ -22,7 +23,7 @@ from finetune_operator.policies.suspend import SUSPENDING, last_words, still_the
 from finetune_operator.policies.vanished import gone, vanished
 from finetune_operator.policies.waiting import ANOTHER_GROUP, HELD, KUEUE_MISSING, queue_of
 from finetune_operator.policies.ways import DOCUMENT_CHANGED, GROUP_INCOMPLETE
-from finetune_operator.status import compose, notes, worth_writing
+from finetune_operator.status import compose, mere_progress, notes, worth_writing
 from finetune_operator.verdict import (
     IDENTICAL,
     PASSED,
@@ -48,7 +49,7 @@ KUEUE_AGAIN = 30.0
 def decide(o: Observed, *, now: datetime) -> Decision:
     """The one entry: nothing for a FineTuneJob that goes away or is done."""
     subject = o.subject
-    if subject.deleting or (subject.finished and not _retry_asked(o)):
+    if subject.at_rest:
         return Decision()
     if subject.suspended:
         verdict = _suspended(o, now=now)
@@ -57,15 +58,19 @@ def decide(o: Observed, *, now: datetime) -> Decision:
     if subject.retry is not None:
         verdict = verdict.stating(last_handled_retry=subject.retry)
     after = compose(subject, verdict, now=now)
-    write = worth_writing(
-        subject.status, after, now=now, last_write=o.last_write, trainings=o.trainings, brief=verdict.brief
+    return replace(
+        _told(o, after, now=now, brief=verdict.brief), actions=verdict.actions, again_after=verdict.again_after
     )
-    return Decision(
-        status=after if write else None,
-        actions=verdict.actions,
-        again_after=verdict.again_after,
-        events=notes(subject.status, after) if write else (),
-    )
+
+
+def _told(o: Observed, after: FineTuneJobStatus, *, now: datetime, brief: bool = False) -> Decision:
+    before = o.subject.status
+    if not worth_writing(before, after, now=now, last_write=o.last_write, trainings=o.trainings, brief=brief):
+        return Decision()
+    routine = mere_progress(before, after)
+    if routine and not o.room:
+        return Decision()
+    return Decision(status=after, routine=routine, events=notes(before, after))
 
 
 def refused(o: Observed, *, reason: str, message: str, now: datetime) -> Decision:
@@ -87,21 +92,10 @@ def refused(o: Observed, *, reason: str, message: str, now: datetime) -> Decisio
 
 
 def _unable(o: Observed, verdict: Verdict, *, now: datetime) -> Decision:
-    after = compose(o.subject, verdict, now=now)
-    write = worth_writing(o.subject.status, after, now=now, last_write=o.last_write, trainings=o.trainings)
-    return Decision(
-        status=after if write else None,
-        again_after=verdict.again_after,
-        events=notes(o.subject.status, after) if write else (),
-    )
+    return replace(_told(o, compose(o.subject, verdict, now=now), now=now), again_after=verdict.again_after)
 
 
 # --- a terminal failure that is to be tried again: by the annotation, or because the document has changed ---
-
-
-def _retry_asked(o: Observed) -> bool:
-    status, retry = o.subject.status, o.subject.retry
-    return status.phase == "Failed" and retry is not None and retry != status.last_handled_retry
 
 
 def _afresh(o: Observed, *, now: datetime) -> Verdict:
@@ -110,7 +104,7 @@ def _afresh(o: Observed, *, now: datetime) -> Verdict:
     status = subject.status
     anew = forgotten(status)
     blank = subject.status.model_copy(update={"phase": None, "message": None, "conditions": None, **anew})
-    asked = _retry_asked(o)
+    asked = subject.retry_asked
     old = [c for c in o.children if c.generation < subject.generation or (asked and c.retry != (subject.retry or ""))]
     fresh = replace(
         o,

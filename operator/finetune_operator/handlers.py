@@ -1,8 +1,8 @@
 """The only importer of kopf: its watches feed the cache and the queue, and that is all it does for us.
 
-`fill` lists all there is before any event is handled, on.event keeps it fresh and names the FineTuneJobs to look at.
-It writes no annotations, finalizers or Events. Kopf lists again after a watch was cut off, but does not tell what
-vanished meanwhile; `resync` finds that out.
+on.event fills and freshens the cache and names the FineTuneJobs to look at; `fill` knows when all has come that was
+there. It writes no annotations, finalizers or Events. Kopf lists again after a watch was cut off, but does not tell
+what vanished meanwhile; `resync` finds that out.
 
 All of this goes on in an operator that does not lead, so that its picture is whole when its turn comes.
 """
@@ -10,7 +10,7 @@ All of this goes on in an operator that does not lead, so that its picture is wh
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, get_args
 
 import aiohttp
@@ -18,7 +18,7 @@ import kopf
 
 from finetune_api import GROUP, VERSION
 from finetune_operator.cache import Cache, Kind
-from finetune_operator.kube import ApiError, Kube
+from finetune_operator.kube import ApiError, Kube, Listing, Outline
 from finetune_operator.views import SELECTOR
 
 logger = logging.getLogger(__name__)
@@ -32,6 +32,15 @@ WATCHED: dict[Kind, tuple[str, str]] = {
     "configmaps": ("", "v1"),
 }
 RESYNC_SECONDS = 60.0
+LOOK_SECONDS = 0.1
+OVERDUE_SECONDS = 3.0
+"""Of kopf's lists, which all come at once: nothing has come of them for so long."""
+ON_ITS_WAY_SECONDS = 1.0
+"""A list may be that much ahead of the watches."""
+CHUNK = 500
+"""Whole objects in one answer."""
+IDLE_SECONDS = 0.5
+"""Kopf holds a task for each object for so long after an event of it: with five seconds, for thousands at a time."""
 YOUNG_SECONDS = 5.0
 """A picture of this age is not drawn again when an operator begins to lead: it has just started."""
 
@@ -53,6 +62,8 @@ def settings() -> kopf.OperatorSettings:
     """Nothing that writes, no scanning for other resources, children filtered by the API server."""
     chosen = kopf.OperatorSettings()
     chosen.queueing.worker_limit = None
+    chosen.queueing.idle_timeout = IDLE_SECONDS
+    chosen.watching.chunk_size = CHUNK
     chosen.scanning.disabled = True
     chosen.posting.enabled = False
     chosen.peering.standalone = True
@@ -103,31 +114,63 @@ async def run(
     namespaces: Sequence[str],
     kubeconfig: bool,
 ) -> None:
-    """Fill the cache, then watch until cancelled; ends by itself only when a watch is lost for good or on a signal."""
-    await fill(cache, kube, full, namespaces=namespaces)
-    await kopf.operator(
-        registry=registry(cache, add, kubeconfig=kubeconfig),
-        settings=settings(),
-        standalone=True,
-        clusterwide=not namespaces,
-        namespaces=list(namespaces),
-    )
+    """Watch until cancelled, and set `full` once all is known that was there at the beginning.
 
-
-async def fill(cache: Cache, kube: Kube, full: asyncio.Event, *, namespaces: Sequence[str]) -> None:
-    """Lists everything once, patiently, and sets `full`.
-
-    kopf's own indexes would do the same, but wake every object listed so far for each that follows: with thousands of
-    jobs that takes minutes.
+    Ends by itself only when a watch is lost for good or on a signal.
     """
+    there = await outline(kube, namespaces=namespaces)
+    filling = asyncio.create_task(fill(cache, kube, there, full), name="fill")  # before kopf's own tasks
+    try:
+        await kopf.operator(
+            registry=registry(cache, add, kubeconfig=kubeconfig),
+            settings=settings(),
+            standalone=True,
+            clusterwide=not namespaces,
+            namespaces=list(namespaces),
+        )
+    finally:
+        filling.cancel()
+
+
+async def outline(kube: Kube, *, namespaces: Sequence[str]) -> list[tuple[Kind, Outline]]:
+    """All there is, asked for patiently: an API server that does not answer is no empty cluster."""
+    there: list[tuple[Kind, Outline]] = []
     for kind in get_args(Kind):
-        while True:
-            try:
-                await _compare(cache, kube, kind, _nobody, namespaces=namespaces)
-                break
-            except TROUBLE as error:
-                logger.warning("%s cannot be listed: %s; asking again", kind, error)
-                await asyncio.sleep(1.0)
+        for place in _places(kind, namespaces):
+            there += [(kind, item) for item in (await _patiently(kube, kind, place)).items]
+    return there
+
+
+async def _patiently(kube: Kube, kind: Kind, place: str | None) -> Listing:
+    while True:
+        try:
+            return await kube.list(kind, place)
+        except TROUBLE as error:
+            logger.warning("%s cannot be listed: %s; asking again", kind, error)
+            await asyncio.sleep(1.0)
+
+
+async def fill(cache: Cache, kube: Kube, there: Sequence[tuple[Kind, Outline]], full: asyncio.Event) -> None:
+    """Sets `full` once the cache has all that was there, as kopf lists it.
+
+    kopf's own indexes would tell the same, but wake every object listed so far for each that follows: with thousands of
+    jobs that takes minutes. What does not come for a while is gone by now, or nobody can read it: it is asked for.
+    """
+    clock = asyncio.get_running_loop().time
+    waiting, since = list(there), clock()
+    while left := [(kind, item) for kind, item in waiting if not cache.knows(item.uid, item.version)]:
+        if len(left) < len(waiting):
+            waiting, since = left, clock()
+        await asyncio.sleep(LOOK_SECONDS)
+        if clock() - since < OVERDUE_SECONDS:
+            continue
+        try:
+            for kind, item in left:
+                await _fetch(cache, kube, kind, item, _nobody)
+            break
+        except TROUBLE as error:
+            logger.warning("%s cannot be read: %s; asking again", kind, error)
+            since = clock()
     full.set()
 
 
@@ -149,24 +192,56 @@ async def resync(cache: Cache, kube: Kube, add: Callable[[str], None], *, namesp
 
 
 async def refresh(cache: Cache, kube: Kube, add: Callable[[str], None], *, namespaces: Sequence[str]) -> None:
-    """List everything and compare. What cannot be listed stays as it was."""
+    """List what there is and compare. What cannot be listed stays as it was."""
+    behind: list[tuple[Kind, Outline]] = []
     for kind in get_args(Kind):
-        try:
-            await _compare(cache, kube, kind, add, namespaces=namespaces)
-        except TROUBLE as error:
-            logger.warning("%s could not be listed: %s", kind, error)
-        except Exception:  # an answer that nobody expects must not end the process, now and after each restart
-            logger.exception("what was listed of %s could not be taken in", kind)
+        async with _tolerant(kind):
+            for place in _places(kind, namespaces):
+                behind += [(kind, item) for item in await _compare(cache, kube, kind, place, add)]
+    if behind:
+        await asyncio.sleep(ON_ITS_WAY_SECONDS)
+    for kind, item in behind:
+        async with _tolerant(kind):
+            await _fetch(cache, kube, kind, item, add)
+
+
+@contextlib.asynccontextmanager
+async def _tolerant(kind: Kind) -> AsyncIterator[None]:
+    try:
+        yield
+    except TROUBLE as error:
+        logger.warning("%s could not be listed: %s", kind, error)
+    except Exception:  # an answer that nobody expects must not end the process, now and after each restart
+        logger.exception("what was listed of %s could not be taken in", kind)
 
 
 async def _compare(
-    cache: Cache, kube: Kube, kind: Kind, add: Callable[[str], None], *, namespaces: Sequence[str]
-) -> None:
-    for place in _places(kind, namespaces):
-        listing = await kube.list(kind, place)
-        where = [place] if place else []
-        for key in cache.replace(kind, listing.items, version=listing.version, namespaces=where):
-            add(key)
+    cache: Cache, kube: Kube, kind: Kind, place: str | None, add: Callable[[str], None]
+) -> list[Outline]:
+    """Forgets what is gone. Returns what there is in a newer version than is known."""
+    listing = await kube.list(kind, place)
+    present = {item.uid for item in listing.items}
+    for key in cache.keep(kind, present, version=listing.version, namespaces=[place] if place else []):
+        add(key)
+    return [item for item in listing.items if not cache.knows(item.uid, item.version)]
+
+
+async def _fetch(cache: Cache, kube: Kube, kind: Kind, item: Outline, add: Callable[[str], None]) -> None:
+    """Unless a watch has brought it meanwhile. One object that nobody can read must not hide the others."""
+    if cache.knows(item.uid, item.version):
+        return
+    try:
+        concerned = cache.apply(kind, await kube.read(kind, item.namespace, item.name))
+    except TROUBLE as error:
+        if not isinstance(error, ApiError) or error.code != 404:
+            raise
+        concerned = cache.forget(item.uid, version=item.version)
+    except Exception as error:
+        name = "/".join(filter(None, (item.namespace, item.name)))
+        logger.warning("%s %s cannot be read: %s: %s", kind, name, type(error).__name__, error)
+        return
+    for key in concerned:
+        add(key)
 
 
 def _places(kind: Kind, namespaces: Sequence[str]) -> list[str | None]:

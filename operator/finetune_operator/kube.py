@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from kubernetes.aio import client, config
 
@@ -14,6 +14,10 @@ from finetune_operator.metrics import API_REQUESTS
 from finetune_operator.views import SELECTOR, Raw
 
 TIMEOUT = 30.0
+PAGE, EVENTS = 1000, 500
+"""Items in one answer."""
+JSON = "application/json"
+METADATA = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 KUEUE = "kueue.x-k8s.io"
 PREFIXES = {
     "finetunejobs": f"/apis/{GROUP}/{VERSION}",
@@ -47,9 +51,18 @@ class NotLeading(Exception):
     """Nothing was sent, because another operator leads or may lead by now."""
 
 
+class Outline(NamedTuple):
+    """That an object is there, and in which version."""
+
+    namespace: str
+    name: str
+    uid: str
+    version: int
+
+
 @dataclass(frozen=True)
 class Listing:
-    items: list[dict[str, Any]]
+    items: list[Outline]
     version: int
 
 
@@ -136,23 +149,39 @@ class Kube:
     async def get(self, kind: str, namespace: str, name: str) -> dict[str, Any]:
         return await self._request("GET", _path(PLURALS[kind], namespace, name))
 
+    async def read(self, kind: Kind, namespace: str, name: str) -> dict[str, Any]:
+        """Raises ApiError, with code 404 if there is none."""
+        return await self._request("GET", _path(kind, namespace, name))
+
     async def list(self, kind: Kind, namespace: str | None) -> Listing:
-        """From the API server's memory, which is cheap and at most moments old."""
-        query = {"resourceVersion": "0"}
+        """Metadata alone, a page at a time: whole objects of thousands of jobs are a hundred megabytes.
+
+        Raises ApiError, with code 410 if the API server has forgotten where it was.
+        """
+        query = {"limit": str(PAGE)}
         if kind not in ("finetunejobs", "finetuneprofiles"):
             query["labelSelector"] = SELECTOR
-        answer = await self._request("GET", _path(kind, namespace), query=query)
-        version = answer["metadata"].get("resourceVersion", "0")
-        return Listing(answer["items"], int(version) if version.isdigit() else 0)
+        items: list[Outline] = []
+        while True:
+            answer = await self._request("GET", _path(kind, namespace), query=query, accept=METADATA)
+            items += (_outline(item["metadata"]) for item in answer["items"])
+            meta = answer["metadata"]
+            if not meta.get("continue"):
+                return Listing(items, _number(meta.get("resourceVersion")))
+            query["continue"] = meta["continue"]
 
-    async def refusal(self, namespace: str, *, uid: str) -> str | None:
-        """Why the Job controller could not create pods for the Job with this UID, from its newest Event."""
-        selector = f"involvedObject.uid={uid},reason=FailedCreate"
-        answer = await self._request(
-            "GET", _path("events", namespace), query={"fieldSelector": selector, "limit": "50"}
-        )
-        newest = max(answer["items"], key=lambda item: item.get("lastTimestamp") or "", default=None)
-        return None if newest is None else str(newest.get("message", ""))
+    async def refusals(self, namespace: str) -> dict[str, str]:
+        """By UID of a Job: why its controller could not create pods for it, in the words of its newest Event."""
+        query = {"fieldSelector": "reason=FailedCreate,involvedObject.kind=Job", "limit": str(EVENTS)}
+        newest: dict[str, tuple[str, str]] = {}
+        while True:
+            answer = await self._request("GET", _path("events", namespace), query=query)
+            for item in answer["items"]:
+                uid, when = item["involvedObject"].get("uid", ""), item.get("lastTimestamp") or ""
+                newest[uid] = max(newest.get(uid, ("", "")), (when, str(item.get("message", ""))))
+            if not answer["metadata"].get("continue"):
+                return {uid: message for uid, (_, message) in newest.items() if message}
+            query["continue"] = answer["metadata"]["continue"]
 
     async def kueue(self) -> str | None:
         """The version in which Workloads are served; None where Kueue is not installed. Raises ApiError."""
@@ -194,8 +223,9 @@ class Kube:
         body: Raw | None = None,
         seconds: float = TIMEOUT,
         guarded: bool = True,
+        accept: str = JSON,
     ) -> dict[str, Any]:
-        content = await self._raw(method, path, query=query, body=body, seconds=seconds, guarded=guarded)
+        content = await self._raw(method, path, query=query, body=body, seconds=seconds, guarded=guarded, accept=accept)
         answer: dict[str, Any] = json.loads(content)
         return answer
 
@@ -208,13 +238,14 @@ class Kube:
         body: Raw | None = None,
         seconds: float = TIMEOUT,
         guarded: bool = True,
+        accept: str = JSON,
     ) -> bytes:
         # Without the body, which is JSON already: it would be walked through for things that are not.
         verb, url, headers, _, _ = await self._api.param_serialize(
             method=method,
             resource_path=path,
             query_params=list((query or {}).items()),
-            header_params={"Accept": "application/json"},
+            header_params={"Accept": accept},
             auth_settings=["BearerToken"],
         )
         if guarded and method != "GET" and not self._may_write():
@@ -236,6 +267,14 @@ class Kube:
 def _path(plural: str, namespace: str | None, name: str | None = None) -> str:
     where = f"/namespaces/{namespace}" if namespace else ""
     return f"{PREFIXES[plural]}{where}/{plural}" + (f"/{name}" if name else "")
+
+
+def _outline(meta: Raw) -> Outline:
+    return Outline(meta.get("namespace", ""), meta["name"], meta["uid"], _number(meta.get("resourceVersion")))
+
+
+def _number(version: str | None) -> int:
+    return int(version) if version and version.isdigit() else 0
 
 
 def _resource(path: str) -> str:

@@ -1,7 +1,6 @@
 """Prometheus metrics of the operator. Labels name kinds of things, never single objects."""
 
-from collections import Counter as Count
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from prometheus_client import Counter, Gauge, Histogram
@@ -9,7 +8,6 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import REGISTRY, Collector
 
 from finetune_api.status import FineTuneJobStatus, Restart, Usage
-from finetune_operator.verdict import reason_of
 from finetune_operator.views import Subject, told_time
 
 RECONCILES = Counter("finetune_reconciles_total", "Looks at a FineTuneJob.", ["outcome"])
@@ -96,13 +94,12 @@ def _first_step(subject: Subject, after: FineTuneJobStatus) -> float | None:
 class Phases(Collector):
     """Counts FineTuneJobs by phase and reason when asked, from what the cache holds."""
 
-    def __init__(self, subjects: Callable[[], Iterable[Subject]]) -> None:
-        self._subjects = subjects
+    def __init__(self, counts: Callable[[], Mapping[tuple[str, str], int]]) -> None:
+        self._counts = counts
 
     def collect(self) -> Iterator[Metric]:
-        counts = Count((s.status.phase or "Pending", reason_of(s.status)) for s in self._subjects())
         family = GaugeMetricFamily("finetune_jobs", "FineTuneJobs by phase and reason.", labels=["phase", "reason"])
-        for (phase, reason), number in counts.items():
+        for (phase, reason), number in self._counts().items():
             family.add_metric([phase, reason], number)
         yield family
 

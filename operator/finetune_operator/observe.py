@@ -1,6 +1,5 @@
 """Gathers everything that one decision depends on into one frozen Observed."""
 
-import contextlib
 import time
 from collections.abc import Mapping
 from datetime import datetime, timedelta
@@ -14,16 +13,14 @@ from finetune_operator.metrics import PROGRESS
 from finetune_operator.policies.suspend import still_there
 from finetune_operator.policies.waiting import ANOTHER_GROUP
 from finetune_operator.progress import ProgressReader
+from finetune_operator.refusals import Refusals
 from finetune_operator.verdict import PASSED, Group, Observed, Rival, condition, reason_of
 from finetune_operator.views import Admission, Child, Pod, Subject
 
 PATIENCE = timedelta(seconds=4)
 """How long a Job may have no pods before its Events are read."""
-REFUSED_AGAIN = 10.0
-"""Seconds between two readings of the Events of one Job."""
 ASKED_AGAIN = 10.0
 """Seconds between two questions whether Kueue is installed."""
-REMEMBERED = 10_000
 
 READY = (PASSED, ANOTHER_GROUP.reason)
 """Reasons of a job that begins an attempt as soon as it may."""
@@ -39,8 +36,7 @@ class Observer:
         self._defaults = defaults
         self._heard: dict[str, float] = {}
         """By UID of a FineTuneJob: when its trainer last answered, or was first seen to run, by the monotonic clock."""
-        self._refused: dict[str, tuple[float, str | None]] = {}
-        """By UID of a child Job without pods: when its Events were read, and what they said."""
+        self._refusals = Refusals(kube)
         self._kueue: str | None = None
         self._kueue_asked: float | None = None
 
@@ -48,7 +44,6 @@ class Observer:
         """None when there is no such FineTuneJob."""
         subject = self._cache.subject(uid)
         if subject is None:
-            self._heard.pop(uid, None)
             return None
         live = not subject.finished and not subject.deleting
         progress = await self._read_progress(uid) if live else None
@@ -57,7 +52,6 @@ class Observer:
         admissions = await self._read_admissions(subject, kueue) if kueue is not None else {}
         subject = self._cache.subject(uid)  # time has passed: take everything else from one moment
         if subject is None:
-            self._heard.pop(uid, None)
             return None
         pinned = self._cache.pinned(uid)
         several = self._nodes(subject) > 1 or any(one.config.pods.nodes > 1 for one in pinned.values())
@@ -80,6 +74,10 @@ class Observer:
             last_write=last_write,
             begun=begun,
         )
+
+    def forget(self, uid: str) -> None:
+        """A FineTuneJob that nothing is to be done for any more."""
+        self._heard.pop(uid, None)
 
     def _rival(self, other: Subject, *, now: datetime) -> Rival:
         """Who asks for another run by now, is stalled or suspended keeps nobody waiting, unless it trains.
@@ -112,9 +110,9 @@ class Observer:
     def _groups(self, subject: Subject) -> tuple[Group, ...]:
         """Others that start several pods without a queue, or are about to."""
         found = []
-        for other in self._cache.subjects():
+        for other in self._cache.working():
             same = (other.namespace, _profile(other)) == (subject.namespace, _profile(subject))
-            if not same or other.uid == subject.uid or other.finished or other.deleting:
+            if not same or other.uid == subject.uid:
                 continue
             jobs = [c for c in self._cache.children(other.uid) if c.role == "train" and not c.deleting and not c.ended]
             starts = any(self._starts(job, other.uid) for job in jobs)
@@ -158,29 +156,13 @@ class Observer:
         found: dict[str, str] = {}
         subject = self._cache.subject(uid)
         for child in self._cache.children(uid):
-            waits = (
-                child.ended is None and not child.deleting and not child.suspended and now - child.created >= PATIENCE
-            )
-            if subject is None or not waits or self._pods_of(child, uid):
-                self._refused.pop(child.uid, None)
+            idle = child.ended is not None or child.deleting or child.suspended or now - child.created < PATIENCE
+            if subject is None or idle or self._pods_of(child, uid):
                 continue
-            refusal = await self._refusal(subject.namespace, child)
+            refusal = await self._refusals.of(subject.namespace, child.uid)
             if refusal:
                 found[child.uid] = refusal
         return found
-
-    async def _refusal(self, namespace: str, child: Child) -> str | None:
-        asked, refusal = self._refused.get(child.uid, (-REFUSED_AGAIN, None))
-        now = time.monotonic()
-        if now - asked < REFUSED_AGAIN:
-            return refusal
-        # Without the right to read Events the status just says less.
-        with contextlib.suppress(ApiError):
-            refusal = await self._kube.refusal(namespace, uid=child.uid)
-        if len(self._refused) >= REMEMBERED:  # Jobs that were deleted while they waited
-            self._refused.clear()
-        self._refused[child.uid] = (now, refusal)
-        return refusal
 
     def _queued(self, subject: Subject) -> bool:
         """Whether a queue may matter."""

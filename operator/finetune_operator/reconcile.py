@@ -2,7 +2,9 @@
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from finetune_api import GROUP, VERSION
@@ -14,6 +16,7 @@ from finetune_operator.kube import ApiError, Kube
 from finetune_operator.manifests import Manifest
 from finetune_operator.metrics import ACTIONS, RECONCILE_SECONDS, RECONCILES, STATUS_WRITES, Spent
 from finetune_operator.observe import Observer
+from finetune_operator.status import PROGRESS_WRITES
 from finetune_operator.verdict import (
     Action,
     CreateConfig,
@@ -39,6 +42,20 @@ class Behind(Exception):
     """The cache did not know an object that is there: look again, nothing is decided on a wrong picture."""
 
 
+class _Pace:
+    """No second has more than PROGRESS_WRITES of mere progress, however many trainings go on in step."""
+
+    def __init__(self) -> None:
+        self._taken: deque[float] = deque(maxlen=int(PROGRESS_WRITES))
+
+    @property
+    def room(self) -> bool:
+        return len(self._taken) < PROGRESS_WRITES or time.monotonic() - self._taken[0] >= 1.0
+
+    def take(self) -> None:
+        self._taken.append(time.monotonic())
+
+
 class Reconciler:
     """The queue's work. Keys are UIDs of FineTuneJobs."""
 
@@ -55,14 +72,19 @@ class Reconciler:
         """When a status was last written, to space writes of mere progress; nothing else depends on it."""
         self._begun: dict[str, int] = {}
         """The last attempt that was begun, to know it if its Job is gone before the status tells of it."""
+        self._pace = _Pace()
 
     async def __call__(self, key: str) -> float | None:
         """Seconds until the next look, or None. Raises ApiError and what the network raises."""
         started = time.monotonic()
         outcome = "error"
         try:
-            with tracing.look(self._cache.subject(key)):
-                again = await self._look(key)
+            again = None
+            if self._cache.rests(key):
+                self._forget(key)
+            else:
+                with tracing.look(self._cache.subject(key)):
+                    again = await self._look(key)
             outcome = "done"
             self._behind.pop(key, None)
             return again
@@ -78,12 +100,12 @@ class Reconciler:
         now = self._clock()
         last_write, begun = self._written.get(key), self._begun.get(key, 0)
         observed = await self._observer.observe(key, now=now, last_write=last_write, begun=begun)
-        if observed is None or observed.subject.deleting:
-            self._written.pop(key, None)
-            self._begun.pop(key, None)
-            self._behind.pop(key, None)
+        if observed is None:
+            self._forget(key)
             return None
-        decision = decide(observed, now=now)
+        decision = decide(replace(observed, room=self._pace.room), now=now)
+        if decision.routine:
+            self._pace.take()
         try:
             for action in decision.actions:
                 await self._act(observed.subject, action)
@@ -96,6 +118,11 @@ class Reconciler:
             await self._write(observed.subject, decision.status, now=now)
         await self._tell(observed.subject, decision.events, now=now)
         return None if decision.again_after is None else min(decision.again_after, LONGEST_REST)
+
+    def _forget(self, key: str) -> None:
+        self._written.pop(key, None)
+        self._begun.pop(key, None)
+        self._observer.forget(key)
 
     # --- actions ---
 

@@ -91,14 +91,19 @@ def worth_writing(
     if _paid(before) == _paid(after) or (brief and _waits_for_pods(before)):
         return False
     last = last_write or _told_at(before, now=now)
-    alike = _waits_for_pods(before) and _waits_for_pods(after)
-    if _loud(before, alike=alike) != _loud(after, alike=alike) or last is None:
+    if not mere_progress(before, after) or last is None:
         return True
     apart = max(NEVER_WITHIN, timedelta(seconds=trainings / PROGRESS_WRITES))
     if now - last < apart:
         return False
     moved = _percent(before) != _percent(after) or before.checkpoint != after.checkpoint
     return moved or now - last >= max(AT_LEAST_EVERY, apart)
+
+
+def mere_progress(before: FineTuneJobStatus, after: FineTuneJobStatus) -> bool:
+    """Whether they differ in nothing else."""
+    alike = _waits_for_pods(before) and _waits_for_pods(after)
+    return _loud(before, alike=alike) == _loud(after, alike=alike)
 
 
 def _paid(status: FineTuneJobStatus) -> FineTuneJobStatus:

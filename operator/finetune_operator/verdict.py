@@ -69,6 +69,8 @@ class Observed:
     """By UID of a suspended child Job that Kueue has looked at: why it has not admitted it."""
     trainings: int = 1
     """Train Jobs that go on, of all FineTuneJobs: they share what is asked of trainers and told of mere progress."""
+    room: bool = True
+    """Mere progress may be written: not so many others did just now."""
     last_write: datetime | None = None
     """When this process last wrote the status; None when it has not yet."""
     begun: int = 0
@@ -209,6 +211,8 @@ class Note:
 class Decision:
     status: FineTuneJobStatus | None = None
     """The whole new status; None: leave it as it is."""
+    routine: bool = False
+    """It tells of mere progress."""
     actions: tuple[Action, ...] = ()
     again_after: float | None = None
     events: tuple[Note, ...] = ()

@@ -82,7 +82,7 @@ def _parse_status(raw: Raw) -> FineTuneJobStatus:
         return FineTuneJobStatus()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Subject:
     """A FineTuneJob."""
 
@@ -120,6 +120,16 @@ class Subject:
         return self.status.phase in ("Succeeded", "Failed") and self.status.observed_generation == self.generation
 
     @property
+    def retry_asked(self) -> bool:
+        """To try a failed one again, by the annotation."""
+        return self.status.phase == "Failed" and self.retry is not None and self.retry != self.status.last_handled_retry
+
+    @property
+    def at_rest(self) -> bool:
+        """Nothing is to be done for it, whatever else there is."""
+        return self.deleting or (self.finished and not self.retry_asked)
+
+    @property
     def suspended(self) -> bool:
         """spec.suspend, not as it is pinned: it holds for a document that cannot be resolved, too."""
         return self.spec.get("suspend") is True
@@ -136,7 +146,7 @@ class Subject:
         return str(output.get("uri", "")).rstrip("/")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Profile:
     """A FineTuneProfile; whether its spec is valid is found out when it is used."""
 
@@ -148,7 +158,7 @@ class Profile:
         return cls(name=raw["metadata"]["name"], spec=raw.get("spec") or {})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Pinned:
     """What a ConfigMap of ours holds. `key` was computed when it was pinned: a newer operator may compute another."""
 
@@ -170,7 +180,7 @@ class Pinned:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Counters:
     """What is carried from one child Job to the next, so that no memory of ours matters."""
 
@@ -186,7 +196,7 @@ class Counters:
     """Of a train Job: it trains no more, and publishes the best checkpoint."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Child:
     """A batch/v1 Job that a FineTuneJob controls."""
 
@@ -280,7 +290,7 @@ def _transition(status: Raw, kind: str, to: str) -> datetime | None:
     return parse_time(found.get("lastTransitionTime")) if found.get("status") == to else None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Admission:
     """What Kueue says of a Workload that does not run."""
 
@@ -318,7 +328,7 @@ def controller(raw: Raw) -> str:
     return next((str(ref["uid"]) for ref in references if ref.get("controller")), "")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Exit:
     """How a container ended."""
 
@@ -330,7 +340,7 @@ class Exit:
     """None when the message is empty or not one of ours."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Pod:
     """A pod of a child Job."""
 

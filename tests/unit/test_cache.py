@@ -7,7 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune_operator.cache import Cache
-from finetune_operator.views import GENERATION, JOB_UID, RESTART_KEY, ROLE, RUN
+from finetune_operator.views import GENERATION, JOB_UID, RESTART_KEY, RETRY, ROLE, RUN, Subject
+
+SUCCEEDED = {
+    "type": "Succeeded",
+    "message": "",
+    "lastTransitionTime": "2026-01-01T00:00:00Z",
+    "observedGeneration": 1,
+}
 
 
 def meta(name: str, version: int, **fields: Any) -> dict[str, Any]:
@@ -65,8 +72,9 @@ def test_what_loses_the_label_that_watches_select_by_is_gone_until_it_has_it_aga
     assert cache.apply("jobs", child("t1", 7)) == {"uid-one"}
     assert cache.removed(child("t1", 6)) == frozenset()
     assert [c.name for c in cache.children("uid-one")] == ["t1"]
-    cache.replace("jobs", [], version=8, namespaces=[])
-    cache.replace("jobs", [child("t1", 9)], version=10, namespaces=[])
+    cache.keep("jobs", [], version=8, namespaces=[])
+    assert cache.knows("uid-t1", 8)
+    cache.apply("jobs", child("t1", 9))
     assert [c.name for c in cache.children("uid-one")] == ["t1"]
 
 
@@ -124,19 +132,63 @@ def test_a_profile_concerns_every_job_that_is_not_done() -> None:
     assert cache.profiles() == {}
 
 
-def test_a_list_finds_what_the_watches_missed() -> None:
+def test_what_a_list_does_not_have_is_gone_unless_it_is_newer_than_the_list() -> None:
     cache = Cache()
     for name, version in (("t1", 5), ("t2", 6), ("t3", 30)):
         cache.apply("jobs", child(name, version))
-    concerned = cache.replace("jobs", [child("t2", 6), child("t4", 9)], version=20, namespaces=["ns"])
-    assert concerned == {"uid-one"}
-    assert sorted(c.name for c in cache.children("uid-one")) == ["t2", "t3", "t4"]  # t3 is newer than the list
+    assert cache.keep("jobs", {"uid-t2"}, version=20, namespaces=["ns"]) == {"uid-one"}
+    assert sorted(c.name for c in cache.children("uid-one")) == ["t2", "t3"]
+    assert cache.keep("jobs", {"uid-t2"}, version=20, namespaces=["ns"]) == frozenset()
 
 
-def test_a_list_that_shows_what_is_known_concerns_nobody() -> None:
+def test_it_knows_which_objects_it_has_as_new_as_they_are() -> None:
     cache = Cache()
     cache.apply("jobs", child("t1", 5))
-    assert cache.replace("jobs", [child("t1", 5)], version=20, namespaces=[]) == frozenset()
+    assert cache.knows("uid-t1", 4)
+    assert cache.knows("uid-t1", 5)
+    assert not cache.knows("uid-t1", 6)
+    assert not cache.knows("uid-t2", 1)
+    cache.forget("uid-t1", version=8)
+    assert cache.knows("uid-t1", 8)
+    assert not cache.knows("uid-t1", 9)
+
+
+def test_a_job_at_rest_is_folded_and_comes_back_as_it_was() -> None:
+    cache = Cache()
+    raw = job("one", 3, phase="Failed", observedGeneration=1, message="loss is not a number")
+    raw["metadata"] |= {"annotations": {RETRY: "1", "other": "x" * 1000}, "generation": 1, "managedFields": [{}]}
+    raw["status"]["conditions"] = [{**SUCCEEDED, "status": "False", "reason": "Diverged"}]
+    raw["status"]["lastHandledRetry"] = "1"
+    cache.apply("finetunejobs", raw)
+    assert cache.rests("uid-one")
+    assert cache.subject("uid-one") == Subject.of(raw)
+    assert cache.phases() == {("Failed", "Diverged"): 1}
+    assert list(cache.working()) == []
+    assert cache.subjects() == ["uid-one"]
+
+
+def test_a_failed_job_that_is_to_be_tried_again_is_not_at_rest() -> None:
+    cache = Cache()
+    raw = job("one", 3, phase="Failed", observedGeneration=1)
+    raw["metadata"]["annotations"] = {RETRY: "1"}
+    cache.apply("finetunejobs", raw)
+    assert not cache.rests("uid-one")
+    assert [subject.name for subject in cache.working()] == ["one"]
+    assert cache.phases() == {("Failed", ""): 1}
+
+
+def test_jobs_are_counted_by_phase_and_reason() -> None:
+    cache = Cache()
+    reason = {"conditions": [{**SUCCEEDED, "status": "Unknown", "reason": "Training"}]}
+    for name in ("one", "two"):
+        cache.apply("finetunejobs", job(name, phase="Training", **reason))
+    cache.apply("finetunejobs", job("three", phase="Succeeded", observedGeneration=1))
+    cache.apply("finetunejobs", job("four"))
+    assert cache.phases() == {("Training", "Training"): 2, ("Succeeded", ""): 1, ("Pending", ""): 1}
+
+
+def test_of_what_was_never_seen_nothing_is_to_be_done() -> None:
+    assert Cache().rests("uid-one")
 
 
 def test_what_we_wrote_ourselves_concerns_only_others_when_the_watch_brings_it() -> None:
@@ -165,7 +217,7 @@ def test_a_train_job_trains_until_it_ends_or_goes() -> None:
 def test_a_list_of_one_namespace_says_nothing_of_another() -> None:
     cache = Cache()
     cache.apply("jobs", child("t1", 5))
-    assert cache.replace("jobs", [], version=20, namespaces=["other"]) == frozenset()
+    assert cache.keep("jobs", [], version=20, namespaces=["other"]) == frozenset()
     assert len(cache.children("uid-one")) == 1
 
 
@@ -198,11 +250,3 @@ def test_a_config_with_labels_that_somebody_made_up_harms_nobody(generation: str
     }
     assert cache.apply("configmaps", forged) == {"uid-one"}
     assert cache.pinned("uid-one") == {}
-
-
-def test_an_object_that_cannot_be_read_hides_no_other_one(caplog: pytest.LogCaptureFixture) -> None:
-    cache = Cache()
-    strange = {"metadata": meta("strange", 1), "status": {"conditions": 7}}
-    found = cache.replace("jobs", [strange, child("t1")], version=9, namespaces=[])
-    assert found == {"uid-one"}
-    assert "jobs ns/strange cannot be read: TypeError" in caplog.text

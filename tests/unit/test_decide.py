@@ -2013,8 +2013,21 @@ def test_mere_progress_is_written_seldom() -> None:
 def test_trainers_are_asked_less_often_where_many_train() -> None:
     one = world(GO, *RUNNING, progress(step=40))
     assert decide(one, now=NOW).again_after == 5.0
-    assert decide(replace(one, trainings=100), now=NOW).again_after == 5.0
-    assert decide(replace(one, trainings=500), now=NOW).again_after == 25.0
+    assert decide(replace(one, trainings=50), now=NOW).again_after == 5.0
+    assert decide(replace(one, trainings=500), now=NOW).again_after == 50.0
+    loading = world(GO, *RUNNING, progress("Loading", 0))
+    assert decide(replace(loading, trainings=500), now=NOW).again_after == 25.0
+
+
+def test_mere_progress_waits_while_others_tell_theirs() -> None:
+    told = _status(world(GO, *RUNNING, progress(step=40)))
+    crowded = replace(world(told, *RUNNING, progress(step=80)), last_write=ago(61), room=False)
+    decision = decide(crowded, now=NOW)
+    assert (decision.status, decision.events) == (None, ())
+    assert decide(replace(crowded, room=True), now=NOW).routine
+    news = decide(replace(world(told, *RUNNING, progress("Evaluating", 80)), room=False), now=NOW)
+    assert news.status is not None
+    assert not news.routine
 
 
 def test_another_run_keeps_the_model_and_forgets_the_progress() -> None:

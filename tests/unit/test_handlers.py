@@ -3,12 +3,13 @@
 import asyncio
 from typing import Any, cast
 
+import pytest
 from tests import virtual_time
 from tests.virtual_time import now
 
 from finetune_operator import handlers
 from finetune_operator.cache import Cache
-from finetune_operator.kube import ApiError, Kube, Listing
+from finetune_operator.kube import ApiError, Kube, Listing, Outline
 
 JOB: dict[str, Any] = {
     "apiVersion": "finetune.dev/v1alpha1",
@@ -25,6 +26,9 @@ JOB: dict[str, Any] = {
 }
 
 
+OUTLINE = Outline("team-a", "one", JOB["metadata"]["uid"], 5)
+
+
 class Cluster:
     """What can be asked of an API server, and when it was."""
 
@@ -32,6 +36,7 @@ class Cluster:
         self.jobs: list[dict[str, Any]] = []
         self.down = False
         self.listed: list[float] = []
+        self.read_at: list[float] = []
 
     def answers(self) -> None:
         if self.down:
@@ -40,44 +45,138 @@ class Cluster:
     async def list(self, kind: str, namespace: str | None) -> Listing:
         self.answers()
         self.listed.append(now())
-        return Listing(self.jobs if kind == "finetunejobs" else [], 10)
+        return Listing([OUTLINE for _ in self.jobs] if kind == "finetunejobs" else [], 10)
+
+    async def read(self, kind: str, namespace: str, name: str) -> dict[str, Any]:
+        self.answers()
+        self.read_at.append(now())
+        if not self.jobs:
+            raise ApiError(404, "NotFound", "there is none")
+        return self.jobs[0]
 
 
 def as_kube(cluster: Cluster) -> Kube:
     return cast("Kube", cluster)
 
 
+async def filled(cache: Cache, cluster: Cluster, full: asyncio.Event, *namespaces: str) -> None:
+    there = await handlers.outline(as_kube(cluster), namespaces=namespaces)
+    await handlers.fill(cache, as_kube(cluster), there, full)
+
+
 def test_an_empty_cluster_is_known_at_once() -> None:
     async def story() -> None:
         full = asyncio.Event()
-        await handlers.fill(Cache(), as_kube(Cluster()), full, namespaces=[])
+        await filled(Cache(), Cluster(), full)
         assert full.is_set()
         assert now() == 0
 
     virtual_time.run(story())
 
 
-def test_what_there_is_is_known_before_anything_is_watched() -> None:
+def test_the_picture_is_full_as_soon_as_all_has_come_that_was_there() -> None:
     async def story() -> None:
         cluster, cache, full = Cluster(), Cache(), asyncio.Event()
         cluster.jobs = [JOB]
-        await handlers.fill(cache, as_kube(cluster), full, namespaces=["team-a"])
+        filling = asyncio.create_task(filled(cache, cluster, full, "team-a"))
+        await asyncio.sleep(2)
+        assert not full.is_set()
+        cache.apply("finetunejobs", JOB)
+        await filling
         assert full.is_set()
-        assert [subject.name for subject in cache.subjects()] == ["one"]
+        assert now() < 2.2
+        assert cluster.read_at == []
 
     virtual_time.run(story())
 
 
+def test_what_no_watch_brings_is_asked_for() -> None:
+    async def story() -> None:
+        cluster, cache, full = Cluster(), Cache(), asyncio.Event()
+        cluster.jobs = [JOB]
+        await filled(cache, cluster, full)
+        assert full.is_set()
+        assert cache.subjects() == [JOB["metadata"]["uid"]]
+
+    virtual_time.run(story())
+
+
+def test_what_went_while_it_was_waited_for_is_waited_for_no_more() -> None:
+    async def story() -> None:
+        cluster, cache, full = Cluster(), Cache(), asyncio.Event()
+        cluster.jobs = [JOB]
+        filling = asyncio.create_task(filled(cache, cluster, full))
+        await asyncio.sleep(1)
+        cluster.jobs = []
+        await filling
+        assert full.is_set()
+        assert cache.subjects() == []
+
+    virtual_time.run(story())
+
+
+def test_an_object_that_cannot_be_read_holds_up_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    async def story() -> None:
+        cluster, cache, full = Cluster(), Cache(), asyncio.Event()
+        cluster.jobs = [{"metadata": {**JOB["metadata"], "annotations": 7}}]
+        await filled(cache, cluster, full)
+        assert full.is_set()
+
+    virtual_time.run(story())
+    assert "finetunejobs team-a/one cannot be read: AttributeError" in caplog.text
+
+
 def test_an_api_server_that_does_not_answer_is_no_empty_cluster() -> None:
     async def story() -> None:
-        cluster, full = Cluster(), asyncio.Event()
+        cluster, cache, full = Cluster(), Cache(), asyncio.Event()
+        cluster.jobs, cluster.down = [JOB], True
+        waiting = asyncio.create_task(filled(cache, cluster, full))
+        await asyncio.sleep(60)
+        cluster.down = False
+        await asyncio.sleep(1.5)
         cluster.down = True
-        waiting = asyncio.create_task(handlers.fill(Cache(), as_kube(cluster), full, namespaces=[]))
         await asyncio.sleep(60)
         assert not full.is_set()
         cluster.down = False
         await waiting
-        assert full.is_set()
+        assert cache.subjects() == [JOB["metadata"]["uid"]]
+
+    virtual_time.run(story())
+
+
+def test_a_list_that_shows_what_is_known_asks_for_nothing() -> None:
+    async def story() -> None:
+        cluster, cache, told = Cluster(), Cache(), list[str]()
+        cluster.jobs = [JOB]
+        cache.apply("finetunejobs", JOB)
+        await handlers.refresh(cache, as_kube(cluster), told.append, namespaces=[])
+        assert (told, cluster.read_at, now()) == ([], [], 0)
+
+    virtual_time.run(story())
+
+
+def test_what_a_watch_is_about_to_bring_is_not_asked_for() -> None:
+    async def story() -> None:
+        cluster, cache = Cluster(), Cache()
+        cluster.jobs = [JOB]
+        refreshing = asyncio.create_task(handlers.refresh(cache, as_kube(cluster), lambda _: None, namespaces=[]))
+        await asyncio.sleep(0.5)
+        cache.apply("finetunejobs", JOB)
+        await refreshing
+        assert cluster.read_at == []
+
+    virtual_time.run(story())
+
+
+def test_what_watches_have_missed_is_told() -> None:
+    async def story() -> None:
+        cluster, cache, told = Cluster(), Cache(), list[str]()
+        cluster.jobs = [JOB]
+        await handlers.refresh(cache, as_kube(cluster), told.append, namespaces=[])
+        cluster.jobs = []
+        await handlers.refresh(cache, as_kube(cluster), told.append, namespaces=[])
+        assert told == [JOB["metadata"]["uid"]] * 2
+        assert cache.subjects() == []
 
     virtual_time.run(story())
 
@@ -88,12 +187,12 @@ def test_a_follower_finds_every_minute_what_watches_have_missed_and_once_more_wh
         following = asyncio.create_task(handlers.follow(cache, as_kube(cluster), turn, namespaces=[]))
         await asyncio.sleep(130)
         assert sorted(set(cluster.listed)) == [60, 120]
-        assert list(cache.subjects()) == []
+        assert cache.subjects() == []
         cluster.jobs = [JOB]
         turn.set()
         await following
         assert set(cluster.listed) == {60, 120, 130}
-        assert [subject.name for subject in cache.subjects()] == ["one"]
+        assert cache.subjects() == [JOB["metadata"]["uid"]]
 
     virtual_time.run(story())
 

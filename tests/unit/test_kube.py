@@ -30,8 +30,11 @@ class Client:
     answers: list[Answer] = field(default_factory=list)
     sent: list[tuple[str, str, Any]] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
+    asked: list[tuple[dict[str, str], str]] = field(default_factory=list)
+    """Query and Accept."""
 
-    async def param_serialize(self, *, method: str, resource_path: str, **_: Any) -> tuple[Any, ...]:
+    async def param_serialize(self, *, method: str, resource_path: str, **rest: Any) -> tuple[Any, ...]:
+        self.asked.append((dict(rest["query_params"]), rest["header_params"]["Accept"]))
         return method, resource_path, {}, None, []
 
     async def call_api(self, method: str, path: str, headers: Any, body: Any, *, _request_timeout: float) -> Answer:
@@ -75,7 +78,7 @@ async def test_the_election_is_asked_for_each_write_anew(name: str) -> None:
 
 def test_every_method_that_changes_something_is_among_those() -> None:
     """A new one must be added above; what only reads or is the election's own is named here."""
-    others = {"connect", "close", "write_only_while", "read_lease", "write_lease", "get", "list", "refusal"}
+    others = {"connect", "close", "write_only_while", "read_lease", "write_lease", "get", "read", "list", "refusals"}
     others |= {"pod_progress", "served", "outside", "kueue", "workload"}
     methods = {name for name in vars(Kube) if not name.startswith("_")}
     assert methods - others == {"create", "delete_job", "write_status"}
@@ -88,6 +91,39 @@ async def test_who_does_not_lead_reads_and_stands_for_election() -> None:
     await api.read_lease("system", "operator", seconds=3.0)
     await api.write_lease(LEASE, seconds=3.0)
     assert [method for method, _, _ in client.sent] == ["GET", "GET", "POST"]
+
+
+async def test_a_list_is_of_metadata_alone_and_comes_a_page_at_a_time() -> None:
+    def page(name: str, **more: str) -> Answer:
+        meta = {"namespace": "team-a", "name": name, "uid": f"uid-{name}", "resourceVersion": "7"}
+        return Answer(200, {"metadata": {"resourceVersion": "12", **more}, "items": [{"metadata": meta}]})
+
+    api, client = kube(page("one", **{"continue": "there"}), page("two"))
+    listing = await api.list("jobs", "team-a")
+    assert [(item.namespace, item.name, item.uid, item.version) for item in listing.items] == [
+        ("team-a", "one", "uid-one", 7),
+        ("team-a", "two", "uid-two", 7),
+    ]
+    assert listing.version == 12
+    assert [path for _, path, _ in client.sent] == ["/apis/batch/v1/namespaces/team-a/jobs"] * 2
+    (first, accept), (second, again) = client.asked
+    assert accept == again == "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
+    assert second == {**first, "continue": "there"}
+    assert first == {"limit": "1000", "labelSelector": "app.kubernetes.io/managed-by=finetune-operator"}
+
+
+async def test_of_the_events_of_a_job_the_newest_counts() -> None:
+    def event(uid: str, when: str | None, message: str) -> dict[str, Any]:
+        return {"involvedObject": {"uid": uid}, "lastTimestamp": when, "message": message}
+
+    first = [event("a", "2026-01-01T00:00:05Z", "now"), event("b", None, "no time")]
+    second = [event("a", "2026-01-01T00:00:01Z", "before"), event("c", "2026-01-01T00:00:01Z", "")]
+    api, client = kube(
+        Answer(200, {"metadata": {"continue": "there"}, "items": first}), Answer(200, {"metadata": {}, "items": second})
+    )
+    assert await api.refusals("team-a") == {"a": "now", "b": "no time"}
+    assert [path for _, path, _ in client.sent] == ["/api/v1/namespaces/team-a/events"] * 2
+    assert client.asked[0][0]["fieldSelector"] == "reason=FailedCreate,involvedObject.kind=Job"
 
 
 async def test_a_lease_is_created_or_replaced_in_the_version_that_was_read() -> None:

@@ -180,7 +180,7 @@ def test_labels_of_ours_win_over_the_templates(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["a", "x" * 253, "a." * 30 + "z", "1-2", "a" * 39 + "-b"])
 def test_names_stay_host_names(name: str) -> None:
-    subject = Subject(**{**vars(SUBJECT), "name": name})
+    subject = replace(SUBJECT, name=name)
     longest = f"{manifests.child_name(subject, 'train', 99999)}-511"
     assert len(longest) <= 63
     for made in (longest, manifests.service_name(subject), manifests.config_name(subject, 3)):

@@ -1,5 +1,6 @@
 """What one decision gets to see: only what concerns it, and of twins only those that really stand in the way."""
 
+import asyncio
 from datetime import UTC, datetime
 from typing import Any, cast
 
@@ -37,11 +38,12 @@ class Events:
         self.asked.append(f"{version} {job_uid}")
         return self.waits or None
 
-    async def refusal(self, namespace: str, *, uid: str) -> str | None:
-        self.asked.append(uid)
+    async def refusals(self, namespace: str) -> dict[str, str]:
+        self.asked.append(namespace)
+        await asyncio.sleep(0)
         if self.answer == "forbidden":
             raise ApiError(403, "Forbidden", "no Events for you")
-        return self.answer
+        return {} if self.answer is None else {f"uid-{name}-t1": self.answer for name in ("one", "two")}
 
 
 def document(
@@ -181,9 +183,9 @@ async def test_events_are_read_only_for_a_job_that_has_no_pods_for_a_while() -> 
     assert (await seen(cache, events=events)).refusals == {"uid-one-t1": "exceeded quota"}
 
 
-async def test_events_of_one_job_are_read_every_ten_seconds_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_events_of_a_namespace_are_read_every_ten_seconds_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [100.0]
-    monkeypatch.setattr("finetune_operator.observe.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("finetune_operator.refusals.time.monotonic", lambda: clock[0])
     cache, events = Cache(), Events("exceeded quota")
     cache.apply("finetunejobs", document("one"))
     cache.apply("jobs", train_job("one"))
@@ -195,6 +197,19 @@ async def test_events_of_one_job_are_read_every_ten_seconds_at_most(monkeypatch:
         assert observed is not None
         assert observed.refusals == {"uid-one-t1": "exceeded quota"}
         assert len(events.asked) == asked
+
+
+async def test_jobs_of_a_namespace_that_wait_at_once_have_its_events_read_once() -> None:
+    cache, events = Cache(), Events("exceeded quota")
+    kube = cast("Kube", events)
+    observer = Observer(cache, kube, ProgressReader(kube), defaults=Defaults(trainer_image="t", preflight_image="p"))
+    for name in ("one", "two"):
+        cache.apply("finetunejobs", document(name))
+        cache.apply("jobs", train_job(name))
+    looks = [observer.observe(f"uid-{name}", now=NOW, last_write=None, begun=0) for name in ("one", "two")]
+    found = [observed.refusals for observed in await asyncio.gather(*looks) if observed is not None]
+    assert found == [{"uid-one-t1": "exceeded quota"}, {"uid-two-t1": "exceeded quota"}]
+    assert events.asked == ["ns"]
 
 
 async def test_without_the_right_to_read_events_the_rest_is_seen() -> None:

@@ -187,8 +187,8 @@ async def test_a_look_tells_what_it_did_for_whom(spans: Spans) -> None:
 
 async def test_a_look_that_changes_nothing_is_not_told(spans: Spans) -> None:
     class WithoutEvents(Api):
-        async def refusal(self, namespace: str, *, uid: str) -> None:
-            return None
+        async def refusals(self, namespace: str) -> dict[str, str]:
+            return {}
 
     api = WithoutEvents()
     look = reconciler(api)

@@ -37,8 +37,9 @@ POLL = 5.0
 POLL_STARTING = 2.0
 """Seconds between two questions to a trainer."""
 BRIEF = timedelta(seconds=3)
-QUESTIONS = 20.0
-"""A second, to all trainers together: where many train, each is asked less often."""
+QUESTIONS, QUESTIONS_STARTING = 10.0, 20.0
+"""A second, to all trainers together: where many train, each is asked less often. Twice as often as progress is written
+at most; more often to those that start or end, as they are few at a time."""
 POLL_QUEUE = 60.0
 """Seconds between two questions why a queue lets a Job wait. That it waits no more is an event of the Job itself."""
 STARTED = ("Queued", "Starting", "Training", "Evaluating")
@@ -69,8 +70,9 @@ def attempt(o: Observed, target: Target, job: Child, *, now: datetime, supersede
 # --- while it runs ---
 
 
-def _poll(o: Observed, least: float) -> float:
-    return max(least, o.trainings / QUESTIONS)
+def _poll(o: Observed, *, training: bool = False) -> float:
+    """Seconds until the next question."""
+    return max(POLL, o.trainings / QUESTIONS) if training else max(POLL_STARTING, o.trainings / QUESTIONS_STARTING)
 
 
 def _going_on(o: Observed, target: Target, job: Child, *, now: datetime, superseded: bool) -> Verdict:
@@ -107,7 +109,7 @@ def _going_on(o: Observed, target: Target, job: Child, *, now: datetime, superse
     wait = wait_of(o, job, nodes=target.config.pods.nodes, now=now)
     if wait is not None:
         phase: Phase = "Starting" if wait.placed else "Queued"
-        again = POLL_QUEUE if wait.cause in HELD and answered(o, job, now=now) else _poll(o, POLL)
+        again = POLL_QUEUE if wait.cause in HELD and answered(o, job, now=now) else max(POLL, _poll(o))
         said = Verdict(phase, wait.reason, wait.message, stalled=wait.stalled, facts=facts, again_after=again)
         return _brief(o, job, said, now=now) if wait.cause is STARTING else said
     return _running(o, job, facts)
@@ -180,8 +182,10 @@ def _silent(o: Observed, facts: dict[str, object]) -> Verdict:
     """The pods run but say nothing: keep what is known, its time stamp tells its age."""
     phase = o.subject.status.phase
     if phase in ("Training", "Evaluating"):
-        return Verdict(phase, phase, o.subject.status.message or "running", facts=facts, again_after=_poll(o, POLL))
-    return Verdict("Starting", "Loading", "the trainer starts", facts=facts, again_after=_poll(o, POLL_STARTING))
+        return Verdict(
+            phase, phase, o.subject.status.message or "running", facts=facts, again_after=_poll(o, training=True)
+        )
+    return Verdict("Starting", "Loading", "the trainer starts", facts=facts, again_after=_poll(o))
 
 
 def _progressing(o: Observed, job: Child, progress: Progress, facts: dict[str, object]) -> Verdict:
@@ -200,7 +204,7 @@ def _progressing(o: Observed, job: Child, progress: Progress, facts: dict[str, o
     if resumed is not None:
         known = status.model_copy(update={"usage": facts["usage"], "run": facts["run"]})
         facts |= corrected(known, resumed=resumed, attempt=job.ordinal)
-    again = _poll(o, POLL if phase == "Training" else POLL_STARTING)
+    again = _poll(o, training=phase == "Training")
     return Verdict(phase, progress.stage, _sentence(progress), facts=facts, again_after=again)
 
 
