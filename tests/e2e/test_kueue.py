@@ -29,12 +29,12 @@ from tests.e2e.test_operator import (
     binaries,
     condition,
     eventually,
-    free_port,
     install,
     ordinary,
     passes,
     trained,
 )
+from tests.ports import free_port
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 

@@ -11,7 +11,6 @@ import random
 import re
 import shlex
 import signal
-import socket
 import subprocess
 import threading
 import time
@@ -30,6 +29,7 @@ import pytest
 import yaml
 from tests.e2e import forked
 from tests.e2e.api import Api
+from tests.ports import free_port
 from tests.unit.documents import LIVES
 
 pytestmark = pytest.mark.e2e
@@ -56,12 +56,6 @@ def binaries() -> Path:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return Path(done.stdout.splitlines()[-1])
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def eventually(what: str, check: Callable[[], Any], *, seconds: float = 40) -> Any:

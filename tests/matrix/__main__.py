@@ -4,7 +4,6 @@
 """
 
 import os
-import socket
 import sys
 import tempfile
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from tests.matrix.cells import Cell, Figures, cells, refusal, run
 from tests.matrix.kinds import KINDS, ROWS, make_base
+from tests.ports import free_port
 from tests.trainer.rank.conftest import Ranks
 
 from finetune_api.tasks import TASKS
@@ -71,16 +71,10 @@ def _line(cell: Cell, root: Path, base_of: Callable[[str], Path], ranks: Ranks) 
     base = base_of(cell.base)
     started = time.monotonic()
     try:
-        figures = run(cell, root, base, ranks=ranks, port=_free_port())
+        figures = run(cell, root, base, ranks=ranks, port=free_port())
     except AssertionError as error:
         return Line(cell, error=str(error))
     return Line(cell, figures=figures, seconds=time.monotonic() - started)
-
-
-def _free_port() -> int:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return int(listening.getsockname()[1])
 
 
 def _said(line: Line) -> str:

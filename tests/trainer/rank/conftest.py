@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -13,6 +12,7 @@ from typing import Any
 
 import pytest
 from safetensors.numpy import load_file
+from tests import ports
 
 from finetune_api.contract import LastMessage, RunConfig
 from finetune_api.job import FineTuneJobSpec
@@ -346,9 +346,8 @@ def rows() -> Callable[..., tuple[list[str], list[str]]]:
 
 @pytest.fixture
 def free_port() -> int:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return int(listening.getsockname()[1])
+    """And three more."""
+    return ports.free_port(4)
 
 
 @pytest.fixture
