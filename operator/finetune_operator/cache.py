@@ -46,20 +46,15 @@ class Folded:
 
     generation: int
     packed: bytes
-    readable: bool
 
     @classmethod
     def of(cls, raw: Raw) -> "Folded":
-        meta = raw["metadata"]
-        packed = _pack(
-            {"metadata": {name: meta.get(name) for name in ("labels", "annotations")}, "data": raw.get("data")}
-        )
-        try:
-            return cls(_unfolded(packed).generation, packed, readable=True)
-        except ValidationError:
-            return cls(number_of((meta.get("labels") or {}).get(GENERATION)), b"", readable=False)
+        meta = {name: raw["metadata"].get(name) for name in ("labels", "annotations")}
+        generation = number_of((meta["labels"] or {}).get(GENERATION))
+        return cls(generation, _pack({"metadata": meta, "data": raw.get("data")}))
 
-    def unfold(self) -> Pinned:
+    def unfold(self) -> Pinned | None:
+        """None for a config that this version cannot read."""
         return _unfolded(self.packed)
 
 
@@ -100,9 +95,12 @@ def _unpack(packed: bytes) -> Raw:
 
 
 @lru_cache(maxsize=UNFOLDED)
-def _unfolded(packed: bytes) -> Pinned:
+def _unfolded(packed: bytes) -> Pinned | None:
     """A job that something happens to is looked at several times in a row."""
-    return Pinned.of(_unpack(packed))
+    try:
+        return Pinned.of(_unpack(packed))
+    except ValidationError:
+        return None
 
 
 View = Subject | Rested | Profile | Child | Pod | Folded
@@ -250,13 +248,16 @@ class Cache:
         return tuple(view for view in self._views(subject) if isinstance(view, Pod))
 
     def pinned(self, subject: str) -> Mapping[int, Pinned]:
-        folded = (view for view in self._views(subject) if isinstance(view, Folded) and view.readable)
-        return {view.generation: view.unfold() for view in folded}
+        return {
+            folded.generation: pinned for folded in self._folded(subject) if (pinned := folded.unfold()) is not None
+        }
 
     def unreadable(self, subject: str) -> frozenset[int]:
         """Generations whose ConfigMap cannot be read."""
-        folded = (view for view in self._views(subject) if isinstance(view, Folded))
-        return frozenset(view.generation for view in folded if not view.readable)
+        return frozenset(folded.generation for folded in self._folded(subject) if folded.unfold() is None)
+
+    def _folded(self, subject: str) -> list[Folded]:
+        return [view for view in self._views(subject) if isinstance(view, Folded)]
 
     def same_output(self, subject: Subject) -> list[Subject]:
         """Other FineTuneJobs that write to the same place."""
