@@ -338,6 +338,19 @@ class World:
         assert done.returncode != 0, done.stdout
         return done.stderr
 
+    @contextmanager
+    def profile(self, **spec: Any) -> Iterator[str]:
+        """The name of a FineTuneProfile that is the default one but for these fields, and goes in the end."""
+        name = f"e2e-{secrets.token_hex(3)}"
+        document = self.look(f"/apis/{GROUP}/v1alpha1/finetuneprofiles/default")
+        kind = {key: document[key] for key in ("apiVersion", "kind")}
+        meta = {"name": name, "labels": {"finetune-e2e": "true"}}
+        self.apply({**kind, "metadata": meta, "spec": {**document["spec"], **spec}})
+        try:
+            yield name
+        finally:
+            self.kubectl.run("delete", "finetuneprofile", name, "--wait=false")
+
     @staticmethod
     def small_job(name: str, *, output: str | None = None, **spec: Any) -> Document:
         """A run of well under a minute with a checkpoint every few steps; `spec` overrides whole fields."""

@@ -1,26 +1,40 @@
 """The status of a FineTuneJob as a whole document, without what differs from run to run: times, UIDs and names of pods.
 
 UPDATE_GOLDEN=1 writes the files anew, once it has been the same for a while; the diff is then what is reviewed. Tests
-that end alike share a file, which the first of them writes.
+that end alike share a file, which the first of them writes. What real.py adds is for the real node.
 """
 
 import difflib
 import os
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import yaml
-from tests.e2e.test_operator import Document, Place, eventually
+from tests.e2e.test_operator import Document, eventually
 
-GOLDEN = Path(__file__).parent / "golden" / "status"
+GOLDEN = Path(__file__).parent / "golden"
+STATUS = GOLDEN / "status"
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 PASSING = ("gpuSeconds", "runningSeconds", "tries")
 """Fields whose numbers depend on when somebody looks."""
 SETTLED = 3.0
 """Seconds without a change, before a status is recorded."""
-_recorded: set[str] = set()
+_recorded: set[Path] = set()
+
+
+class Jobs(Protocol):
+    """The FineTuneJobs of one namespace."""
+
+    def get(self, job: str) -> Document: ...
+
+    def reaches(self, job: str, phase: str, reason: str | None = None, *, seconds: float = 40) -> Document:
+        """Waits for phase and reason. Raises AssertionError."""
+
+    def log(self) -> str:
+        """The operator's last words."""
 
 
 def masked(job: Document) -> str:
@@ -46,41 +60,60 @@ def _plain(value: Any, job: Document) -> Any:
     return masked_text(value, job) if isinstance(value, str) else value
 
 
-def becomes(place: Place, job: str, name: str, phase: str, reason: str, *, seconds: float = 40) -> Document:
+def becomes(place: Jobs, job: str, name: str, phase: str, reason: str, *, seconds: float = 40) -> Document:
     """The FineTuneJob once its status is that of the golden file. Raises AssertionError with the difference."""
-    path = GOLDEN / f"{name}.yaml"
+    return compared(place, job, STATUS / f"{name}.yaml", phase, reason, shown=masked, seconds=seconds)
+
+
+def compared(
+    place: Jobs,
+    job: str,
+    path: Path,
+    phase: str,
+    reason: str,
+    *,
+    shown: Callable[[Document], str],
+    seconds: float,
+    patience: float = 5,
+) -> Document:
+    """The FineTuneJob once it is `shown` as the file has it, `patience` seconds after phase and reason at most.
+
+    Raises AssertionError with the difference.
+    """
     place.reaches(job, phase, reason, seconds=seconds)
-    if os.environ.get("UPDATE_GOLDEN") and name not in _recorded:
-        return _record(place, job, path)
+    if os.environ.get("UPDATE_GOLDEN") and path not in _recorded:
+        return _record(place, job, path, phase, reason, shown=shown)
     wanted = path.read_text()
     try:
-        return dict(eventually(name, lambda: _fits(place.get(job), wanted), seconds=5))
+        return dict(eventually(path.stem, lambda: _fits(place.get(job), wanted, shown), seconds=patience))
     except AssertionError:
-        found = masked(place.get(job)).splitlines()
+        found = shown(place.get(job)).splitlines()
         difference = "\n".join(difflib.unified_diff(wanted.splitlines(), found, path.name, job, lineterm=""))
-        tail = place.operator.log.read_text()[-3000:]
-        raise AssertionError(f"the status of {job} is another than {name}:\n{difference}\n{tail}") from None
+        raise AssertionError(f"the status of {job} is another than {path.stem}:\n{difference}\n{place.log()}") from None
 
 
-def _fits(job: Document, wanted: str) -> Document | None:
-    return job if masked(job) == wanted else None
+def _fits(job: Document, wanted: str, shown: Callable[[Document], str]) -> Document | None:
+    return job if shown(job) == wanted else None
 
 
-def _record(place: Place, job: str, path: Path) -> Document:
-    last, since = place.get(job), time.monotonic()
-    while time.monotonic() - since < SETTLED:
-        time.sleep(0.1)
-        found = place.get(job)
-        if found.get("status") != last.get("status"):
-            last, since = found, time.monotonic()
-    path.write_text(masked(last))
-    _recorded.add(path.stem)
-    return last
+def _record(
+    place: Jobs, job: str, path: Path, phase: str, reason: str, *, shown: Callable[[Document], str]
+) -> Document:
+    """Of what changes between two phases the one that is asked for is recorded."""
+    while True:
+        place.reaches(job, phase, reason)
+        last, since = place.get(job), time.monotonic()
+        while shown(place.get(job)) == shown(last):
+            if time.monotonic() - since > SETTLED:
+                path.write_text(shown(last))
+                _recorded.add(path)
+                return last
+            time.sleep(0.1)
 
 
 def same(name: str, text: str) -> None:
     """Any other text, compared with a golden file."""
-    path = GOLDEN / f"{name}.txt"
+    path = STATUS / f"{name}.txt"
     if os.environ.get("UPDATE_GOLDEN"):
         path.write_text(text)
     assert path.read_text() == text

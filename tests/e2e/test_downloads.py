@@ -42,29 +42,22 @@ def said_of(world: Any, namespace: str, digest: str) -> list[str]:
 @contextmanager
 def cached_profile(world: Any, namespace: str) -> Iterator[str]:
     """A profile whose cache is a directory of the node that any user may write, as a claim of the namespace."""
-    name = f"cached-{secrets.token_hex(3)}"
+    name = f"bases-{secrets.token_hex(3)}"
     directory, labels = f"/var/tmp/finetune-{name}", {"finetune-e2e": "true"}
     world.on_node("mkdir", "-m", "0777", directory)
     what = {"accessModes": ["ReadWriteMany"], "storageClassName": ""}
     volume = {"capacity": {"storage": "1Gi"}, "hostPath": {"path": directory, "type": "Directory"}}
     volume |= {"claimRef": {"namespace": namespace, "name": "bases"}}
     claim = {"volumeName": name, "resources": {"requests": {"storage": "1Gi"}}}
-    profile = world.look("/apis/finetune.dev/v1alpha1/finetuneprofiles/default")
-    made = [
-        ({"apiVersion": "v1", "kind": "PersistentVolume"}, name, {**what, **volume}),
-        ({"apiVersion": "v1", "kind": "PersistentVolumeClaim"}, "bases", {**what, **claim}),
-        (
-            {key: profile[key] for key in ("apiVersion", "kind")},
-            name,
-            {**profile["spec"], "cache": {"claimName": "bases"}},
-        ),
-    ]
+    made = [("PersistentVolume", name, {**what, **volume}), ("PersistentVolumeClaim", "bases", {**what, **claim})]
     try:
         for kind, called, spec in made:
-            world.apply({**kind, "metadata": {"name": called, "labels": labels}, "spec": spec}, namespace)
-        yield name
+            meta = {"name": called, "labels": labels}
+            world.apply({"apiVersion": "v1", "kind": kind, "metadata": meta, "spec": spec}, namespace)
+        with world.profile(cache={"claimName": "bases"}) as profile:
+            yield profile
     finally:
-        world.kubectl.run("delete", "finetuneprofile,persistentvolume", name, "--wait=false")
+        world.kubectl.run("delete", "persistentvolume", name, "--wait=false")
         world.on_node("rm", "-rf", directory)
 
 

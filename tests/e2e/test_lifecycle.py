@@ -3,19 +3,12 @@
 from typing import Any
 
 import pytest
+from tests.e2e.real import becomes
 
 from finetune_trainer.storage.commit import RecordKind
 
 pytestmark = [pytest.mark.e2e, pytest.mark.together, pytest.mark.timeout(900)]
 LONG: dict[str, Any] = {"epochs": 5, "batchSize": 8, "microBatch": 4, "learningRate": 1e-3}
-
-
-def conditions(status: dict[str, Any]) -> dict[str, str]:
-    return {found["type"]: found["status"] for found in status["conditions"]}
-
-
-def condition(status: dict[str, Any], kind: str) -> dict[str, Any]:
-    return next(found for found in status["conditions"] if found["type"] == kind)
 
 
 def patch(world: Any, namespace: str, name: str, spec: str) -> None:
@@ -36,19 +29,15 @@ def test_a_suspended_job_frees_its_node_and_goes_on_from_its_checkpoint(world: A
         run = world.wait_for_checkpoint(namespace, name)
         uid = world.job(namespace, name)["metadata"]["uid"]
         patch(world, namespace, name, '{"suspend": true}')
-        suspended = lambda s: conditions(s).get("Suspended") == "True"  # noqa: E731
-        status = world.wait(namespace, name, suspended, what="the job to be suspended")
-        assert status["phase"] == "Suspended"
-        assert conditions(status) | {"Reconciling": "False", "Stalled": "False"} == conditions(status)
-        assert [restart["reason"] for restart in status["restarts"]] == ["Suspended"]
+        told = ["checkpoint", "progress"]  # by the trainer, as it was asked last
+        job = becomes(world, namespace, name, "suspended", "Suspended", "Suspended", without=told, seconds=120)
         world.until(lambda: kinds(world, uid) == {"ConfigMap"}, what="Jobs and pods to be gone", seconds=30)
         committed = world.records(output, run, RecordKind.CHECKPOINT)[-1].body["step"]
-        assert status["checkpoint"]["step"] <= committed
+        assert job["status"]["checkpoint"]["step"] <= committed
         patch(world, namespace, name, '{"suspend": false}')
         status = world.succeeded(namespace, name)
     assert [restart["resumedFromStep"] for restart in status["restarts"]] == [committed]
-    assert status["usage"]["attempts"] == 2
-    assert status["usage"].get("lostSteps", 0) == 0
+    becomes(world, namespace, name, "suspended-and-resumed", "Succeeded", "Trained")
     first, second = world.records(output, run, RecordKind.CLAIM)
     steps = [r.body["step"] for r in world.records(output, run, RecordKind.CHECKPOINT) if r.attempt == second.number]
     assert first.number < second.number
@@ -58,7 +47,7 @@ def test_a_suspended_job_frees_its_node_and_goes_on_from_its_checkpoint(world: A
 def test_a_job_that_is_applied_suspended_starts_no_pod(world: Any) -> None:
     namespace, name = world.namespace("born-suspended"), "born-suspended"
     world.apply(world.small_job(name, suspend=True), namespace)
-    world.wait_for_phase(namespace, name, "Suspended")
+    becomes(world, namespace, name, "applied-suspended", "Suspended", "Suspended")
     uid = world.job(namespace, name)["metadata"]["uid"]
     assert world.pods.of(uid, "preflight") == world.pods.of(uid, "train") == []
     assert kinds(world, uid) == {"ConfigMap"}
@@ -73,11 +62,10 @@ def test_a_used_up_budget_publishes_the_best_checkpoint_and_a_raised_one_trains_
         run = world.wait_for_checkpoint(namespace, name)
         patch(world, namespace, name, '{"budget": {"gpuHours": 0.0001}}')
         part = world.succeeded(namespace, name)
-        assert condition(part, "Succeeded")["reason"] == "StoppedAtBest"
+        told = ["best", "resumedFromStep"]  # as far as it was evaluated before; as the trainer was asked last
+        becomes(world, namespace, name, "stopped-at-best", "Succeeded", "StoppedAtBest", without=told)
         assert part["progress"]["step"] < part["progress"]["totalSteps"]
         assert part["usage"]["gpuSeconds"] > 0
-        assert [restart["reason"] for restart in part["restarts"]] == ["BudgetExhausted"]
-        assert part["model"]["uri"]
         patch(world, namespace, name, '{"budget": {"gpuHours": 10}}')
         whole = world.wait(
             namespace,
@@ -86,7 +74,7 @@ def test_a_used_up_budget_publishes_the_best_checkpoint_and_a_raised_one_trains_
             what="the whole run",
             seconds=400,
         )
-    assert condition(whole, "Succeeded")["reason"] == "Trained", whole
+    becomes(world, namespace, name, "budget-raised", "Succeeded", "Trained", without=["resumedFromStep"])
     assert whole["run"]["id"] == run
     assert whole["progress"]["step"] == whole["progress"]["totalSteps"]
     assert whole["model"]["digest"] != part["model"]["digest"]

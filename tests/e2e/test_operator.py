@@ -528,8 +528,10 @@ class Place:
         try:
             return dict(eventually(f"{job}: {phase} {reason}", there, seconds=seconds))
         except AssertionError as error:
-            tail = self.operator.log.read_text()[-3000:]
-            raise AssertionError(f"{error}; it is {json.dumps(self.status(job))}\n{tail}") from None
+            raise AssertionError(f"{error}; it is {json.dumps(self.status(job))}\n{self.log()}") from None
+
+    def log(self) -> str:
+        return self.operator.log.read_text()[-3000:]
 
     def children(self, kind: str) -> list[str]:
         prefix = {"jobs": "/apis/batch/v1", "pods": "/api/v1", "configmaps": "/api/v1", "services": "/api/v1"}[kind]
