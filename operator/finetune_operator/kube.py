@@ -178,7 +178,7 @@ class Kube:
         items: list[Outline] = []
         while True:
             answer = await self._request("GET", _path(kind, namespace), query=query, accept=METADATA)
-            items += (_outline(item["metadata"]) for item in answer["items"])
+            items += (_outline(item["metadata"]) for item in answer["items"] or ())  # null where there are none
             meta = answer["metadata"]
             if not meta.get("continue"):
                 return Listing(items, _number(meta.get("resourceVersion")))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from finetune_operator.cache import Kind
-from finetune_operator.kube import ApiError, Kube, NotLeading
+from finetune_operator.kube import ApiError, Kube, Listing, NotLeading
 
 JOB = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"namespace": "team-a", "name": "one-12345-t1"}}
 STATUS = {"metadata": {"name": "one", "namespace": "team-a", "uid": "u", "resourceVersion": "7"}, "status": {}}
@@ -127,6 +127,11 @@ async def test_what_is_found_by_a_label_comes_from_memory_unless_it_has_to_be_ex
     api, client = kube()
     await api.list(kind, None, exact=exact)
     assert [asked for asked, _ in client.asked] == [query]
+
+
+async def test_a_list_of_metadata_that_is_empty_has_null_for_its_items() -> None:
+    api, _ = kube(Answer(200, {"metadata": {"resourceVersion": "3"}, "items": None}))
+    assert await api.list("jobs", None, exact=True) == Listing([], 3)
 
 
 async def test_an_object_is_read_with_no_other_right_than_to_list() -> None:
