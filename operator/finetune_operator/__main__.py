@@ -19,7 +19,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from finetune_api.resolve import Defaults
 from finetune_operator import handlers, tracing
 from finetune_operator.cache import Cache
-from finetune_operator.kube import Kube
+from finetune_operator.kube import TROUBLE, Kube
 from finetune_operator.leader import Alone, Elector
 from finetune_operator.metrics import LEADER, QUEUE, QUEUE_AGE, Phases, register
 from finetune_operator.observe import Observer
@@ -102,7 +102,7 @@ async def _crds_there(kube: Kube, stop: asyncio.Event) -> bool:
             if await kube.served():
                 return True
             trouble = "the CustomResourceDefinitions are not installed; apply crds/*.yaml or the chart"
-        except handlers.TROUBLE as error:
+        except TROUBLE as error:
             trouble = f"the API server does not answer: {error}"
         if not told:
             logger.warning("%s; waiting", trouble)

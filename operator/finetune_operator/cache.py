@@ -260,9 +260,9 @@ class Cache:
         return [view for view in self._views(subject) if isinstance(view, Folded)]
 
     def same_output(self, subject: Subject) -> list[Subject]:
-        """Other FineTuneJobs that write to the same place."""
+        """Other FineTuneJobs that write to the same place and are not at rest."""
         uids = self._outputs.get(subject.output, set()) - {subject.uid} if subject.output else set()
-        return [view for uid in uids if (view := self.subject(uid)) is not None]
+        return [view for uid in uids if isinstance(view := self._entries[uid].view, Subject)]
 
     def _views(self, subject: str) -> Iterator[View]:
         return (self._entries[uid].view for uid in self._of.get(subject, ()) if uid != subject)

@@ -69,7 +69,7 @@ def _told(o: Observed, after: FineTuneJobStatus, *, now: datetime, brief: bool =
         return Decision()
     routine = mere_progress(before, after)
     if routine and not o.room:
-        return Decision()
+        return Decision(routine=True)
     return Decision(status=after, routine=routine, events=notes(before, after))
 
 

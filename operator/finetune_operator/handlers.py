@@ -13,17 +13,15 @@ import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, get_args
 
-import aiohttp
 import kopf
 
 from finetune_api import GROUP, VERSION
 from finetune_operator.cache import Cache, Kind
-from finetune_operator.kube import ApiError, Kube, Listing, Outline
+from finetune_operator.kube import TROUBLE, Kube, Listing, Outline
 from finetune_operator.views import SELECTOR
 
 logger = logging.getLogger(__name__)
 
-TROUBLE = (ApiError, aiohttp.ClientError, TimeoutError, OSError)
 WATCHED: dict[Kind, tuple[str, str]] = {
     "finetunejobs": (GROUP, VERSION),
     "finetuneprofiles": (GROUP, VERSION),
@@ -119,7 +117,9 @@ async def run(
     Ends by itself only when a watch is lost for good or on a signal.
     """
     there = await outline(kube, namespaces=namespaces)
-    filling = asyncio.create_task(fill(cache, kube, there, full), name="fill")  # before kopf's own tasks
+    filling = asyncio.create_task(fill(cache, kube, there, full, namespaces=namespaces), name="fill")
+    del there  # for as long as it runs
+    await asyncio.sleep(0)  # the task is there before kopf's own
     try:
         await kopf.operator(
             registry=registry(cache, add, kubeconfig=kubeconfig),
@@ -144,34 +144,56 @@ async def outline(kube: Kube, *, namespaces: Sequence[str]) -> list[tuple[Kind, 
 async def _patiently(kube: Kube, kind: Kind, place: str | None) -> Listing:
     while True:
         try:
-            return await kube.list(kind, place)
+            return await kube.list(kind, place, exact=True)
         except TROUBLE as error:
             logger.warning("%s cannot be listed: %s; asking again", kind, error)
             await asyncio.sleep(1.0)
 
 
-async def fill(cache: Cache, kube: Kube, there: Sequence[tuple[Kind, Outline]], full: asyncio.Event) -> None:
+async def fill(
+    cache: Cache,
+    kube: Kube,
+    there: Sequence[tuple[Kind, Outline]],
+    full: asyncio.Event,
+    *,
+    namespaces: Sequence[str],
+) -> None:
     """Sets `full` once the cache has all that was there, as kopf lists it.
 
     kopf's own indexes would tell the same, but wake every object listed so far for each that follows: with thousands of
     jobs that takes minutes. What does not come for a while is gone by now, or nobody can read it: it is asked for.
     """
+    waiting = await _come(cache, there)
+    asked = bool(waiting)
+    while waiting:
+        waiting = [(kind, item) for kind, item in waiting if not await _fetched(cache, kube, kind, item)]
+        if waiting:
+            await asyncio.sleep(OVERDUE_SECONDS)
+    if asked:  # an object that was read here may be gone before kopf lists its kind
+        await refresh(cache, kube, _nobody, namespaces=namespaces, exact=True)
+    full.set()
+
+
+async def _come(cache: Cache, there: Sequence[tuple[Kind, Outline]]) -> Sequence[tuple[Kind, Outline]]:
+    """What has not come, once nothing more of it does."""
     clock = asyncio.get_running_loop().time
-    waiting, since = list(there), clock()
+    waiting, since = there, clock()
     while left := [(kind, item) for kind, item in waiting if not cache.knows(item.uid, item.version)]:
         if len(left) < len(waiting):
             waiting, since = left, clock()
-        await asyncio.sleep(LOOK_SECONDS)
-        if clock() - since < OVERDUE_SECONDS:
-            continue
-        try:
-            for kind, item in left:
-                await _fetch(cache, kube, kind, item, _nobody)
+        if clock() - since >= OVERDUE_SECONDS:
             break
-        except TROUBLE as error:
-            logger.warning("%s cannot be read: %s; asking again", kind, error)
-            since = clock()
-    full.set()
+        await asyncio.sleep(LOOK_SECONDS)
+    return left
+
+
+async def _fetched(cache: Cache, kube: Kube, kind: Kind, item: Outline) -> bool:
+    try:
+        await _fetch(cache, kube, kind, item, _nobody)
+    except TROUBLE as error:
+        logger.warning("%s %s cannot be read: %s; asking again", kind, item.full_name, error)
+        return False
+    return True
 
 
 async def follow(cache: Cache, kube: Kube, turn: asyncio.Event, *, namespaces: Sequence[str]) -> None:
@@ -181,7 +203,7 @@ async def follow(cache: Cache, kube: Kube, turn: asyncio.Event, *, namespaces: S
     while not await _within(RESYNC_SECONDS, turn):
         await refresh(cache, kube, _nobody, namespaces=namespaces)
     if clock() - began > YOUNG_SECONDS:
-        await refresh(cache, kube, _nobody, namespaces=namespaces)
+        await refresh(cache, kube, _nobody, namespaces=namespaces, exact=True)
 
 
 async def resync(cache: Cache, kube: Kube, add: Callable[[str], None], *, namespaces: Sequence[str]) -> None:
@@ -191,13 +213,16 @@ async def resync(cache: Cache, kube: Kube, add: Callable[[str], None], *, namesp
         await refresh(cache, kube, add, namespaces=namespaces)
 
 
-async def refresh(cache: Cache, kube: Kube, add: Callable[[str], None], *, namespaces: Sequence[str]) -> None:
+async def refresh(
+    cache: Cache, kube: Kube, add: Callable[[str], None], *, namespaces: Sequence[str], exact: bool = False
+) -> None:
     """List what there is and compare. What cannot be listed stays as it was."""
     behind: list[tuple[Kind, Outline]] = []
     for kind in get_args(Kind):
         async with _tolerant(kind):
             for place in _places(kind, namespaces):
-                behind += [(kind, item) for item in await _compare(cache, kube, kind, place, add)]
+                listing = await kube.list(kind, place, exact=exact)
+                behind += [(kind, item) for item in _compare(cache, listing, kind, place, add)]
     if behind:
         await asyncio.sleep(ON_ITS_WAY_SECONDS)
     for kind, item in behind:
@@ -215,11 +240,10 @@ async def _tolerant(kind: Kind) -> AsyncIterator[None]:
         logger.exception("what was listed of %s could not be taken in", kind)
 
 
-async def _compare(
-    cache: Cache, kube: Kube, kind: Kind, place: str | None, add: Callable[[str], None]
+def _compare(
+    cache: Cache, listing: Listing, kind: Kind, place: str | None, add: Callable[[str], None]
 ) -> list[Outline]:
     """Forgets what is gone. Returns what there is in a newer version than is known."""
-    listing = await kube.list(kind, place)
     present = {item.uid for item in listing.items}
     for key in cache.keep(kind, present, version=listing.version, namespaces=[place] if place else []):
         add(key)
@@ -230,15 +254,14 @@ async def _fetch(cache: Cache, kube: Kube, kind: Kind, item: Outline, add: Calla
     """Unless a watch has brought it meanwhile. One object that nobody can read must not hide the others."""
     if cache.knows(item.uid, item.version):
         return
+    raw = await kube.read(kind, item.namespace, item.name)
     try:
-        concerned = cache.apply(kind, await kube.read(kind, item.namespace, item.name))
-    except TROUBLE as error:
-        if not isinstance(error, ApiError) or error.code != 404:
-            raise
-        concerned = cache.forget(item.uid, version=item.version)
+        if raw is not None and raw["metadata"]["uid"] == item.uid:
+            concerned = cache.apply(kind, raw)
+        else:
+            concerned = cache.forget(item.uid, version=item.version)
     except Exception as error:
-        name = "/".join(filter(None, (item.namespace, item.name)))
-        logger.warning("%s %s cannot be read: %s: %s", kind, name, type(error).__name__, error)
+        logger.warning("%s %s cannot be read: %s: %s", kind, item.full_name, type(error).__name__, error)
         return
     for key in concerned:
         add(key)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import aiohttp
 from kubernetes.aio import client, config
 
 from finetune_api import GROUP, VERSION
@@ -13,7 +14,8 @@ from finetune_operator.cache import Kind
 from finetune_operator.metrics import API_REQUESTS
 from finetune_operator.views import SELECTOR, Raw
 
-TIMEOUT = 30.0
+TIMEOUT, SHORT = 30.0, 10.0
+"""Seconds for an answer; less where only words depend on it."""
 PAGE, EVENTS = 1000, 500
 """Items in one answer."""
 JSON = "application/json"
@@ -58,6 +60,14 @@ class Outline(NamedTuple):
     name: str
     uid: str
     version: int
+
+    @property
+    def full_name(self) -> str:
+        return f"{self.namespace}/{self.name}".lstrip("/")
+
+
+TROUBLE = (ApiError, aiohttp.ClientError, TimeoutError, OSError)
+"""What a request may end in that is worth another try."""
 
 
 @dataclass(frozen=True)
@@ -149,22 +159,26 @@ class Kube:
     async def get(self, kind: str, namespace: str, name: str) -> dict[str, Any]:
         return await self._request("GET", _path(PLURALS[kind], namespace, name))
 
-    async def read(self, kind: Kind, namespace: str, name: str) -> dict[str, Any]:
-        """Raises ApiError, with code 404 if there is none."""
-        return await self._request("GET", _path(kind, namespace, name))
+    async def read(self, kind: Kind, namespace: str, name: str) -> dict[str, Any] | None:
+        """The object as the watches would show it, or None. Needs no right but theirs. Raises ApiError."""
+        query = {"fieldSelector": f"metadata.name={name}", **_labels(kind)}
+        answer = await self._request("GET", _path(kind, namespace), query=query)
+        return next(iter(answer["items"]), None)
 
-    async def list(self, kind: Kind, namespace: str | None) -> Listing:
-        """Metadata alone, a page at a time: whole objects of thousands of jobs are a hundred megabytes.
+    async def list(self, kind: Kind, namespace: str | None, *, exact: bool) -> Listing:
+        """Metadata alone: whole objects of thousands of jobs are a hundred megabytes.
+
+        Unless it has to be `exact`, what is found by a label comes from the API server's memory, at most moments old:
+        it may be a small part of the cluster, all of which is read otherwise. The rest comes a page at a time.
 
         Raises ApiError, with code 410 if the API server has forgotten where it was.
         """
-        query = {"limit": str(PAGE)}
-        if kind not in ("finetunejobs", "finetuneprofiles"):
-            query["labelSelector"] = SELECTOR
+        query = _labels(kind)
+        query |= {"limit": str(PAGE)} if exact or not query else {"resourceVersion": "0"}
         items: list[Outline] = []
         while True:
             answer = await self._request("GET", _path(kind, namespace), query=query, accept=METADATA)
-            items += (_outline(item["metadata"]) for item in answer["items"])
+            items += (_outline(item["metadata"]) for item in answer["items"] or ())  # null where there are none
             meta = answer["metadata"]
             if not meta.get("continue"):
                 return Listing(items, _number(meta.get("resourceVersion")))
@@ -175,7 +189,7 @@ class Kube:
         query = {"fieldSelector": "reason=FailedCreate,involvedObject.kind=Job", "limit": str(EVENTS)}
         newest: dict[str, tuple[str, str]] = {}
         while True:
-            answer = await self._request("GET", _path("events", namespace), query=query)
+            answer = await self._request("GET", _path("events", namespace), query=query, seconds=SHORT)
             for item in answer["items"]:
                 uid, when = item["involvedObject"].get("uid", ""), item.get("lastTimestamp") or ""
                 newest[uid] = max(newest.get(uid, ("", "")), (when, str(item.get("message", ""))))
@@ -267,6 +281,10 @@ class Kube:
 def _path(plural: str, namespace: str | None, name: str | None = None) -> str:
     where = f"/namespaces/{namespace}" if namespace else ""
     return f"{PREFIXES[plural]}{where}/{plural}" + (f"/{name}" if name else "")
+
+
+def _labels(kind: Kind) -> dict[str, str]:
+    return {} if kind in ("finetunejobs", "finetuneprofiles") else {"labelSelector": SELECTOR}
 
 
 def _outline(meta: Raw) -> Outline:

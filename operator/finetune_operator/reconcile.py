@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
+from math import inf
 
 from finetune_api import GROUP, VERSION
 from finetune_api.status import FineTuneJobStatus
@@ -22,6 +23,7 @@ from finetune_operator.verdict import (
     CreateConfig,
     CreatePreflight,
     CreateTrain,
+    Decision,
     DeleteJob,
     Note,
 )
@@ -43,17 +45,35 @@ class Behind(Exception):
 
 
 class _Pace:
-    """No second has more than PROGRESS_WRITES of mere progress, however many trainings go on in step."""
+    """No second has more than PROGRESS_WRITES of mere progress, however many trainings go on in step.
+
+    Who has to wait gets the next turn that is free, so that nobody is passed over.
+    """
 
     def __init__(self) -> None:
         self._taken: deque[float] = deque(maxlen=int(PROGRESS_WRITES))
+        self._turns: dict[str, float] = {}
+        self._last_turn = 0.0
 
-    @property
-    def room(self) -> bool:
-        return len(self._taken) < PROGRESS_WRITES or time.monotonic() - self._taken[0] >= 1.0
+    def room(self, key: str) -> bool:
+        now = time.monotonic()
+        return self._turns.get(key, self._last_turn) <= now and (
+            len(self._taken) < PROGRESS_WRITES or now - self._taken[0] >= 1.0
+        )
 
-    def take(self) -> None:
+    def take(self, key: str) -> None:
+        self._turns.pop(key, None)
         self._taken.append(time.monotonic())
+
+    def wait(self, key: str) -> float:
+        """Seconds until its turn, which it keeps."""
+        now = time.monotonic()
+        if key not in self._turns:
+            self._turns[key] = self._last_turn = max(now, self._last_turn) + 1 / PROGRESS_WRITES
+        return max(self._turns[key] - now, 1 / PROGRESS_WRITES)
+
+    def forget(self, key: str) -> None:
+        self._turns.pop(key, None)
 
 
 class Reconciler:
@@ -103,9 +123,8 @@ class Reconciler:
         if observed is None:
             self._forget(key)
             return None
-        decision = decide(replace(observed, room=self._pace.room), now=now)
-        if decision.routine:
-            self._pace.take()
+        observed = replace(observed, room=self._pace.room(key))
+        decision = self._paced(key, decide(observed, now=now))
         try:
             for action in decision.actions:
                 await self._act(observed.subject, action)
@@ -113,15 +132,25 @@ class Reconciler:
             if not error.lasting:
                 raise
             reason = error.reason if error.reason in (NAME_TAKEN, LABEL_LOST) else f"Create{error.reason}"
-            decision = refused(observed, reason=reason, message=error.message, now=now)
+            decision = self._paced(key, refused(observed, reason=reason, message=error.message, now=now))
         if decision.status is not None:
             await self._write(observed.subject, decision.status, now=now)
         await self._tell(observed.subject, decision.events, now=now)
         return None if decision.again_after is None else min(decision.again_after, LONGEST_REST)
 
+    def _paced(self, key: str, decision: Decision) -> Decision:
+        if not decision.routine:
+            return decision
+        if decision.status is None:
+            again = decision.again_after if decision.again_after is not None else inf
+            return replace(decision, again_after=min(self._pace.wait(key), again))
+        self._pace.take(key)
+        return decision
+
     def _forget(self, key: str) -> None:
         self._written.pop(key, None)
         self._begun.pop(key, None)
+        self._pace.forget(key)
         self._observer.forget(key)
 
     # --- actions ---

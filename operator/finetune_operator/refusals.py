@@ -5,12 +5,14 @@ Events of the namespace either way, and a thousand Jobs that wait for their firs
 """
 
 import asyncio
-import contextlib
+import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from finetune_operator.kube import ApiError, Kube
+from finetune_operator.kube import TROUBLE, Kube
+
+logger = logging.getLogger(__name__)
 
 AGAIN = 10.0
 """Seconds between two readings of a namespace."""
@@ -19,7 +21,7 @@ AGAIN = 10.0
 @dataclass
 class _Place:
     reading: asyncio.Lock = field(default_factory=asyncio.Lock)
-    when: float = -AGAIN
+    when: float | None = None
     said: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -29,11 +31,18 @@ class Refusals:
         self._places: dict[str, _Place] = {}
 
     async def of(self, namespace: str, job_uid: str) -> str | None:
-        """In the words of the newest Event; None if there is none."""
+        """In the words of the newest Event; None if there is none. Without the right to read Events there is none."""
         place = self._places.setdefault(namespace, _Place())
-        async with place.reading:
-            if time.monotonic() - place.when >= AGAIN:
-                with contextlib.suppress(ApiError):  # without the right to read Events the status just says less
-                    place.said = await self._kube.refusals(namespace)
-                place.when = time.monotonic()
+        if not place.reading.locked() or place.when is None:  # what was said before does while somebody reads
+            async with place.reading:
+                await self._freshen(namespace, place)
         return place.said.get(job_uid)
+
+    async def _freshen(self, namespace: str, place: _Place) -> None:
+        if place.when is not None and time.monotonic() - place.when < AGAIN:
+            return
+        try:
+            place.said = await self._kube.refusals(namespace)
+        except TROUBLE as error:
+            logger.debug("Events of %s cannot be read: %s", namespace, error)
+        place.when = time.monotonic()

@@ -212,7 +212,7 @@ class Decision:
     status: FineTuneJobStatus | None = None
     """The whole new status; None: leave it as it is."""
     routine: bool = False
-    """It tells of mere progress."""
+    """It tells of mere progress, or would if there were room for it."""
     actions: tuple[Action, ...] = ()
     again_after: float | None = None
     events: tuple[Note, ...] = ()

@@ -2023,7 +2023,7 @@ def test_mere_progress_waits_while_others_tell_theirs() -> None:
     told = _status(world(GO, *RUNNING, progress(step=40)))
     crowded = replace(world(told, *RUNNING, progress(step=80)), last_write=ago(61), room=False)
     decision = decide(crowded, now=NOW)
-    assert (decision.status, decision.events) == (None, ())
+    assert (decision.status, decision.events, decision.routine) == (None, (), True)
     assert decide(replace(crowded, room=True), now=NOW).routine
     news = decide(replace(world(told, *RUNNING, progress("Evaluating", 80)), room=False), now=NOW)
     assert news.status is not None

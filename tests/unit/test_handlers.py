@@ -8,7 +8,7 @@ from tests import virtual_time
 from tests.virtual_time import now
 
 from finetune_operator import handlers
-from finetune_operator.cache import Cache
+from finetune_operator.cache import Cache, Kind
 from finetune_operator.kube import ApiError, Kube, Listing, Outline
 
 JOB: dict[str, Any] = {
@@ -42,17 +42,15 @@ class Cluster:
         if self.down:
             raise ApiError(503, "ServiceUnavailable", "not now")
 
-    async def list(self, kind: str, namespace: str | None) -> Listing:
+    async def list(self, kind: str, namespace: str | None, *, exact: bool) -> Listing:
         self.answers()
         self.listed.append(now())
         return Listing([OUTLINE for _ in self.jobs] if kind == "finetunejobs" else [], 10)
 
-    async def read(self, kind: str, namespace: str, name: str) -> dict[str, Any]:
+    async def read(self, kind: str, namespace: str, name: str) -> dict[str, Any] | None:
         self.answers()
         self.read_at.append(now())
-        if not self.jobs:
-            raise ApiError(404, "NotFound", "there is none")
-        return self.jobs[0]
+        return self.jobs[0] if self.jobs else None
 
 
 def as_kube(cluster: Cluster) -> Kube:
@@ -61,7 +59,7 @@ def as_kube(cluster: Cluster) -> Kube:
 
 async def filled(cache: Cache, cluster: Cluster, full: asyncio.Event, *namespaces: str) -> None:
     there = await handlers.outline(as_kube(cluster), namespaces=namespaces)
-    await handlers.fill(cache, as_kube(cluster), there, full)
+    await handlers.fill(cache, as_kube(cluster), there, full, namespaces=namespaces)
 
 
 def test_an_empty_cluster_is_known_at_once() -> None:
@@ -111,6 +109,60 @@ def test_what_went_while_it_was_waited_for_is_waited_for_no_more() -> None:
         await filling
         assert full.is_set()
         assert cache.subjects() == []
+
+    virtual_time.run(story())
+
+
+def test_what_was_asked_for_and_went_before_kopf_listed_it_is_gone() -> None:
+    async def story() -> None:
+        cluster, cache, full = Cluster(), Cache(), asyncio.Event()
+        cluster.jobs = [JOB]
+
+        async def read(*_: str) -> dict[str, Any]:
+            cluster.jobs = []
+            return JOB
+
+        cluster.read = read  # type: ignore[method-assign]
+        await filled(cache, cluster, full)
+        assert full.is_set()
+        assert cache.subjects() == []
+
+    virtual_time.run(story())
+
+
+def test_a_namesake_is_not_taken_for_what_was_listed() -> None:
+    async def story() -> None:
+        cluster, cache, full = Cluster(), Cache(), asyncio.Event()
+        cluster.jobs = [{**JOB, "metadata": {**JOB["metadata"], "uid": "another"}}]
+        there: list[tuple[Kind, Outline]] = [("finetunejobs", OUTLINE)]
+        filling = asyncio.create_task(handlers.fill(cache, as_kube(cluster), there, full, namespaces=[]))
+        await asyncio.sleep(handlers.OVERDUE_SECONDS + 0.2)
+        assert cache.knows(OUTLINE.uid, OUTLINE.version)
+        assert cache.subjects() == []
+        await filling
+
+    virtual_time.run(story())
+
+
+def test_one_object_that_the_api_server_does_not_give_keeps_back_no_other() -> None:
+    async def story() -> None:
+        cluster, cache, full = Cluster(), Cache(), asyncio.Event()
+        cluster.jobs = [JOB]
+        other = Outline("team-a", "other", "uid-other", 3)
+
+        async def read(kind: str, namespace: str, name: str) -> dict[str, Any]:
+            if name == "other" and now() < 30:
+                raise ApiError(500, "InternalError", "not this one")
+            return JOB
+
+        cluster.read = read  # type: ignore[method-assign]
+        there: list[tuple[Kind, Outline]] = [("finetunejobs", other), ("finetunejobs", OUTLINE)]
+        filling = asyncio.create_task(handlers.fill(cache, as_kube(cluster), there, full, namespaces=[]))
+        await asyncio.sleep(10)
+        assert cache.subjects() == [OUTLINE.uid]
+        assert not full.is_set()
+        await filling
+        assert now() < 40
 
     virtual_time.run(story())
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from finetune_operator.kube import ApiError, Kube, NotLeading
+from finetune_operator.cache import Kind
+from finetune_operator.kube import ApiError, Kube, Listing, NotLeading
 
 JOB = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"namespace": "team-a", "name": "one-12345-t1"}}
 STATUS = {"metadata": {"name": "one", "namespace": "team-a", "uid": "u", "resourceVersion": "7"}, "status": {}}
@@ -87,7 +88,7 @@ def test_every_method_that_changes_something_is_among_those() -> None:
 async def test_who_does_not_lead_reads_and_stands_for_election() -> None:
     api, client = kube()
     api.write_only_while(lambda: False)
-    await api.list("jobs", None)
+    await api.list("jobs", None, exact=False)
     await api.read_lease("system", "operator", seconds=3.0)
     await api.write_lease(LEASE, seconds=3.0)
     assert [method for method, _, _ in client.sent] == ["GET", "GET", "POST"]
@@ -99,7 +100,7 @@ async def test_a_list_is_of_metadata_alone_and_comes_a_page_at_a_time() -> None:
         return Answer(200, {"metadata": {"resourceVersion": "12", **more}, "items": [{"metadata": meta}]})
 
     api, client = kube(page("one", **{"continue": "there"}), page("two"))
-    listing = await api.list("jobs", "team-a")
+    listing = await api.list("jobs", "team-a", exact=True)
     assert [(item.namespace, item.name, item.uid, item.version) for item in listing.items] == [
         ("team-a", "one", "uid-one", 7),
         ("team-a", "two", "uid-two", 7),
@@ -110,6 +111,38 @@ async def test_a_list_is_of_metadata_alone_and_comes_a_page_at_a_time() -> None:
     assert accept == again == "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
     assert second == {**first, "continue": "there"}
     assert first == {"limit": "1000", "labelSelector": "app.kubernetes.io/managed-by=finetune-operator"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "exact", "query"),
+    [
+        ("jobs", False, {"labelSelector": "app.kubernetes.io/managed-by=finetune-operator", "resourceVersion": "0"}),
+        ("finetunejobs", False, {"limit": "1000"}),
+        ("finetunejobs", True, {"limit": "1000"}),
+    ],
+)
+async def test_what_is_found_by_a_label_comes_from_memory_unless_it_has_to_be_exact(
+    kind: Kind, exact: bool, query: dict[str, str]
+) -> None:
+    api, client = kube()
+    await api.list(kind, None, exact=exact)
+    assert [asked for asked, _ in client.asked] == [query]
+
+
+async def test_a_list_of_metadata_that_is_empty_has_null_for_its_items() -> None:
+    api, _ = kube(Answer(200, {"metadata": {"resourceVersion": "3"}, "items": None}))
+    assert await api.list("jobs", None, exact=True) == Listing([], 3)
+
+
+async def test_an_object_is_read_with_no_other_right_than_to_list() -> None:
+    api, client = kube(Answer(200, {"metadata": {}, "items": [{"metadata": {"name": "one"}}]}))
+    assert await api.read("pods", "team-a", "one") == {"metadata": {"name": "one"}}
+    assert await api.read("pods", "team-a", "two") is None
+    assert [(method, path) for method, path, _ in client.sent] == [("GET", "/api/v1/namespaces/team-a/pods")] * 2
+    label = {"labelSelector": "app.kubernetes.io/managed-by=finetune-operator"}
+    assert [asked for asked, _ in client.asked] == [
+        {"fieldSelector": f"metadata.name={n}", **label} for n in ("one", "two")
+    ]
 
 
 async def test_of_the_events_of_a_job_the_newest_counts() -> None:

@@ -13,6 +13,7 @@ from finetune_operator.kube import ApiError, Kube
 from finetune_operator.manifests import config_map
 from finetune_operator.observe import Observer
 from finetune_operator.progress import ProgressReader
+from finetune_operator.refusals import Refusals
 from finetune_operator.verdict import Observed
 from finetune_operator.views import GENERATION, JOB_UID, ROLE, RUN, Admission, Subject
 
@@ -210,6 +211,28 @@ async def test_jobs_of_a_namespace_that_wait_at_once_have_its_events_read_once()
     found = [observed.refusals for observed in await asyncio.gather(*looks) if observed is not None]
     assert found == [{"uid-one-t1": "exceeded quota"}, {"uid-two-t1": "exceeded quota"}]
     assert events.asked == ["ns"]
+
+
+async def test_who_comes_while_events_are_read_again_is_told_what_they_said_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = [100.0]
+    monkeypatch.setattr("finetune_operator.refusals.time.monotonic", lambda: clock[0])
+    events = Events("exceeded quota")
+    refusals = Refusals(cast("Kube", events))
+    assert await refusals.of("ns", "uid-one-t1") == "exceeded quota"
+    clock[0], slow = 120.0, asyncio.Event()
+
+    async def stuck(_: str) -> dict[str, str]:
+        await slow.wait()
+        raise TimeoutError
+
+    events.refusals = stuck  # type: ignore[method-assign]
+    reading = asyncio.create_task(refusals.of("ns", "uid-one-t1"))
+    await asyncio.sleep(0)
+    assert await refusals.of("ns", "uid-two-t1") == "exceeded quota"
+    slow.set()
+    assert await reading == "exceeded quota"
 
 
 async def test_without_the_right_to_read_events_the_rest_is_seen() -> None:

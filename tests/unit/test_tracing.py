@@ -298,7 +298,7 @@ async def test_a_question_to_a_trainer_is_a_child(spans: Spans, reader: Progress
 async def test_a_request_that_belongs_to_no_look_is_not_told(spans: Spans) -> None:
     """Lists, and the Lease every two seconds."""
     api, client = kube()
-    await api.list("jobs", None)
+    await api.list("jobs", None, exact=False)
     await api.read_lease("system", "operator", seconds=1.0)
     assert len(client.sent) == 2
     assert spans.all() == []
