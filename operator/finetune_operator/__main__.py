@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import gc
 import json
 import logging
 import os
@@ -29,6 +30,9 @@ from finetune_operator.reconcile import Reconciler
 
 logger = logging.getLogger("finetune_operator")
 
+COLLECTIONS = (20_000, 20, 10)
+"""Cycles are rare, and a cache of thousands of jobs is large: looking for them as often as by default takes a sixth of
+the time of reading it."""
 END_SECONDS = 10.0
 """What has not ended by then is given up, together with the process."""
 
@@ -40,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.kubeconfig is not None:
         options.kubeconfig = os.path.abspath(os.path.expanduser(options.kubeconfig))
         os.environ["KUBECONFIG"] = options.kubeconfig  # where kopf looks
+    gc.set_threshold(*COLLECTIONS)
     tracing.begin()
     try:
         return asyncio.run(_run(options))

@@ -30,6 +30,8 @@ WATCHED: dict[Kind, tuple[str, str]] = {
     "configmaps": ("", "v1"),
 }
 RESYNC_SECONDS = 60.0
+RESYNC_SHARE, LONGEST_REST_SECONDS = 0.02, 600.0
+"""Of the time, at most, for comparing each kind."""
 LOOK_SECONDS = 0.1
 OVERDUE_SECONDS = 3.0
 """Of kopf's lists, which all come at once: nothing has come of them for so long."""
@@ -56,6 +58,25 @@ class _NoDiffs(kopf.DiffBaseStorage):  # type: ignore[misc]
         return None
 
 
+class _NoProgress(kopf.ProgressStorage):  # type: ignore[misc]
+    """Kopf copies every object's annotations without those of its handlers: ours write none."""
+
+    def fetch(self, *, key: Any, body: kopf.Body) -> None:
+        return None
+
+    def store(self, *, key: Any, record: Any, body: kopf.Body, patch: kopf.Patch) -> None:
+        return None
+
+    def purge(self, *, key: Any, body: kopf.Body, patch: kopf.Patch) -> None:
+        return None
+
+    def touch(self, *, body: kopf.Body, patch: kopf.Patch, value: str | None) -> None:
+        return None
+
+    def clear(self, *, essence: Any) -> Any:
+        return essence
+
+
 def settings() -> kopf.OperatorSettings:
     """Nothing that writes, no scanning for other resources, children filtered by the API server."""
     chosen = kopf.OperatorSettings()
@@ -66,6 +87,7 @@ def settings() -> kopf.OperatorSettings:
     chosen.posting.enabled = False
     chosen.peering.standalone = True
     chosen.persistence.diffbase_storage = _NoDiffs()
+    chosen.persistence.progress_storage = _NoProgress()
     for kind in ("jobs", "pods", "configmaps"):
         group, version = WATCHED[kind]
         chosen.watching.label_selectors[group, version, kind] = SELECTOR
@@ -198,27 +220,53 @@ async def _fetched(cache: Cache, kube: Kube, kind: Kind, item: Outline) -> bool:
 
 async def follow(cache: Cache, kube: Kube, turn: asyncio.Event, *, namespaces: Sequence[str]) -> None:
     """Returns when this operator's turn has come, with a fresh picture: what a watch has missed is found out first."""
-    clock = asyncio.get_running_loop().time
-    began = clock()
-    while not await _within(RESYNC_SECONDS, turn):
-        await refresh(cache, kube, _nobody, namespaces=namespaces)
-    if clock() - began > YOUNG_SECONDS:
+    began = asyncio.get_running_loop().time()
+    rounds = _Rounds()
+    while not await _within(rounds.rest, turn):
+        await rounds.go(cache, kube, _nobody, namespaces=namespaces)
+    if asyncio.get_running_loop().time() - began > YOUNG_SECONDS:
         await refresh(cache, kube, _nobody, namespaces=namespaces, exact=True)
 
 
 async def resync(cache: Cache, kube: Kube, add: Callable[[str], None], *, namespaces: Sequence[str]) -> None:
     """Every minute: find what the watches have missed. Runs until cancelled."""
+    rounds = _Rounds()
     while True:
-        await asyncio.sleep(RESYNC_SECONDS)
-        await refresh(cache, kube, add, namespaces=namespaces)
+        await asyncio.sleep(rounds.rest)
+        await rounds.go(cache, kube, add, namespaces=namespaces)
+
+
+class _Rounds:
+    """Which kind's turn it is: every minute, but where there is so much of it that this takes long, less often."""
+
+    def __init__(self) -> None:
+        self._clock = asyncio.get_running_loop().time
+        self._due = dict.fromkeys(get_args(Kind), self._clock() + RESYNC_SECONDS)
+
+    @property
+    def rest(self) -> float:
+        return max(0.0, min(self._due.values()) - self._clock())
+
+    async def go(self, cache: Cache, kube: Kube, add: Callable[[str], None], *, namespaces: Sequence[str]) -> None:
+        for kind in [kind for kind, due in self._due.items() if due <= self._clock()]:
+            began = self._clock()
+            await refresh(cache, kube, add, namespaces=namespaces, kinds=(kind,))
+            rest = min((self._clock() - began) / RESYNC_SHARE, LONGEST_REST_SECONDS)
+            self._due[kind] = self._clock() + max(RESYNC_SECONDS, rest)
 
 
 async def refresh(
-    cache: Cache, kube: Kube, add: Callable[[str], None], *, namespaces: Sequence[str], exact: bool = False
+    cache: Cache,
+    kube: Kube,
+    add: Callable[[str], None],
+    *,
+    namespaces: Sequence[str],
+    exact: bool = False,
+    kinds: Sequence[Kind] = get_args(Kind),
 ) -> None:
     """List what there is and compare. What cannot be listed stays as it was."""
     behind: list[tuple[Kind, Outline]] = []
-    for kind in get_args(Kind):
+    for kind in kinds:
         async with _tolerant(kind):
             for place in _places(kind, namespaces):
                 listing = await kube.list(kind, place, exact=exact)

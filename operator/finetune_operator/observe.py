@@ -9,7 +9,6 @@ from finetune_api.contract import Progress
 from finetune_api.resolve import Defaults
 from finetune_operator.cache import Cache
 from finetune_operator.kube import ApiError, Kube
-from finetune_operator.metrics import PROGRESS
 from finetune_operator.policies.suspend import still_there
 from finetune_operator.policies.waiting import ANOTHER_GROUP
 from finetune_operator.progress import ProgressReader
@@ -40,13 +39,15 @@ class Observer:
         self._kueue: str | None = None
         self._kueue_asked: float | None = None
 
-    async def observe(self, uid: str, *, now: datetime, last_write: datetime | None, begun: int) -> Observed | None:
-        """None when there is no such FineTuneJob."""
+    async def observe(
+        self, uid: str, *, now: datetime, last_write: datetime | None, begun: int, ask: bool = True
+    ) -> Observed | None:
+        """None when there is no such FineTuneJob. Its trainer is asked only if `ask`, or if it has said nothing yet."""
         subject = self._cache.subject(uid)
         if subject is None:
             return None
         live = not subject.finished and not subject.deleting
-        progress = await self._read_progress(uid) if live else None
+        progress = await self._read_progress(uid, ask=ask) if live else None
         refusals = await self._read_refusals(uid, now=now) if live else {}
         kueue = await self._kueue_version() if live and self._queued(subject) else None
         admissions = await self._read_admissions(subject, kueue) if kueue is not None else {}
@@ -127,7 +128,7 @@ class Observer:
         placed = sum(pod.node is not None or pod.over for pod in self._pods_of(job, uid))
         return job.nodes > 1 and placed < job.nodes and not job.queue and not job.suspended
 
-    async def _read_progress(self, uid: str) -> Progress | None:
+    async def _read_progress(self, uid: str, *, ask: bool) -> Progress | None:
         trains = [child for child in self._cache.children(uid) if child.role == "train" and not child.deleting]
         newest = max(trains, key=lambda child: child.ordinal, default=None)
         subject = self._cache.subject(uid)
@@ -136,10 +137,8 @@ class Observer:
         pods = self._pods_of(newest, uid)
         if not any(pod.running for pod in pods):
             return None
-        progress = await self._progress.read(subject.namespace, pods)
-        fits = progress is not None and progress.run_id == newest.run
-        PROGRESS.labels("answered" if fits else "silent").inc()
-        return progress if fits else None
+        progress = await self._progress.read(subject.namespace, pods, ask=ask)
+        return progress if progress is not None and progress.run_id == newest.run else None
 
     def _silence(self, uid: str, *, answered: bool) -> timedelta:
         """Of the train pods that run now."""

@@ -12,7 +12,8 @@ from pydantic import ValidationError
 
 from finetune_api.contract import PROGRESS_PORT, Progress
 from finetune_operator import tracing
-from finetune_operator.kube import ApiError, Kube
+from finetune_operator.kube import TROUBLE, Kube
+from finetune_operator.metrics import PROGRESS
 from finetune_operator.views import Pod
 
 logger = logging.getLogger(__name__)
@@ -32,15 +33,17 @@ class ProgressReader:
         self._session: aiohttp.ClientSession | None = None
         self._last: dict[str, tuple[float, Progress | None]] = {}
 
-    async def read(self, namespace: str, pods: Sequence[Pod]) -> Progress | None:
-        """None when the pod does not answer, or not with the progress of its run."""
+    async def read(self, namespace: str, pods: Sequence[Pod], *, ask: bool = True) -> Progress | None:
+        """None when the pod does not answer, or not with the progress of its run. The last answer unless `ask`."""
         pod = next((pod for pod in pods if pod.index == 0 and pod.running and pod.ip), None)
         if pod is None:
             return None
         now = asyncio.get_running_loop().time()
         when, progress = self._last.get(pod.uid, (-FRESH, None))
-        if now - when >= FRESH:
-            progress = await self._ask(namespace, pod) or progress
+        if now - when >= FRESH and (ask or progress is None):
+            answer = await self._ask(namespace, pod)
+            PROGRESS.labels("answered" if answer is not None else "silent").inc()
+            progress = answer or progress
             if len(self._last) >= REMEMBERED:
                 self._last.clear()
             self._last[pod.uid] = (now, progress)
@@ -54,7 +57,7 @@ class ProgressReader:
         try:
             content = await (self._through_server(namespace, pod) if self._kube.outside else self._directly(pod))
             return Progress.model_validate_json(content)
-        except (aiohttp.ClientError, ApiError, TimeoutError, OSError) as error:
+        except TROUBLE as error:
             logger.debug("pod %s/%s does not tell its progress: %s", namespace, pod.name, error)
         except ValidationError:
             logger.debug("pod %s/%s tells something that is no progress", namespace, pod.name)

@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 LONGEST_BEHIND = 60.0
 """Seconds between two looks on a picture that does not get right."""
+TURN_SECONDS = 1.1 / PROGRESS_WRITES
+"""Between two turns; a little more than their share, so that one which comes late does not hold up all after it."""
 LONGEST_REST = 600.0
 """Seconds after which a FineTuneJob that waits for a time is looked at again, or the clock that jumped while that time
 was computed would decide. It is the longest delay that policies ask for."""
@@ -57,9 +59,11 @@ class _Pace:
 
     def room(self, key: str) -> bool:
         now = time.monotonic()
-        return self._turns.get(key, self._last_turn) <= now and (
-            len(self._taken) < PROGRESS_WRITES or now - self._taken[0] >= 1.0
-        )
+        return self._turns.get(key, self._last_turn) <= now and self._full_until() <= now
+
+    def waits(self, key: str) -> bool:
+        """Whether it has been told to wait, and still has to."""
+        return key in self._turns and not self.room(key)
 
     def take(self, key: str) -> None:
         self._turns.pop(key, None)
@@ -69,11 +73,14 @@ class _Pace:
         """Seconds until its turn, which it keeps."""
         now = time.monotonic()
         if key not in self._turns:
-            self._turns[key] = self._last_turn = max(now, self._last_turn) + 1 / PROGRESS_WRITES
-        return max(self._turns[key] - now, 1 / PROGRESS_WRITES)
+            self._turns[key] = self._last_turn = max(now, self._last_turn) + TURN_SECONDS
+        return max(self._turns[key] - now, self._full_until() - now, 0.01)
 
     def forget(self, key: str) -> None:
         self._turns.pop(key, None)
+
+    def _full_until(self) -> float:
+        return self._taken[0] + 1.0 if len(self._taken) == self._taken.maxlen else 0.0
 
 
 class Reconciler:
@@ -119,7 +126,8 @@ class Reconciler:
     async def _look(self, key: str) -> float | None:
         now = self._clock()
         last_write, begun = self._written.get(key), self._begun.get(key, 0)
-        observed = await self._observer.observe(key, now=now, last_write=last_write, begun=begun)
+        ask = not self._pace.waits(key)  # until its turn what the trainer said last will do
+        observed = await self._observer.observe(key, now=now, last_write=last_write, begun=begun, ask=ask)
         if observed is None:
             self._forget(key)
             return None

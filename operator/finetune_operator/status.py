@@ -12,6 +12,9 @@ NEVER_WITHIN = timedelta(seconds=10)
 AT_LEAST_EVERY = timedelta(seconds=60)
 STEPS = ("", "Checking", PASSED, PENDING.reason, STARTING.reason, "Loading", "Training", "Evaluating", "Publishing")
 """Reasons of a job that goes as it should, from none at the beginning to the last before its end."""
+BUT_USAGE = tuple(name for name in FineTuneJobStatus.model_fields if name != "usage")
+LOUD = tuple(name for name in BUT_USAGE if name not in ("message", "progress", "checkpoint", "conditions"))
+"""Fields of the status whose every change is news."""
 PROGRESS_WRITES = 5.0
 """Of mere progress, a second, of all FineTuneJobs together."""
 
@@ -88,7 +91,7 @@ def worth_writing(
     Further apart where so many trainings go on that together they would write more often than PROGRESS_WRITES. What is
     `brief` is told with what follows, if nothing went wrong before.
     """
-    if _paid(before) == _paid(after) or (brief and _waits_for_pods(before)):
+    if _same(before, after) or (brief and _waits_for_pods(before)):
         return False
     last = last_write or _told_at(before, now=now)
     if not mere_progress(before, after) or last is None:
@@ -106,9 +109,11 @@ def mere_progress(before: FineTuneJobStatus, after: FineTuneJobStatus) -> bool:
     return _loud(before, alike=alike) == _loud(after, alike=alike)
 
 
-def _paid(status: FineTuneJobStatus) -> FineTuneJobStatus:
-    """Without what an attempt that goes on takes: with each second more, and told when something else is."""
-    return status if status.usage is None else status.model_copy(update={"usage": status.usage.settled})
+def _same(before: FineTuneJobStatus, after: FineTuneJobStatus) -> bool:
+    """But for what an attempt that goes on takes: with each second more, and told when something else is."""
+    was, is_now = before.usage, after.usage
+    usage = was is is_now or (was.settled if was else None) == (is_now.settled if is_now else None)
+    return usage and all(getattr(before, name) == getattr(after, name) for name in BUT_USAGE)
 
 
 def _told_at(status: FineTuneJobStatus, *, now: datetime) -> datetime | None:
@@ -122,15 +127,17 @@ def _waits_for_pods(status: FineTuneJobStatus) -> bool:
     return status.phase == "Queued" and reason_of(status) in (PASSED, PENDING.reason)
 
 
-def _loud(status: FineTuneJobStatus, *, alike: bool) -> FineTuneJobStatus:
+def _loud(status: FineTuneJobStatus, *, alike: bool) -> tuple[object, ...]:
     """The status without what changes with every step, nor, if `alike`, with the attempt's beginning."""
-    hidden = {"message": "", "reason": ""} if alike else {"message": ""}
-    conditions = [c.model_copy(update=hidden) for c in status.conditions or []]
-    message = status.message if reason_of(status) in TOLD else None
-    quiet: dict[str, object] = {"message": message, "progress": None, "checkpoint": None, "conditions": conditions}
+    conditions = [
+        (c.type, c.status, None if alike else c.reason, c.last_transition_time, c.observed_generation)
+        for c in status.conditions or []
+    ]
+    usage = None if status.usage is None else status.usage.settled
     if alike:
-        quiet["usage"] = (status.usage or Usage()).settled.model_copy(update={"attempts": None})
-    return _paid(status).model_copy(update=quiet)
+        usage = (usage or Usage()).model_copy(update={"attempts": None})
+    message = status.message if reason_of(status) in TOLD else None
+    return (message, conditions, usage, *(getattr(status, name) for name in LOUD))
 
 
 def _percent(status: FineTuneJobStatus) -> int | None:

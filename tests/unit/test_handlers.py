@@ -249,6 +249,24 @@ def test_a_follower_finds_every_minute_what_watches_have_missed_and_once_more_wh
     virtual_time.run(story())
 
 
+def test_what_takes_long_to_list_is_listed_less_often() -> None:
+    async def story() -> None:
+        class Slow(Cluster):
+            async def list(self, kind: str, namespace: str | None, *, exact: bool) -> Listing:
+                if kind == "configmaps":
+                    await asyncio.sleep(3)
+                    listed.append(now())
+                return await super().list(kind, namespace, exact=exact)
+
+        listed: list[float] = []
+        comparing = asyncio.create_task(handlers.resync(Cache(), as_kube(Slow()), lambda _: None, namespaces=[]))
+        await asyncio.sleep(600)
+        comparing.cancel()
+        assert listed == [63, 216, 369, 522]
+
+    virtual_time.run(story())
+
+
 def test_an_operator_whose_turn_comes_when_it_has_just_started_lists_nothing_twice() -> None:
     async def story() -> None:
         cluster, turn = Cluster(), asyncio.Event()

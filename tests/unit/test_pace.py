@@ -66,10 +66,12 @@ def test_who_waits_keeps_its_turn(clock: Clock) -> None:
         assert pace.room(key)
         pace.take(key)
     assert not pace.room("f")
-    assert (pace.wait("f"), pace.wait("g"), pace.wait("f")) == pytest.approx((0.2, 0.4, 0.2))
+    assert (pace.wait("f"), pace.wait("g"), pace.wait("f")) == pytest.approx((1.0, 1.0, 1.0))
     clock.now += 0.3
     assert not pace.room("f")  # its turn has come, and still there were five within a second
-    assert pace.wait("f") == pytest.approx(0.2)
+    assert pace.waits("f")
+    assert pace.wait("f") == pytest.approx(0.7)
+    assert not pace.waits("a")
     clock.now += 0.8
     assert not pace.room("h") or pace.room("f")
     assert pace.room("f")

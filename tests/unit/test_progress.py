@@ -82,6 +82,23 @@ async def test_it_is_not_asked_again_at_once_and_keeps_its_last_word(reader: Pro
     assert await reader.read("ns", [pod()]) == GOOD
 
 
+async def test_who_waits_for_room_asks_only_a_trainer_that_has_said_nothing(
+    reader: ProgressReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[web.Request] = []
+
+    async def counting(request: web.Request) -> web.Response:
+        asked.append(request)
+        return await good(request)
+
+    monkeypatch.setattr("finetune_operator.progress.FRESH", 0.0)
+    runner = await answering(counting)
+    for ask, times in ((False, 1), (False, 1), (True, 2)):
+        assert await reader.read("ns", [pod()], ask=ask) == GOOD
+        assert len(asked) == times
+    await runner.cleanup()
+
+
 async def _redirect(_: web.Request) -> web.Response:
     raise web.HTTPFound("/elsewhere")
 
