@@ -164,6 +164,8 @@ class _Mask:
             text = text.replace(found, name)
         text = UUID.sub(lambda found: found[0] if found[0] == self._uid else "POD-UID", text)
         text = re.sub(r"\bsha256:[0-9a-f]{64}\b", "sha256:DIGEST", text)
+        text = re.sub(r"\brequest [0-9A-Za-z-]+(?=\))", "request REQUEST", text)
+        text = re.sub(r"(?<=/probe-)[0-9a-f]{16}\b", "RANDOM", text)
         text = re.sub(r"(?<=/attempts/)\d+", lambda found: str(_claim(int(found[0]))), text)
         text = re.sub(r"(?<=\bstep )\d+(?: of \d+)?", self._step_of, text)
         if "evaluation" in self._status:

@@ -178,13 +178,14 @@ def test_a_killed_trainer_goes_on_from_its_last_checkpoint(world: Any) -> None:
 
 
 def test_a_trainer_that_the_kernel_ends_for_its_memory_is_told_to_have_used_it_up(world: Any) -> None:
-    """Twice at most: the job is suspended then, or it would be tried again with smaller and smaller micro-batches."""
+    """Once: the job is suspended while the next attempt loads, or that would come to the same end."""
     namespace, name = world.namespace("memory"), "memory"
-    document = world.small_job(name, resources={"perNode": {"memory": "200Mi"}})
+    path = f"/apis/finetune.dev/v1alpha1/namespaces/{namespace}/finetunejobs/{name}"
+    suspend = {"body": {"spec": {"suspend": True}}, "kind": "application/merge-patch+json"}
     with world.trainings:
-        world.apply(document, namespace)
+        world.apply(world.small_job(name, resources={"perNode": {"memory": "200Mi"}}), namespace)
         world.wait(namespace, name, lambda s: s.get("restarts"), what="the kernel to end the trainer", seconds=90)
-        world.apply({**document, "spec": {**document["spec"], "suspend": True}}, namespace)
+        world.api.text(path, method="PATCH", **suspend)
         told = ["progress", "attempt"]  # by the trainer, if it was asked at all
         becomes(world, namespace, name, "out-of-memory", "Suspended", "Suspended", without=told)
 
