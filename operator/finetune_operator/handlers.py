@@ -30,7 +30,7 @@ WATCHED: dict[Kind, tuple[str, str]] = {
     "configmaps": ("", "v1"),
 }
 RESYNC_SECONDS = 60.0
-RESYNC_SHARE, LONGEST_REST_SECONDS = 0.02, 600.0
+RESYNC_SHARE, LONGEST_REST_SECONDS = 0.01, 600.0
 """Of the time, at most, for comparing each kind."""
 LOOK_SECONDS = 0.1
 OVERDUE_SECONDS = 3.0
@@ -250,27 +250,40 @@ class _Rounds:
     async def go(self, cache: Cache, kube: Kube, add: Callable[[str], None], *, namespaces: Sequence[str]) -> None:
         for kind in [kind for kind, due in self._due.items() if due <= self._clock()]:
             began = self._clock()
-            await refresh(cache, kube, add, namespaces=namespaces, kinds=(kind,))
+            behind = await _behind(cache, kube, kind, add, namespaces=namespaces, exact=False)
             rest = min((self._clock() - began) / RESYNC_SHARE, LONGEST_REST_SECONDS)
             self._due[kind] = self._clock() + max(RESYNC_SECONDS, rest)
+            await _catch_up(cache, kube, behind, add)
 
 
 async def refresh(
-    cache: Cache,
-    kube: Kube,
-    add: Callable[[str], None],
-    *,
-    namespaces: Sequence[str],
-    exact: bool = False,
-    kinds: Sequence[Kind] = get_args(Kind),
+    cache: Cache, kube: Kube, add: Callable[[str], None], *, namespaces: Sequence[str], exact: bool = False
 ) -> None:
     """List what there is and compare. What cannot be listed stays as it was."""
     behind: list[tuple[Kind, Outline]] = []
-    for kind in kinds:
-        async with _tolerant(kind):
-            for place in _places(kind, namespaces):
-                listing = await kube.list(kind, place, exact=exact)
-                behind += [(kind, item) for item in _compare(cache, listing, kind, place, add)]
+    for kind in get_args(Kind):
+        behind += await _behind(cache, kube, kind, add, namespaces=namespaces, exact=exact)
+    await _catch_up(cache, kube, behind, add)
+
+
+async def _behind(
+    cache: Cache, kube: Kube, kind: Kind, add: Callable[[str], None], *, namespaces: Sequence[str], exact: bool
+) -> list[tuple[Kind, Outline]]:
+    """Forgets what is gone. Returns what there is in a newer version than is known."""
+    found: list[tuple[Kind, Outline]] = []
+    async with _tolerant(kind):
+        for place in _places(kind, namespaces):
+            listing = await kube.list(kind, place, exact=exact)
+            present = {item.uid for item in listing.items}
+            for key in cache.keep(kind, present, version=listing.version, namespaces=[place] if place else []):
+                add(key)
+            found += [(kind, item) for item in listing.items if not cache.knows(item.uid, item.version)]
+    return found
+
+
+async def _catch_up(
+    cache: Cache, kube: Kube, behind: Sequence[tuple[Kind, Outline]], add: Callable[[str], None]
+) -> None:
     if behind:
         await asyncio.sleep(ON_ITS_WAY_SECONDS)
     for kind, item in behind:
@@ -286,16 +299,6 @@ async def _tolerant(kind: Kind) -> AsyncIterator[None]:
         logger.warning("%s could not be listed: %s", kind, error)
     except Exception:  # an answer that nobody expects must not end the process, now and after each restart
         logger.exception("what was listed of %s could not be taken in", kind)
-
-
-def _compare(
-    cache: Cache, listing: Listing, kind: Kind, place: str | None, add: Callable[[str], None]
-) -> list[Outline]:
-    """Forgets what is gone. Returns what there is in a newer version than is known."""
-    present = {item.uid for item in listing.items}
-    for key in cache.keep(kind, present, version=listing.version, namespaces=[place] if place else []):
-        add(key)
-    return [item for item in listing.items if not cache.knows(item.uid, item.version)]
 
 
 async def _fetch(cache: Cache, kube: Kube, kind: Kind, item: Outline, add: Callable[[str], None]) -> None:

@@ -2013,8 +2013,8 @@ def test_mere_progress_is_written_seldom() -> None:
 def test_trainers_are_asked_less_often_where_many_train() -> None:
     one = world(GO, *RUNNING, progress(step=40))
     assert decide(one, now=NOW).again_after == 5.0
-    assert decide(replace(one, trainings=50), now=NOW).again_after == 5.0
-    assert decide(replace(one, trainings=500), now=NOW).again_after == 50.0
+    assert decide(replace(one, trainings=40), now=NOW).again_after == 5.0
+    assert decide(replace(one, trainings=500), now=NOW).again_after == 62.5
     loading = world(GO, *RUNNING, progress("Loading", 0))
     assert decide(replace(loading, trainings=500), now=NOW).again_after == 25.0
 

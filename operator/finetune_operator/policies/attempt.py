@@ -37,8 +37,8 @@ POLL = 5.0
 POLL_STARTING = 2.0
 """Seconds between two questions to a trainer."""
 BRIEF = timedelta(seconds=3)
-QUESTIONS, QUESTIONS_STARTING = 10.0, 20.0
-"""A second, to all trainers together: where many train, each is asked less often. Twice as often as progress is written
+QUESTIONS, QUESTIONS_STARTING = 8.0, 20.0
+"""A second, to all trainers together: where many train, each is asked less often. More often than progress is written
 at most; more often to those that start or end, as they are few at a time."""
 POLL_QUEUE = 60.0
 """Seconds between two questions why a queue lets a Job wait. That it waits no more is an event of the Job itself."""
