@@ -7,6 +7,7 @@ that lost the label which the watches select by is gone for them, and back in a 
 
 import json
 import logging
+import time
 import zlib
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -34,7 +35,10 @@ from finetune_operator.views import (
 
 logger = logging.getLogger(__name__)
 
-Kind = Literal["finetunejobs", "finetuneprofiles", "jobs", "pods", "configmaps"]
+Kind = Literal["finetunejobs", "finetuneprofiles", "configmaps", "pods", "jobs"]
+"""In the order in which they are compared: how a pod ended is to be known before that its Job did."""
+NEWS_SECONDS = 2.0
+"""How much later than a Job's end those of its pods may become known: watches are not of one moment."""
 REMEMBERED = 10_000
 UNFOLDED = 256
 OF_METADATA = ("namespace", "name", "uid", "generation", "resourceVersion", "creationTimestamp", "deletionTimestamp")
@@ -131,6 +135,8 @@ class Cache:
         self._of: dict[str, set[str]] = defaultdict(set)
         self._outputs: dict[str, set[str]] = defaultdict(set)
         self._training: set[str] = set()
+        self._ends: dict[str, float] = {}
+        """By UID of a Job: when its end became known, by the monotonic clock."""
         self._gone: OrderedDict[str, float] = OrderedDict()
         """As of which resource version."""
 
@@ -154,6 +160,7 @@ class Cache:
         view = _view(kind, raw)
         entry = Entry(kind, raw["metadata"].get("namespace", ""), version, _subject_of(raw, view), view)
         self._gone.pop(uid, None)
+        ended = self._ends.get(uid)
         self._unlink(uid)
         self._entries[uid] = entry
         self._of[entry.subject].add(uid)
@@ -161,6 +168,8 @@ class Cache:
             self._outputs[entry.view.output].add(uid)
         if _trains(entry.view):
             self._training.add(uid)
+        if isinstance(entry.view, Child) and entry.view.ended is not None:
+            self._ends[uid] = ended if ended is not None else time.monotonic()
         return self._concerned(entry) | (self._concerned(before) if before is not None else frozenset())
 
     def removed(self, raw: Raw) -> frozenset[str]:
@@ -247,6 +256,16 @@ class Cache:
     def pods(self, subject: str) -> tuple[Pod, ...]:
         return tuple(view for view in self._views(subject) if isinstance(view, Pod))
 
+    def unsettled(self, subject: str) -> bool:
+        """Whether a Job's end has just become known, and not yet how all of its pods have ended."""
+        now, pods = time.monotonic(), self.pods(subject)
+        return any(
+            now - self._ends.get(job.uid, -inf) < NEWS_SECONDS
+            and sum(pod.owner == job.uid and pod.exit is not None for pod in pods) < job.nodes
+            for job in self.children(subject)
+            if job.ended is not None and not job.deleting
+        )
+
     def pinned(self, subject: str) -> Mapping[int, Pinned]:
         return {
             folded.generation: pinned for folded in self._folded(subject) if (pinned := folded.unfold()) is not None
@@ -282,6 +301,7 @@ class Cache:
         if entry is None:
             return
         self._training.discard(uid)
+        self._ends.pop(uid, None)
         _discard(self._of, entry.subject, uid)
         if isinstance(entry.view, Subject | Rested):
             _discard(self._outputs, entry.view.output, uid)

@@ -11,7 +11,7 @@ from math import inf
 from finetune_api import GROUP, VERSION
 from finetune_api.status import FineTuneJobStatus
 from finetune_operator import manifests, tracing
-from finetune_operator.cache import Cache, Kind
+from finetune_operator.cache import NEWS_SECONDS, Cache, Kind
 from finetune_operator.decide import decide, refused
 from finetune_operator.kube import ApiError, Kube
 from finetune_operator.manifests import Manifest
@@ -124,6 +124,8 @@ class Reconciler:
             RECONCILE_SECONDS.observe(time.monotonic() - started)
 
     async def _look(self, key: str) -> float | None:
+        if self._cache.unsettled(key):
+            return NEWS_SECONDS / 4
         now = self._clock()
         last_write, begun = self._written.get(key), self._begun.get(key, 0)
         ask = not self._pace.waits(key)  # until its turn what the trainer said last will do

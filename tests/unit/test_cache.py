@@ -214,6 +214,26 @@ def test_a_train_job_trains_until_it_ends_or_goes() -> None:
     assert cache.trainings == 1
 
 
+def test_how_a_jobs_pods_ended_may_become_known_a_little_after_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr("finetune_operator.cache.time.monotonic", lambda: clock[0])
+    cache = Cache()
+    complete = {"status": {"conditions": [{"type": "Complete", "status": "True"}]}}
+    cache.apply("jobs", child("t1", 1))
+    assert not cache.unsettled("uid-one")
+    cache.apply("jobs", {**child("t1", 2), **complete})
+    assert cache.unsettled("uid-one")
+    clock[0] += 1
+    cache.apply("jobs", {**child("t1", 3), **complete})  # another change of it begins nothing anew
+    ended = {"name": "trainer", "state": {"terminated": {"exitCode": 0}}}
+    cache.apply("pods", {**pod("x", 4), "status": {"phase": "Succeeded", "containerStatuses": [ended]}})
+    assert not cache.unsettled("uid-one")
+    cache.forget("uid-x")
+    assert cache.unsettled("uid-one")
+    clock[0] += 1.5
+    assert not cache.unsettled("uid-one")
+
+
 def test_a_list_of_one_namespace_says_nothing_of_another() -> None:
     cache = Cache()
     cache.apply("jobs", child("t1", 5))
