@@ -12,6 +12,7 @@ import zlib
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import lru_cache
 from math import inf
 from typing import Any, Literal
@@ -136,7 +137,7 @@ class Cache:
         self._outputs: dict[str, set[str]] = defaultdict(set)
         self._training: set[str] = set()
         self._ends: dict[str, float] = {}
-        """By UID of a Job: when its end became known, by the monotonic clock."""
+        """By UID of a Job or a pod: when its end became known, by the monotonic clock."""
         self._gone: OrderedDict[str, float] = OrderedDict()
         """As of which resource version."""
 
@@ -168,7 +169,7 @@ class Cache:
             self._outputs[entry.view.output].add(uid)
         if _trains(entry.view):
             self._training.add(uid)
-        if isinstance(entry.view, Child) and entry.view.ended is not None:
+        if _ended(entry.view):
             self._ends[uid] = ended if ended is not None else time.monotonic()
         return self._concerned(entry) | (self._concerned(before) if before is not None else frozenset())
 
@@ -256,6 +257,16 @@ class Cache:
     def pods(self, subject: str) -> tuple[Pod, ...]:
         return tuple(view for view in self._views(subject) if isinstance(view, Pod))
 
+    def known_for(self, subject: str) -> dict[str, timedelta]:
+        """By UID of a Job that has ended, or a pod of it: since when that is known."""
+        known: dict[str, float] = {}
+        for view in self._views(subject):
+            if isinstance(view, Child | Pod) and view.uid in self._ends:
+                job = view.uid if isinstance(view, Child) else view.owner
+                known[job] = min(self._ends[view.uid], known.get(job, inf))
+        now = time.monotonic()
+        return {job: timedelta(seconds=now - since) for job, since in known.items()}
+
     def unsettled(self, subject: str) -> bool:
         """Whether a Job's end has just become known, and not yet how all of its pods have ended."""
         now, pods = time.monotonic(), self.pods(subject)
@@ -320,6 +331,15 @@ def _version(raw: Raw) -> int:
 
 def _trains(view: View) -> bool:
     return isinstance(view, Child) and view.role == "train" and view.ended is None and not view.deleting
+
+
+def _ended(view: View) -> bool:
+    match view:
+        case Child():
+            return view.ended is not None
+        case Pod():
+            return view.exit is not None
+    return False
 
 
 def _subject_of(raw: Raw, view: View) -> str:

@@ -71,6 +71,7 @@ class Observer:
             refusals=refusals,
             kueue=kueue is not None,
             admissions=admissions,
+            known_for=self._cache.known_for(uid),
             trainings=self._cache.trainings,
             last_write=last_write,
             begun=begun,

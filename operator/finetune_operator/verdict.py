@@ -67,6 +67,8 @@ class Observed:
     """Whether Kueue's resources are served. Asked only where a queue is named."""
     admissions: Mapping[str, Admission] = field(default_factory=dict, hash=False)
     """By UID of a suspended child Job that Kueue has looked at: why it has not admitted it."""
+    known_for: Mapping[str, timedelta] = field(default_factory=dict, hash=False)
+    """By UID of a child Job that has ended: since when that is known, by a clock that nobody sets."""
     trainings: int = 1
     """Train Jobs that go on, of all FineTuneJobs: they share what is asked of trainers and told of mere progress."""
     room: bool = True

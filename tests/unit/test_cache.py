@@ -1,5 +1,6 @@
 """The cache: the newest version wins, UIDs never come again, nothing is taken for ours by its name."""
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -232,6 +233,24 @@ def test_how_a_jobs_pods_ended_may_become_known_a_little_after_its_end(monkeypat
     assert cache.unsettled("uid-one")
     clock[0] += 1.5
     assert not cache.unsettled("uid-one")
+
+
+def test_since_when_a_jobs_end_is_known_is_told_by_whatever_told_it_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr("finetune_operator.cache.time.monotonic", lambda: clock[0])
+    cache = Cache()
+    cache.apply("jobs", child("t1", 1))
+    cache.apply("pods", pod("x", 2))
+    assert cache.known_for("uid-one") == {}
+    ended = {"name": "trainer", "state": {"terminated": {"exitCode": 1}}}
+    cache.apply("pods", {**pod("x", 4), "status": {"phase": "Failed", "containerStatuses": [ended]}})
+    clock[0] += 3
+    failed = {"status": {"conditions": [{"type": "Failed", "status": "True"}]}}
+    cache.apply("jobs", {**child("t1", 5), **failed})
+    clock[0] += 4
+    assert cache.known_for("uid-one") == {"uid-t1": timedelta(seconds=7)}
+    cache.forget("uid-x")
+    assert cache.known_for("uid-one") == {"uid-t1": timedelta(seconds=4)}
 
 
 def test_a_list_of_one_namespace_says_nothing_of_another() -> None:

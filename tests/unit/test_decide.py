@@ -1998,6 +1998,29 @@ def test_progress_is_copied_with_its_checkpoint() -> None:
     assert status.run == RunStatus(id=RUN, generation=1, attempt=7, started_at="t")
 
 
+A_YEAR = 365 * 86400
+
+
+@pytest.mark.parametrize(
+    ("given", "job", "delay"),
+    [
+        (world(PREFLIGHT, p(), ended(p(), 49, message(49, "BucketNotFound"), at=A_YEAR)), p(), 10.0),
+        (world(GO, t(), ended(t(), 1, at=A_YEAR)), t(), 5.0),
+    ],
+)
+def test_a_clock_that_is_ahead_voids_no_delay(given: Observed, job: Child, delay: float) -> None:
+    """Ends are told by other clocks than ours: by ours, these were a year ago."""
+    early = decide(replace(given, known_for={job.uid: timedelta(seconds=2)}), now=NOW)
+    assert early.again_after == delay - 2
+    assert early.actions == ()
+    late = replace(given, known_for={job.uid: timedelta(seconds=11)})
+    told = decide(late, now=NOW)  # what it cost is told before its Job goes
+    for _ in range(2):
+        if told.status is not None and not told.actions:
+            told = decide(replace(late, subject=replace(late.subject, status=told.status)), now=NOW)
+    assert any(isinstance(action, CreatePreflight | CreateTrain) for action in told.actions)
+
+
 def test_mere_progress_is_written_seldom() -> None:
     told = _status(world(GO, *RUNNING, progress(step=40)))
     moved = replace(world(told, *RUNNING, progress(step=41)), last_write=ago(5))

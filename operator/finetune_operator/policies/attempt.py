@@ -21,6 +21,7 @@ from finetune_operator.policies.restarts import (
     committed_step,
     corrected,
     crash_delay,
+    due_at,
     free_delay,
     no_progress,
     recorded,
@@ -331,7 +332,7 @@ def _next(
     o: Observed, target: Target, job: Child, end: End, *, now: datetime, delay: timedelta, superseded: bool
 ) -> Verdict:
     """Another Job for the same run; the old one goes only when the new one is there, so that nothing is forgotten."""
-    due = end.at + delay
+    due = due_at(o, job, end, delay, now=now)
     known = o.knowing({"checkpoint": checkpoint_at(o.subject.status.checkpoint, committed_step(o, end))})
     limit = reached(known, target, cost_of(o, target, job, end, now=now))
     if limit is not None and limit.unheard and end.committed is None and not superseded:
@@ -355,7 +356,7 @@ def _through_preflight(
 ) -> Verdict:
     """Storage knows more than we do: let a preflight Job look before anything is tried again."""
     times = interruptions if end.kind in INTERRUPTED else job.counters.tries
-    due = end.at + (DELAYS[end.kind](times) if end.kind in DELAYS else timedelta(0))
+    due = due_at(o, job, end, DELAYS[end.kind](times) if end.kind in DELAYS else timedelta(0), now=now)
     unknown = Mark("Unknown", end.reason, end.message)
     if not o.jobs("preflight") and now < due:
         stalled = end.kind is Kind.ENVIRONMENT

@@ -15,6 +15,7 @@ from finetune_operator.policies.restarts import (
     checkpoint_at,
     corrected,
     crash_delay,
+    due_at,
     environment_delay,
     jitter,
     nothing_lost,
@@ -157,7 +158,7 @@ def _next(before: Counters, end: End) -> tuple[Counters, timedelta]:
 
 def _again(o: Observed, target: Target, job: Child, end: End, *, now: datetime) -> Verdict:
     counters, delay = _next(job.counters, end)
-    due = end.at + delay
+    due = due_at(o, job, end, delay, now=now)
     if now < due:
         return _rest(o, end, counters, due, now=now)
     mark = Mark("Unknown", end.reason, f"{end.message}; looking again now")

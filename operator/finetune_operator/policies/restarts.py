@@ -30,6 +30,9 @@ def _doubled(seconds: float, times: int) -> timedelta:
     return min(timedelta(seconds=seconds) * float(2 ** min(times, 10)), LONGEST)
 
 
+LEAST_BETWEEN = timedelta(seconds=10)
+
+
 def environment_delay(tries: int) -> timedelta:
     """10 s, doubled by each try, at most ten minutes."""
     return _doubled(10.0, tries)
@@ -48,6 +51,14 @@ def crash_delay(failures: int) -> timedelta:
 def free_delay(interruptions: int) -> timedelta:
     """None at first; attempts that won no step wait longer and longer. `interruptions` counts the one that ended."""
     return timedelta(0) if interruptions <= 1 else crash_delay(interruptions - 2)
+
+
+def due_at(o: Observed, job: Child, end: End, delay: timedelta, *, now: datetime) -> datetime:
+    """When the next try begins after an end: by the clock, and however far ahead that may be, not before the delay, or
+    LEAST_BETWEEN where it is longer, has passed since the end became known."""
+    known_for = o.known_for.get(job.uid)
+    rest = min(delay, LEAST_BETWEEN) - known_for if known_for is not None else timedelta(0)
+    return max(end.at + delay, now + rest)
 
 
 def jitter(key: str) -> float:
