@@ -14,8 +14,8 @@ from tests.e2e.goldens import GOLDEN, compared, masked
 from tests.e2e.test_operator import Document, condition
 
 REAL = GOLDEN / "real"
-PATIENCE = 30.0
-"""Seconds: what waits is looked at again now and then, and is in another phase meanwhile."""
+PATIENCE = 120.0
+"""Seconds: what waits is looked at again now and then, and is in another phase meanwhile, for long on a busy node."""
 LEFT_OUT = (
     # There only if the trainer was asked at the right moment: it is asked every few seconds, and ends when it is done.
     "checkpoint.uri",
@@ -53,7 +53,7 @@ class Namespace:
     def get(self, job: str) -> Document:
         return dict(self.world.job(self.name, job))
 
-    def reaches(self, job: str, phase: str, reason: str | None = None, *, seconds: float = 40) -> Document:
+    def reaches(self, job: str, phase: str, reason: str | None = None, *, seconds: float = PATIENCE) -> Document:
         def there(status: Document) -> bool:
             return status.get("phase") == phase and reason in (None, condition(status, "Succeeded").get("reason"))
 
@@ -75,7 +75,7 @@ def becomes(
     without: Collection[str] = (),
     names: Mapping[str, str] | None = None,
     own_rows: bool = False,
-    seconds: float = 40,
+    seconds: float = PATIENCE,
 ) -> Document:
     """The FineTuneJob once its status is that of the golden file. Raises AssertionError with the difference.
 
