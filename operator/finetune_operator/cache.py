@@ -268,11 +268,14 @@ class Cache:
         return {job: timedelta(seconds=now - since) for job, since in known.items()}
 
     def unsettled(self, subject: str) -> bool:
-        """Whether a Job's end has just become known, and not yet how all of its pods have ended."""
+        """Whether a Job's end has just become known, and not yet of all of its pods why they are at an end.
+
+        What a pod that goes away says is taken at once: once it is gone nobody knows it.
+        """
         now, pods = time.monotonic(), self.pods(subject)
         return any(
             now - self._ends.get(job.uid, -inf) < NEWS_SECONDS
-            and sum(pod.owner == job.uid and pod.exit is not None for pod in pods) < job.nodes
+            and sum(pod.owner == job.uid and _leaves(pod) for pod in pods) < job.nodes
             for job in self.children(subject)
             if job.ended is not None and not job.deleting
         )
@@ -340,6 +343,10 @@ def _ended(view: View) -> bool:
         case Pod():
             return view.exit is not None
     return False
+
+
+def _leaves(pod: Pod) -> bool:
+    return pod.exit is not None or pod.over or bool(pod.disrupted) or pod.gone_by is not None
 
 
 def _subject_of(raw: Raw, view: View) -> str:

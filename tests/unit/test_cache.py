@@ -235,6 +235,17 @@ def test_how_a_jobs_pods_ended_may_become_known_a_little_after_its_end(monkeypat
     assert not cache.unsettled("uid-one")
 
 
+def test_what_a_pod_that_goes_away_says_is_not_waited_with() -> None:
+    cache = Cache()
+    cache.apply("pods", pod("x", 1))
+    failed = {"status": {"conditions": [{"type": "FailureTarget", "status": "True"}]}}
+    cache.apply("jobs", {**child("t1", 2), **failed})
+    assert cache.unsettled("uid-one")
+    target = {"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler"}
+    cache.apply("pods", {**pod("x", 3), "status": {"phase": "Running", "conditions": [target]}})
+    assert not cache.unsettled("uid-one")
+
+
 def test_since_when_a_jobs_end_is_known_is_told_by_whatever_told_it_first(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [100.0]
     monkeypatch.setattr("finetune_operator.cache.time.monotonic", lambda: clock[0])
