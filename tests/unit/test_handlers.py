@@ -1,6 +1,7 @@
 """An operator that follows has a full picture of the cluster, and a fresh one when its turn comes."""
 
 import asyncio
+import itertools
 from typing import Any, cast
 
 import pytest
@@ -249,7 +250,28 @@ def test_a_follower_finds_every_minute_what_watches_have_missed_and_once_more_wh
     virtual_time.run(story())
 
 
-def test_what_takes_long_to_list_is_listed_less_often() -> None:
+def test_an_api_server_that_was_away_is_asked_again_in_a_minute() -> None:
+    async def story() -> None:
+        class Away(Cluster):
+            async def list(self, kind: str, namespace: str | None, *, exact: bool) -> Listing:
+                listed.append((kind, now()))
+                await asyncio.sleep(6)
+                raise TimeoutError
+
+        listed: list[tuple[str, float]] = []
+        comparing = asyncio.create_task(handlers.resync(Cache(), as_kube(Away()), lambda _: None, namespaces=[]))
+        await asyncio.sleep(240)
+        comparing.cancel()
+        moments = [moment for kind, moment in listed if kind == "jobs"]
+        assert len(moments) == 3
+        assert all(later - earlier < 90 for earlier, later in itertools.pairwise(moments))
+
+    virtual_time.run(story())
+
+
+def test_what_takes_long_to_list_is_listed_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("finetune_operator.handlers.time.process_time", now)
+
     async def story() -> None:
         class Slow(Cluster):
             async def list(self, kind: str, namespace: str | None, *, exact: bool) -> Listing:
