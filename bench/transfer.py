@@ -121,6 +121,7 @@ def _ours(what: str, bucket: str, endpoint: str, credentials: Path, source: Path
 
     store = open_store(f"s3://{bucket}", StorageSettings(endpoint, REGION, credentials))
     store.head(KEY)
+    store.head(KEY)  # with the client that is made anew after the first answer
     return lambda: store.upload(source, KEY) if what == "upload" else store.download(KEY, target)
 
 

@@ -28,9 +28,13 @@ from finetune_trainer.storage import (
 )
 from finetune_trainer.storage.answers import Answer, Request, meaning
 from finetune_trainer.storage.transfer import (
+    WORKERS,
     Crc32,
+    Disconnected,
     FileBody,
     FilePart,
+    Response,
+    Target,
     fetch_ranges,
     part_size,
     range_size,
@@ -519,10 +523,10 @@ def test_ranges_and_parts_fit_their_limits() -> None:
 def test_the_first_failing_range_ends_a_transfer(tmp_path: Path) -> None:
     (tmp_path / "target").touch()
 
-    def fetch(offset: int, length: int, write: Any) -> None:
+    def fetch(offset: int, length: int, target: Target) -> None:
         if offset:
             raise Unavailable("StoreUnavailable", "gone")
-        write(offset, bytes(length))
+        target.write(offset, bytes(length))
 
     with pytest.raises(Unavailable):
         fetch_ranges(fetch, tmp_path / "target", 64 * MIB)
@@ -604,6 +608,98 @@ def test_where_the_kernel_cannot_send_a_file_it_is_read(tmp_path: Path, monkeypa
         assert sent_over(FilePart(source, 3, MIB, b"")) == data[3 : MIB + 3]
 
 
+def test_downloads_over_plain_http_are_moved_into_their_file_over_few_connections(
+    s3_server: Any, s3_bucket: str, s3_settings: StorageSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved, opened = 0, 0
+    splice, connect = os.splice, socket.socket.connect
+
+    def counted(source: int, to: int, count: int, **places: int) -> int:
+        nonlocal moved
+        done = splice(source, to, count, **places)
+        moved += done if "offset_dst" in places else 0
+        return done
+
+    def noted(self: socket.socket, address: Any) -> None:
+        nonlocal opened
+        opened += 1
+        connect(self, address)
+
+    data = os.urandom(150 * MIB + 1)
+    (tmp_path / "source").write_bytes(data)
+    store = open_store(f"s3://{s3_bucket}", replace(s3_settings, read_timeout=29.0))  # with connections of its own
+    store.upload(tmp_path / "source", "large")
+    monkeypatch.setattr(os, "splice", counted)
+    monkeypatch.setattr(socket.socket, "connect", noted)
+    for _ in range(2):
+        assert store.download("large", tmp_path / "target").sha256 == hashlib.sha256(data).hexdigest()
+    assert moved > 2 * 0.95 * len(data)
+    assert opened <= WORKERS, "a connection whose answer was read to its end is used again"
+    assert (tmp_path / "target").read_bytes() == data
+
+
+@pytest.mark.parametrize("which", ["a socket", "a file"])
+def test_what_the_kernel_cannot_move_is_read(
+    s3_bucket: str, s3_settings: StorageSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: str
+) -> None:
+    splice = os.splice
+
+    def refuse(source: int, to: int, count: int, **places: int) -> int:
+        if ("offset_dst" in places) == (which == "a file"):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return splice(source, to, count, **places)
+
+    data = os.urandom(40 * MIB + 1)
+    store = open_store(f"s3://{s3_bucket}", s3_settings)
+    (tmp_path / "source").write_bytes(data)
+    store.upload(tmp_path / "source", "large")
+    monkeypatch.setattr(os, "splice", refuse)
+    store.download("large", tmp_path / "target")
+    assert (tmp_path / "target").read_bytes() == data
+
+
+def test_a_full_disk_ends_a_download_and_a_broken_connection_does_not(
+    proxied: Store, s3_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both are an OSError, of the same call."""
+    splice = os.splice
+    failures = [ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"), TimeoutError("timed out")]
+
+    def fail(source: int, to: int, count: int, **places: int) -> int:
+        if "offset_dst" in places and full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        if "offset_dst" not in places and failures:
+            raise failures.pop()
+        return splice(source, to, count, **places)
+
+    data, full = os.urandom(40 * MIB + 1), False
+    (tmp_path / "source").write_bytes(data)
+    proxied.upload(tmp_path / "source", "large")
+    monkeypatch.setattr(os, "splice", fail)
+    proxied.download("large", tmp_path / "target")
+    assert not failures
+    assert (tmp_path / "target").read_bytes() == data
+    full = True
+    with pytest.raises(StorageError, match="No space left on device") as told:
+        proxied.download("large", tmp_path / "other")
+    assert told.value.reason == "NoSpace"
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_connection_that_brings_nothing_any_more_is_given_up(tmp_path: Path) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs, open(tmp_path / "target", "w+b") as file:
+        ours.settimeout(0.1)
+        theirs.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n" + b"x" * 1000)
+        response = Response(ours)
+        response.begin()
+        arrived = response.pour(Target(file.fileno()), 0, 1_000_000)
+        assert next(arrived) == 1000
+        with pytest.raises(Disconnected, match="Read timed out"):
+            next(arrived)
+        response.close()
+
+
 def test_a_file_that_is_cut_while_it_is_sent_is_told_and_so_is_a_store_that_takes_nothing(tmp_path: Path) -> None:
     (tmp_path / "source").write_bytes(bytes(8 * MIB))
     with open(tmp_path / "source", "rb") as source:
@@ -630,7 +726,7 @@ def test_what_the_disk_refuses_while_a_file_grows_is_not_lost(
     monkeypatch.setattr(os, "fdatasync", fail_once)
     (tmp_path / "target").touch()
     with pytest.raises(OSError, match="Input/output error"):
-        fetch_ranges(lambda offset, length, write: write(offset, bytes(length)), tmp_path / "target", size)
+        fetch_ranges(lambda offset, length, target: target.write(offset, bytes(length)), tmp_path / "target", size)
     assert calls == 1
 
 

@@ -43,6 +43,7 @@ from botocore.exceptions import (
     NoCredentialsError,
     ParamValidationError,
     PartialCredentialsError,
+    ResponseStreamingError,
     SSLError,
 )
 from botocore.exceptions import ConnectionError as ConnectError
@@ -71,9 +72,11 @@ from .transfer import (
     BLOCK,
     Crc32,
     Digest,
+    Disconnected,
     FileBody,
     FilePart,
-    Write,
+    Response,
+    Target,
     fetch_ranges,
     part_size,
     read_parts,
@@ -188,17 +191,17 @@ class S3Store:
         if if_match is not None and info.etag != if_match:
             raise changed(self._request("download", key), "its etag differs")
 
-        def fetch(offset: int, length: int, write: Write) -> None:
-            self._fetch_range(key, info.etag, offset, length, write)
+        def fetch(offset: int, length: int, target: Target) -> None:
+            self._fetch_range(key, info.etag, offset, length, target)
 
         def fill() -> tuple[str, str, str | None]:
-            found = fetch_ranges(fetch, target, info.size, progress=progress)
+            found = fetch_ranges(fetch, unfinished, info.size, progress=progress)
             recorded = info.sha256 if sha256 in (None, found) else sha256
             return found, found, recorded
 
-        with file_error(path), temporary(path) as target:
+        with file_error(path), temporary(path) as unfinished:
             found = self._whole(key, fill)
-            publish(target, path)
+            publish(unfinished, path)
         return replace(info, sha256=found)
 
     def write(self, key: str, data: bytes) -> ObjectInfo:
@@ -392,18 +395,20 @@ class S3Store:
             request["Range"] = f"bytes={offset}-{'' if end is None else end - 1}"
         return client.get_object(**request)
 
-    def _fetch_range(self, key: str, etag: str, offset: int, length: int, write: Write) -> None:
+    def _fetch_range(self, key: str, etag: str, offset: int, length: int, target: Target) -> None:
         """One range, going on behind the last byte that arrived whenever the connection breaks."""
         position, end = offset, offset + length
 
         def step(client: Any) -> None:
             nonlocal position
             with closing(self._get(client, key, etag, position, end)["Body"]) as body:
+                for moved in _poured(body, target, position, end - position):
+                    position += moved
                 while position < end:
                     block = body.read(min(BLOCK, end - position))
                     if not block:
                         raise IncompleteReadError(actual_bytes=position - offset, expected_bytes=length)
-                    write(position, block)
+                    target.write(position, block)
                     position += len(block)
 
         self._call("download", key, step, progress=lambda: position)
@@ -611,7 +616,7 @@ class Connection:
             verify=str(settings.ca_file) if settings.ca_file else None,
             config=config,
         )
-        _send_parts_as_files(client)
+        _move_files_by_kernel(client)
         client.meta.events.register("before-send.s3", self._refuse_link_local)
         client.meta.events.register("before-sign.s3.UploadPart", _leave_body_unsigned)
         return client
@@ -823,7 +828,10 @@ def _plain(etag: str) -> str:
 
 
 class _Connection(AWSHTTPConnection):  # type: ignore[misc]
-    """Plain HTTP that lets the kernel send the parts of a file: they are not copied through this process."""
+    """Plain HTTP that lets the kernel send the parts of a file, and receive them: they are not copied through this
+    process."""
+
+    response_class = Response
 
     def request(self, method: str, url: str, body: Any = None, *args: Any, **kwargs: Any) -> None:
         super().request(method, url, [body] if isinstance(body, FileBody) else body, *args, **kwargs)
@@ -840,7 +848,18 @@ class _Pool(AWSHTTPConnectionPool):  # type: ignore[misc]
     ConnectionCls = _Connection
 
 
-def _send_parts_as_files(client: Any) -> None:
+def _poured(body: Any, target: Target, offset: int, length: int) -> Iterator[int]:
+    """What `Response.pour` moves of an answer's body, nothing of one that is encrypted. The SDK does not tell what it
+    reads from: it is dug out of two of its layers."""
+    response = getattr(getattr(body, "_raw_stream", None), "_fp", None)
+    if isinstance(response, Response):
+        try:
+            yield from response.pour(target, offset, length)
+        except Disconnected as error:
+            raise ResponseStreamingError(error=error) from None
+
+
+def _move_files_by_kernel(client: Any) -> None:
     """The SDK has no option for it: what it makes its connections of is replaced, for plain HTTP without a proxy."""
     manager = client._endpoint.http_session._manager
     manager.pool_classes_by_scheme = {**manager.pool_classes_by_scheme, "http": _Pool}

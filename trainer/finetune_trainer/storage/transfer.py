@@ -1,6 +1,7 @@
 """Large files in parallel: byte ranges written straight into place, and parts read ahead within bounded memory."""
 
 import errno
+import fcntl
 import hashlib
 import os
 import select
@@ -10,11 +11,12 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from http.client import HTTPException, HTTPResponse
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO, Protocol, TypeVar
+from typing import Any, BinaryIO, Protocol, TypeVar
 
 from .base import MIB
 from .files import PIECE, file_changed
@@ -35,18 +37,25 @@ _FLUSHED = 64 * MIB
 """Bytes that are written to the disk at once, while later ones arrive."""
 BLOCK = 256 * 1024
 """Bytes that are received, written or hashed at once: they stay in the processor's cache meanwhile."""
+_SPLICED = 64 * 1024
+"""Bytes that the kernel moves into a file at once: half of what costs as much as `files.PIECE` says. With twice as many
+calls, or with no bound, downloads needed a fifth more processor on one machine or the other."""
 
-Write = Callable[[int, bytes], None]
-"""Put bytes at an offset of the file."""
+_UNKNOWN_CALL = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
+"""How a kernel, or a file's system, says that it does not know splice(2) or sendfile(2)."""
 
 
 class Stopped(Exception):
     """The transfer ended with an error elsewhere; this range need not go on."""
 
 
+class Disconnected(Exception):
+    """The connection broke while a body was on its way."""
+
+
 def range_size(size: int) -> int:
     """Bytes of one download range: 16 to 64 MiB, so that large files keep all workers busy with few requests."""
-    return min(max(_MIN_PART, size // (WORKERS * 8)), _MAX_RANGE)
+    return min(max(_MIN_PART, size // (WORKERS * 2)), _MAX_RANGE)
 
 
 def part_size(size: int) -> int:
@@ -59,37 +68,143 @@ def part_size(size: int) -> int:
     return max(usual, -(-least // MIB) * MIB)
 
 
+class Target:
+    """A file that is filled at several places at once."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._stopped = threading.Event()
+        # The kernel lets one write at a time into a file, and burns a processor for each that waits.
+        self._writing = threading.Lock()
+
+    def stop(self) -> None:
+        """Let nobody write any more."""
+        self._stopped.set()
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Put bytes in their place. Raises Stopped, and OSError for what the file's system refuses."""
+        with self._writing:
+            self._put(offset, data)
+
+    def splice(self, offset: int, pipe: int, size: int) -> None:
+        """Put the next `size` bytes of a pipe in their place. Raises as `write` does."""
+        with self._writing:
+            while size:
+                self._check()
+                most = min(size, _SPLICED)
+                try:
+                    moved = os.splice(pipe, self._descriptor, most, offset_dst=offset)
+                except OSError as error:
+                    if error.errno not in _UNKNOWN_CALL:
+                        raise
+                    data = os.read(pipe, most)
+                    self._put(offset, data)
+                    moved = len(data)
+                size, offset = size - moved, offset + moved
+
+    def _put(self, offset: int, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            self._check()
+            written = os.pwrite(self._descriptor, view[:PIECE], offset)
+            view, offset = view[written:], offset + written
+
+    def _check(self) -> None:
+        if self._stopped.is_set():
+            raise Stopped
+
+
+class Response(HTTPResponse):
+    """An answer over plain HTTP whose body the kernel can move into a file: it is not copied through this process."""
+
+    def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
+        super().__init__(sock, *args, **kwargs)
+        self._socket = sock
+
+    def pour(self, target: Target, offset: int, length: int) -> Iterator[int]:
+        """Move the next `length` bytes, but for a few, to `offset` of the file; yields how many, each time.
+
+        The last few are to be read, which gives the connection back. Moves fewer, or none, where the body ends early,
+        has no known length, or the kernel does not know how. Raises Disconnected, Stopped, and OSError for what the
+        file's system refuses.
+        """
+        left = min(length, self.length or 0) - _SPLICED
+        if left <= 0:
+            return
+        with _disconnected():  # all that came together with the header; the rest is in the socket
+            data = self.read1(min(left, BLOCK))
+        target.write(offset, data)
+        yield len(data)
+        left, offset = left - len(data), offset + len(data)
+        with closing(Pipe()) as pipe:
+            while left and (moved := pipe.take(self._socket, left)):
+                self.length = (self.length or 0) - moved
+                target.splice(offset, pipe.end, moved)
+                yield moved
+                left, offset = left - moved, offset + moved
+
+
+class Pipe:
+    """What splice(2) moves the bytes of a socket into, on their way to a file."""
+
+    def __init__(self) -> None:
+        self.end, self._begin = os.pipe()
+        with suppress(OSError):  # all large pipes of a user have a limit together
+            fcntl.fcntl(self._begin, fcntl.F_SETPIPE_SZ, MIB)
+
+    def take(self, sock: socket.socket, most: int) -> int:
+        """Wait for bytes and take up to `most` of them; returns how many, none where there will be no more of them or
+        the kernel does not know how. Raises Disconnected."""
+        with _disconnected():
+            while True:
+                try:
+                    return os.splice(sock.fileno(), self._begin, min(most, MIB))
+                except BlockingIOError:
+                    _wait(sock, select.POLLIN)
+                except OSError as error:
+                    if error.errno not in _UNKNOWN_CALL:
+                        raise
+                    return 0
+
+    def close(self) -> None:
+        """Let go of both ends, and of what is in between."""
+        os.close(self._begin)
+        os.close(self.end)
+
+
+@contextmanager
+def _disconnected() -> Iterator[None]:
+    """Tell what a connection fails with from what a file does."""
+    try:
+        yield
+    except TimeoutError as error:
+        raise Disconnected("Read timed out") from error
+    except (OSError, HTTPException) as error:
+        raise Disconnected(str(error) or type(error).__name__) from error
+
+
 def fetch_ranges(
-    fetch: Callable[[int, int, Write], None],
-    target: Path,
+    fetch: Callable[[int, int, Target], None],
+    path: Path,
     size: int,
     *,
     progress: Callable[[int], None] | None = None,
 ) -> str:
-    """Fill `target` with `size` bytes by parallel calls of fetch(offset, length, write); returns the hex SHA-256.
+    """Fill a file with `size` bytes by parallel calls of fetch(offset, length, target); returns the hex SHA-256.
 
     The digest is taken of the file itself, range by range while later ones arrive, so it covers what was written.
     The first error of a range ends the others and is raised.
     """
-    stop, writing = threading.Event(), threading.Lock()
     length = range_size(size)
     starts = range(0, size, length)
-    with open(target, "r+b", buffering=0) as file, ThreadPoolExecutor(WORKERS, "download") as pool:
+    with open(path, "r+b", buffering=0) as file, ThreadPoolExecutor(WORKERS, "download") as pool:
         descriptor = file.fileno()
         if size:
             os.posix_fallocate(descriptor, 0, size)  # a full disk is found out before anything is fetched
-
-        def write(offset: int, data: bytes) -> None:
-            view = memoryview(data)
-            with writing:  # the kernel lets one write at a time into a file, and burns a processor for each that waits
-                while view:
-                    if stop.is_set():
-                        raise Stopped
-                    written = os.pwrite(descriptor, view[:PIECE], offset)
-                    view, offset = view[written:], offset + written
+        target = Target(descriptor)
 
         def begin(start: int) -> Future[None]:
-            return pool.submit(fetch, start, min(length, size - start), write)
+            return pool.submit(fetch, start, min(length, size - start), target)
 
         try:
             with _flushed(descriptor) as flush:
@@ -101,7 +216,7 @@ def fetch_ranges(
 
                 return _digest_in_order(descriptor, map(begin, starts), length, size, advance)
         except BaseException:
-            stop.set()
+            target.stop()
             pool.shutdown(wait=True, cancel_futures=True)
             raise
 
@@ -227,10 +342,10 @@ def send_file(body: FileBody, sock: socket.socket) -> None:
         try:
             sent = os.sendfile(sock.fileno(), part.source.fileno(), at, part.size - body.tell())
         except BlockingIOError:
-            _wait_until_writable(sock)
+            _wait(sock, select.POLLOUT)
             continue
         except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+            if error.errno not in _UNKNOWN_CALL:
                 raise
             sock.sendall(body.read(BLOCK))
             continue
@@ -239,11 +354,11 @@ def send_file(body: FileBody, sock: socket.socket) -> None:
         body.seek(body.tell() + sent)
 
 
-def _wait_until_writable(sock: socket.socket) -> None:
-    """A socket with a time limit does not block by itself."""
+def _wait(sock: socket.socket, until: int) -> None:
+    """A socket with a time limit does not block by itself. Raises TimeoutError when the limit is over."""
     limit = sock.gettimeout()
     poll = select.poll()
-    poll.register(sock, select.POLLOUT)
+    poll.register(sock, until)
     if not poll.poll(None if limit is None else limit * 1000):
         raise TimeoutError("timed out")
 
