@@ -1868,6 +1868,40 @@ def test_a_correction_reaches_the_total_and_only_the_restart_before() -> None:
     assert (later.restarts, later.usage) == ([cost], Usage(attempts=3, lost_steps=10))
 
 
+def test_an_attempt_that_is_heard_only_when_it_is_done_corrects_the_restart_before() -> None:
+    cost = Restart(attempt=1, reason="Killed", at="x", resumed_from_step=30, lost_steps=10)
+    counted = tired(1).model_copy(update={"restarts": [cost], "usage": Usage(attempts=2, lost_steps=10)})
+    for code, last in ((0, TRAINED), (48, UNMET)):
+        won = ended(t(2), code, last.model_copy(update={"resumed_from_step": 35}))
+        status = _status(world(counted, t(2), won))
+        assert [(r.resumed_from_step, r.lost_steps) for r in status.restarts or []] == [(35, 5)]
+        assert status.usage is not None
+        assert (status.usage.attempts, status.usage.lost_steps) == (2, 5)
+        assert status.run is not None
+        assert status.run.interruptions is None
+        again = ended(t(2), code, last.model_copy(update={"resumed_from_step": 20}))
+        status = _status(world(counted, t(2), again))
+        assert [(r.resumed_from_step, r.lost_steps) for r in status.restarts or []] == [(20, 20)]
+        assert status.run is not None
+        assert status.run.interruptions == 1
+
+
+def test_an_attempt_that_is_heard_only_when_it_fails_corrects_the_restart_before_and_loses_its_own_steps() -> None:
+    cost = Restart(attempt=1, reason="Killed", at="x", resumed_from_step=30, lost_steps=10)
+    rewound = ProgressStatus(step=30, total_steps=100, percent=30)
+    before = tired(1).model_copy(
+        update={"restarts": [cost], "usage": Usage(attempts=2, lost_steps=10), "progress": rewound}
+    )
+    for resumed, costs in ((20, [(20, 20), (20, 5)]), (35, [(35, 5), (35, 5)])):
+        last = message(1, "Crashed", run_id=RUN, reached_step=resumed + 5, resumed_from_step=resumed)
+        status = _status(world(before, t(2), ended(t(2), 1, last)))
+        assert [(r.resumed_from_step, r.lost_steps) for r in status.restarts or []] == costs
+        assert status.usage is not None
+        assert status.usage.lost_steps == sum(lost for _, lost in costs)
+        assert status.checkpoint == CheckpointStatus(step=resumed)
+        assert f"going on from step {resumed}" in str(status.message)
+
+
 def test_an_attempt_that_trains_without_saying_from_where_began_with_nothing() -> None:
     cost = Restart(attempt=1, reason="Killed", at="x", resumed_from_step=30, lost_steps=10)
     before = TRAINING.model_copy(update={"restarts": [cost], "usage": Usage(attempts=2, lost_steps=10)})

@@ -25,6 +25,7 @@ from finetune_operator.policies.restarts import (
     free_delay,
     no_progress,
     recorded,
+    rewound,
 )
 from finetune_operator.policies.rivals import ahead, wait_for
 from finetune_operator.policies.success import last_checkpoint, not_good_enough, succeeded
@@ -230,6 +231,7 @@ def _sentence(progress: Progress) -> str:
 
 
 def _ended(o: Observed, target: Target, job: Child, end: End, *, now: datetime, superseded: bool) -> Verdict:
+    o = _knowing_where_it_began(o, job, end)
     if end.kind in (Kind.DONE, Kind.FINAL) and end.last is not None and end.last.result is not None:
         way = None if superseded else _out_of_date(o, target, job, end, now=now)
         if way is None:
@@ -257,6 +259,18 @@ def _ended(o: Observed, target: Target, job: Child, end: End, *, now: datetime, 
     return verdict.stating(**facts)
 
 
+def _knowing_where_it_began(o: Observed, job: Child, end: End) -> Observed:
+    """What the restart before it cost, from its last words: it may have ended before it was asked even once."""
+    status, began = o.subject.status, end.began_at
+    if began is None or status.run is None or status.run.id != job.run:
+        return o
+    facts = corrected(status, resumed=began, attempt=job.ordinal)
+    if not facts:
+        return o
+    checkpoint = checkpoint_at(status.checkpoint, began)
+    return o.knowing({**facts, "checkpoint": checkpoint, "progress": rewound(status.progress, began)})
+
+
 def stopped(o: Observed, job: Child, *, reason: str, now: datetime) -> dict[str, object]:
     """The status fields that tell of an attempt which is stopped now, by us, unless it has ended by itself; empty when
     they do so already."""
@@ -266,6 +280,7 @@ def stopped(o: Observed, job: Child, *, reason: str, now: datetime) -> dict[str,
     target, same = target_of(pinned), status.run is not None and status.run.id == job.run
     end = ending(job, o.pods_of(job), nodes=target.config.pods.nodes, now=now)
     if end is not None:
+        o = _knowing_where_it_began(o, job, end)
         return recorded(o, job, end, cost_of(o, target, job, end, now=now)) if same else {}
     aside = set_aside(o, target, job, status.usage or Usage(), now=now)
     o = o.knowing(aside)
