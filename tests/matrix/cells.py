@@ -57,10 +57,11 @@ class Cell:
                 **spec.get("data", {}),
             },
             "training": {
-                "epochs": kind.epochs.get(self.method, 4.0),
+                "epochs": 4.0,
                 "batchSize": 16,
                 "learningRate": kind.rates.get(self.method, RATES.get(self.method, RATE)),
                 **spec.get("training", {}),
+                **({"epochs": kind.epochs[self.method]} if self.method in kind.epochs else {}),
             },
             "output": {"uri": (root / "output").as_uri()},
         }
