@@ -83,7 +83,6 @@ def _lease(text: str) -> tuple[str, str]:
 
 async def _run(options: argparse.Namespace) -> int:
     kube = await Kube.connect(options.kubeconfig)
-    progress = ProgressReader(kube)
     stop, full = asyncio.Event(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -92,10 +91,9 @@ async def _run(options: argparse.Namespace) -> int:
         await _serve(server, options.metrics_port)
         if not await _crds_there(kube, stop):
             return 0
-        return await _operate(options, kube, progress, full=full, stop=stop)
+        return await _operate(options, kube, full=full, stop=stop)
     finally:
         await server.cleanup()
-        await progress.close()
         await kube.close()
 
 
@@ -119,13 +117,12 @@ async def _crds_there(kube: Kube, stop: asyncio.Event) -> bool:
     return False
 
 
-async def _operate(
-    options: argparse.Namespace, kube: Kube, progress: ProgressReader, *, full: asyncio.Event, stop: asyncio.Event
-) -> int:
+async def _operate(options: argparse.Namespace, kube: Kube, *, full: asyncio.Event, stop: asyncio.Event) -> int:
     cache, turn, fresh = Cache(), asyncio.Event(), asyncio.Event()
     candidate = _candidate(kube, options.lease)
     kube.write_only_while(lambda: candidate.leading)
     defaults = Defaults(trainer_image=options.trainer_image, preflight_image=options.preflight_image)
+    progress = ProgressReader(kube, wake=lambda uid: queue.add(uid))
     queue = KeyedQueue(Reconciler(cache, kube, Observer(cache, kube, progress, defaults=defaults)))
     register(Phases(lambda: cache.phases() if turn.is_set() else {}))
     QUEUE.set_function(lambda: len(queue))
@@ -155,6 +152,7 @@ async def _operate(
     code = _outcome(done)
     await _end(pending)
     await candidate.release()
+    await progress.close()
     return code
 
 

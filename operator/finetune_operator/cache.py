@@ -11,7 +11,7 @@ import time
 import zlib
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import lru_cache
 from math import inf
@@ -40,6 +40,8 @@ Kind = Literal["finetunejobs", "finetuneprofiles", "configmaps", "pods", "jobs"]
 """In the order in which they are compared: how a pod ended is to be known before that its Job did."""
 NEWS_SECONDS = 2.0
 """How much later than a Job's end those of its pods may become known: watches are not of one moment."""
+LEFT_SECONDS = 60.0
+"""How long what a pod said last counts after it and its Job are gone: for the look that is to come."""
 REMEMBERED = 10_000
 UNFOLDED = 256
 OF_METADATA = ("namespace", "name", "uid", "generation", "resourceVersion", "creationTimestamp", "deletionTimestamp")
@@ -140,6 +142,8 @@ class Cache:
         """By UID of a Job or a pod: when its end became known, by the monotonic clock."""
         self._gone: OrderedDict[str, float] = OrderedDict()
         """As of which resource version."""
+        self._left: dict[str, dict[tuple[str, int], tuple[float, Pod]]] = {}
+        """By UID of a FineTuneJob, and by Job and index: pods that are gone, and since when by the monotonic clock."""
 
     @property
     def trainings(self) -> int:
@@ -163,6 +167,8 @@ class Cache:
         self._gone.pop(uid, None)
         ended = self._ends.get(uid)
         self._unlink(uid)
+        if isinstance(view, Rested):
+            self._left.pop(uid, None)
         self._entries[uid] = entry
         self._of[entry.subject].add(uid)
         if isinstance(entry.view, Subject | Rested):
@@ -180,6 +186,10 @@ class Cache:
         """
         uid = raw["metadata"]["uid"]
         unseen = uid not in self._entries and uid not in self._gone
+        entry = self._entries.get(uid)
+        if entry is not None and isinstance(entry.view, Pod) and entry.version <= (_version(raw) or inf):
+            # How it ended may come with the news that it is gone: one event stands for several.
+            self._entries[uid] = replace(entry, view=Pod.of(raw))
         concerned = self.forget(uid, version=_version(raw) or inf)
         owner = (raw["metadata"].get("labels") or {}).get(JOB_UID)
         return frozenset({owner}) if unseen and owner else concerned
@@ -195,9 +205,18 @@ class Cache:
         if entry is None:
             return frozenset()
         concerned = self._concerned(entry)
+        if isinstance(entry.view, Pod):
+            self._remember(entry.view, entry.subject)
+        self._left.pop(uid, None)
         self._unlink(uid)
         del self._entries[uid]
         return concerned
+
+    def _remember(self, pod: Pod, subject: str) -> None:
+        """Its node removes a pod as soon as it has ended: who is about to look shall know how."""
+        entry = self._entries.get(subject)
+        if entry is not None and isinstance(entry.view, Subject):
+            self._left.setdefault(subject, {})[pod.owner, pod.index] = (time.monotonic(), pod.removed)
 
     def knows(self, uid: str, version: int) -> bool:
         """Whether it has the object as of this resource version or later, or as gone by then."""
@@ -255,7 +274,24 @@ class Cache:
         return tuple(view for view in self._views(subject) if isinstance(view, Child))
 
     def pods(self, subject: str) -> tuple[Pod, ...]:
-        return tuple(view for view in self._views(subject) if isinstance(view, Pod))
+        """Those that are there, and the last ones of Jobs that have ended or have just gone themselves."""
+        here = tuple(view for view in self._views(subject) if isinstance(view, Pod))
+        return here + self._last_pods(subject, {(pod.owner, pod.index) for pod in here})
+
+    def _last_pods(self, subject: str, here: Collection[tuple[str, int]]) -> tuple[Pod, ...]:
+        """A Job that has not ended makes new pods, or none because it is suspended."""
+        left = self._left.get(subject)
+        if not left:
+            return ()
+        old = time.monotonic() - LEFT_SECONDS
+        for place in [place for place, (since, _) in left.items() if since < old and place[0] not in self._entries]:
+            del left[place]
+        jobs = {job.uid: job for job in self.children(subject)}
+        return tuple(
+            pod
+            for place, (_, pod) in left.items()
+            if place not in here and (pod.owner not in jobs or jobs[pod.owner].ended is not None)
+        )
 
     def known_for(self, subject: str) -> dict[str, timedelta]:
         """By UID of a Job that has ended, or a pod of it: since when that is known."""

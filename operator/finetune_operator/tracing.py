@@ -291,5 +291,6 @@ def _tell(tracer: "Tracer", found: _Look) -> None:
     context = set_span_in_context(parent)
     for one in found.requests:
         span = tracer.start_span(one.name, context, SpanKind.CLIENT, one.attributes, start_time=one.began)
+        one.ended = one.ended or found.ended  # a question that the look did not wait for has no end yet
         finish(span, one)
     finish(parent, found)

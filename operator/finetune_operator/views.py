@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
@@ -416,6 +416,11 @@ class Pod:
     @property
     def over(self) -> bool:
         return self.phase in ("Succeeded", "Failed")
+
+    @property
+    def removed(self) -> "Pod":
+        """The same, now that it is no longer there: nothing of it runs or waits."""
+        return replace(self, phase=self.phase if self.over else "Failed", running=False, waiting=None)
 
 
 def _condition(status: Raw, kind: str) -> Raw:

@@ -470,6 +470,18 @@ def test_training_evaluation_a_silent_node_and_suspension_are_told_with_the_step
     becomes(place, "trains", "suspended-training", "Suspended", "Suspended")
 
 
+def test_trainers_behind_a_network_that_swallows_questions_keep_no_other_job_waiting(place: Place) -> None:
+    """A look that waited for an answer would hold one of the workers, of which there are fewer than such trainers."""
+    with socket.create_server((place.kubelet.address, PROGRESS_PORT), backlog=1024):  # takes all and answers nothing
+        names = [f"unheard-{number}" for number in range(48)]
+        for name in names:
+            place.apply(name, only_train(None))
+        for name in names:
+            place.reaches(name, "Starting", "Loading", seconds=60)
+        place.apply("other")
+        place.reaches("other", "Succeeded", "Trained", seconds=30)
+
+
 @pytest.mark.slow
 def test_progress_is_written_when_a_percent_is_won_and_never_within_ten_seconds(place: Place, trainer: Trainer) -> None:
     place.apply("tells", lambda role, ordinal: passes(run=OTHER) if role == "preflight" else None)

@@ -246,6 +246,71 @@ def test_what_a_pod_that_goes_away_says_is_not_waited_with() -> None:
     assert not cache.unsettled("uid-one")
 
 
+def ended(name: str, version: int, code: int = 45, **fields: Any) -> dict[str, Any]:
+    state = {"name": "trainer", "state": {"terminated": {"exitCode": code}}}
+    return {**pod(name, version, **fields), "status": {"phase": "Failed", "containerStatuses": [state]}}
+
+
+def failed(name: str, version: int) -> dict[str, Any]:
+    return {**child(name, version), "status": {"conditions": [{"type": "FailureTarget", "status": "True"}]}}
+
+
+def codes(cache: Cache) -> list[int | None]:
+    return [pod.exit.code if pod.exit is not None else None for pod in cache.pods("uid-one")]
+
+
+def test_how_a_pod_ended_is_known_after_it_is_gone_once_its_job_has_ended() -> None:
+    """The kubelet removes one that was evicted as soon as it has ended; nobody may have looked in between."""
+    cache = Cache()
+    cache.apply("finetunejobs", job("one"))
+    cache.apply("jobs", child("t1", 1))
+    running = {"status": {"phase": "Running", "containerStatuses": [{"name": "trainer", "state": {"running": {}}}]}}
+    cache.apply("pods", {**pod("x", 2), **running})
+    assert cache.removed(ended("x", 3)) == {"uid-one"}, "what ended it and that it is gone are one piece of news"
+    assert codes(cache) == [], "its Job makes another, or is suspended"
+    cache.apply("jobs", failed("t1", 4))
+    assert codes(cache) == [45]
+    assert all(pod.over and not pod.running for pod in cache.pods("uid-one"))
+    assert not cache.unsettled("uid-one")
+    cache.apply("pods", ended("y", 5, 137))
+    assert codes(cache) == [137], "a pod that is there counts instead"
+    cache.apply("finetunejobs", job("one", 6, phase="Training"))
+    cache.forget("uid-y")
+    assert codes(cache) == [137], "the last one counts"
+
+
+def test_how_the_pods_of_a_job_ended_that_is_gone_is_known_for_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of one that was deleted for spec.suspend say which step they have committed."""
+    clock = [100.0]
+    monkeypatch.setattr("finetune_operator.cache.time.monotonic", lambda: clock[0])
+    cache = Cache()
+    cache.apply("finetunejobs", job("one"))
+    cache.apply("jobs", child("t1", 1))
+    cache.apply("pods", pod("x", 2))
+    cache.forget("uid-t1")
+    cache.removed(ended("x", 3))
+    assert codes(cache) == [45]
+    clock[0] += 59
+    assert codes(cache) == [45]
+    clock[0] += 2
+    assert codes(cache) == []
+
+
+def test_of_pods_of_a_job_that_is_done_nothing_is_kept() -> None:
+    cache = Cache()
+    cache.apply("finetunejobs", job("one"))
+    cache.apply("jobs", failed("t1", 1))
+    for version, at_rest in ((2, False), (4, True)):
+        cache.apply("pods", ended(f"x{version}", version))
+        if at_rest:
+            document = job("one", 3, phase="Failed", observedGeneration=1)
+            document["metadata"]["generation"] = 1
+            cache.apply("finetunejobs", document)
+        assert cache.rests("uid-one") == at_rest
+        cache.forget(f"uid-x{version}")
+        assert codes(cache) == ([] if at_rest else [45])
+
+
 def test_since_when_a_jobs_end_is_known_is_told_by_whatever_told_it_first(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [100.0]
     monkeypatch.setattr("finetune_operator.cache.time.monotonic", lambda: clock[0])

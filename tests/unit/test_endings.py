@@ -278,6 +278,15 @@ def test_pods_that_were_asked_to_go_may_commit_a_checkpoint_first() -> None:
     assert late.reason == "EvictionByEvictionAPI"
 
 
+def test_a_pod_that_is_gone_is_not_waited_for_and_what_it_said_counts() -> None:
+    evicted = pod(meta=ASKED, conditions=target("EvictionByEvictionAPI")).removed
+    end = ending(job(), [evicted], nodes=1, now=NOW)
+    assert end is not None
+    assert end.reason == "EvictionByEvictionAPI"
+    end = look([ended(45, last=STOPPED, meta=ASKED, conditions=target("EvictionByEvictionAPI")).removed])
+    assert (end.reason, end.committed) == ("EvictionByEvictionAPI", 40)
+
+
 def test_nothing_is_waited_for_where_a_peer_is_dead() -> None:
     """The others will never reach the end of a step."""
     going = pod(meta=ASKED)

@@ -2,10 +2,11 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
-from aiohttp import web
+from aiohttp import ClientTimeout, web
 
 from finetune_api.contract import PROGRESS_PORT, Progress
 from finetune_operator.kube import Kube
@@ -130,9 +131,106 @@ async def _slow(_: web.Request) -> web.Response:
 @pytest.mark.parametrize("handler", [_redirect, _error, _garbage, _endless, _slow])
 async def test_what_is_no_progress_is_no_news(reader: ProgressReader, handler: Handler) -> None:
     runner = await answering(handler)
-    started = asyncio.get_running_loop().time()
     assert await reader.read("ns", [pod()]) is None
+    started = asyncio.get_running_loop().time()
+    await told(reader)
     assert asyncio.get_running_loop().time() - started < 2.9
+    assert await reader.read("ns", [pod()]) is None
+    await runner.cleanup()
+
+
+async def told(reader: ProgressReader) -> None:
+    """Until no question is open."""
+    await asyncio.gather(*reader._open.values())
+
+
+class Gate:
+    """A trainer that answers once it may."""
+
+    def __init__(self) -> None:
+        self.open = asyncio.Event()
+        self.asked = 0
+
+    async def __call__(self, request: web.Request) -> web.Response:
+        self.asked += 1
+        await self.open.wait()
+        return await good(request)
+
+
+async def test_an_answer_that_takes_long_is_not_waited_for_and_wakes_whose_it_is() -> None:
+    woken: list[str] = []
+    reader, gate = ProgressReader(cast("Kube", Inside()), wake=woken.append), Gate()
+    runner = await answering(gate)
+    clock = asyncio.get_running_loop().time
+    started = clock()
+    assert await reader.read("ns", [pod()]) is None
+    assert await reader.read("ns", [pod()]) is None
+    assert clock() - started < 1.5, "a quarter of a second each, where two seconds would be allowed"
+    assert gate.asked == 1, "one question at a time"
+    assert woken == []
+    gate.open.set()
+    await told(reader)
+    assert woken == ["s"]
+    assert await reader.read("ns", [pod()]) == GOOD
+    await reader.close()
+    await runner.cleanup()
+
+
+async def test_an_answer_that_a_look_has_waited_for_wakes_nobody() -> None:
+    woken: list[str] = []
+    reader = ProgressReader(cast("Kube", Inside()), wake=woken.append)
+    runner = await answering(good)
+    assert await reader.read("ns", [pod()]) == GOOD
+    assert woken == []
+    await reader.close()
+    await runner.cleanup()
+
+
+async def test_a_trainer_that_lets_questions_run_out_of_time_is_waited_for_once_and_asked_seldom(
+    reader: ProgressReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network that swallows every question must not keep the looks at other jobs waiting."""
+    monkeypatch.setattr("finetune_operator.progress.TIMEOUT", ClientTimeout(total=0.3))
+    gate = Gate()
+    runner = await answering(gate)
+    assert await reader.read("ns", [pod()]) is None
+    await told(reader)
+    clock = asyncio.get_running_loop().time
+    started = clock()
+    for _ in range(100):
+        assert await reader.read("ns", [pod()]) is None
+    assert clock() - started < 1.0
+    assert gate.asked == 1
+    monkeypatch.setattr("finetune_operator.progress.REST", 0.0)
+    gate.open.set()
+    (heard,) = reader._heard.values()
+    reader._heard["p"] = replace(heard, due=0.0)
+    assert await reader.read("ns", [pod()]) is None, "it is asked beside the look"
+    await told(reader)
+    assert await reader.read("ns", [pod()]) == GOOD
+    await runner.cleanup()
+
+
+async def test_a_trainer_that_falls_silent_keeps_its_last_word(reader: ProgressReader) -> None:
+    runner = await answering(good)
+    assert await reader.read("ns", [pod()]) == GOOD
+    await runner.cleanup()
+    reader._heard["p"] = replace(reader._heard["p"], due=0.0)
+    assert await reader.read("ns", [pod()]) == GOOD
+    await told(reader)
+    assert await reader.read("ns", [pod()]) == GOOD
+
+
+async def test_questions_that_are_open_end_with_the_reader() -> None:
+    woken: list[str] = []
+    reader, gate = ProgressReader(cast("Kube", Inside()), wake=woken.append), Gate()
+    runner = await answering(gate)
+    assert await reader.read("ns", [pod()]) is None
+    await reader.close()
+    assert not reader._open
+    gate.open.set()
+    await asyncio.sleep(0.05)
+    assert woken == []
     await runner.cleanup()
 
 

@@ -19,7 +19,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 from tests.unit.test_decide import TRAINING, subject
 from tests.unit.test_kube import JOB, Answer, Client, kube
-from tests.unit.test_progress import answering, good, pod, reader
+from tests.unit.test_progress import Gate, answering, good, pod, reader
 from tests.unit.test_reconcile import Api, ours, reconciler
 
 from finetune_api.contract import PROGRESS_PORT
@@ -293,6 +293,21 @@ async def test_a_question_to_a_trainer_is_a_child(spans: Spans, reader: Progress
         "server.port": PROGRESS_PORT,
         "http.response.status_code": 200,
     }
+
+
+async def test_a_question_that_a_look_does_not_wait_for_is_told_as_far_as_it_went(
+    spans: Spans, reader: ProgressReader
+) -> None:
+    host, gate = "127.0.0.78", Gate()
+    runner = await answering(gate, host)
+    with tracing.look(subject()):
+        assert await reader.read("ns", [pod(ip=host)]) is None
+        tracing.acted("DeleteJob")
+    (request,) = spans.requests()
+    assert request.start_time < request.end_time
+    assert "http.response.status_code" not in told(request)
+    gate.open.set()
+    await runner.cleanup()
 
 
 async def test_a_request_that_belongs_to_no_look_is_not_told(spans: Spans) -> None:
