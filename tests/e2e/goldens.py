@@ -18,6 +18,7 @@ from tests.e2e.test_operator import Document, eventually
 GOLDEN = Path(__file__).parent / "golden"
 STATUS = GOLDEN / "status"
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
+UUID = re.compile(r"\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b")
 PASSING = ("gpuSeconds", "runningSeconds", "tries")
 """Fields whose numbers depend on when somebody looks."""
 SETTLED = 3.0
@@ -48,6 +49,7 @@ def masked_text(text: str, job: Document) -> str:
     text = re.sub(r"\b[\d.]+ GPU hours are used", "HOURS GPU hours are used", text)
     text = re.sub(r"the attempts ran [\dhms]+", "the attempts ran DURATION", text)
     text = TIME.sub("TIME", text.replace(meta["uid"], "UID")).replace(f"-{meta['uid'][:5]}-", "-UID-")
+    text = UUID.sub("ANOTHER-UID", text)  # of what Kueue names, say
     text = re.sub(r"(-UID-[pt]\d+(?:-\d+)?)-[a-z0-9]{5}\b", r"\1-POD", text)
     return re.sub(rf"\b{re.escape(meta['namespace'])}\b", "NAMESPACE", text)
 

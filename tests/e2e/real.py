@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from tests.e2e.goldens import GOLDEN, compared, masked
+from tests.e2e.goldens import GOLDEN, UUID, compared, masked
 from tests.e2e.test_operator import Document, condition
 
 REAL = GOLDEN / "real"
@@ -40,7 +40,6 @@ UNKNOWN = (
 )
 """Fields, and those below them, that have their own names for values. Words and verdicts of `evaluation` stay."""
 STEPS = ("step", "steps", "totalSteps", "resumedFromStep")
-UUID = re.compile(r"\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b")
 
 
 @dataclass(frozen=True)
