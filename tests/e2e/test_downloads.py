@@ -24,7 +24,7 @@ def test_of_two_pods_that_share_a_cache_one_downloads_the_base(world: Any) -> No
         for seed, name in enumerate(names):
             world.apply(world.small_job(name, profile=profile, training={"epochs": 1, "seed": seed}), namespace)
         told = lambda: said_of(world, namespace, hashlib.sha256(stored).hexdigest())  # noqa: E731
-        world.until(lambda: len(told()) > 1, what="two pods to have the base")
+        world.until(lambda: len(told()) > 1, what="two pods to have the base", seconds=400)
         lines = told()
         world.kubectl("delete", "finetunejobs", "--all", "-n", namespace)
     assert len(lines) == 2, lines
