@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import yaml
-from tests.e2e.test_operator import Document, eventually
 
+Document = dict[str, Any]
 GOLDEN = Path(__file__).parent / "golden"
 STATUS = GOLDEN / "status"
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
@@ -85,17 +85,16 @@ def compared(
     place.reaches(job, phase, reason, seconds=seconds)
     if os.environ.get("UPDATE_GOLDEN") and path not in _recorded:
         return _record(place, job, path, phase, reason, shown=shown)
-    wanted = path.read_text()
-    try:
-        return dict(eventually(path.stem, lambda: _fits(place.get(job), wanted, shown), seconds=patience))
-    except AssertionError:
-        found = shown(place.get(job)).splitlines()
-        difference = "\n".join(difflib.unified_diff(wanted.splitlines(), found, path.name, job, lineterm=""))
-        raise AssertionError(f"the status of {job} is another than {path.stem}:\n{difference}\n{place.log()}") from None
-
-
-def _fits(job: Document, wanted: str, shown: Callable[[Document], str]) -> Document | None:
-    return job if shown(job) == wanted else None
+    wanted, until = path.read_text(), time.monotonic() + patience
+    while True:
+        found = place.get(job)
+        if shown(found) == wanted:
+            return found
+        if time.monotonic() > until:
+            lines = difflib.unified_diff(wanted.splitlines(), shown(found).splitlines(), path.name, job, lineterm="")
+            difference = "\n".join(lines)
+            raise AssertionError(f"the status of {job} is another than {path.stem}:\n{difference}\n{place.log()}")
+        time.sleep(0.1)
 
 
 def _record(
