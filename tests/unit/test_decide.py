@@ -692,6 +692,13 @@ TRAINING_ROWS = [
     Row("a trainer that publishes", world(TRAINING, *RUNNING, progress("Publishing")), "Evaluating", "Publishing"),
     Row("a trainer that says nothing changes nothing", world(TRAINING, *RUNNING), None, again=5.0),
     Row(
+        "that it trains is not believed where no trainer has said it",
+        world(said("Training", "Training", passed="True", run=None), *RUNNING),
+        "Starting",
+        "Loading",
+        says="the trainer starts",
+    ),
+    Row(
         "two pods run when both run",
         world(
             GO,

@@ -181,9 +181,13 @@ def _run_facts(o: Observed, target: Target, job: Child, *, superseded: bool) -> 
 
 
 def _silent(o: Observed, facts: dict[str, object]) -> Verdict:
-    """The pods run but say nothing: keep what is known, its time stamp tells its age."""
-    phase = o.subject.status.phase
-    if phase in ("Training", "Evaluating"):
+    """The pods run but say nothing: keep what is known, its time stamp tells its age.
+
+    That it trains, only a trainer can have said: it is known since when. Else somebody has written into the status.
+    """
+    phase, run = o.subject.status.phase, facts["run"]
+    assert isinstance(run, RunStatus)
+    if phase in ("Training", "Evaluating") and run.started_at is not None:
         return Verdict(
             phase, phase, o.subject.status.message or "running", facts=facts, again_after=_poll(o, training=True)
         )
