@@ -180,7 +180,7 @@ def _run(o: Observed, target: Target, job: Child | None, *, now: datetime) -> Ve
         return _beside(o, preflight(o, target, now=now), job, now=now)
     cost = lost(o, now=now) if unseen or _lost(o) else {}
     if cost:  # what a preflight has said before is out of date
-        return gone(o, cost).doing(*(DeleteJob.of(child) for child in o.jobs("preflight")))
+        return gone(o, cost, now=now).doing(*(DeleteJob.of(child) for child in o.jobs("preflight")))
     return vanished(o, now=now) or preflight(o, target, now=now)
 
 

@@ -1799,6 +1799,13 @@ def test_what_preflight_had_found_is_told_again_after_the_status_was_wiped(seen:
     assert status.preflight == kept
 
 
+def test_of_a_second_attempt_that_vanished_it_is_told_at_once_when_storage_is_asked() -> None:
+    """While it waits for that, nothing else is news."""
+    status = _status(world(tired(1).model_copy(update={"usage": Usage(attempts=2)})))
+    assert status.message == "the train Job is gone; next try at 2026-03-01T12:00:05Z"
+    assert decide(world(status), now=NOW).status is None
+
+
 def test_an_attempt_that_vanished_before_it_said_anything_is_counted() -> None:
     status = _status(world(said("Queued", "PodsPending", passed="True", usage=Usage(attempts=1))))
     assert [(r.attempt, r.reason, r.lost_steps) for r in status.restarts or []] == [(1, "JobLost", 0)]

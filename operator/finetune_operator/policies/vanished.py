@@ -12,11 +12,12 @@ from finetune_operator.views import format_time, told_time
 GONE = "the train Job is gone"
 
 
-def gone(o: Observed, cost: Mapping[str, Any]) -> Verdict:
-    """Told before anything else is done. `cost` are the fields of the status that say so."""
-    return _looking(o, f"{GONE}; storage is asked what it has left", again_after=0.0).stating(
-        **cost, preflight_job=None
-    )
+def gone(o: Observed, cost: Mapping[str, Any], *, now: datetime) -> Verdict:
+    """Told before anything else is done, with what follows: while it rests nothing else is written. `cost` are the
+    fields of the status that say so."""
+    due = _due(o.knowing(cost), now=now)
+    then = f"next try at {format_time(due)}" if now < due else "storage is asked what it has left"
+    return _looking(o, f"{GONE}; {then}", again_after=0.0).stating(**cost, preflight_job=None)
 
 
 def vanished(o: Observed, *, now: datetime) -> Verdict | None:
@@ -26,13 +27,24 @@ def vanished(o: Observed, *, now: datetime) -> Verdict | None:
     attempts = status.usage.attempts if status.usage else None
     if last is None or last.reason != JOB_LOST.reason or last.attempt != attempts or o.jobs("preflight"):
         return None
-    interruptions = (status.run.interruptions if status.run else None) or 0
-    if interruptions >= FREE_WITHOUT_PROGRESS:
+    if _interruptions(o) >= FREE_WITHOUT_PROGRESS:
         return no_progress(o, GONE)
-    due = (told_time(last.at) or now) + free_delay(interruptions)
+    due = _due(o, now=now)
     if now >= due:
         return None
     return _looking(o, f"{GONE}; next try at {format_time(due)}", again_after=(due - now).total_seconds())
+
+
+def _due(o: Observed, *, now: datetime) -> datetime:
+    """When storage is asked, after the last attempt was lost."""
+    last = next(reversed(o.subject.status.restarts or []), None)
+    at = told_time(last.at) if last is not None else None
+    return (at or now) + free_delay(_interruptions(o))
+
+
+def _interruptions(o: Observed) -> int:
+    run = o.subject.status.run
+    return (run.interruptions if run else None) or 0
 
 
 def _looking(o: Observed, message: str, *, again_after: float) -> Verdict:
