@@ -184,6 +184,8 @@ class Reconciler:
             case DeleteJob(name, uid):
                 await self._kube.delete_job(subject.namespace, name, uid=uid)
                 self._cache.forget(uid)
+                if name == manifests.child_name(subject, "train", self._begun.get(subject.uid, 0)):
+                    del self._begun[subject.uid]  # it is not lost, and what it cost was told before
         ACTIONS.labels(type(action).__name__).inc()
         tracing.acted(type(action).__name__)
 

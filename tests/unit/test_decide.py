@@ -1394,7 +1394,7 @@ SUSPENDING = [
         "Suspended",
         "Suspended",
         "pin g1",
-        says="suspended before a checkpoint was committed; set spec.suspend to false to go on",
+        says="suspended; set spec.suspend to false to go on",
         passed="Unknown",
     ),
     Row(
@@ -1410,6 +1410,14 @@ SUSPENDING = [
         "Suspended",
         "Suspended",
         "delete p1",
+        says="suspended before a checkpoint was committed; set spec.suspend to false to go on",
+    ),
+    Row(
+        "of checkpoints nothing is claimed where the status was wiped",
+        world(FineTuneJobStatus(), **HALTED),
+        "Suspended",
+        "Suspended",
+        says="suspended; set spec.suspend to false to go on",
     ),
     Row("one that waits for a twin waits no longer", world(WAITING, rival(), **HALTED), "Suspended", "Suspended"),
     Row("what trains is stopped", world(TRAINING, *RUNNING, **HALTED), "Suspended", "Suspending", "delete t1"),

@@ -72,10 +72,17 @@ def _stopping(o: Observed, *, now: datetime) -> Verdict:
     if running or o.jobs("train"):
         message = "what runs commits a checkpoint and ends"
         return Verdict("Suspended", SUSPENDING, message, facts=facts, again_after=POLL_STARTING)
-    step = expected_step(o.subject.status.model_copy(update=facts))
-    where = f"at step {step}" if step else "before a checkpoint was committed"
-    message = f"suspended {where}; set spec.suspend to false to go on"
+    message = f"suspended{_where(o.knowing(facts))}; set spec.suspend to false to go on"
     return Verdict("Suspended", SUSPENDED.reason, message, facts=facts)
+
+
+def _where(o: Observed) -> str:
+    """Nothing where no run is known: the status may have been wiped, and only storage knows what there is."""
+    status = o.subject.status
+    step = expected_step(status)
+    if not step and status.run is None:
+        return ""
+    return f" at step {step}" if step else " before a checkpoint was committed"
 
 
 def still_there(pod: Pod, *, now: datetime) -> bool:
