@@ -32,7 +32,6 @@ from tests.e2e.test_operator import (
     Script,
     a_place,
     binaries,
-    condition,
     eventually,
     fails,
     install,
@@ -40,6 +39,7 @@ from tests.e2e.test_operator import (
     passes,
     trained,
 )
+from tests.e2e.test_truth import Node, of_train, unschedulable
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 
@@ -455,8 +455,8 @@ def test_a_clock_that_jumps_by_a_year_ends_no_job_and_costs_nothing(plane: Plane
             looked = looks(place.operator)
             eventually("it looks again", lambda looked=looked: looks(place.operator) > looked)
             time.sleep(3)
-            assert place.status("trains")["phase"] == "Starting"
-            assert place.status("waits")["phase"] == "Pending"
+            becomes(place, "trains", "starting", "Starting", "Loading")
+            becomes(place, "waits", "pending-bucket", "Pending", "BucketNotFound")
         done.set()
         undisturbed(place, "trains")
         usage = place.status("trains")["usage"]
@@ -487,27 +487,52 @@ sys.exit(main())
 # --- people ---
 
 
+NO_GPU = "0/8 nodes are available: 8 Insufficient nvidia.com/gpu."
+
+
 @pytest.mark.parametrize("by", ["null", pytest.param("lies", marks=pytest.mark.slow)])
-def test_a_status_that_somebody_wiped_is_found_out_again(place: Place, by: str) -> None:
+def test_a_status_that_somebody_wiped_is_found_out_again(plane: Plane, tmp_path: Path, by: str) -> None:
     """From the Jobs that are there: the train Job carries what preflight had counted."""
     done = threading.Event()
-    place.apply("trains", while_not(done))
-    place.apply("done")
-    place.apply("failed", lambda role, ordinal: fails(42, "ColumnMissing"))
-    place.reaches("trains", "Starting", "Loading")
-    place.reaches("done", "Succeeded")
-    place.reaches("failed", "Failed")
-    lies = {"phase": "Training", "message": "一切都好", "conditions": [], "preflight": None, "run": None, "usage": None}
-    status = {"status": None if by == "null" else lies}
-    for name in ("trains", "done", "failed"):
-        place.plane.patch(f"{place.path(name)}/status", status)
-    becomes(place, "failed", "failed-data", "Failed", "ColumnMissing")
-    eventually("it is found", lambda: condition(place.status("trains"), "PreflightPassed"))
-    done.set()
-    for name in ("trains", "done"):
-        becomes(place, name, "succeeded-wiped", "Succeeded", "Trained")
-        assert place.kubelet.jobs_of(name) == ["p1", "t1"]
-    assert place.kubelet.jobs_of("failed") == ["p1"]
+    with a_place(plane, tmp_path, node=Node) as place:
+        assert isinstance(place.kubelet, Node)
+        place.kubelet.troubles["queued"] = of_train(unschedulable(NO_GPU))
+        for name in ("trains", "queued", "suspended"):
+            place.apply(name, while_not(done))
+        place.apply("done")
+        place.apply("failed", lambda role, ordinal: fails(42, "ColumnMissing"))
+        place.reaches("suspended", "Starting", "Loading")
+        place.plane.patch(place.path("suspended"), {"spec": {"suspend": True}})
+        place.reaches("suspended", "Suspended", "Suspended")
+        place.reaches("trains", "Starting", "Loading")
+        place.reaches("queued", "Queued", "Unschedulable")
+        place.reaches("done", "Succeeded")
+        place.reaches("failed", "Failed")
+        for name in ("trains", "queued", "suspended", "done", "failed"):
+            place.plane.patch(f"{place.path(name)}/status", {"status": None if by == "null" else LIES})
+        becomes(place, "failed", "failed-data", "Failed", "ColumnMissing")
+        becomes(place, "suspended", "suspended-wiped", "Suspended", "Suspended")
+        becomes(place, "queued", "queued-unschedulable-wiped", "Queued", "Unschedulable")
+        becomes(place, "trains", "starting-wiped", "Starting", "Loading")
+        done.set()
+        del place.kubelet.troubles["queued"]
+        for name in ("trains", "queued", "done"):
+            becomes(place, name, "succeeded-wiped", "Succeeded", "Trained")
+            assert place.kubelet.jobs_of(name) == ["p1", "t1"]
+        assert place.kubelet.jobs_of("failed") == ["p1"]
+        place.plane.patch(place.path("suspended"), {"spec": {"suspend": False}})
+        becomes(place, "suspended", "succeeded-wiped-resumed", "Succeeded", "Trained")
+
+
+LIES = {
+    "phase": "Training",
+    "message": "一切都好",
+    "conditions": [],
+    "preflight": None,
+    "restarts": None,
+    "run": None,
+    "usage": None,
+}
 
 
 def test_what_was_wiped_and_has_no_jobs_any_more_is_asked_of_storage(place: Place) -> None:
