@@ -86,6 +86,9 @@ class Row:
     kind: Kind
     reason: str
     says: str = ""
+    """Part of the message."""
+    tells: str = ""
+    """All of it."""
 
 
 ROWS = [
@@ -114,7 +117,14 @@ ROWS = [
         "Evicted",
         says="low on resource: memory",
     ),
-    Row("a pod that is gone was deleted", [], Kind.FREE, "PodDeleted"),
+    Row(
+        "a pod that was taken away and stopped without a word says what took it",
+        [ended(45, conditions=target("PreemptionByScheduler"))],
+        Kind.FREE,
+        "PreemptionByScheduler",
+        tells="a pod of Job one-t1 was taken away by the cluster (PreemptionByScheduler: in its words)",
+    ),
+    Row("a pod that is gone was deleted", [], Kind.FREE, "PodDeleted", tells="a pod of Job one-t1 was deleted"),
     Row("a deleted pod that stopped well", [ended(45, last=STOPPED, meta=ASKED)], Kind.FREE, "Stopped"),
     Row("a deleted pod that did not", [ended(137, meta=ASKED)], Kind.FREE, "PodDeleted"),
     Row("a pod that crashed before it was deleted", [ended(1, second=20, meta=ASKED)], Kind.CRASH, "Crashed"),
@@ -129,7 +139,7 @@ ROWS = [
         [pod(conditions=NOT_READY, meta=ASKED), ended(1, 1)],
         Kind.FREE,
         "NodeLost",
-        says="its node node-0 is lost",
+        tells="a pod of Job one-t1 was lost with its node node-0",
     ),
     Row("a peer that hangs for it", [pod(conditions=NOT_READY), ended(46, 1)], Kind.FREE, "NodeLost"),
     Row(
@@ -174,7 +184,7 @@ ROWS = [
         ],
         Kind.FREE,
         "UnexpectedAdmissionError",
-        says="(UnexpectedAdmissionError: Allocate failed: no GPU)",
+        tells="a pod of Job one-t1 did not start (UnexpectedAdmissionError: Allocate failed: no GPU)",
     ),
     Row(
         "a pod whose injected container fails",
@@ -186,6 +196,7 @@ ROWS = [
         ],
         Kind.FREE,
         "PodNotStarted",
+        tells="a pod of Job one-t1 did not start",
     ),
     Row("a command that is not there", [ended(128, word="StartError")], Kind.CRASH, "Crashed", says="StartError"),
     Row("a kill from outside", [ended(137)], Kind.CRASH, "Killed"),
@@ -218,6 +229,7 @@ def test_fact(row: Row) -> None:
     end = look(row.pods)
     assert (end.kind, end.reason) == (row.kind, row.reason), end.message
     assert row.says in end.message
+    assert end.message == (row.tells or end.message)
     assert end.way in WAYS
 
 

@@ -148,14 +148,15 @@ class _Look:
 
     def _taken(self, lost: Pod | None, stopped: Exit | None) -> End:
         """By the cluster: the trainer may have had the time to commit a checkpoint and say so."""
-        way, reason, words = _disruption(lost)
+        way, reason, befell = _disruption(lost)
         if stopped is not None and lost is None:
             return self._told(STOPPED, stopped)
-        taken = f"a pod of Job {self.child.name} was taken away by the cluster" + (f" ({words})" if words else "")
+        taken = f"a pod of Job {self.child.name} {befell}"
         if stopped is None:
             ended = next((pod.exit for pod in self.pods if pod.exit is not None and pod.exit.at is not None), None)
             return self._end(way, taken, ended, reason=reason)
-        return self._end(way, f"{self._told(STOPPED, stopped).message}: {taken}", stopped, reason=reason)
+        said = f"{self._told(STOPPED, stopped).message}: " if stopped.last is not None else ""
+        return self._end(way, f"{said}{taken}", stopped, reason=reason)
 
     def _told(self, way: Way, exit_: Exit) -> End:
         """In the pod's own words where it left some."""
@@ -190,10 +191,13 @@ def _node_lost(pod: Pod) -> bool:
 
 
 def _disruption(pod: Pod | None) -> tuple[Way, str, str]:
-    """What befell the pod: its way, the reason for the status, and the cluster's words."""
+    """The way, the reason for the status, and what befell the pod, with the cluster's words."""
     if pod is None:
-        return DELETED, DELETED.reason, ""
+        return DELETED, DELETED.reason, "was deleted"
     if not pod.disrupted:
-        return NODE_LOST, NODE_LOST.reason, f"its node {pod.node} is lost"
-    reason, words = pod.disrupted, f"{pod.disrupted}: {pod.words}" if pod.words else pod.disrupted
-    return DISRUPTED.get(reason, NOT_STARTED if pod.never_began else DISRUPTED_OTHERWISE), reason, words
+        return NODE_LOST, NODE_LOST.reason, f"was lost with its node {pod.node}"
+    reason, words = pod.disrupted, f" ({pod.disrupted}: {pod.words})" if pod.words else f" ({pod.disrupted})"
+    way = DISRUPTED.get(reason, NOT_STARTED if pod.never_began else DISRUPTED_OTHERWISE)
+    if way is not NOT_STARTED:
+        return way, reason, f"was taken away by the cluster{words}"
+    return way, reason, "did not start" if reason == NOT_STARTED.reason else f"did not start{words}"
