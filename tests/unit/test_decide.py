@@ -1129,6 +1129,17 @@ FAILING = [
         again=2.0,
     ),
     Row(
+        "once it has, and until the Job says so, nothing starts",
+        world(TRAINING, t(), ended(t(), 45, message(45, "Stopped", step=40), gone_by=ago(-30), was_asked_to_go=True)),
+        "Training",
+        "Stopping",
+        again=2.0,
+    ),
+    Row(
+        "which is not said of one that did not end in order",
+        world(TRAINING, t(), ended(t(), 137, gone_by=ago(-30), was_asked_to_go=True)),
+    ),
+    Row(
         "also when the other pod is gone already",
         world(
             TRAINING,

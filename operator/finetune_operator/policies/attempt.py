@@ -3,7 +3,7 @@
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from finetune_api.contract import Progress
+from finetune_api.contract import ExitCode, Progress
 from finetune_api.status import Phase, RunStatus, Usage
 from finetune_operator.policies import restarts
 from finetune_operator.policies.accept import Target, target_of
@@ -105,7 +105,7 @@ def _going_on(o: Observed, target: Target, job: Child, *, now: datetime, superse
         message = "the attempt before commits a checkpoint and ends"
         verdict = Verdict(_going(o), STOPPING_PREVIOUS, message, facts=facts, again_after=POLL_STARTING)
         return verdict.doing(DeleteJob.of(job))
-    if stopping(job, o.pods_of(job), now=now):
+    if stopping(job, o.pods_of(job), now=now) or _have_stopped(o, job):
         verdict = _running(o, job, facts)
         return replace(verdict, reason=STOPPING.reason, message=STOPPING.happened, again_after=POLL_STARTING)
     wait = wait_of(o, job, nodes=target.config.pods.nodes, now=now)
@@ -115,6 +115,12 @@ def _going_on(o: Observed, target: Target, job: Child, *, now: datetime, superse
         said = Verdict(phase, wait.reason, wait.message, stalled=wait.stalled, facts=facts, again_after=again)
         return _brief(o, job, said, now=now) if wait.cause is STARTING else said
     return _running(o, job, facts)
+
+
+def _have_stopped(o: Observed, job: Child) -> bool:
+    """Whether its pods were asked to go and have ended in order, and the Job does not say so yet."""
+    codes = [pod.exit.code if pod.exit is not None and pod.was_asked_to_go else None for pod in o.pods_of(job)]
+    return bool(codes) and not job.suspended and all(code in (ExitCode.DONE, ExitCode.STOPPED) for code in codes)
 
 
 def _brief(o: Observed, job: Child, verdict: Verdict, *, now: datetime) -> Verdict:
