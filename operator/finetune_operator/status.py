@@ -145,14 +145,18 @@ def _percent(status: FineTuneJobStatus) -> int | None:
 
 
 def notes(before: FineTuneJobStatus, after: FineTuneJobStatus) -> tuple[Note, ...]:
-    """One Event for each new phase or reason; the event's reason is the condition's.
+    """One Event for each new reason, and for each end; the event's reason is the condition's.
 
     None for one ordinary step after another: the status tells them while they last, and nobody asks for them later.
     """
-    if (before.phase, reason_of(before)) == (after.phase, reason_of(after)):
+    goes_on = after.phase not in ("Succeeded", "Failed") and _bad(before) == _bad(after)
+    if reason_of(before) == reason_of(after) and (goes_on or before.phase == after.phase):
         return ()
     if reason_of(after) in STEPS and reason_of(before) in STEPS:
         return ()
-    stalled = condition(after, "Stalled")
-    bad = after.phase == "Failed" or (stalled is not None and stalled.status == "True")
-    return (Note("Warning" if bad else "Normal", reason_of(after) or str(after.phase), after.message or ""),)
+    return (Note("Warning" if _bad(after) else "Normal", reason_of(after) or str(after.phase), after.message or ""),)
+
+
+def _bad(status: FineTuneJobStatus) -> bool:
+    stalled = condition(status, "Stalled")
+    return status.phase == "Failed" or (stalled is not None and stalled.status == "True")

@@ -195,7 +195,7 @@ def test_many_trainings_share_the_writes_of_mere_progress() -> None:
     assert worth_writing(before, moved(before, phase="Evaluating"), now=NOW, last_write=NOW, trainings=500)
 
 
-def test_an_event_is_told_for_a_new_phase_or_reason_only() -> None:
+def test_an_event_is_told_for_a_new_reason_and_for_an_end_only() -> None:
     before = told(RUNNING)
     assert notes(before, told(Verdict("Training", "Training", "step 2 of 9"), before)) == ()
     assert notes(before, told(Verdict("Evaluating", "Evaluating", "evaluating"), before)) == ()  # an ordinary step
@@ -206,6 +206,13 @@ def test_an_event_is_told_for_a_new_phase_or_reason_only() -> None:
     assert (note.kind, note.reason, note.message) == ("Warning", "BucketNotFound", "no bucket")
     (note,) = notes(before, told(Verdict("Succeeded", "Trained", "done"), before))
     assert note.kind == "Normal"
+    stops = told(Verdict("Training", "BudgetExhausted", "0.5 GPU hours are used"))
+    assert notes(stops, told(Verdict("Queued", "BudgetExhausted", "the attempt before ends"), stops)) == ()
+    crashed = told(Verdict("Starting", "Crashed", "exit code 1; going on from step 0"))
+    (note,) = notes(crashed, told(Verdict("Failed", "Crashed", "exit code 1"), crashed))
+    assert (note.kind, note.message) == ("Warning", "exit code 1")
+    (note,) = notes(stops, told(Verdict("Pending", "BudgetExhausted", "refused", stalled=True), stops))
+    assert note.kind == "Warning"
 
 
 def test_texts_are_cut_to_what_the_schema_takes() -> None:
