@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tests.unit.test_decide import (
     CHANGED,
     FASTER_KEY,
+    GO,
     NOW,
     OTHER_RUN,
     RUN,
@@ -541,6 +542,15 @@ def test_a_partial_success_shows_how_much_is_done() -> None:
     assert status is not None
     assert status.progress is not None
     assert (status.progress.step, status.progress.total_steps, status.progress.percent) == (40, 100, 40)
+
+
+def test_what_is_stopped_when_it_is_first_seen_on_its_node_says_since_when_it_was_there() -> None:
+    job = t(created=ago(40))
+    brief = {**SPEC, "budget": {"gpuHours": 0.01, "onExhausted": "Fail"}}
+    told = decide(world(GO, job, pod(job, started=ago(37)), **under(brief)), now=NOW).status
+    assert told is not None
+    assert told.run is not None
+    assert (reason_of(told), told.run.placed_at) == ("BudgetExhausted", format_time(ago(37)))
 
 
 def test_what_goes_on_beside_a_changed_document_is_stopped_by_the_limits_of_its_own() -> None:

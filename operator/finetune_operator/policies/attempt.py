@@ -295,9 +295,11 @@ def stopped(o: Observed, job: Child, *, reason: str, now: datetime) -> dict[str,
     aside = set_aside(o, target, job, status.usage or Usage(), now=now)
     o = o.knowing(aside)
     cost = cost_of(o, target, job, end, now=now)
+    run = o.subject.status.run
+    if same and run is not None:  # its placement may not be in the status yet, nor may the last reading
+        o = o.knowing({"run": placed(o, job, run)})
     if not same or o.progress is None:
         return {**aside, **restarts.stopped(o, job, cost, reason=reason, now=now)}
-    # The last reading may not be in the status yet.
     known = _running(o, job, _run_facts(o, target, job, superseded=True)).facts
     facts = restarts.stopped(o.knowing(known), job, cost, reason=reason, now=now)
     return {**known, **facts} if facts else {}
