@@ -10,6 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -290,7 +291,7 @@ CASES: dict[str, Case] = {
         "Failed",
         "BudgetExhausted",
         only_train(None),
-        spec={"budget": {"gpuHours": 0.002, "onExhausted": "Fail"}, "resources": GPU},
+        spec={"budget": {"gpuHours": 0.004, "onExhausted": "Fail"}, "resources": GPU},
     ),
     "succeeded": Case("Succeeded", "Trained"),
     "reused": Case("Succeeded", "Reused", preflight(passes("Reused"))),
@@ -298,7 +299,7 @@ CASES: dict[str, Case] = {
         "Succeeded",
         "StoppedAtBest",
         lambda role, ordinal: RESUMES if role == "preflight" else None if ordinal == 1 else COMPLETED,
-        spec={"budget": {"gpuHours": 0.002}, "resources": GPU},
+        spec={"budget": {"gpuHours": 0.004}, "resources": GPU},
     ),
 }
 
@@ -329,9 +330,8 @@ def place(plane: Plane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pl
     try:
         for job, case in CASES.items():
             _apply(made, job, case)
-        for case_name, case in CASES.items():
-            if case.then is not None:
-                case.then(made, case_name)
+        with ThreadPoolExecutor(4) as people:
+            list(people.map(lambda job: _befall(made, job), CASES))
         yield made
     finally:
         operator.kill()
@@ -354,6 +354,12 @@ def _apply(place: Place, job: str, case: Case) -> None:
     if job in ("suspending", *LOST):
         place.kubelet.lingering.add(job)
     place.apply(job, case.script, **case.spec)
+
+
+def _befall(place: Place, job: str) -> None:
+    then = CASES[job].then
+    if then is not None:
+        then(place, job)
 
 
 def address() -> str:
