@@ -43,6 +43,11 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 Trouble = Callable[[Document], Document | None]
 """From a pod to the status that it has instead of running; an empty one: nothing happens to it; None: all is well."""
 GPU = {"perNode": {"gpus": 1}}
+SHUTDOWN = "Pod was terminated in response to imminent node shutdown."
+NO_GPU = (
+    "Allocate failed due to requested number of devices unavailable for nvidia.com/gpu. Requested: 1, Available: 0, "
+    "which is unexpected"
+)
 PULL = 'failed to pull and unpack image "registry.example.com/trainer:1": failed to resolve reference: not found'
 OTHER = "b" * 16
 """The run whose trainer answers."""
@@ -82,8 +87,19 @@ def of_train(trouble: Trouble) -> Trouble:
     return lambda pod: trouble(pod) if pod["metadata"]["labels"]["finetune.dev/role"] == "train" else None
 
 
+def of_first_attempt(trouble: Trouble) -> Trouble:
+    """Pods of others have none."""
+    return lambda pod: trouble(pod) if "-t1-" in pod["metadata"]["name"] else None
+
+
 def placed(pod: Document) -> bool:
     return "nodeName" in pod["spec"]
+
+
+def container_of(pod: Document, **state: Document) -> Document:
+    """What a kubelet says of a container that does not run."""
+    name = pod["spec"]["containers"][0]["name"]
+    return {"name": name, "image": "i", "imageID": "", "restartCount": 0, "ready": False, "state": state}
 
 
 def waits(reason: str, message: str = "") -> Trouble:
@@ -92,12 +108,29 @@ def waits(reason: str, message: str = "") -> Trouble:
     def trouble(pod: Document) -> Document | None:
         if not placed(pod):
             return None
-        name = pod["spec"]["containers"][0]["name"]
-        container = {"name": name, "image": "i", "imageID": "", "restartCount": 0, "ready": False}
-        state = {"waiting": {"reason": reason, **({"message": message} if message else {})}}
-        return {"startTime": pod["metadata"]["creationTimestamp"], "containerStatuses": [{**container, "state": state}]}
+        waiting = {"reason": reason, **({"message": message} if message else {})}
+        taken = {"startTime": pod["metadata"]["creationTimestamp"]}
+        return {**taken, "containerStatuses": [container_of(pod, waiting=waiting)]}
 
     return trouble
+
+
+def refused(reason: str, message: str) -> Trouble:
+    """By its node, before a container runs."""
+
+    def trouble(pod: Document) -> Document | None:
+        said = {"phase": "Failed", "reason": reason, "message": f"Pod was rejected: {message}"}
+        return {**said, "startTime": pod["metadata"]["creationTimestamp"]} if placed(pod) else None
+
+    return trouble
+
+
+def injected_container_fails(pod: Document) -> Document | None:
+    """One that something has put before ours, which then never begins."""
+    if not placed(pod):
+        return None
+    waiting = container_of(pod, waiting={"reason": "PodInitializing"})
+    return {"phase": "Failed", "startTime": pod["metadata"]["creationTimestamp"], "containerStatuses": [waiting]}
 
 
 def unschedulable(message: str) -> Trouble:
@@ -160,8 +193,10 @@ GATE = {"metric": "f1", "passed": False, "value": 0.9, "wanted": ">= 0.95"}
 GATED = {**RESULT, "evaluation": {"on": "test", "rows": 9, "tuned": {"f1": 0.9}, "gates": [GATE]}}
 UNMET = said(48, "GateNotMet", runId="a" * 16, result=GATED)
 CRASH = Ends(1, after=SEEN)
-LOST = ("again-node-lost", "lost-in-queue")
+LOST = ("again-node-lost", "again-node-gone", "lost-in-queue")
 """Of what happens to its pods on a node that is lost nobody hears."""
+LINGERING = ("suspending", "changed-suspending", "again-pod-deleted", *LOST)
+"""Their pods do not end though they are asked to."""
 RESUMES = said(0, "Resume", preflight={"state": "Resume", "runId": "a" * 16, "step": 30, "summary": {"labels": 2}})
 COMPLETED = said(0, "Completed", runId="a" * 16, result={**RESULT, "finalStep": 30, "partial": True})
 
@@ -196,10 +231,45 @@ def taken_away(reason: str, message: str) -> Callable[[Place, str], None]:
     def act(place: Place, job: str) -> None:
         place.reaches(job, "Starting", "Loading")
         path = pod_path(place, job, "t1")
-        target = {"type": "DisruptionTarget", "status": "True", "reason": reason, "message": message}
-        ready = {"type": "Ready", "status": str(job not in LOST)}
-        place.plane.patch(f"{path}/status", {"status": {"conditions": [target, ready]}})
+        conditions = [disruption(reason, message), {"type": "Ready", "status": str(job not in LOST)}]
+        place.plane.patch(f"{path}/status", {"status": {"conditions": conditions}})
         place.plane.delete(path)
+
+    return act
+
+
+def disruption(reason: str, message: str) -> Document:
+    return {"type": "DisruptionTarget", "status": "True", "reason": reason, "message": message}
+
+
+def its_node_is_gone(place: Place, job: str) -> None:
+    """As the pod garbage collector does it, which waits for nobody."""
+    place.reaches(job, "Starting", "Loading")
+    path = pod_path(place, job, "t1")
+    target = disruption("DeletionByPodGC", "PodGC: node no longer exists")
+    place.plane.patch(f"{path}/status", {"status": {"phase": "Failed", "conditions": [target]}})
+    place.plane.delete(path, grace=0)
+
+
+def ended_by_its_node(ends: Ends, word: str, **status: Any) -> Callable[[Place, str], None]:
+    """As a kubelet does it, which deletes no pod."""
+
+    def act(place: Place, job: str) -> None:
+        place.reaches(job, "Starting", "Loading")
+        path = pod_path(place, job, "t1")
+        last = {"message": json.dumps(ends.message)} if ends.message is not None else {}
+        ended = container_of(place.plane.get(path), terminated={"exitCode": ends.code, "reason": word, **last})
+        place.plane.patch(f"{path}/status", {"status": {"phase": "Failed", "containerStatuses": [ended], **status}})
+
+    return act
+
+
+def delete_its_pod(*, grace: int | None = None) -> Callable[[Place, str], None]:
+    """By hand: nothing says why."""
+
+    def act(place: Place, job: str) -> None:
+        place.reaches(job, "Starting", "Loading")
+        place.plane.delete(pod_path(place, job, "t1"), grace=grace)
 
     return act
 
@@ -272,6 +342,30 @@ CASES: dict[str, Case] = {
         "Loading",
         only_train(None),
         then=taken_away("DeletionByTaintManager", "Taint manager: deleting due to NoExecute taint"),
+    ),
+    "again-node-gone": Case("Starting", "Loading", only_train(None), then=its_node_is_gone),
+    "again-node-shuts-down": Case(
+        "Starting",
+        "Loading",
+        only_train(None),
+        then=ended_by_its_node(
+            said(45, "Stopped"),
+            "Error",
+            reason="Terminated",
+            message=SHUTDOWN,
+            conditions=[disruption("TerminationByKubelet", SHUTDOWN)],
+        ),
+    ),
+    "again-node-started-anew": Case(
+        "Starting", "Loading", only_train(None), then=ended_by_its_node(Ends(137), "ContainerStatusUnknown")
+    ),
+    "again-pod-stopped": Case("Starting", "Loading", only_train(None), then=delete_its_pod()),
+    "again-pod-deleted": Case("Starting", "Loading", only_train(None), then=delete_its_pod(grace=0)),
+    "again-pod-refused": Case(
+        "Starting", "Loading", only_train(None), trouble=of_first_attempt(refused("UnexpectedAdmissionError", NO_GPU))
+    ),
+    "again-pod-not-started": Case(
+        "Starting", "Loading", only_train(None), trouble=of_first_attempt(injected_container_fails)
     ),
     "again-job-deleted": Case("Starting", "Loading", only_train(None), then=delete_the_train_job),
     "again-crashed": Case("Starting", "Loading", only_train(CRASH, None)),
@@ -351,7 +445,7 @@ def _apply(place: Place, job: str, case: Case) -> None:
     assert isinstance(place.kubelet, Node)
     if case.trouble is not None:
         place.kubelet.troubles[job] = case.trouble
-    if job in ("suspending", *LOST):
+    if job in LINGERING:
         place.kubelet.lingering.add(job)
     place.apply(job, case.script, **case.spec)
 
@@ -665,7 +759,7 @@ def test_with_its_place_back_a_job_waits_until_its_old_pods_have_ended(place: Pl
     kueue.suspends(False, "back")
     time.sleep(3)
     assert pods_of(place, "back", "t1") == old
-    place.reaches("back", "Starting", "Stopping")
+    becomes(place, "back", "starting-stopping", "Starting", "Stopping")
     place.kubelet.lingering.discard("back")
     eventually("a new pod runs", lambda: pods_of(place, "back", "t1") and pods_of(place, "back", "t1") != old)
     becomes(place, "back", "starting", "Starting", "Loading")
