@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from tests.e2e.goldens import becomes, masked_text, same
@@ -34,9 +34,11 @@ from tests.e2e.test_operator import (
     eventually,
     ordinary,
     passes,
+    trained,
 )
 
 from finetune_api.contract import PROGRESS_PORT
+from finetune_api.status import Phase
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
@@ -49,8 +51,8 @@ NO_GPU = (
     "which is unexpected"
 )
 PULL = 'failed to pull and unpack image "registry.example.com/trainer:1": failed to resolve reference: not found'
-OTHER = "b" * 16
-"""The run whose trainer answers."""
+OTHER, ANOTHER = "b" * 16, "c" * 16
+"""Runs whose trainers answer."""
 
 
 # --- nodes with troubles ---
@@ -164,6 +166,10 @@ def only_train(*ends: Ends | None) -> Script:
     return lambda role, ordinal: passes() if role == "preflight" else ends[min(ordinal, len(ends)) - 1]
 
 
+def train_of(run: str) -> Script:
+    return lambda role, ordinal: passes(run=run) if role == "preflight" else None
+
+
 def preflight(ends: Ends | None) -> Script:
     return lambda role, ordinal: ends if role == "preflight" else None
 
@@ -218,6 +224,18 @@ def job_path(place: Place, job: str, tail: str) -> str:
 def suspend(place: Place, job: str) -> None:
     place.reaches(job, "Starting", "Loading")
     place.plane.patch(place.path(job), {"spec": {"suspend": True}})
+
+
+def suspend_and_change(place: Place, job: str) -> None:
+    suspend(place, job)
+    place.reaches(job, "Suspended", "Suspending")
+    change(place, job, place.kubelet.scripts[job])
+
+
+def change(place: Place, job: str, script: Script, *, rate: float = 1e-3) -> None:
+    """Another learning rate is another run, of which the script tells."""
+    place.kubelet.scripts[job] = script
+    place.plane.patch(place.path(job), {"spec": {"training": {"learningRate": rate}}})
 
 
 def suspend_the_job_itself(place: Place, job: str) -> None:
@@ -281,8 +299,7 @@ def delete_the_train_job(place: Place, job: str) -> None:
 
 def a_change_that_is_refused(place: Place, job: str) -> None:
     place.reaches(job, "Starting", "Loading")
-    place.kubelet.scripts[job] = preflight(said(42, "ColumnMissing"))
-    place.plane.patch(place.path(job), {"spec": {"training": {"learningRate": 1e-3}}})
+    change(place, job, preflight(said(42, "ColumnMissing")))
 
 
 CASES: dict[str, Case] = {
@@ -373,6 +390,7 @@ CASES: dict[str, Case] = {
     "again-storage": Case("Preflight", "Checking", storage_that_goes_away()),
     "changed-refused": Case("Starting", "ColumnMissing", only_train(None), then=a_change_that_is_refused),
     "suspending": Case("Suspended", "Suspending", only_train(None), then=suspend),
+    "changed-suspending": Case("Suspended", "Suspending", only_train(None), then=suspend_and_change),
     "suspended": Case("Suspended", "Suspended", only_train(None), then=suspend),
     "applied-suspended": Case("Suspended", "Suspended", spec={"suspend": True}),
     "failed-data": Case("Failed", "ColumnMissing", preflight(said(42, "ColumnMissing"))),
@@ -509,11 +527,11 @@ class Trainer:
         self.server = http.server.ThreadingHTTPServer((address, PROGRESS_PORT), Handler)
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
-    def says(self, stage: str, step: int, *, saved: int | None = None) -> None:
+    def says(self, stage: str, step: int, *, saved: int | None = None, run: str = OTHER) -> None:
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         progress = {
             "schemaVersion": 1,
-            "runId": OTHER,
+            "runId": run,
             "attempt": 1,
             "stage": stage,
             "step": step,
@@ -527,7 +545,7 @@ class Trainer:
             "updatedAt": now,
         }
         best = {"step": 20, "metric": "f1", "value": 0.83}
-        uri = f"s3://models/out/runs/{OTHER}/attempts/1/checkpoints/{saved}"
+        uri = f"s3://models/out/runs/{run}/attempts/1/checkpoints/{saved}"
         checkpoint = {"step": saved, "uri": uri, "committedAt": now, "best": best} if saved else None
         self.progress = {**progress, "checkpoint": checkpoint}
 
@@ -549,7 +567,7 @@ def test_training_evaluation_a_silent_node_and_suspension_are_told_with_the_step
     place: Place, trainer: Trainer
 ) -> None:
     assert isinstance(place.kubelet, Node)
-    place.apply("trains", lambda role, ordinal: passes(run=OTHER) if role == "preflight" else None)
+    place.apply("trains", train_of(OTHER))
     trainer.says("Loading", 0)
     becomes(place, "trains", "starting-loading", "Starting", "Loading")
     trainer.says("Training", 40, saved=30)
@@ -570,6 +588,38 @@ def test_training_evaluation_a_silent_node_and_suspension_are_told_with_the_step
     becomes(place, "trains", "suspended-training", "Suspended", "Suspended")
 
 
+def test_what_goes_on_while_a_changed_document_is_looked_at_is_told_beside_it(place: Place, trainer: Trainer) -> None:
+    """Only once preflight has passed does the new run take its place."""
+    assert isinstance(place.kubelet, Node)
+    job, refusal = "goes-on", preflight(said(42, "ColumnMissing"))
+    place.apply(job, train_of(OTHER))
+    trainer.says("Training", 40, saved=30)
+    place.reaches(job, "Training", "Training")
+    change(place, job, preflight(None))
+    becomes(place, job, "changed-training", "Training", "Training")
+    place.kubelet.scripts[job] = refusal
+    becomes(place, job, "changed-training-refused", "Training", "ColumnMissing")
+    trainer.says("Evaluating", 100, saved=90)
+    place.reaches(job, "Evaluating", "ColumnMissing")
+    change(place, job, preflight(None), rate=2e-3)
+    becomes(place, job, "changed-evaluating", "Evaluating", "Evaluating")
+    place.kubelet.scripts[job] = refusal
+    becomes(place, job, "changed-evaluating-refused", "Evaluating", "ColumnMissing")
+    place.kubelet.lingering.add(job)
+    change(place, job, train_of(ANOTHER), rate=3e-3)
+    becomes(place, job, "changed-stopping", "Queued", "StoppingPreviousRun")
+    place.kubelet.lingering.discard(job)
+    becomes(place, job, "changed-again", "Starting", "Loading")
+
+
+def test_a_run_that_is_done_after_its_changed_document_was_refused_leaves_its_model(place: Place) -> None:
+    place.apply("done-all-the-same", only_train(None))
+    a_change_that_is_refused(place, "done-all-the-same")
+    place.reaches("done-all-the-same", "Starting", "ColumnMissing")
+    place.kubelet.scripts["done-all-the-same"] = lambda role, ordinal: trained()
+    becomes(place, "done-all-the-same", "failed-changed", "Failed", "ColumnMissing")
+
+
 def test_trainers_behind_a_network_that_swallows_questions_keep_no_other_job_waiting(place: Place) -> None:
     """A look that waited for an answer would hold one of the workers, of which there are fewer than such trainers."""
     with socket.create_server((place.kubelet.address, PROGRESS_PORT), backlog=1024):  # takes all and answers nothing
@@ -584,7 +634,7 @@ def test_trainers_behind_a_network_that_swallows_questions_keep_no_other_job_wai
 
 @pytest.mark.slow
 def test_progress_is_written_when_a_percent_is_won_and_never_within_ten_seconds(place: Place, trainer: Trainer) -> None:
-    place.apply("tells", lambda role, ordinal: passes(run=OTHER) if role == "preflight" else None)
+    place.apply("tells", train_of(OTHER))
     trainer.says("Training", 1)
     place.reaches("tells", "Training", "Training")
     began = datetime.now(UTC)
@@ -676,8 +726,7 @@ def test_a_document_that_changes_in_any_phase_is_followed(place: Place) -> None:
     """Equal documents but for the learning rate: another run, of which the same is to be told."""
     for name in CHANGED:
         script = place.kubelet.scripts[name]
-        place.kubelet.scripts[name] = lambda role, ordinal, script=script: _of_another_run(script(role, ordinal))
-        place.plane.patch(place.path(name), {"spec": {"training": {"learningRate": 1e-3}}})
+        change(place, name, lambda role, ordinal, script=script: _of_another_run(script(role, ordinal)))
     for name, (phase, reason) in CHANGED.items():
         eventually(f"{name}: it is observed", lambda name=name: is_observed(place.get(name)))
         becomes(place, name, f"changed-{name}", phase, reason)
@@ -690,16 +739,19 @@ def is_observed(job: Document) -> bool:
 def _of_another_run(ends: Ends | None) -> Ends | None:
     if ends is None or ends.message is None:
         return ends
-    message = json.loads(json.dumps(ends.message).replace("a" * 16, "c" * 16))
+    message = json.loads(json.dumps(ends.message).replace("a" * 16, ANOTHER))
     return Ends(ends.code, message, ends.after)
 
 
-def test_a_job_that_is_deleted_in_any_phase_leaves_nothing(place: Place) -> None:
+def test_a_job_that_is_deleted_in_any_phase_leaves_nothing(place: Place, trainer: Trainer) -> None:
     assert isinstance(place.kubelet, Node)
     place.kubelet.lingering.clear()
+    for stage, run in (("Training", OTHER), ("Evaluating", ANOTHER)):  # the first one is not heard of any more then
+        place.apply(f"deleted-{stage.lower()}", train_of(run))
+        trainer.says(stage, 40, run=run)
+        place.reaches(f"deleted-{stage.lower()}", stage)
     jobs = place.plane.items(place.path("").rstrip("/"))
-    phases = {job["status"]["phase"] for job in jobs}
-    assert {"Pending", "Preflight", "Queued", "Starting", "Succeeded", "Failed", "Suspended"} <= phases
+    assert {job["status"]["phase"] for job in jobs} == set(get_args(Phase))
     for job in jobs:
         place.plane.delete(place.path(job["metadata"]["name"]))
     for kind in ("jobs", "pods", "configmaps", "services"):
@@ -713,10 +765,6 @@ def test_a_job_that_is_deleted_in_any_phase_leaves_nothing(place: Place) -> None
 QUEUED: Document = {"queue": {"name": "team-a"}, "resources": GPU}
 
 
-def train_of_the_other_run(role: str, ordinal: int) -> Ends | None:
-    return passes(run=OTHER) if role == "preflight" else None
-
-
 @pytest.fixture(scope="module")
 def kueue(place: Place) -> Iterator[StandIn]:
     """This test is Kueue, as far as the operator sees it. tests/e2e/test_kueue.py has the real one."""
@@ -726,7 +774,7 @@ def kueue(place: Place) -> Iterator[StandIn]:
 
 def test_what_a_queue_does_with_a_job_is_told_in_its_words(place: Place, kueue: StandIn, trainer: Trainer) -> None:
     for name in ("waits", "stuck", "queued-trains"):
-        place.apply(name, train_of_the_other_run, **QUEUED)
+        place.apply(name, train_of(OTHER), **QUEUED)
         becomes(place, name, "queued-kueue-unseen", "Queued", "WaitingForQueue", seconds=60)  # it asks now and then
     kueue.says("waits", QuotaReserved=("False", "insufficient unused quota for nvidia.com/gpu, 1 more needed"))
     kueue.says("stuck", "Inadmissible", QuotaReserved=("False", "LocalQueue team-a doesn't exist"))
@@ -735,6 +783,8 @@ def test_what_a_queue_does_with_a_job_is_told_in_its_words(place: Place, kueue: 
     eventually("it says so", lambda: "1 more needed" in place.status("waits")["message"])
     becomes(place, "waits", "queued-kueue", "Queued", "WaitingForQueue")
     becomes(place, "stuck", "queued-kueue-inadmissible", "Queued", "Inadmissible")
+    change(place, "waits", preflight(None))
+    becomes(place, "waits", "changed-queued-kueue", "Queued", "WaitingForQueue")
     becomes(place, "queued-trains", "training", "Training", "Training")
     words = "Preempted to accommodate a workload of a higher priority"
     kueue.says("queued-trains", Evicted=("True", words), QuotaReserved=("False", words))
