@@ -66,6 +66,8 @@ class Node(Kubelet):
         """Of pods, by the FineTuneJob."""
         self.lingering: set[str] = set()
         """FineTuneJobs whose pods do not end though they are asked to."""
+        self.last_words: dict[str, Ends] = {}
+        """Of pods that are asked to end, by the FineTuneJob."""
         self._told: dict[str, str] = {}
         super().__init__(plane, namespace)
 
@@ -75,6 +77,9 @@ class Node(Kubelet):
         trouble = self.troubles.get(owner)
         asked = "deletionTimestamp" in meta
         if asked and owner in self.lingering:
+            return
+        if asked and owner in self.last_words and pod["status"].get("phase") == "Running":
+            self._end(path, pod, self.last_words[owner])
             return
         status = trouble(pod) if trouble is not None and not asked else None
         if status is None:
@@ -656,11 +661,25 @@ def status_writes(place: Place, job: str) -> list[datetime]:
 
 
 @pytest.mark.slow
-def test_a_deadline_ends_the_job_and_says_from_where_it_would_go_on(place: Place) -> None:
+def test_a_deadline_ends_the_job_and_says_from_where_it_would_go_on(place: Place, trainer: Trainer) -> None:
+    assert isinstance(place.kubelet, Node)
+    place.kubelet.last_words["late-saved"] = said(45, "Stopped", runId=OTHER, step=40, reachedStep=40)
     place.apply("late", only_train(None), deadline="1m")
+    place.apply("late-saved", train_of(OTHER), deadline="1m")
+    trainer.says("Training", 40, saved=30)
     place.reaches("late", "Starting", "Loading")
-    becomes(place, "late", "failed-deadline", "Failed", "DeadlineExceeded", seconds=90)
-    eventually("its pods are gone", lambda: not pods_of(place, "late", "t1"))
+    place.reaches("late-saved", "Training", "Training")
+    eventually("it has trained for too long", lambda: trains_no_more(place, trainer, "late-saved"), seconds=90)
+    becomes(place, "late", "failed-deadline", "Failed", "DeadlineExceeded")
+    becomes(place, "late-saved", "failed-deadline-checkpoint", "Failed", "DeadlineExceeded")
+    for name in ("late", "late-saved"):
+        eventually(f"the pods of {name} are gone", lambda name=name: not pods_of(place, name, "t1"))
+
+
+def trains_no_more(place: Place, trainer: Trainer, job: str) -> bool:
+    """While it trains its trainer is heard: what an attempt has taken is counted by that."""
+    trainer.says("Training", 40, saved=30)
+    return bool(place.status(job)["phase"] != "Training")
 
 
 @pytest.mark.slow
