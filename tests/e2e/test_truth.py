@@ -651,6 +651,15 @@ def test_progress_is_written_when_a_percent_is_won_and_never_within_ten_seconds(
     assert min(apart) >= 9.5, apart
     assert 3 <= len(apart) <= 5, apart
     assert place.status("tells")["progress"]["step"] == 61
+    trainer.says("Training", 61, saved=60)
+    eventually("a checkpoint is told before the minute is over", lambda: saved(place, "tells") == 60, seconds=15)
+    becomes(place, "tells", "training-told", "Training", "Training")
+
+
+def saved(place: Place, job: str) -> int | None:
+    """The step of its last checkpoint."""
+    found = place.status(job).get("checkpoint")
+    return int(found["step"]) if found else None
 
 
 def status_writes(place: Place, job: str) -> list[datetime]:
