@@ -857,6 +857,8 @@ def test_with_its_place_back_a_job_waits_until_its_old_pods_have_ended(place: Pl
     kueue.suspends(True, "back")
     path = pod_path(place, "back", "t1")
     eventually("its pod is asked to go", lambda: "deletionTimestamp" in place.plane.get(path)["metadata"])
+    # With its place back before that, the Job would count it as failed.
+    eventually("its Job has let go of it", lambda: "finalizers" not in place.plane.get(path)["metadata"])
     kueue.suspends(False, "back")
     time.sleep(3)
     assert pods_of(place, "back", "t1") == old
