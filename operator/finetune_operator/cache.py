@@ -169,6 +169,8 @@ class Cache:
         self._unlink(uid)
         if isinstance(view, Rested):
             self._left.pop(uid, None)
+        if isinstance(view, Child) and view.suspended:  # it goes on with other pods, and what these took is counted
+            self._forget_pods_of(uid, entry.subject)
         self._entries[uid] = entry
         self._of[entry.subject].add(uid)
         if isinstance(entry.view, Subject | Rested):
@@ -214,9 +216,16 @@ class Cache:
 
     def _remember(self, pod: Pod, subject: str) -> None:
         """Its node removes a pod as soon as it has ended: who is about to look shall know how."""
-        entry = self._entries.get(subject)
+        entry, job = self._entries.get(subject), self._entries.get(pod.owner)
+        if job is not None and isinstance(job.view, Child) and job.view.suspended:
+            return
         if entry is not None and isinstance(entry.view, Subject):
             self._left.setdefault(subject, {})[pod.owner, pod.index] = (time.monotonic(), pod.removed)
+
+    def _forget_pods_of(self, job: str, subject: str) -> None:
+        left = self._left.get(subject, {})
+        for place in [place for place in left if place[0] == job]:
+            del left[place]
 
     def knows(self, uid: str, version: int) -> bool:
         """Whether it has the object as of this resource version or later, or as gone by then."""

@@ -50,6 +50,7 @@ class ProgressReader:
     """Asks the first pod of a train Job, at most every FRESH seconds.
 
     An answer that nobody waits for any more is told by `wake`, with the UID of the FineTuneJob: the next look has it.
+    Kopf waits for open questions when it ends, as it does for every task: for two seconds at most.
     """
 
     def __init__(self, kube: Kube, *, wake: Callable[[str], None] = lambda uid: None) -> None:
@@ -69,26 +70,30 @@ class ProgressReader:
         heard = self._heard.get(pod.uid, NOTHING)
         wanted = ask or heard.progress is None
         if wanted and pod.uid not in self._open and asyncio.get_running_loop().time() >= heard.due:
-            self._open[pod.uid] = asyncio.create_task(self._question(namespace, pod), name=f"question to {pod.name}")
+            question = self._question(namespace, pod, began=asyncio.get_running_loop().time())
+            self._open[pod.uid] = asyncio.create_task(question, name=f"question to {pod.name}")
         if wanted and pod.uid in self._open and not heard.mute:
             await asyncio.wait({self._open[pod.uid]}, timeout=PATIENCE)
         return self._heard.get(pod.uid, NOTHING).progress
 
-    async def _question(self, namespace: str, pod: Pod) -> None:
+    async def _question(self, namespace: str, pod: Pod, *, began: float) -> None:
         """Its end is remembered, whatever it is."""
-        clock = asyncio.get_running_loop().time
-        began, before = clock(), self._heard.get(pod.uid, NOTHING)
+        clock, before = asyncio.get_running_loop().time, self._heard.get(pod.uid, NOTHING)
+        answer, mute = None, False
         try:
-            answer, mute = await self._ask(namespace, pod), False
+            answer = await self._ask(namespace, pod)
         except TimeoutError:
-            answer, mute = None, True
+            mute = True
+        except Exception:  # of a program that a kubeconfig names, say: nobody else would hear of it
+            logger.exception("pod %s/%s could not be asked for its progress", namespace, pod.name)
         finally:
             del self._open[pod.uid]
+        now = clock()
         PROGRESS.labels("answered" if answer is not None else "silent").inc()
         if len(self._heard) >= REMEMBERED:
             self._heard.clear()
-        self._heard[pod.uid] = _Heard(answer or before.progress, due=began + (REST if mute else FRESH), mute=mute)
-        late = before.mute or clock() - began >= PATIENCE
+        self._heard[pod.uid] = _Heard(answer or before.progress, due=now + (REST if mute else FRESH), mute=mute)
+        late = before.mute or now - began >= PATIENCE
         if late and answer is not None and answer != before.progress:
             self._wake(pod.subject)
 

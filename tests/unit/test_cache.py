@@ -279,6 +279,20 @@ def test_how_a_pod_ended_is_known_after_it_is_gone_once_its_job_has_ended() -> N
     assert codes(cache) == [137], "the last one counts"
 
 
+def test_pods_that_went_because_their_job_was_suspended_say_nothing_of_its_end() -> None:
+    """It goes on with others; what those took is counted already."""
+    cache = Cache()
+    cache.apply("finetunejobs", job("one"))
+    cache.apply("jobs", child("t1", 1))
+    for name, version in (("x", 2), ("y", 4)):  # before and after that is known
+        cache.apply("pods", pod(name, version))
+        cache.removed(ended(name, version + 1))
+        cache.apply("jobs", {**child("t1", version + 2), "spec": {"suspend": True}})
+    cache.apply("jobs", {**child("t1", 7), "spec": {"suspend": False}})
+    cache.apply("jobs", failed("t1", 8))
+    assert codes(cache) == []
+
+
 def test_how_the_pods_of_a_job_ended_that_is_gone_is_known_for_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of one that was deleted for spec.suspend say which step they have committed."""
     clock = [100.0]

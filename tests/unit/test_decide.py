@@ -1389,6 +1389,13 @@ CHANGING = [
 ]
 
 HALTING = said("Suspended", "Suspending", generation=2, usage=Usage(attempts=1), restarts=restarts(1))
+SECOND_HALTING = HALTING.model_copy(
+    update={
+        "run": RunStatus(id=RUN, generation=1, attempt=2),
+        "usage": Usage(attempts=2),
+        "restarts": [*(HALTING.restarts or []), Restart(attempt=2, reason="Suspended", at="x", resumed_from_step=30)],
+    }
+)
 IDLE = said(
     "Suspended",
     "Suspended",
@@ -1478,6 +1485,18 @@ SUSPENDING = [
         "Suspended",
         "Suspended",
         says="suspended at step 45",
+    ),
+    Row(
+        "not what an earlier attempt had committed",
+        world(
+            SECOND_HALTING,
+            ended(t(1), 45, message(45, "Stopped", run_id=RUN, attempt=1, step=20)).removed,
+            pod(t(2), gone_by=ago(61), was_asked_to_go=True),
+            **HALTED,
+        ),
+        "Suspended",
+        "Suspended",
+        says="suspended at step 30",
     ),
     Row(
         "an attempt that has just ended with a model is a success",

@@ -299,6 +299,12 @@ def test_a_pod_that_is_gone_is_not_waited_for_and_what_it_said_counts() -> None:
     assert (end.reason, end.committed) == ("EvictionByEvictionAPI", 40)
 
 
+def test_a_pod_that_still_seems_to_run_is_waited_for_though_its_peer_is_gone_without_a_word() -> None:
+    running, gone = pod(), pod(1).removed
+    assert ending(job(), [running, gone], nodes=2, now=NOW) is None
+    assert ending(job(), [running, ended(137, 1)], nodes=2, now=NOW) is not None
+
+
 def test_nothing_is_waited_for_where_a_peer_is_dead() -> None:
     """The others will never reach the end of a step."""
     going = pod(meta=ASKED)

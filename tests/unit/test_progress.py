@@ -176,6 +176,36 @@ async def test_an_answer_that_takes_long_is_not_waited_for_and_wakes_whose_it_is
     await runner.cleanup()
 
 
+async def test_a_late_answer_is_as_fresh_as_any_other(reader: ProgressReader, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The look that it begins must not ask again: it would never end."""
+    monkeypatch.setattr("finetune_operator.progress.FRESH", 0.6)
+    gate = Gate()
+    runner = await answering(gate)
+    assert await reader.read("ns", [pod()]) is None
+    await asyncio.sleep(0.6)
+    gate.open.set()
+    await told(reader)
+    assert await reader.read("ns", [pod()]) == GOOD
+    assert gate.asked == 1
+    await runner.cleanup()
+
+
+async def test_a_question_that_fails_in_an_unexpected_way_is_no_news_and_not_asked_again_at_once(
+    reader: ProgressReader, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked: list[Pod] = []
+
+    async def fails(asked_pod: Pod) -> bytes:
+        asked.append(asked_pod)
+        raise RuntimeError("the program that gives a token is not there")
+
+    monkeypatch.setattr(reader, "_directly", fails)
+    assert await reader.read("ns", [pod()]) is None
+    assert await reader.read("ns", [pod()]) is None
+    assert len(asked) == 1
+    assert "could not be asked for its progress" in caplog.text
+
+
 async def test_an_answer_that_a_look_has_waited_for_wakes_nobody() -> None:
     woken: list[str] = []
     reader = ProgressReader(cast("Kube", Inside()), wake=woken.append)

@@ -71,7 +71,9 @@ def _unseen(child: Child, pods: Sequence[Pod]) -> bool:
     seen to run for ever.
     """
     running = [pod for pod in pods if pod.running and not (pod.was_asked_to_go or pod.unreachable or pod.disrupted)]
-    return bool(running) and (child.ended == "Complete" or len(running) == len(pods))
+    # Of a pod that is gone nothing more is to be heard.
+    telling = [pod for pod in pods if not pod.over or pod.exit is not None or pod.disrupted or pod.never_began]
+    return bool(running) and (child.ended == "Complete" or len(running) == len(telling))
 
 
 def _stuck(child: Child, pods: Sequence[Pod], *, now: datetime) -> bool:

@@ -96,7 +96,9 @@ def last_words(o: Observed) -> dict[str, Any]:
     if status.run is None:
         return {}
     said = [pod.exit.last for pod in o.pods if pod.exit is not None and pod.exit.last is not None]
-    steps = [last.step for last in said if last.run_id == status.run.id and last.step is not None]
+    # What an earlier attempt has said is in the status already, and its pods may be remembered.
+    newest = [last for last in said if last.attempt is None or last.attempt >= (status.run.attempt or 0)]
+    steps = [last.step for last in newest if last.run_id == status.run.id and last.step is not None]
     if not steps:
         return {}
     attempts = (status.usage.attempts if status.usage else None) or 0
