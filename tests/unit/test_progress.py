@@ -1,6 +1,7 @@
 """Progress from a pod that may answer anything: a real HTTP server on an address of its own stands for the pod."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from typing import Any, cast
@@ -13,7 +14,8 @@ from finetune_operator.kube import Kube
 from finetune_operator.progress import LIMIT, ProgressReader
 from finetune_operator.views import Pod
 
-HOST = "127.0.0.77"
+HOST = f"127.{os.getpid() >> 8 & 255}.{os.getpid() & 255}.77"
+"""Of this process: the port is the same for all, and tests of this file may run in several at once."""
 GOOD = Progress(run_id="r", stage="Training", step=1, total_steps=9, started_at="s", updated_at="u")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -51,7 +53,17 @@ def pod(uid: str = "p", **changes: Any) -> Pod:
 
 
 @pytest.fixture
-async def reader() -> AsyncIterator[ProgressReader]:
+async def reader(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ProgressReader]:
+    """Patient, as a busy machine may take a while."""
+    monkeypatch.setattr("finetune_operator.progress.PATIENCE", 10.0)
+    made = ProgressReader(cast("Kube", Inside()))
+    yield made
+    await made.close()
+
+
+@pytest.fixture
+async def impatient() -> AsyncIterator[ProgressReader]:
+    """As it is in the operator."""
     made = ProgressReader(cast("Kube", Inside()))
     yield made
     await made.close()
@@ -176,16 +188,18 @@ async def test_an_answer_that_takes_long_is_not_waited_for_and_wakes_whose_it_is
     await runner.cleanup()
 
 
-async def test_a_late_answer_is_as_fresh_as_any_other(reader: ProgressReader, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_late_answer_is_as_fresh_as_any_other(
+    impatient: ProgressReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The look that it begins must not ask again: it would never end."""
     monkeypatch.setattr("finetune_operator.progress.FRESH", 0.6)
     gate = Gate()
     runner = await answering(gate)
-    assert await reader.read("ns", [pod()]) is None
+    assert await impatient.read("ns", [pod()]) is None
     await asyncio.sleep(0.6)
     gate.open.set()
-    await told(reader)
-    assert await reader.read("ns", [pod()]) == GOOD
+    await told(impatient)
+    assert await impatient.read("ns", [pod()]) == GOOD
     assert gate.asked == 1
     await runner.cleanup()
 
@@ -206,7 +220,8 @@ async def test_a_question_that_fails_in_an_unexpected_way_is_no_news_and_not_ask
     assert "could not be asked for its progress" in caplog.text
 
 
-async def test_an_answer_that_a_look_has_waited_for_wakes_nobody() -> None:
+async def test_an_answer_that_a_look_has_waited_for_wakes_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("finetune_operator.progress.PATIENCE", 10.0)
     woken: list[str] = []
     reader = ProgressReader(cast("Kube", Inside()), wake=woken.append)
     runner = await answering(good)
@@ -217,27 +232,27 @@ async def test_an_answer_that_a_look_has_waited_for_wakes_nobody() -> None:
 
 
 async def test_a_trainer_that_lets_questions_run_out_of_time_is_waited_for_once_and_asked_seldom(
-    reader: ProgressReader, monkeypatch: pytest.MonkeyPatch
+    impatient: ProgressReader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A network that swallows every question must not keep the looks at other jobs waiting."""
     monkeypatch.setattr("finetune_operator.progress.TIMEOUT", ClientTimeout(total=0.3))
     gate = Gate()
     runner = await answering(gate)
-    assert await reader.read("ns", [pod()]) is None
-    await told(reader)
+    assert await impatient.read("ns", [pod()]) is None
+    await told(impatient)
     clock = asyncio.get_running_loop().time
     started = clock()
     for _ in range(100):
-        assert await reader.read("ns", [pod()]) is None
+        assert await impatient.read("ns", [pod()]) is None
     assert clock() - started < 1.0
     assert gate.asked == 1
     monkeypatch.setattr("finetune_operator.progress.REST", 0.0)
     gate.open.set()
-    (heard,) = reader._heard.values()
-    reader._heard["p"] = replace(heard, due=0.0)
-    assert await reader.read("ns", [pod()]) is None, "it is asked beside the look"
-    await told(reader)
-    assert await reader.read("ns", [pod()]) == GOOD
+    (heard,) = impatient._heard.values()
+    impatient._heard["p"] = replace(heard, due=0.0)
+    assert await impatient.read("ns", [pod()]) is None, "it is asked beside the look"
+    await told(impatient)
+    assert await impatient.read("ns", [pod()]) == GOOD
     await runner.cleanup()
 
 

@@ -19,7 +19,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 from tests.unit.test_decide import TRAINING, subject
 from tests.unit.test_kube import JOB, Answer, Client, kube
-from tests.unit.test_progress import Gate, answering, good, pod, reader
+from tests.unit.test_progress import HOST, Gate, answering, good, impatient, pod, reader
 from tests.unit.test_reconcile import Api, ours, reconciler
 
 from finetune_api.contract import PROGRESS_PORT
@@ -29,7 +29,7 @@ from finetune_operator.progress import ProgressReader
 from finetune_operator.tracing import LOOK, Attribute, asked
 from finetune_operator.views import MANAGED_BY, MANAGER
 
-__all__ = ["reader"]  # a fixture
+__all__ = ["impatient", "reader"]  # fixtures
 ROOT = Path(__file__).resolve().parents[2]
 BASE, OWN = "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
 SPEAKS, OWN_SPEAKS = "OTEL_EXPORTER_OTLP_PROTOCOL", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"
@@ -278,10 +278,9 @@ async def test_a_request_without_an_answer_says_why(spans: Spans) -> None:
 
 
 async def test_a_question_to_a_trainer_is_a_child(spans: Spans, reader: ProgressReader) -> None:
-    host = "127.0.0.78"  # test_progress.py has its own, perhaps at this moment
-    runner = await answering(good, host)
+    runner = await answering(good)
     with tracing.look(subject()):
-        await reader.read("ns", [pod(ip=host)])
+        await reader.read("ns", [pod()])
         tracing.acted("DeleteJob")
     await runner.cleanup()
     (request,) = spans.requests()
@@ -289,19 +288,19 @@ async def test_a_question_to_a_trainer_is_a_child(spans: Spans, reader: Progress
     assert told(request) == {
         "http.request.method": "GET",
         "url.path": "/progress",
-        "server.address": host,
+        "server.address": HOST,
         "server.port": PROGRESS_PORT,
         "http.response.status_code": 200,
     }
 
 
 async def test_a_question_that_a_look_does_not_wait_for_is_told_as_far_as_it_went(
-    spans: Spans, reader: ProgressReader
+    spans: Spans, impatient: ProgressReader
 ) -> None:
-    host, gate = "127.0.0.78", Gate()
-    runner = await answering(gate, host)
+    gate = Gate()
+    runner = await answering(gate)
     with tracing.look(subject()):
-        assert await reader.read("ns", [pod(ip=host)]) is None
+        assert await impatient.read("ns", [pod()]) is None
         tracing.acted("DeleteJob")
     (request,) = spans.requests()
     assert request.start_time < request.end_time
