@@ -73,7 +73,7 @@ def _table(results: dict[tuple[str, str], list[dict[str, float]]], load: float) 
         f"## Transfer of one object of {SIZE >> 20} MiB, SeaweedFS on the loopback",
         "",
         f"{datetime.now(UTC).date()}, median of {ROUNDS} and the best in brackets. Ours also computes and checks",
-        "SHA-256 of every byte and waits until a download is on the disk, which the others do not. s5cmd is timed with",
+        "BLAKE3 of every byte and waits until a download is on the disk, which the others do not. s5cmd is timed with",
         "its start, the others without imports. The processors are shared: with the server, whose seconds are in the",
         f"table, and with other processes: {others:.1f} cores in the median, and a load of {load:.1f} before.",
         "",

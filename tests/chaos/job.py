@@ -14,8 +14,8 @@ from tests.trainer.rank.conftest import Made, Ranks, made, make_tiny_base, tiny_
 
 from finetune_trainer.checkpoint import OPTIMIZER, WEIGHTS
 from finetune_trainer.storage import Store, open_store
-from finetune_trainer.storage.base import digest_of
 from finetune_trainer.storage.commit import latest_checkpoint
+from finetune_trainer.storage.digests import digest_of
 
 STEPS, EVERY = 60, 5
 LABELS = ["long", "short"]

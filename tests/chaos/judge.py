@@ -10,8 +10,8 @@ from tests.chaos.job import EVERY, STEPS, End, Job, Step
 from tests.chaos.killer import AGAIN, Attempt, Run
 
 from finetune_trainer.storage import NotFound
-from finetune_trainer.storage.base import digest_of
 from finetune_trainer.storage.commit import CURRENT, Holder, RecordKind, RunLog, collect_garbage, live_checkpoints
+from finetune_trainer.storage.digests import digest_of
 
 KNOWN = {0, -9, *AGAIN}
 
@@ -96,10 +96,10 @@ def _storage(job: Job) -> Iterator[str]:
     collect_garbage(job.store, run_id, claim, timedelta(0))
     live = live_checkpoints(claim.records)
     kept = [record for record in claim.records if record.kind is not RecordKind.CHECKPOINT or record in live]
-    entries = {entry["key"]: entry["sha256"] for record in kept for entry in record.body.get("objects") or ()}
-    for key, sha256 in entries.items():
+    entries = {entry["key"]: entry["digest"] for record in kept for entry in record.body.get("objects") or ()}
+    for key, digest in entries.items():
         try:
-            if digest_of(job.store.read(key)) != sha256:
+            if digest_of(job.store.read(key)) != digest:
                 yield f"{key} is damaged"
         except NotFound:
             yield f"{key} is missing"

@@ -94,7 +94,7 @@ BY_CONTENT = {
     "spec.data.test.sources[].uri",
     "spec.evaluation.retention[].data.uri",
 }
-"""Inputs: their SHA-256 decides, not their name."""
+"""Inputs: their digest decides, not their name."""
 ELSEWHERE = {"spec.profile", "spec.output.uri"}
 """The profile's content decides, not its name; a run is looked for under output.uri, so another one has none."""
 

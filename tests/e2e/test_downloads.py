@@ -1,6 +1,5 @@
 """What pods download: a base once for all pods that share a cache, and never more into memory than they have."""
 
-import hashlib
 import json
 import secrets
 from collections.abc import Iterator
@@ -10,6 +9,7 @@ from typing import Any
 import pytest
 
 from finetune_api.contract import WORK_PATH
+from finetune_trainer.storage.digests import Hasher, digest_of
 
 pytestmark = [pytest.mark.e2e, pytest.mark.together, pytest.mark.timeout(900)]
 
@@ -23,7 +23,7 @@ def test_of_two_pods_that_share_a_cache_one_downloads_the_base(world: Any) -> No
     with world.trainings, cached_profile(world, namespace) as profile:  # one place for both: they train next to nothing
         for seed, name in enumerate(names):
             world.apply(world.small_job(name, profile=profile, training={"epochs": 1, "seed": seed}), namespace)
-        told = lambda: said_of(world, namespace, hashlib.sha256(stored).hexdigest())  # noqa: E731
+        told = lambda: said_of(world, namespace, digest_of(stored))  # noqa: E731
         world.until(lambda: len(told()) > 1, what="two pods to have the base", seconds=400)
         lines = told()
         world.kubectl("delete", "finetunejobs", "--all", "-n", namespace)
@@ -36,7 +36,7 @@ def said_of(world: Any, namespace: str, digest: str) -> list[str]:
     """What the namespace's train pods have logged of a file."""
     selector = "finetune.dev/role=train"
     logs = world.kubectl.run("logs", "-n", namespace, "-l", selector, "--tail=-1").stdout
-    return [line for line in logs.splitlines() if digest[:16] in line]
+    return [line for line in logs.splitlines() if digest[:24] in line]
 
 
 @contextmanager
@@ -72,7 +72,7 @@ store = open_store(uri, StorageSettings(endpoint, region, None))
 target, size = pathlib.Path(work, "model"), 0
 target.mkdir()
 for info in list(store.list()):
-    size += store.download(info.key, target / info.key, sha256=digest).size
+    size += store.download(info.key, target / info.key, digest=digest).size
 print(json.dumps({"bytes": size, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}))
 """
 
@@ -101,7 +101,7 @@ def test_four_gigabytes_download_in_a_pod_with_one(world: Any) -> None:
 
 
 def fill(world: Any, bucket: str, *, files: int) -> str:
-    """Puts files of 1 GiB of zeros there, in parts; returns the SHA-256 of each."""
+    """Puts files of 1 GiB of zeros there, in parts; returns the digest of each."""
     part = bytes(64 * 2**20)
     for number in range(files):
         where = {"Bucket": bucket, "Key": f"model-{number}.safetensors"}
@@ -111,10 +111,10 @@ def fill(world: Any, bucket: str, *, files: int) -> str:
             for n in range(1, GIB // len(part) + 1)
         ]
         world.s3.complete_multipart_upload(**upload, MultipartUpload={"Parts": tags})
-    digest = hashlib.sha256()
+    hasher = Hasher()
     for _ in range(GIB // len(part)):
-        digest.update(part)
-    return digest.hexdigest()
+        hasher.update(part)
+    return hasher.digest()
 
 
 def downloader(world: Any, uri: str, digest: str) -> dict[str, Any]:

@@ -566,7 +566,7 @@ def state_of(world: Any, namespace: str, name: str, record: Any) -> dict[str, An
 
 
 def digest_of(record: Any, file: str) -> str:
-    return str(file_of(record, file)["sha256"])
+    return str(file_of(record, file)["digest"])
 
 
 def file_of(record: Any, file: str) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """The cache that pods share: one download for all, bounded, never wrong, whoever is killed when."""
 
 import errno
-import hashlib
 import json
 import multiprocessing
 import os
@@ -16,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from finetune_trainer.storage.cache import Cache
+from finetune_trainer.storage.digests import digest_of, hex_of
 
 pytestmark = pytest.mark.timeout(60)
 FORK = multiprocessing.get_context("fork")
@@ -23,12 +23,12 @@ FILES = [bytes([number]) * (1000 + number) for number in range(8)]
 
 
 def name(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
+    return hex_of(digest_of(data))
 
 
 def get(cache: Cache, data: bytes, *, download: Callable[[Path], object] | None = None) -> Path | None:
     return cache.get(
-        name(data), size=len(data), download=download or (lambda path: path.write_bytes(data)), beat=lambda: None
+        digest_of(data), size=len(data), download=download or (lambda path: path.write_bytes(data)), beat=lambda: None
     )
 
 
@@ -99,8 +99,8 @@ def test_what_was_used_longest_ago_makes_room_and_what_is_in_use_stays(tmp_path:
 def test_a_file_larger_than_the_limit_or_the_volume_is_not_kept_and_removes_nothing_in_use(tmp_path: Path) -> None:
     cache = Cache(tmp_path, limit=1500)
     assert get(cache, FILES[0])
-    assert cache.get(name(b"large"), size=1501, download=never, beat=lambda: None) is None
-    assert Cache(tmp_path, limit=None).get(name(b"large"), size=1 << 60, download=never, beat=lambda: None) is None
+    assert cache.get(digest_of(b"large"), size=1501, download=never, beat=lambda: None) is None
+    assert Cache(tmp_path, limit=None).get(digest_of(b"large"), size=1 << 60, download=never, beat=lambda: None) is None
     assert left(tmp_path) == {name(FILES[0])}
 
 
@@ -147,7 +147,7 @@ def test_who_waits_can_give_up(tmp_path: Path) -> None:
         raise InterruptedError
 
     with pytest.raises(InterruptedError):
-        Cache(tmp_path, limit=None).get(name(FILES[0]), size=1000, download=never, beat=stop)
+        Cache(tmp_path, limit=None).get(digest_of(FILES[0]), size=1000, download=never, beat=stop)
     os.close(lock)
 
 

@@ -255,10 +255,10 @@ def test_foreign_names_in_the_log_are_ignored(store: Store) -> None:
 
 def test_a_format_of_a_later_version_is_refused(store: Store) -> None:
     record = RunLog(store, RUN).claim(holder=holder("p")).record
-    content = {**record.content(), "format": 2}
-    from finetune_trainer.storage import base, commit
+    content = {**record.content(), "format": 3}
+    from finetune_trainer.storage import commit
 
-    content["sha256"] = base.digest_of(commit._canonical(content))
+    content["sha256"] = commit._seal(content)
     with pytest.raises(StorageError, match="use the version that wrote it") as caught:
         decode(json.dumps(content).encode())
     assert caught.value.reason == "UnknownFormat"

@@ -21,6 +21,7 @@ from finetune_trainer.storage import (
     open_store,
     split_uri,
 )
+from finetune_trainer.storage.digests import digest_of
 
 WEIGHTS = bytes(range(256)) * 200
 FILES = {"config.json": b"{}", "model.safetensors": WEIGHTS, "deep/notes.txt": b"deep", "empty.txt": b""}
@@ -55,7 +56,8 @@ def test_a_repository_is_listed_and_read_as_any_store(store: Store) -> None:
 def test_the_digest_of_a_large_file_is_known_without_reading_it(hub: Hub, store: Store) -> None:
     info = store.head("model.safetensors")
     assert info is not None
-    assert info.sha256 == info.etag == hashlib.sha256(WEIGHTS).hexdigest()
+    assert info.etag == hashlib.sha256(WEIGHTS).hexdigest()
+    assert info.digest == f"sha256:{info.etag}"
     assert not [request for request in hub.requests if "resolve" in request]
 
 
@@ -91,15 +93,15 @@ def test_a_download_is_whole_or_not_there(hub: Hub, store: Store, tmp_path: Path
     done: list[int] = []
     info = store.download("model.safetensors", tmp_path / "weights", progress=done.append)
     assert (tmp_path / "weights").read_bytes() == WEIGHTS
-    assert info.sha256 == hashlib.sha256(WEIGHTS).hexdigest()
+    assert info.digest == digest_of(WEIGHTS)
     assert done[-1] == len(WEIGHTS)
     with pytest.raises(Damaged):
-        store.download("config.json", tmp_path / "config", sha256="0" * 64)
+        store.download("config.json", tmp_path / "config", digest="blake3:" + "0" * 64)
     commit = hub.branches["models", "org/name"]["main"]
     listed = hub.commits["models", "org/name"][commit]
     listed["model.safetensors"] = b"\xff" + WEIGHTS[1:]  # what is stored no longer has the digest it is listed by
     with pytest.raises((Damaged, PreconditionFailed)):
-        store.download("model.safetensors", tmp_path / "again", sha256=info.sha256)
+        store.download("model.safetensors", tmp_path / "again", digest=info.digest)
     assert [path.name for path in tmp_path.iterdir()] == ["weights"]
 
 
@@ -116,7 +118,7 @@ def test_rows_of_a_dataset_repository_are_found_by_a_pattern(hub: Hub, tmp_path:
     found = locate("hf://datasets/org/rows@main/data/*.jsonl", StorageSettings())
     read = [Rows(place.store, place.key, uri=place.uri, wanted=("text",), scratch=tmp_path) for place in found]
     assert [sum(isinstance(row, Row) for row in rows) for rows in read] == [1, 2]
-    assert read[1].sha256 == hashlib.sha256(rows * 2).hexdigest()
+    assert read[1].digest == digest_of(rows * 2)
 
 
 def test_a_private_repository_opens_with_the_token_among_the_credentials(hub: Hub, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from finetune_trainer.storage import (
     open_store,
 )
 from finetune_trainer.storage.answers import Answer, Request, meaning
+from finetune_trainer.storage.digests import digest_of
 from finetune_trainer.storage.transfer import (
     WORKERS,
     Crc32,
@@ -297,9 +298,9 @@ def test_broken_connections_are_resumed_where_they_broke(proxied: Store, proxy: 
     (tmp_path / "source").write_bytes(data)
     sent = proxied.upload(tmp_path / "source", "big")
     proxy.cuts, proxy.cut_after = 6, 5 * MIB
-    got = proxied.download("big", tmp_path / "target", if_match=sent.etag, sha256=sent.sha256)
+    got = proxied.download("big", tmp_path / "target", if_match=sent.etag, digest=sent.digest)
     assert proxy.cuts == 0
-    assert got.sha256 == hashlib.sha256(data).hexdigest()
+    assert got.digest == digest_of(data)
     assert (tmp_path / "target").read_bytes() == data
     proxy.cuts = 5
     with proxied.stream("big") as source:
@@ -324,9 +325,9 @@ def test_lost_answers_during_an_upload_are_survived(proxied: Store, proxy: Any, 
     for marker in (b"partNumber=2", b"POST /"):
         proxy.drop_marker, proxy.drop_answers = marker, 1
         sent = proxied.upload(tmp_path / "source", "big")
-        assert sent.sha256 == hashlib.sha256(data).hexdigest()
+        assert sent.digest == digest_of(data)
     assert proxy.dropped == 2
-    assert proxied.download("big", tmp_path / "target").sha256 == sent.sha256
+    assert proxied.download("big", tmp_path / "target").digest == sent.digest
 
 
 def test_a_failed_upload_leaves_no_parts(
@@ -366,7 +367,7 @@ def test_bytes_damaged_on_their_way_to_the_store_are_sent_again(
     proxy.damage, proxy.damages_sent = b"the word", [b"k"]
     sent = proxied.upload(tmp_path / "source", "big")
     assert (proxy.damages_sent, proxy.answers) == ([], [])
-    assert proxied.download("big", tmp_path / "target").sha256 == sent.sha256 == hashlib.sha256(data).hexdigest()
+    assert proxied.download("big", tmp_path / "target").digest == sent.digest == digest_of(data)
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["crc32", "md5"])
@@ -391,7 +392,7 @@ def test_a_store_that_refuses_crc32_is_given_md5(
     monkeypatch.setattr(type(proxied), "_read_back", lambda *_: pytest.fail("the etag has proven it"))
     sent = proxied.upload(tmp_path / "source", "big")
     assert proxy.answers == []
-    assert proxied.download("big", tmp_path / "target").sha256 == sent.sha256 == hashlib.sha256(data).hexdigest()
+    assert proxied.download("big", tmp_path / "target").digest == sent.digest == digest_of(data)
 
 
 def test_the_bodies_of_parts_alone_are_not_signed(proxied: Store, proxy: Any, tmp_path: Path) -> None:
@@ -419,7 +420,7 @@ def test_an_upload_is_read_back_unless_the_store_tells_the_checksums_of_its_part
         proxy.damage, proxy.damages = b"X-Amz-Checksum-Crc32:", [b";"]  # the header of one part's answer is lost
     sent = proxied.upload(tmp_path / "source", "big")
     assert (len(read_back), proxy.damages) == (0 if told else 1, [])
-    assert sent.sha256 == hashlib.sha256(data).hexdigest()
+    assert sent.digest == digest_of(data)
 
 
 def test_a_file_that_is_cut_while_it_is_uploaded_is_told_at_once(
@@ -447,7 +448,7 @@ def test_bytes_damaged_on_their_way_are_asked_for_again(proxied: Store, proxy: A
     proxy.damages = [b"m", b"k"]
     assert proxied.read("a") == b"what was written"
     proxy.damages = [b"m", b"k"]
-    assert proxied.download("a", tmp_path / "target", sha256=sent.sha256).sha256 == sent.sha256
+    assert proxied.download("a", tmp_path / "target", digest=sent.digest).digest == sent.digest
     assert (tmp_path / "target").read_bytes() == b"what was written"
     assert proxy.damages == []
 
@@ -493,7 +494,7 @@ def test_damage_behind_the_stores_back_is_found(
     written = store.write("a", b"right")
     client = s3_server.client()
     metadata = client.head_object(Bucket=s3_bucket, Key="a")["Metadata"]
-    assert metadata["finetune-sha256"] == written.sha256
+    assert metadata["finetune-digest"] == written.digest
     client.put_object(Bucket=s3_bucket, Key="a", Body=b"wrong", Metadata=metadata)
     for read in (lambda: store.read("a"), lambda: store.download("a", tmp_path / "a")):
         with pytest.raises(Damaged) as caught:
@@ -508,8 +509,8 @@ def test_an_object_of_anyone_is_read(s3_server: Any, s3_bucket: str, s3_settings
     store = open_store(f"s3://{s3_bucket}", s3_settings)
     found = store.head("data/train.jsonl")
     assert found is not None
-    assert found.sha256 is None
-    assert store.download("data/train.jsonl", tmp_path / "x").sha256 == hashlib.sha256(b"{}\n").hexdigest()
+    assert found.digest is None
+    assert store.download("data/train.jsonl", tmp_path / "x").digest == digest_of(b"{}\n")
 
 
 def test_ranges_and_parts_fit_their_limits() -> None:
@@ -593,7 +594,7 @@ def test_uploads_over_plain_http_are_sent_out_of_their_file(
     data = os.urandom(40 * MIB + 1)
     (tmp_path / "source").write_bytes(data)
     store = open_store(f"s3://{s3_bucket}", s3_settings)
-    assert store.upload(tmp_path / "source", "large").sha256 == hashlib.sha256(data).hexdigest()
+    assert store.upload(tmp_path / "source", "large").digest == digest_of(data)
     assert sum(sent) == len(data)
 
 
@@ -632,7 +633,7 @@ def test_downloads_over_plain_http_are_moved_into_their_file_over_few_connection
     monkeypatch.setattr(os, "splice", counted)
     monkeypatch.setattr(socket.socket, "connect", noted)
     for _ in range(2):
-        assert store.download("large", tmp_path / "target").sha256 == hashlib.sha256(data).hexdigest()
+        assert store.download("large", tmp_path / "target").digest == digest_of(data)
     assert moved > 2 * 0.95 * len(data)
     assert opened <= WORKERS, "a connection whose answer was read to its end is used again"
     assert (tmp_path / "target").read_bytes() == data

@@ -1,6 +1,5 @@
 """What every store promises, asked of the local directory and of the real S3 server alike."""
 
-import hashlib
 import os
 import signal
 import subprocess
@@ -25,12 +24,9 @@ from finetune_trainer.storage import (
     probe_conditional_writes,
     split_uri,
 )
+from finetune_trainer.storage.digests import digest_of
 
 MIB = 1 << 20
-
-
-def sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
 
 
 def in_threads(count: int, work: Callable[[int], str]) -> list[str]:
@@ -47,7 +43,7 @@ def in_threads(count: int, work: Callable[[int], str]) -> list[str]:
 
 def test_what_is_written_is_read(store: Store) -> None:
     written = store.write("a/b.json", b"content")
-    assert (written.key, written.size, written.sha256) == ("a/b.json", 7, sha256(b"content"))
+    assert (written.key, written.size, written.digest) == ("a/b.json", 7, digest_of(b"content"))
     assert store.read("a/b.json") == b"content"
     assert store.read("a/b.json", limit=4) == b"cont"
     assert store.read("a/b.json", limit=99) == b"content"
@@ -138,16 +134,16 @@ def test_a_large_file_goes_up_and_down_unchanged(store: Store, tmp_path: Path) -
     source, target, seen = tmp_path / "source", tmp_path / "deep" / "target", list[int]()
     source.write_bytes(data)
     sent = store.upload(source, "big/model.safetensors")
-    assert (sent.size, sent.sha256) == (len(data), sha256(data))
-    got = store.download(sent.key, target, if_match=sent.etag, sha256=sent.sha256, progress=seen.append)
+    assert (sent.size, sent.digest) == (len(data), digest_of(data))
+    got = store.download(sent.key, target, if_match=sent.etag, digest=sent.digest, progress=seen.append)
     assert target.read_bytes() == data
-    assert (got.size, got.sha256, got.etag) == (len(data), sent.sha256, sent.etag)
+    assert (got.size, got.digest, got.etag) == (len(data), sent.digest, sent.etag)
     assert seen == sorted(seen)
     assert seen[-1] == len(data)
     with pytest.raises(PreconditionFailed):
         store.download(sent.key, tmp_path / "other", if_match="0" * 32)
-    with pytest.raises(Damaged, match="SHA-256") as caught:
-        store.download(sent.key, tmp_path / "other", sha256="0" * 64)
+    with pytest.raises(Damaged, match="digest") as caught:
+        store.download(sent.key, tmp_path / "other", digest="0" * 64)
     assert caught.value.reason == "ChecksumMismatch"
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == ["source"]
 
@@ -159,7 +155,7 @@ def test_every_size_is_copied_exactly(store: Store, tmp_path: Path, size: int) -
     sent = store.upload(tmp_path / "source", "file")
     got = store.download("file", tmp_path / "target")
     assert (tmp_path / "target").read_bytes() == data
-    assert sent.sha256 == got.sha256 == sha256(data)
+    assert sent.digest == got.digest == digest_of(data)
 
 
 def test_a_stream_reads_by_pieces_and_lines(store: Store) -> None:

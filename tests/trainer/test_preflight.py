@@ -1,7 +1,6 @@
 """Preflight on real stores: what passes, what it leaves behind, and one clear sentence for every bad input."""
 
 import gzip
-import hashlib
 import json
 import re
 import shutil
@@ -25,6 +24,7 @@ from finetune_trainer.gates import ON_VALIDATION
 from finetune_trainer.run import RunRecord, read_record
 from finetune_trainer.storage import StorageSettings, open_store, split_uri
 from finetune_trainer.storage.commit import CURRENT, Holder, RecordKind, RunLog, publish_current, read_current
+from finetune_trainer.storage.digests import digest_of
 
 SECRET_TEXT = "the launch code is 12345"
 
@@ -258,7 +258,7 @@ def test_retention_sets_are_pinned_and_encoded_and_make_no_other_run(bench: Benc
     record = bench.record(last)
     pinned = record.manifest[-1]
     assert (pinned.role, pinned.uri) == ("retention/kept", bench.uri("kept.jsonl"))
-    assert pinned.sha256 == hashlib.sha256(jsonl(fresh(40))).hexdigest()
+    assert pinned.digest == digest_of(jsonl(fresh(40)))
     found = record.retention["kept"]
     assert (found.labels, found.encoded.rows) == (["a", "b"], 40)
     store = load_file(bench.root / "output" / found.encoded.key)
@@ -308,9 +308,9 @@ def test_a_retention_set_that_is_not_there_is_waited_for(bench: Bench) -> None:
 
 def test_the_digest_of_a_large_file_is_taken_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     hashed: list[str] = []
-    original = preflight.hash_object
+    original = preflight.read_through
     monkeypatch.setattr(
-        preflight, "hash_object", lambda store, info: (hashed.append(info.key), original(store, info))[1]
+        preflight, "read_through", lambda store, info, *of: (hashed.append(info.key), original(store, info, *of))[1]
     )
     bench.run()
     assert "model.safetensors" in hashed
@@ -467,7 +467,7 @@ def test_model_and_rows_of_the_hub_make_the_run_of_the_same_files_on_disk(
         hub.commit("org/tiny", {"config.json": b"{}"})
         root, key = split_uri(record.manifest[1].uri)
         store = open_store(root, StorageSettings())
-        store.download(key, bench.root / "again", if_match=record.manifest[1].etag, sha256=record.manifest[1].sha256)
+        store.download(key, bench.root / "again", if_match=record.manifest[1].etag, digest=record.manifest[1].digest)
 
 
 def test_weights_are_part_of_the_run_and_weights_of_one_are_not(bench: Bench) -> None:
@@ -517,7 +517,7 @@ def publish(bench: Bench, last: LastMessage, *, end: str = "complete") -> TrainO
     body = {
         "publicationId": publication_id(evaluation_id(str(last.run_id), bench.config(), test=None), bench.config()),
         "end": end,
-        "objects": [{"key": info.key, "size": info.size, "sha256": info.sha256}],
+        "objects": [{"key": info.key, "size": info.size, "digest": info.digest}],
         "outcome": outcome.document(),
     }
     commit(bench, last, RecordKind.PUBLISHED, body)

@@ -2,7 +2,6 @@
 
 import csv
 import gzip
-import hashlib
 import io
 import json
 import re
@@ -23,6 +22,7 @@ from PIL import Image
 from finetune_trainer.data.read import MIB, DataError, Row, Rows, locate
 from finetune_trainer.data.read.locate import translate
 from finetune_trainer.storage import StorageError, StorageSettings, open_store
+from finetune_trainer.storage.digests import digest_of
 
 ROWS = [{"text": "one, and\ntwo", "label": "a"}, {"text": "drei äöü", "label": "b"}]
 
@@ -123,7 +123,7 @@ def test_every_format_gives_the_same_rows_and_the_digest_of_the_stored_bytes(tmp
     rows = reader(path)
     assert [row.values for row in rows if isinstance(row, Row)] == ROWS
     assert rows.columns == ["text", "label"]
-    assert rows.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert rows.digest == digest_of(path.read_bytes())
 
 
 def test_a_csv_row_is_numbered_by_the_line_where_it_starts(tmp_path: Path) -> None:
@@ -239,7 +239,7 @@ def test_a_folders_digest_changes_with_names_and_contents_and_nothing_else(tmp_p
     def digest() -> str | None:
         rows = folder_reader(tmp_path / "pets")
         list(rows)
-        return rows.sha256
+        return rows.digest
 
     picture(tmp_path / "pets/cat/1.png")
     first = digest()
@@ -257,7 +257,7 @@ def test_images_that_rows_name_belong_to_the_digest(tmp_path: Path) -> None:
         for row in rows:
             if opened and isinstance(row, Row):
                 assert rows.image(row, "image")[1].format == "PNG"
-        return rows.sha256
+        return rows.digest
 
     (tmp_path / "data.jsonl").write_bytes(jsonl([{"image": "pets/1.png", "label": "a"}]))
     picture(tmp_path / "pets/1.png")
@@ -265,7 +265,7 @@ def test_images_that_rows_name_belong_to_the_digest(tmp_path: Path) -> None:
     assert first == digest()
     picture(tmp_path / "pets/1.png", color=9)
     assert digest() != first
-    assert digest(opened=False) == hashlib.sha256((tmp_path / "data.jsonl").read_bytes()).hexdigest()
+    assert digest(opened=False) == digest_of((tmp_path / "data.jsonl").read_bytes())
 
 
 def matched(tmp_path: Path, pattern: str) -> list[str]:

@@ -193,7 +193,7 @@ def _known(config: RunConfig, question: Question, scratch: Path) -> tuple[Found,
     record, summary = read_record(output, run_key(last.run_id)), last.preflight.summary
     report = json.loads(output.read(str(summary.report_uri).removeprefix(f"{output.uri}/")))
     path = scratch / "encoded.safetensors"
-    output.download(record.encoded.key, path, sha256=record.encoded.sha256)
+    output.download(record.encoded.key, path, digest=record.encoded.digest)
     encoded = Encoded(path)
     foresight = foresee(config, record, model=base.config, shapes=base.shapes, encoded=encoded)
     tokens = report["audit"].get("tokens", {"count": 0, "unknown": 0})

@@ -48,6 +48,7 @@ from finetune_trainer.storage.commit import (
     live_checkpoints,
     training_end,
 )
+from finetune_trainer.storage.digests import hex_of
 from finetune_trainer.world import World
 
 _MEMORY_NOTE = "out-of-memory.json"
@@ -114,7 +115,7 @@ class Attempt:
     def retention_path(self, name: str) -> Path:
         """Where the encoded store of a retention set lies: by its content, since another document may name it alike."""
         stored = self.record.retention[name].encoded
-        return self.base.parent / f"retention-{stored.sha256[:32]}.safetensors"
+        return self.base.parent / f"retention-{hex_of(stored.digest)[:32]}.safetensors"
 
     @cached_property
     def accelerator(self) -> Any:
@@ -306,7 +307,7 @@ def _link(attempt: Attempt, entry: Input, cache: Cache, download: Callable[[Path
     found = None
     path.unlink(missing_ok=True)
     try:
-        found = cache.get(entry.sha256, size=entry.size, download=download, beat=attempt.heart.beat_or_stop)
+        found = cache.get(entry.digest, size=entry.size, download=download, beat=attempt.heart.beat_or_stop)
     except OSError as error:
         _log.warning("the cache of base models fails (%s); %s is downloaded for this pod alone", error, entry.uri)
     except StorageError as error:
@@ -320,7 +321,7 @@ def _link(attempt: Attempt, entry: Input, cache: Cache, download: Callable[[Path
 
 
 def _fetch(attempt: Attempt, stored: EncodedRef, path: Path) -> None:
-    get = partial(attempt.store.download, stored.key, sha256=stored.sha256, progress=attempt.heart.beat_or_stop)
+    get = partial(attempt.store.download, stored.key, digest=stored.digest, progress=attempt.heart.beat_or_stop)
     _once(attempt, path, lambda path: get(path=path))
 
 
@@ -328,7 +329,7 @@ def _download(attempt: Attempt, entry: Input, path: Path) -> None:
     root, key = split_uri(entry.uri)
     store, beat = open_store(root, attempt.settings), attempt.heart.beat_or_stop
     try:
-        store.download(key, path, if_match=entry.etag, sha256=entry.sha256, progress=beat)
+        store.download(key, path, if_match=entry.etag, digest=entry.digest, progress=beat)
     except (PreconditionFailed, Damaged) as error:
         raise StorageError(
             "InputChanged",

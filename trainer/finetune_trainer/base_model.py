@@ -145,7 +145,7 @@ def check_dropout(base: BaseModel, dropout: float | None) -> None:
 
 
 def model_digest(inputs: Sequence[Input]) -> str:
-    """One SHA-256 over the names and digests of the model's files."""
+    """One SHA-256 over the names of the model's files and theirs, which hubs tell and preflight takes of others."""
     return digest({entry.role.removeprefix("model/"): entry.sha256 for entry in inputs})
 
 

@@ -197,10 +197,10 @@ def files_of(body: Mapping[str, Any], directory: Path) -> dict[str, Path]:
 
 def fetch(body: Mapping[str, Any], store: Store, directory: Path, *, beat: Callable[[], None]) -> None:
     """Download the files of a checkpoint record, verified. Raises Damaged, NotFound."""
-    digests = {entry["key"]: entry["sha256"] for entry in body["objects"]}
+    digests = {entry["key"]: entry["digest"] for entry in body["objects"]}
     for key, path in files_of(body, directory).items():
         if not path.exists():
-            store.download(key, path, sha256=digests[key], progress=lambda _done: beat())
+            store.download(key, path, digest=digests[key], progress=lambda _done: beat())
 
 
 def file_name(name: str, *, rank: int, ranks: int) -> str:

@@ -62,7 +62,7 @@ from finetune_trainer.storage import (
     open_store,
     probe_conditional_writes,
 )
-from finetune_trainer.storage.base import hash_object
+from finetune_trainer.storage.base import read_through
 from finetune_trainer.storage.commit import (
     STOPPED,
     Record,
@@ -73,6 +73,7 @@ from finetune_trainer.storage.commit import (
     training_end,
     what_is_wrong,
 )
+from finetune_trainer.storage.digests import EVERYONE, SHA256, Hasher, is_digest, is_sha256
 from finetune_trainer.tasks import Task
 from finetune_trainer.tasks.base import Facts, Tools, joined_forms, label_in, labels_of, listed
 
@@ -295,9 +296,9 @@ class _Reading:
             if not self.problems.count:
                 self.inspector.add(example, split=split, source=position)
                 self.encoder.add(example, split=split, source=position)
-        if rows.sha256 is not None:
+        if rows.digest is not None:
             info = rows.info
-            entry = Input(role=source.role, uri=place.uri, size=info.size, etag=info.etag, sha256=rows.sha256)
+            entry = Input(role=source.role, uri=place.uri, size=info.size, etag=info.etag, digest=rows.digest)
             self.inputs.append(entry)
         log.info("%s: %d rows in %.1f s", place.uri, count, time.monotonic() - started)
 
@@ -426,8 +427,8 @@ def _commit(
     """Everything is right: find the identity, write what train pods need, and say what is left to do."""
     manifest = _model_inputs(base, output=output, settings=settings) + data.inputs
     manifest += [entry for one in kept.values() for entry in one.inputs]
-    digests = {entry.role: entry.sha256 for entry in data.inputs}
-    digests = {role: sha256 for role, sha256 in digests.items() if role.partition("/")[0] not in MEASURED}
+    digests = {entry.role: entry.digest for entry in data.inputs}
+    digests = {role: content for role, content in digests.items() if role.partition("/")[0] not in MEASURED}
     test = tested(manifest)
     if data.quality.leaked:
         digests["leaked"] = digest([f"{content:016x}" for content in data.quality.leaked])
@@ -445,9 +446,7 @@ def _commit(
         facts=data.facts,
         license=license_name,
         slices=data.slices,
-        encoded=EncodedRef(
-            key=encoded_key(data.encoded.sha256[:32]), sha256=data.encoded.sha256, rows=data.encoded.rows
-        ),
+        encoded=EncodedRef(key=encoded_key(data.encoded.digest), digest=data.encoded.digest, rows=data.encoded.rows),
         retention={name: one.record for name, one in kept.items()},
     )
     record = pin(output, record, [data.encoded, *(one.encoded for one in kept.values())])
@@ -560,27 +559,33 @@ def _model_inputs(base: BaseModel, *, output: Store, settings: StorageSettings) 
     for name, info in base.files.items():
         uri = f"{base.uri}/{name}"
         cache = f"digests/{digest([uri, info.etag, info.size])}.json"
-        sha256 = info.sha256 or _cached_digest(output, cache)
-        if sha256 is None:
+        told = info.digest if is_sha256(info.digest) else None
+        known = (told, told) if told else _cached_digests(output, cache)
+        if known is None:
             started = time.monotonic()
-            sha256 = hash_object(store, info)
+            hasher, theirs = Hasher(threads=EVERYONE), Hasher(SHA256)
+            read_through(store, info, hasher, theirs)
+            known = hasher.digest(), theirs.digest()
             log.info("%s: %d bytes hashed in %.1f s", uri, info.size, time.monotonic() - started)
-            entry = {"uri": uri, "etag": info.etag, "size": info.size, "sha256": sha256}
+            entry = {"uri": uri, "etag": info.etag, "size": info.size, "digest": known[0], "sha256": known[1]}
             output.write(cache, json.dumps(entry, sort_keys=True).encode())
-        found.append(Input(role=f"model/{name}", uri=uri, size=info.size, etag=info.etag, sha256=sha256))
+        found.append(
+            Input(role=f"model/{name}", uri=uri, size=info.size, etag=info.etag, digest=known[0], sha256=known[1])
+        )
     return found
 
 
-def _cached_digest(output: Store, key: str) -> str | None:
+def _cached_digests(output: Store, key: str) -> tuple[str, str] | None:
     try:
-        found = json.loads(output.read(key))["sha256"]
+        cached = json.loads(output.read(key))
+        found = cached["digest"], cached["sha256"]
     except StorageError as error:
         if error.reason == "ObjectNotFound":
             return None
         raise
     except (ValueError, TypeError, KeyError):
         return None
-    return found if isinstance(found, str) and len(found) == 64 else None
+    return found if all(map(is_digest, found)) else None
 
 
 def pin(output: Store, record: RunRecord, encoded: Sequence[Encoded]) -> RunRecord:
@@ -627,8 +632,8 @@ def _stores(record: RunRecord) -> list[EncodedRef]:
 
 def _put(output: Store, ref: EncodedRef, encoded: Sequence[Encoded]) -> None:
     """Upload an encoded store unless it is there already, and whole."""
-    mine = next((one for one in encoded if one.sha256 == ref.sha256), None)
-    if mine is not None and what_is_wrong(output, [{"key": ref.key, "size": mine.size, "sha256": ref.sha256}]):
+    mine = next((one for one in encoded if one.digest == ref.digest), None)
+    if mine is not None and what_is_wrong(output, [{"key": ref.key, "size": mine.size, "digest": ref.digest}]):
         output.upload(mine.path, ref.key)
 
 

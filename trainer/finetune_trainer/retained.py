@@ -88,7 +88,7 @@ def prepare(
         labels=labels,
         form=reading.checker.forms.get("", ""),
         facts=facts,
-        encoded=EncodedRef(key=encoded_key(encoded.sha256[:32]), sha256=encoded.sha256, rows=encoded.rows),
+        encoded=EncodedRef(key=encoded_key(encoded.digest), digest=encoded.digest, rows=encoded.rows),
     )
     return Prepared(reading.inputs, record, encoded)
 
@@ -125,9 +125,9 @@ class _Reading:
                 )
             if not self.problems.count:
                 self.encoder.add(example, split=split, source=number)
-        if rows.sha256 is not None:
+        if rows.digest is not None:
             info = rows.info
-            entry = Input(role=role, uri=place.uri, size=info.size, etag=info.etag, sha256=rows.sha256)
+            entry = Input(role=role, uri=place.uri, size=info.size, etag=info.etag, digest=rows.digest)
             self.inputs.append(entry)
         _log.info("%s: %d rows of %s", place.uri, sum(self.rows.values()), self._named)
 

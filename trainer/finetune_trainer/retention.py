@@ -69,7 +69,7 @@ def _set(attempt: Attempt, one: RetentionConfig) -> RetentionSet:
         base=attempt.base,
     )
     learner = tasks.get(config_of(attempt.config, one)).learner(facts)
-    key = digest({"task": record.task, "encoded": record.encoded.sha256})[:16]
+    key = digest({"task": record.task, "encoded": record.encoded.digest})[:16]
     return RetentionSet(one, learner, Encoded(attempt.retention_path(one.name)), key)
 
 

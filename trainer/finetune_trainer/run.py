@@ -13,6 +13,7 @@ from pydantic import Field
 from finetune_api.base import Model
 from finetune_api.resolve import digest
 from finetune_trainer.storage import Damaged, Store
+from finetune_trainer.storage.digests import hex_of
 
 TRAIN, VALIDATION, TEST, LEFT_OUT = 0, 1, 2, 3
 """Values of the encoded store's tensor `split`."""
@@ -25,8 +26,9 @@ def run_key(run_id: str) -> str:
     return f"runs/{run_id}/run.json"
 
 
-def encoded_key(key: str) -> str:
-    return f"encoded/{key}.safetensors"
+def encoded_key(content: str) -> str:
+    """Where an encoded store with that digest lies."""
+    return f"encoded/{hex_of(content)[:32]}.safetensors"
 
 
 class Input(Model):
@@ -39,7 +41,8 @@ class Input(Model):
     uri: str
     size: int
     etag: str
-    sha256: str
+    digest: str
+    sha256: str | None = Field(None, description="of the base model's files: the run's identity, wherever they lie")
 
 
 MEASURED = ("test", "retention")
@@ -48,7 +51,7 @@ MEASURED = ("test", "retention")
 
 def tested(inputs: Iterable[Input]) -> str | None:
     """Digest of what a model is tested on; None where there are no test rows."""
-    tests = {entry.role: entry.sha256 for entry in inputs if entry.role.partition("/")[0] == "test"}
+    tests = {entry.role: entry.digest for entry in inputs if entry.role.partition("/")[0] == "test"}
     return tests["test"] if list(tests) == ["test"] else digest(tests) if tests else None
 
 
@@ -58,13 +61,13 @@ def retained(inputs: Iterable[Input]) -> dict[str, str]:
     for entry in inputs:
         kind, _, rest = entry.role.partition("/")
         if kind == "retention":
-            files.setdefault(rest.partition("/")[0], []).append(entry.sha256)
+            files.setdefault(rest.partition("/")[0], []).append(entry.digest)
     return {name: digest(found) for name, found in files.items()}
 
 
 class EncodedRef(Model):
     key: str = Field(description="key of the object under output.uri")
-    sha256: str
+    digest: str
     rows: int
 
 
@@ -81,7 +84,7 @@ class RetentionRecord(Model):
 class RunRecord(Model):
     """run.json: the identity's inputs, readable, the manifest, and what preflight fixed."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     run_id: str
     identity: dict[str, Any]
     manifest: list[Input]

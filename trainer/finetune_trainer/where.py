@@ -69,7 +69,7 @@ def rows_of_step(config: RunConfig, *, step: int, run: str | None, credentials: 
     record = _record(config, output, run)
     with TemporaryDirectory(prefix="finetune-") as scratch:
         path = Path(scratch) / "encoded.safetensors"
-        output.download(record.encoded.key, path, sha256=record.encoded.sha256)
+        output.download(record.encoded.key, path, digest=record.encoded.digest)
         try:
             encoded = Encoded(path)
         except EncodedError as error:

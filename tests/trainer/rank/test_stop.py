@@ -61,7 +61,7 @@ def committed(made: Any) -> list[Commit]:
 
 def digests(made: Any, *, step: int, name: str) -> list[str]:
     """The digests of one file in all checkpoints of the step."""
-    return [entry(r, name)["sha256"] for r in find(made.records, RecordKind.CHECKPOINT) if r.body["step"] == step]
+    return [entry(r, name)["digest"] for r in find(made.records, RecordKind.CHECKPOINT) if r.body["step"] == step]
 
 
 def entry(record: Any, name: str) -> dict[str, Any]:

@@ -1,10 +1,9 @@
 """Samples -> the encoded store: what models read, in one safetensors file that trainers map into memory (run.py).
 
 Equal input gives an equal file, byte by byte. Memory is bounded: every tensor grows in a scratch file, and the
-safetensors file is put together from them in one pass that also takes its SHA-256.
+safetensors file is put together from them in one pass that also takes its digest.
 """
 
-import hashlib
 import json
 from array import array
 from collections import Counter
@@ -20,6 +19,7 @@ from finetune_api.status import TokenLengths
 from finetune_trainer.data.check import Example
 from finetune_trainer.data.read import DataError
 from finetune_trainer.run import LEFT_OUT, TRAIN
+from finetune_trainer.storage.digests import Hasher
 from finetune_trainer.tasks.base import MAX_LABEL, Column, Piece, RowError, Task, Tools, encodable
 
 FORMAT = "finetune-encoded-2"
@@ -43,7 +43,7 @@ class Encoded:
     """A finished encoded store: where it lies, and what it holds."""
 
     path: Path
-    sha256: str
+    digest: str
     size: int
     rows: int
     examples_by_split: Mapping[int, int]
@@ -122,12 +122,12 @@ class Encoder:
                 self._renumber(growing[name], labels)
         if marks is not None and marks.any():
             self._leave_out(growing["split"], marks)
-        sha256, size = _assemble(path, growing)
+        digest, size = _assemble(path, growing)
         for column in (*growing.values(), self._ordinals):
             column.path.unlink()
         return Encoded(
             path=path,
-            sha256=sha256,
+            digest=digest,
             size=size,
             rows=self._rows,
             examples_by_split=self._examples_by_split,
@@ -300,7 +300,7 @@ class _Growing:
 
 
 def _assemble(path: Path, columns: Mapping[str, _Growing]) -> tuple[str, int]:
-    """Write the safetensors file; returns its SHA-256 and size in bytes. Wide types first, so that all are aligned."""
+    """Write the safetensors file; returns its digest and size in bytes. Wide types first, so that all are aligned."""
     width = {"F64": 0, "I64": 0, "I32": 1, "U8": 2}
     names = sorted(columns, key=lambda name: (width[columns[name].kind], name))
     header: dict[str, Any] = {"__metadata__": {"format": FORMAT}}
@@ -311,14 +311,14 @@ def _assemble(path: Path, columns: Mapping[str, _Growing]) -> tuple[str, int]:
         at += size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    sha256 = hashlib.sha256()
+    hasher = Hasher()
     with open(path, "wb") as target:
         for data in (len(text).to_bytes(8, "little"), text):
-            sha256.update(data)
+            hasher.update(data)
             target.write(data)
         for name in names:
             with open(columns[name].path, "rb") as source:
                 while block := source.read(_BLOCK):
-                    sha256.update(block)
+                    hasher.update(block)
                     target.write(block)
-    return sha256.hexdigest(), 8 + len(text) + at
+    return hasher.digest(), 8 + len(text) + at

@@ -5,7 +5,6 @@ at all, and keys are relative to the root. Everything above this package speaks 
 URI's scheme.
 """
 
-import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
@@ -14,6 +13,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO, Literal, Protocol, runtime_checkable
 from urllib.parse import unquote
+
+from .digests import Hasher
 
 MIB = 1024 * 1024
 _REPOSITORY = re.compile(r"((?:datasets/)?[\w.-]+/[\w.-]+(?:@[^/@]+)?)(/.*)?")
@@ -47,13 +48,13 @@ class StorageSettings:
 
 @dataclass(frozen=True)
 class ObjectInfo:
-    """One object as the store describes it: size in bytes, opaque version tag, hex SHA-256 where it is known."""
+    """One object as the store describes it: size in bytes, opaque version tag, digest where it is known."""
 
     key: str
     size: int
     etag: str
     modified: datetime | None
-    sha256: str | None = None
+    digest: str | None = None
 
 
 class StorageError(Exception):
@@ -151,12 +152,12 @@ class Store(Protocol):
         path: Path,
         *,
         if_match: str | None = None,
-        sha256: str | None = None,
+        digest: str | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> ObjectInfo:
-        """Copy an object to a file that appears whole or not at all; the returned info carries its SHA-256.
+        """Copy an object to a file that appears whole or not at all; the returned info carries its digest.
 
-        `progress` is called with the bytes done so far. Raises Damaged when the digest is not `sha256`.
+        `progress` is called with the bytes done so far. Raises Damaged when the content has not the given digest.
         """
         ...
 
@@ -165,7 +166,7 @@ class Store(Protocol):
         ...
 
     def upload(self, path: Path, key: str) -> ObjectInfo:
-        """Copy a file to an object, verified on arrival by size and checksum; the returned info carries its SHA-256."""
+        """Copy a file to an object, verified on arrival by size and checksum; the returned info carries its digest."""
         ...
 
     def create(self, key: str, data: bytes) -> ObjectInfo:
@@ -239,24 +240,25 @@ def split_uri(uri: str) -> tuple[str, str]:
     )
 
 
-def digest_of(data: bytes) -> str:
-    """Hex SHA-256."""
-    return hashlib.sha256(data).hexdigest()
+def hash_object(store: Store, info: ObjectInfo, *, like: str | None = None) -> str:
+    """The digest of an object as it is stored, in a stream of bounded memory, of the kind of `like`."""
+    hasher = Hasher(like)
+    read_through(store, info, hasher)
+    return hasher.digest()
 
 
-def hash_object(store: Store, info: ObjectInfo) -> str:
-    """Hex SHA-256 of an object as it is stored, in a stream of bounded memory."""
-    sha256 = hashlib.sha256()
+def read_through(store: Store, info: ObjectInfo, *hashers: Hasher) -> None:
+    """Let digests be taken of an object as it is stored, in a stream of bounded memory."""
     with store.stream(info.key, if_match=info.etag) as source:
         while block := source.read(4 * MIB):
-            sha256.update(block)
-    return sha256.hexdigest()
+            for hasher in hashers:
+                hasher.update(block)
 
 
 def mismatch(uri: str, *, wanted: str, found: str) -> Damaged:
     """The error for bytes with another digest than the recorded one."""
     return Damaged(
         "ChecksumMismatch",
-        f"{uri} has SHA-256 {found[:16]}... where {wanted[:16]}... was recorded: its content was damaged or replaced; "
+        f"{uri} has digest {found[:24]}... where {wanted[:24]}... was recorded: its content was damaged or replaced; "
         "restore the object or start from data that is whole.",
     )

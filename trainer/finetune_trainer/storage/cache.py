@@ -1,6 +1,6 @@
-"""Downloads that several pods share: a directory of files addressed by their SHA-256, such as a volume of a node.
+"""Downloads that several pods share: a directory of files addressed by their digest, such as a volume of a node.
 
-    objects/<digest>      the file, complete and right when it was put there
+    objects/<digest>      (without the algorithm) the file, complete and right when it was put there
     incoming/<digest>/    a download under way, and `reserved`, the bytes that it will take
     locks/<digest>        locked with flock(2): shared by those who use the file, exclusively while it is removed
     locks/<digest>.make   locked while the file is downloaded
@@ -12,7 +12,6 @@ wrong. When the files outgrow the limit, those whose use began longest ago go fi
 """
 
 import fcntl
-import hashlib
 import logging
 import os
 import shutil
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from .base import MIB
+from .digests import EVERYONE, Hasher, hex_of
 from .files import sync
 
 _ROOM, _MAKE = "room", ".make"
@@ -49,18 +49,19 @@ class Cache:
                 directory.chmod(0o2775)
 
     def get(self, digest: str, *, size: int, download: Callable[[Path], Any], beat: Beat) -> Path | None:
-        """The file with that hex SHA-256 and `size` in bytes, downloaded unless it is there; None without room for it.
+        """The file with that digest and `size` in bytes, downloaded unless it is there; None without room for it.
 
         Of several processes one downloads, and the others wait. The file stays until `close`. Raises what `download`
         and `beat` raise, and OSError.
         """
-        path = self._objects / digest
+        name = hex_of(digest)
+        path = self._objects / name
         if digest in self._held:
             return path
-        use = self._lock(digest, fcntl.LOCK_SH, beat)  # from here on nobody removes it
+        use = self._lock(name, fcntl.LOCK_SH, beat)  # from here on nobody removes it
         try:
             if not self._whole(path, digest, beat):
-                with self._locked(f"{digest}{_MAKE}", beat):
+                with self._locked(f"{name}{_MAKE}", beat):
                     there = self._whole(path, digest, beat)  # another has downloaded it while this one waited
                     if not there and not self._download(path, size, download, beat):
                         os.close(use)
@@ -107,18 +108,18 @@ class Cache:
 
     def _whole(self, path: Path, digest: str, beat: Beat) -> bool:
         """Whether the file is there and what its name says; removed when it is another."""
-        sha256 = hashlib.sha256()
+        hasher = Hasher(digest, threads=EVERYONE)
         try:
             with open(path, "rb", buffering=0) as file:
                 while block := file.read(4 * MIB):
-                    sha256.update(block)
+                    hasher.update(block)
                     beat()
         except FileNotFoundError:
             return False
-        if sha256.hexdigest() == digest:
-            _log.info("%s... is in the cache", digest[:16])
+        if hasher.digest() == digest:
+            _log.info("%s... is in the cache", digest[:24])
             return True
-        _log.warning("%s... was damaged in the cache and is downloaded again", digest[:16])
+        _log.warning("%s... was damaged in the cache and is downloaded again", digest[:24])
         path.unlink(missing_ok=True)
         return False
 

@@ -5,11 +5,12 @@ record is the truth, so nothing is ever half committed. Records are numbered wit
 attempt begins with a claim record, whose number is the attempt's name; from then on every older attempt finds its
 next number taken and is fenced.
 
-A record's body names the data objects that it commits under `objects`, a list of {key, size, sha256, etag} with keys
+A record's body names the data objects that it commits under `objects`, a list of {key, size, digest, etag} with keys
 relative to the store, or under `prefix`, which covers everything below it. Garbage collection believes these two
 fields alone.
 """
 
+import hashlib
 import json
 import threading
 import uuid
@@ -27,14 +28,13 @@ from .base import (
     PreconditionFailed,
     StorageError,
     Store,
-    digest_of,
     hash_object,
 )
 
 CURRENT = "current.json"
 STOPPED = "stopped"
 """End of a training, in its record, that was ended before its time: a later attempt may go on."""
-_FORMAT = 1
+_FORMAT = 2
 _SEAL = "sha256"
 # A bound against a store that answers AlreadyExists for ever; a real log is never this far ahead of a reader.
 _MAX_TRIES = 1000
@@ -93,7 +93,7 @@ class Record:
 
     def encoded(self) -> bytes:
         """The object's bytes: canonical JSON with the digest of the rest beside it."""
-        return _canonical({**self.content(), "sha256": self.sha256})
+        return _canonical({**self.content(), _SEAL: self.sha256})
 
 
 class Fenced(Exception):
@@ -296,8 +296,8 @@ def holder_of(claim: Record) -> Holder:
 
 
 def object_entry(info: ObjectInfo) -> dict[str, Any]:
-    """How a record's body names a data object: key, size in bytes, hex SHA-256 and the store's own tag."""
-    return {"key": info.key, "size": info.size, "sha256": info.sha256, "etag": info.etag}
+    """How a record's body names a data object: key, size in bytes, digest and the store's own tag."""
+    return {"key": info.key, "size": info.size, "digest": info.digest, "etag": info.etag}
 
 
 def what_is_wrong(store: Store, entries: Sequence[Mapping[str, Any]]) -> str | None:
@@ -313,7 +313,7 @@ def what_is_wrong(store: Store, entries: Sequence[Mapping[str, Any]]) -> str | N
             return f"{key} is missing"
         if info.size != entry["size"]:
             return f"{key} has {info.size} bytes instead of {entry['size']}"
-        if info.etag != entry.get("etag") and hash_object(store, info) != entry["sha256"]:
+        if info.etag != entry.get("etag") and hash_object(store, info, like=entry["digest"]) != entry["digest"]:
             return f"{key} is damaged"
     return None if entries else "it names no objects"
 
@@ -323,7 +323,7 @@ def publish_current(store: Store, body: Mapping[str, Any]) -> None:
 
     Raises PreconditionFailed when others replace it faster than this process can.
     """
-    data = _canonical({**body, _SEAL: digest_of(_canonical(body))})
+    data = _canonical({**body, _SEAL: _seal(body)})
     for tries_left in reversed(range(10)):
         found = store.head(CURRENT)
         if found is not None and found.size == len(data) and store.read(CURRENT) == data:
@@ -346,7 +346,7 @@ def read_current(store: Store) -> dict[str, Any] | None:
         seal = body.pop(_SEAL, None)
     except (NotFound, Damaged, ValueError, TypeError, AttributeError):
         return None
-    return dict(body) if seal is None or seal == digest_of(_canonical(body)) else None
+    return dict(body) if seal is None or seal == _seal(body) else None
 
 
 def collect_garbage(store: Store, run_id: str, claim: Claim, grace: timedelta) -> list[str]:
@@ -387,11 +387,9 @@ def decode(data: bytes) -> Record | None:
             body=dict(content["body"]),
             live=tuple(int(number) for number in content["live"]),
             at=datetime.fromisoformat(content["at"]),
-            sha256=str(content["sha256"]),
+            sha256=str(content[_SEAL]),
         )
-        whole = (
-            digest_of(_canonical({key: value for key, value in content.items() if key != "sha256"})) == record.sha256
-        )
+        whole = _seal({key: value for key, value in content.items() if key != _SEAL}) == record.sha256
     except (ValueError, TypeError, KeyError, AttributeError):
         return None
     if whole and content.get("format") != _FORMAT:
@@ -418,7 +416,7 @@ def _sealed(
     # Through JSON once, so that what is kept in memory is what a reader will find.
     plain = json.loads(_canonical(body))
     record = Record(number, kind, attempt, previous, plain, tuple(sorted(set(live))), datetime.now(UTC))
-    return replace(record, sha256=digest_of(_canonical(record.content())))
+    return replace(record, sha256=_seal(record.content()))
 
 
 def _live(records: Sequence[Record]) -> tuple[int, ...]:
@@ -447,6 +445,11 @@ def _names(records: Iterable[Record], key: str) -> bool:
 def _number_in(info: ObjectInfo, prefix: str) -> int:
     name = info.key.removeprefix(prefix).removesuffix(".json")
     return int(name) if name.isdecimal() and name == str(int(name)) else 0
+
+
+def _seal(body: Mapping[str, Any]) -> str:
+    """What a record or `current.json` carries beside its content: hex SHA-256, as anyone's tools compute it."""
+    return hashlib.sha256(_canonical(body)).hexdigest()
 
 
 def _canonical(value: Mapping[str, Any]) -> bytes:

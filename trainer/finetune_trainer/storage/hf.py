@@ -7,7 +7,6 @@ branch. An object's etag is its content's: the SHA-256 of a large file, git's ow
 The Hub's address is HF_ENDPOINT; a token is the file HF_TOKEN among the credentials, else what huggingface_hub finds.
 """
 
-import hashlib
 import io
 import os
 import threading
@@ -34,6 +33,7 @@ from .base import (
     check_prefix,
     mismatch,
 )
+from .digests import Hasher, told_sha256
 from .files import file_error, pour, publish, temporary
 
 TOKEN = "HF_TOKEN"  # noqa: S105 - the name of a file
@@ -103,25 +103,28 @@ class HfStore:
         path: Path,
         *,
         if_match: str | None = None,
-        sha256: str | None = None,
+        digest: str | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> ObjectInfo:
         info = self._matching(key, if_match)
-        found, size = hashlib.sha256(), 0
+        others = [info.digest] if info.digest not in (None, digest) else []  # what the hub tells is of another kind
+        hashers, size = [Hasher(wanted) for wanted in (digest, *others)], 0
         with file_error(path), temporary(path) as target:
             with open(target, "wb") as sink:
                 while size < info.size:
                     block = self._range(key, size, min(size + _BLOCK, info.size) - 1)
-                    found.update(block)
+                    for hasher in hashers:
+                        hasher.update(block)
                     pour(block, sink)
                     size += len(block)
                     if progress is not None:
                         progress(size)
-            wanted = sha256 or info.sha256
-            if wanted is not None and found.hexdigest() != wanted:
-                raise mismatch(f"{self.uri}/{key}", wanted=wanted, found=found.hexdigest())
+            found = [hasher.digest() for hasher in hashers]
+            for wanted, one in zip((digest, *others), found, strict=True):
+                if wanted is not None and one != wanted:
+                    raise mismatch(f"{self.uri}/{key}", wanted=wanted, found=one)
             publish(target, path)
-        return ObjectInfo(key, size, info.etag, info.modified, found.hexdigest())
+        return ObjectInfo(key, size, info.etag, info.modified, found[0])
 
     def write(self, key: str, data: bytes) -> ObjectInfo:
         self._refuse(key)
@@ -212,7 +215,8 @@ class HfStore:
     def _info(self, entry: Any) -> ObjectInfo:
         key = entry.path[len(self._path) :].lstrip("/") if self._path else entry.path
         sha256 = entry.lfs.sha256 if entry.lfs else None
-        return ObjectInfo(key, int(entry.size), sha256 or str(entry.blob_id), None, sha256)
+        told = told_sha256(sha256) if sha256 else None
+        return ObjectInfo(key, int(entry.size), sha256 or str(entry.blob_id), None, told)
 
     def _asked_again(self, operation: str, key: str, ask: Callable[[], Sequence[Any]]) -> Sequence[Any]:
         """What the API answers; a server in trouble is asked again, as the library does only for content."""

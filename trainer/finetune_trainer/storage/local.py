@@ -10,7 +10,6 @@ instead of following it and refuses a directory link that leads out of the root.
 
 import errno
 import fcntl
-import hashlib
 import io
 import os
 import time
@@ -30,9 +29,9 @@ from .base import (
     Unavailable,
     check_key,
     check_prefix,
-    digest_of,
     mismatch,
 )
+from .digests import Hasher, digest_of
 from .files import TEMPORARY, file_changed, local_failure, pour, publish, sync, temporary
 
 _BLOCK = 4 * MIB
@@ -95,13 +94,13 @@ class LocalStore:
         path: Path,
         *,
         if_match: str | None = None,
-        sha256: str | None = None,
+        digest: str | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> ObjectInfo:
         with self.stream(key, if_match=if_match) as source, self._errors("download", key), temporary(path) as target:
-            found, size = _copy(source, target, progress)
-            if sha256 is not None and found != sha256:
-                raise mismatch(self._name(key), wanted=sha256, found=found)
+            found, size = _copy(source, target, progress, like=digest)
+            if digest is not None and found != digest:
+                raise mismatch(self._name(key), wanted=digest, found=found)
             raw = cast("_Unchanging", cast("io.BufferedReader", source).raw)
             info = ObjectInfo(key, size, raw.etag, raw.modified, found)
             publish(target, path)
@@ -159,13 +158,13 @@ class LocalStore:
             return self._finish(key, target, final, digest_of(data), commit)
 
     def _finish(
-        self, key: str, target: Path, final: Path, sha256: str, commit: Callable[[Path, Path], None]
+        self, key: str, target: Path, final: Path, digest: str, commit: Callable[[Path, Path], None]
     ) -> ObjectInfo:
         """Make a written temporary file durable, then visible."""
         now = time.time_ns()
         os.utime(target, ns=(now, now))
         sync(target)
-        info = _info(key, target.stat(), sha256)
+        info = _info(key, target.stat(), digest)
         commit(target, final)
         sync(final.parent)
         return info
@@ -283,26 +282,28 @@ def _link(source: Path, final: Path) -> None:
         raise
 
 
-def _copy(source: BinaryIO, target: Path, progress: Callable[[int], None] | None) -> tuple[str, int]:
-    """Copy to the end; the SHA-256 is taken as the bytes pass."""
-    sha256, size = hashlib.sha256(), 0
+def _copy(
+    source: BinaryIO, target: Path, progress: Callable[[int], None] | None, *, like: str | None = None
+) -> tuple[str, int]:
+    """Copy to the end; the digest is taken as the bytes pass."""
+    hasher, size = Hasher(like), 0
     with open(target, "wb") as sink:
         while block := source.read(_BLOCK):
-            sha256.update(block)
+            hasher.update(block)
             pour(block, sink)
             size += len(block)
             if progress is not None:
                 progress(size)
-    return sha256.hexdigest(), size
+    return hasher.digest(), size
 
 
 def _etag(status: os.stat_result) -> str:
     return f"{status.st_size}-{status.st_mtime_ns}-{status.st_ino}"
 
 
-def _info(key: str, status: os.stat_result, sha256: str | None = None) -> ObjectInfo:
+def _info(key: str, status: os.stat_result, digest: str | None = None) -> ObjectInfo:
     modified = datetime.fromtimestamp(status.st_mtime, UTC)
-    return ObjectInfo(key, status.st_size, _etag(status), modified, sha256)
+    return ObjectInfo(key, status.st_size, _etag(status), modified, digest)
 
 
 def _raise_unless_missing(error: OSError) -> None:

@@ -63,15 +63,15 @@ from .base import (
     StorageSettings,
     check_key,
     check_prefix,
-    digest_of,
     hash_object,
     mismatch,
 )
+from .digests import Hasher, digest_of
 from .files import file_changed, file_error, publish, temporary
 from .transfer import (
     BLOCK,
+    Checksum,
     Crc32,
-    Digest,
     Disconnected,
     FileBody,
     FilePart,
@@ -88,7 +88,7 @@ T = TypeVar("T")
 
 _SINGLE_PUT = 32 * MIB
 _BLOCK = MIB
-_SHA256 = "finetune-sha256"  # user metadata of objects written from memory
+_DIGEST = "finetune-digest"  # user metadata of objects written from memory
 _NONCE = "finetune-write"  # user metadata that tells our own write from another's
 _FIRST_DELAY, _LONGEST_DELAY = 0.1, 8.0  # seconds
 _MOST_DAMAGED = 4  # times that an object is asked for again because it came damaged, each time otherwise
@@ -166,7 +166,7 @@ class S3Store:
         def fetch() -> tuple[bytes, str, str | None]:
             with self._open(key, if_match) as source:
                 data = source.readall()
-                recorded = source.info.sha256
+                recorded = source.info.digest
                 return data, "" if recorded is None else digest_of(data), recorded
 
         return self._whole(key, fetch)
@@ -182,7 +182,7 @@ class S3Store:
         path: Path,
         *,
         if_match: str | None = None,
-        sha256: str | None = None,
+        digest: str | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> ObjectInfo:
         info = self.head(key)
@@ -194,15 +194,16 @@ class S3Store:
         def fetch(offset: int, length: int, target: Target) -> None:
             self._fetch_range(key, info.etag, offset, length, target)
 
+        wanted = digest or info.digest
+
         def fill() -> tuple[str, str, str | None]:
-            found = fetch_ranges(fetch, unfinished, info.size, progress=progress)
-            recorded = info.sha256 if sha256 in (None, found) else sha256
-            return found, found, recorded
+            found = fetch_ranges(fetch, unfinished, info.size, like=wanted, progress=progress)
+            return found, found, wanted
 
         with file_error(path), temporary(path) as unfinished:
             found = self._whole(key, fill)
             publish(unfinished, path)
-        return replace(info, sha256=found)
+        return replace(info, digest=found)
 
     def write(self, key: str, data: bytes) -> ObjectInfo:
         return self._put("write", key, data)
@@ -258,12 +259,12 @@ class S3Store:
     def _put(self, operation: str, key: str, data: bytes, **condition: str) -> ObjectInfo:
         """One PutObject, with the digest beside the data. A conditional one recognises its own earlier try."""
         self._check_bucket()
-        md5, sha256, nonce = _md5(data), digest_of(data), secrets.token_hex(8)
+        md5, digest, nonce = _md5(data), digest_of(data), secrets.token_hex(8)
         request = {
             **self._target(key),
             "Body": data,
             "ContentMD5": base64.b64encode(md5).decode(),
-            "Metadata": {_SHA256: sha256, _NONCE: nonce},
+            "Metadata": {_DIGEST: digest, _NONCE: nonce},
             **condition,
         }
         tries = 0
@@ -281,7 +282,7 @@ class S3Store:
             if found is None:
                 raise
             return found
-        info = ObjectInfo(key, len(data), _etag(answer), None, sha256)
+        info = ObjectInfo(key, len(data), _etag(answer), None, digest)
         if info.etag != md5.hex():
             self._read_back(info)
         return info
@@ -295,13 +296,13 @@ class S3Store:
         store has shown for every part that it received these bytes."""
         self._check_bucket()
         upload, crc = self._begin_parts(key)
-        sha256 = hashlib.sha256()
+        whole = Hasher()
 
         def send(number: int, part: FilePart) -> _Sent:
             return self._send_part(key, {**upload, "PartNumber": number}, part, crc=crc)
 
         try:
-            sent = send_parts(send, read_parts(source, part_size(size), whole=sha256, each=Crc32 if crc else _new_md5))
+            sent = send_parts(send, read_parts(source, part_size(size), whole=whole, each=Crc32 if crc else _new_md5))
             etag = _etag_of_parts([part.listed["ETag"] for part in sent])
             listed = [{"PartNumber": number, **part.listed} for number, part in enumerate(sent, 1)]
             self._complete(key, {**upload, "MultipartUpload": {"Parts": listed}}, etag)
@@ -309,7 +310,7 @@ class S3Store:
             with suppress(StorageError):  # the first error is the one to tell
                 self._call("upload", key, lambda client: client.abort_multipart_upload(**upload))
             raise
-        info = ObjectInfo(key, sum(part.size for part in sent), etag, None, sha256.hexdigest())
+        info = ObjectInfo(key, sum(part.size for part in sent), etag, None, whole.digest())
         return info, all(part.proven for part in sent)
 
     def _begin_parts(self, key: str) -> tuple[dict[str, Any], bool]:
@@ -355,7 +356,7 @@ class S3Store:
             raise meaning(self._request("upload", key), Answer(404, ""))
         if found.size != sent.size:
             raise mismatch(self._name(key), wanted=f"{sent.size} bytes", found=f"{found.size} bytes")
-        info = replace(found, sha256=sent.sha256)
+        info = replace(found, digest=sent.digest)
         if not proven or found.etag != sent.etag:
             self._read_back(info)
         return info
@@ -364,7 +365,7 @@ class S3Store:
         """Encrypted and some foreign stores have etags of their own; only the bytes can prove the upload then."""
 
         def fetch() -> tuple[None, str, str | None]:
-            return None, hash_object(self, info), info.sha256
+            return None, hash_object(self, info, like=info.digest), info.digest
 
         self._whole(info.key, fetch)
 
@@ -804,7 +805,7 @@ def _with_zones(answer: Any) -> Any:
 
 def _info(key: str, answer: Any, size: int) -> ObjectInfo:
     return ObjectInfo(
-        key, int(size), _etag(answer), answer.get("LastModified"), answer.get("Metadata", {}).get(_SHA256)
+        key, int(size), _etag(answer), answer.get("LastModified"), answer.get("Metadata", {}).get(_DIGEST)
     )
 
 
@@ -866,7 +867,7 @@ def _move_files_by_kernel(client: Any) -> None:
 
 
 def _leave_body_unsigned(request: Any, **_: Any) -> None:
-    """Spare a part a SHA-256 of its own: its checksum is a signed header, and the file's SHA-256 is kept with it."""
+    """Spare a part a SHA-256 of its own: its checksum is a signed header, and the file's digest is kept with it."""
     config = request.context["client_config"]
     request.context["client_config"] = config.merge(Config(s3={**config.s3, "payload_signing_enabled": False}))
 
@@ -885,6 +886,6 @@ def _md5(data: bytes) -> bytes:
     return _new_md5(data).digest()
 
 
-def _new_md5(data: bytes = b"") -> Digest:
+def _new_md5(data: bytes = b"") -> Checksum:
     """A checksum against accidents, not against attackers."""
     return hashlib.md5(data, usedforsecurity=False)

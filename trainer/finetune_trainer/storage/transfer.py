@@ -2,7 +2,6 @@
 
 import errno
 import fcntl
-import hashlib
 import os
 import select
 import socket
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol, TypeVar
 
 from .base import MIB
+from .digests import Hasher
 from .files import PIECE, file_changed
 
 D = TypeVar("D")
@@ -193,12 +193,13 @@ def fetch_ranges(
     path: Path,
     size: int,
     *,
+    like: str | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> str:
-    """Fill a file with `size` bytes by parallel calls of fetch(offset, length, target); returns the hex SHA-256.
+    """Fill a file with `size` bytes by parallel calls of fetch(offset, length, target); returns its digest.
 
-    The digest is taken of the file itself, range by range while later ones arrive, so it covers what was written.
-    The first error of a range ends the others and is raised.
+    The digest, of the kind of `like`, is taken of the file itself, range by range while later ones arrive, so it covers
+    what was written. The first error of a range ends the others and is raised.
     """
     length = range_size(size)
     starts = range(0, size, length)
@@ -219,7 +220,7 @@ def fetch_ranges(
                     if progress is not None:
                         progress(done)
 
-                return _digest_in_order(descriptor, map(begin, starts), length, size, advance)
+                return _digest_in_order(descriptor, Hasher(like), map(begin, starts), length, size, advance)
         except BaseException:
             target.stop()
             pool.shutdown(wait=True, cancel_futures=True)
@@ -228,12 +229,12 @@ def fetch_ranges(
 
 def _digest_in_order(
     descriptor: int,
+    hasher: Hasher,
     ranges: Iterator[Future[None]],
     length: int,
     size: int,
     progress: Callable[[int], None],
 ) -> str:
-    sha256 = hashlib.sha256()
     buffer, done = memoryview(bytearray(MIB)), 0
     waiting = deque(islice(ranges, AHEAD))
     while waiting:
@@ -242,10 +243,10 @@ def _digest_in_order(
         end = min(done + length, size)
         while done < end:
             read = os.preadv(descriptor, [buffer[: end - done]], done)
-            sha256.update(buffer[:read])
+            hasher.update(buffer[:read])
             done += read
         progress(done)
-    return sha256.hexdigest()
+    return hasher.digest()
 
 
 @contextmanager
@@ -268,7 +269,7 @@ def _flushed(descriptor: int) -> Iterator[Callable[[int], None]]:
         flushing.result()
 
 
-class Digest(Protocol):
+class Checksum(Protocol):
     """A checksum in the making, as hashlib has them."""
 
     def update(self, data: memoryview, /) -> None:
@@ -368,7 +369,7 @@ def _wait(sock: socket.socket, until: int) -> None:
         raise TimeoutError("timed out")
 
 
-def read_parts(source: BinaryIO, size: int, *, whole: Digest, each: Callable[[], Digest]) -> Iterator[FilePart]:
+def read_parts(source: BinaryIO, size: int, *, whole: Hasher, each: Callable[[], Checksum]) -> Iterator[FilePart]:
     """Cut a file into parts of `size` bytes with a checksum of each() and add all bytes to `whole`, in order.
 
     The bytes are read again when they are sent, out of the page cache: that is cheaper than to keep them in memory.

@@ -1,6 +1,6 @@
 """Rows out of files from strangers: jsonl, csv, tsv, plain text, parquet, arrow, tar and folders of images.
 
-Text formats and tar are read once, in a stream of bounded memory (as .gz and .zst too), and the object's SHA-256 comes
+Text formats and tar are read once, in a stream of bounded memory (as .gz and .zst too), and the object's digest comes
 out of the same pass. Tables keep their directory at the end, so they go through a scratch file, hashed while it is
 written. A row may have 64 MiB, and what decompresses to more than 200 times its size is refused.
 

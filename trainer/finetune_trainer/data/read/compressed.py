@@ -1,11 +1,12 @@
 """Bytes as they are stored -> bytes as they are meant: digest, decompression, and a bound on how much comes out."""
 
 import gzip
-import hashlib
 import io
 import zlib
 from collections.abc import Callable, Iterator
 from typing import BinaryIO, cast
+
+from finetune_trainer.storage.digests import Hasher
 
 from .base import MIB, DataError, File
 
@@ -36,16 +37,20 @@ _LFS = b"version https://git-lfs.github.com/spec/"
 
 
 class Hashed(io.RawIOBase):
-    """Reads through and takes the SHA-256 as the bytes pass."""
+    """Reads through and takes the digest as the bytes pass."""
 
     def __init__(self, source: BinaryIO) -> None:
         self._source = source
         self._ahead = b""
-        self.sha256 = hashlib.sha256()
+        self._hasher = Hasher()
         self.count = 0
 
     def readable(self) -> bool:
         return True
+
+    def digest(self) -> str:
+        """Of all bytes read so far."""
+        return self._hasher.digest()
 
     def peek(self, size: int) -> bytes:
         while len(self._ahead) < size and (block := self._source.read(size - len(self._ahead))):
@@ -55,7 +60,7 @@ class Hashed(io.RawIOBase):
     def readinto(self, buffer) -> int:  # type: ignore[no-untyped-def]
         block = self._ahead or self._source.read(len(buffer))
         self._ahead = b""
-        self.sha256.update(block)
+        self._hasher.update(block)
         self.count += len(block)
         buffer[: len(block)] = block
         return len(block)

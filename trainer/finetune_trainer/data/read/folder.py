@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from finetune_trainer.storage import NotFound, ObjectInfo, Store
+from finetune_trainer.storage.digests import digest_of
 
 from .base import ROW_LIMIT, DataError, File, Row
 from .images import ENDINGS
@@ -47,7 +48,7 @@ def rows(
         if isinstance(data, DataError):
             yield data
             continue
-        hashed(f"{path}\0{hashlib.sha256(data).hexdigest()}\n".encode())
+        hashed(f"{path}\0{digest_of(data)}\n".encode())
         label, slash, _ = path.partition("/")
         if not slash:
             yield _problem(

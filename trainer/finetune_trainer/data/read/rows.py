@@ -1,12 +1,12 @@
 """Rows out of one object, whatever its format."""
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from finetune_trainer.storage import NotFound, ObjectInfo, StorageError, Store
+from finetune_trainer.storage.digests import Hasher, digest_of
 
 from . import arrow, folder, jsonl, parquet, separated, tar
 from .base import MIB, ROW_LIMIT, DataError, File, Row
@@ -58,7 +58,7 @@ class Rows:
     """The rows of one object, to be iterated once.
 
     Iterating yields a Row or, for a row that cannot be read, a DataError; it raises DataError where nothing further can
-    be read and StorageError where the store fails. Afterwards `sha256` holds the hex digest of the object's bytes as
+    be read and StorageError where the store fails. Afterwards `digest` holds the digest of the object's bytes as
     they are stored (of a folder: of its paths and their digests), together with those of images it names.
     """
 
@@ -69,10 +69,10 @@ class Rows:
         """
         self.uri = uri
         self.format = format_of(uri)
-        self.sha256: str | None = None
+        self.digest: str | None = None
         self._file = File(uri, tuple(wanted), scratch)
         self._store, self._key = store, key
-        self._images = hashlib.sha256()
+        self._images = Hasher()
         self._opened = False
         self._files: list[ObjectInfo] = []
         info: ObjectInfo | None
@@ -120,7 +120,7 @@ class Rows:
         if len(data) > ROW_LIMIT:
             raise ImageError(f"the image {path[:200]!r} has more than {ROW_LIMIT // MIB} MiB; make it smaller.")
         self._opened = True
-        self._images.update(f"{path}\0{hashlib.sha256(data).hexdigest()}\n".encode(errors="replace"))
+        self._images.update(f"{path}\0{digest_of(data)}\n".encode(errors="replace"))
         return data
 
     def __iter__(self) -> Iterator[Row | DataError]:
@@ -132,8 +132,8 @@ class Rows:
             yield item
         if not found:
             raise DataError("EmptyData", f"{self.uri}: the file has no rows; give it at least one.")
-        if self._opened and self.sha256 is not None:
-            self.sha256 = hashlib.sha256(f"{self.sha256}\n{self._images.hexdigest()}".encode()).hexdigest()
+        if self._opened and self.digest is not None:
+            self.digest = digest_of(f"{self.digest}\n{self._images.digest()}".encode())
 
     def _read(self) -> Iterator[Row | DataError]:
         if self.format.kind == "folder":
@@ -141,9 +141,9 @@ class Rows:
         return self._table() if self.format.kind in _TABLES else self._stream()
 
     def _folder(self) -> Iterator[Row | DataError]:
-        whole = hashlib.sha256()
+        whole = Hasher()
         yield from folder.rows(self._store, self._key, self._files, self._file, hashed=whole.update)
-        self.sha256 = whole.hexdigest()
+        self.digest = whole.digest()
 
     def _stream(self) -> Iterator[Row | DataError]:
         with self._store.stream(self._key, if_match=self.info.etag) as stream:
@@ -151,7 +151,7 @@ class Rows:
             yield from self._reader()(plain(source, self._file, compression=self.format.compression), self._file)
             while source.read(BLOCK):
                 pass
-            self.sha256 = source.sha256.hexdigest()
+            self.digest = source.digest()
 
     def _reader(self) -> Callable[[BinaryIO, File], Iterator[Row | DataError]]:
         kind = self.format.kind
@@ -177,4 +177,4 @@ class Rows:
             yield from read(path, self._file)
         finally:
             path.unlink(missing_ok=True)
-        self.sha256 = info.sha256
+        self.digest = info.digest
