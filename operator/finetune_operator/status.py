@@ -27,6 +27,9 @@ def compose(subject: Subject, verdict: Verdict, *, now: datetime) -> FineTuneJob
     usage = facts.get("usage", subject.status.usage)
     if usage is not None and (verdict.final or verdict.reason == SUSPENDED.reason):  # nothing goes on any more
         facts["usage"] = usage.model_copy(update={"ongoing": None})
+    progress = facts.get("progress", subject.status.progress)
+    if progress is not None and verdict.phase != "Training":
+        facts["progress"] = progress.model_copy(update={"estimated_completion_time": None})
     return subject.status.model_copy(
         update={
             **facts,

@@ -105,6 +105,17 @@ def test_what_a_verdict_does_not_speak_of_stays() -> None:
     assert status.checkpoint == CheckpointStatus(step=3)
 
 
+def test_only_what_trains_says_when_it_will_be_done() -> None:
+    done_at = format_time(NOW + timedelta(minutes=4))
+    progress = ProgressStatus(step=5, total_steps=9, percent=55, estimated_completion_time=done_at)
+    facts = {"progress": progress}
+    assert told(Verdict("Training", "Training", "step 5 of 9", facts=facts)).progress == progress
+    before = FineTuneJobStatus(phase="Training", progress=progress)
+    for phase in ("Queued", "Starting", "Suspended", "Failed"):
+        after = told(Verdict(phase, "Words", "words"), before).progress
+        assert after == ProgressStatus(step=5, total_steps=9, percent=55)
+
+
 def test_what_was_said_of_another_generation_is_not_said_of_this_one() -> None:
     passed = told(RUNNING.marking(PreflightPassed=Mark("True", "Fresh", "go")))
     assert mark_of(subject(passed, generation=2), "PreflightPassed") is None
