@@ -476,7 +476,7 @@ _LATER = {"train_weights", "deduplicate", "leakage", "max_target_length", "train
 
 
 def train_identity(config: RunConfig, *, labels: list[str], inputs: Mapping[str, str]) -> dict[str, Any]:
-    """Everything that determines the weights. `inputs` maps a role ("model", "train/0", "validation") to a SHA-256.
+    """Everything that determines the weights. `inputs` maps a role ("model", "train/0", "validation") to a digest.
 
     URIs are left out on purpose: the same bytes under another name are the same run. So are the micro-batch, gradient
     checkpointing, resources, images and package versions, which decide bits but not the run; they are recorded with
@@ -518,7 +518,7 @@ def evaluation_id(
     retention: Mapping[str, str] | None = None,
     stopped_at: int | None = None,
 ) -> str:
-    """Identity of an evaluation; `test` is the SHA-256 of the test rows, None for the validation rows, and `retention`
+    """Identity of an evaluation; `test` is the digest of the test rows, None for the validation rows, and `retention`
     that of the rows of each retention set, by its name. `stopped_at` is the step after which training was ended before
     its time: what is measured then says nothing of the whole run.
 

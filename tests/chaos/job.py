@@ -54,7 +54,7 @@ class End:
     """What must not depend on what happened on the way. Digests are of the bytes that storage holds."""
 
     model: dict[str, str]
-    """SHA-256 of each published file but the card, which tells of circumstances."""
+    """Digest of each published file but the card, which tells of circumstances."""
     weights: str
     """Digest of the weights of the last checkpoint."""
     losses: list[float]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from finetune_api.contract import WORK_PATH
-from finetune_trainer.storage.digests import Hasher, digest_of
+from finetune_trainer.storage.digests import Hasher, digest_of, hex_of
 
 pytestmark = [pytest.mark.e2e, pytest.mark.together, pytest.mark.timeout(900)]
 
@@ -36,7 +36,7 @@ def said_of(world: Any, namespace: str, digest: str) -> list[str]:
     """What the namespace's train pods have logged of a file."""
     selector = "finetune.dev/role=train"
     logs = world.kubectl.run("logs", "-n", namespace, "-l", selector, "--tail=-1").stdout
-    return [line for line in logs.splitlines() if digest[:24] in line]
+    return [line for line in logs.splitlines() if hex_of(digest)[:16] in line]
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from finetune_trainer.storage.digests import digest_of, hex_of
 
 pytestmark = pytest.mark.timeout(60)
 FORK = multiprocessing.get_context("fork")
+# Below BLAKE3's chunk of 1 KiB: children of a fork could not use its threads.
 FILES = [bytes([number]) * (1000 + number) for number in range(8)]
 
 

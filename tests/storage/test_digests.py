@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from finetune_trainer.storage.digests import EVERYONE, Hasher, digest_of, hex_of, is_digest, told_sha256
 
 # The first 32 bytes of the reference test vectors of BLAKE3, whose inputs are the bytes 0, 1, ... 250, 0, 1, ...
+UNFIT = (None, 7, "", "0" * 64, "blake3:", f"md5:{'0' * 64}", f"blake3:{'0' * 63}", f"sha256:../{'0' * 61}")
 KNOWN = {
     0: "af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262",
     1: "2d3adedff11b61f14c886e35afa036736dcd87a74d27b5c1510225d0f592e213",
@@ -41,5 +42,5 @@ def test_what_a_hub_has_told_as_sha256_is_compared_as_sha256(data: bytes) -> Non
 def test_a_digest_is_told_from_what_else_may_stand_in_a_file() -> None:
     assert is_digest(digest_of(b""))
     assert is_digest(told_sha256("0" * 64))
-    assert not any(map(is_digest, (None, 7, "", "0" * 64, "blake3:", "md5:" + "0" * 64, "blake3:" + "0" * 63)))
+    assert not any(map(is_digest, UNFIT))
     assert hex_of(told_sha256("ab")) == "ab"

@@ -1,7 +1,6 @@
 """What is particular to S3, on a real server: errors told apart, broken connections, credentials, endpoints."""
 
 import errno
-import hashlib
 import os
 import socket
 import threading
@@ -27,7 +26,7 @@ from finetune_trainer.storage import (
     open_store,
 )
 from finetune_trainer.storage.answers import Answer, Request, meaning
-from finetune_trainer.storage.digests import digest_of
+from finetune_trainer.storage.digests import Hasher, digest_of
 from finetune_trainer.storage.transfer import (
     WORKERS,
     Crc32,
@@ -537,7 +536,7 @@ def test_a_file_is_cut_into_parts_with_their_checksums(tmp_path: Path) -> None:
     data = os.urandom(3 * MIB + 5)
     (tmp_path / "source").write_bytes(data)
     for size, expected in ((MIB, [MIB] * 3 + [5]), (len(data), [len(data)]), (4 * MIB, [len(data)])):
-        whole = hashlib.sha256()
+        whole = Hasher()
         with open(tmp_path / "source", "rb") as source:
             parts = list(read_parts(source, size, whole=whole, each=Crc32))
             bodies = [part.body().read() for part in parts]
@@ -546,7 +545,7 @@ def test_a_file_is_cut_into_parts_with_their_checksums(tmp_path: Path) -> None:
         assert [part.size for part in parts] == expected
         assert b"".join(bodies) == data
         assert [part.checksum for part in parts] == [zlib.crc32(body).to_bytes(4, "big") for body in bodies]
-        assert whole.digest() == hashlib.sha256(data).digest()
+        assert whole.digest() == digest_of(data)
 
 
 def sent_over(part: FilePart, *, limit: float = 5.0, slowly: bool = True) -> bytes:

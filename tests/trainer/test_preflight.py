@@ -17,7 +17,7 @@ from tests.storage.hub import serve
 from finetune_api.contract import MESSAGE_LIMIT, ExitCode, LastMessage, RunConfig, TrainOutcome
 from finetune_api.job import FineTuneJobSpec
 from finetune_api.profile import FineTuneProfileSpec
-from finetune_api.resolve import Defaults, evaluation_id, publication_id, resolve
+from finetune_api.resolve import Defaults, digest, evaluation_id, publication_id, resolve
 from finetune_api.status import EvaluationStatus, GateStatus, ModelStatus
 from finetune_trainer import preflight
 from finetune_trainer.gates import ON_VALIDATION
@@ -607,6 +607,16 @@ def test_a_damaged_run_record_is_told_as_damage(bench: Bench) -> None:
         assert damaged != record
         bench.put(key, damaged)
         bench.refused(ExitCode.DAMAGED, "RunRecordDamaged", "run.json is not what a preflight writes")
+
+
+def test_a_run_record_of_another_version_is_refused_as_such(bench: Bench) -> None:
+    last = bench.run()
+    key = f"output/runs/{last.run_id}/run.json"
+    record = json.loads((bench.root / key).read_bytes())
+    del record["sha256"]
+    record["schemaVersion"] = 1
+    bench.put(key, json.dumps({**record, "sha256": digest(record)}).encode())
+    bench.refused(ExitCode.INVALID, "UnknownFormat", "schema 1", "use the version that wrote it")
 
 
 # --- bad content: 42, and nothing is left behind ---

@@ -111,6 +111,21 @@ def test_of_several_runs_of_a_document_the_newest_is_meant(
     assert f"run {before.name}, step 1 of 12" in capsys.readouterr().err
 
 
+def test_a_damaged_record_of_another_run_is_not_in_the_way(
+    tmp_path: Path, document: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = prepared(tmp_path, document)
+    (mine,) = (tmp_path / "output/runs").iterdir()
+    for name, record in (("a" * 16, "{}"), ("b" * 16, '{"cut": ')):
+        (tmp_path / "output/runs" / name).mkdir()
+        (tmp_path / "output/runs" / name / "run.json").write_text(record)
+    question = ["data", "where", str(path), "--step", "1"]
+    assert main(question) == 0
+    assert f"run {mine.name}, step 1 of 12" in capsys.readouterr().err
+    assert main([*question, "--run", "a" * 16]) == ExitCode.DAMAGED
+    assert "restore it, or delete it" in capsys.readouterr().err
+
+
 def test_images_of_a_folder_are_named_by_their_files(
     tmp_path: Path, document: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:

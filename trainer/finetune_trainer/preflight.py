@@ -583,9 +583,9 @@ def _cached_digests(output: Store, key: str) -> tuple[str, str] | None:
         if error.reason == "ObjectNotFound":
             return None
         raise
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         return None
-    return found if all(map(is_digest, found)) else None
+    return found if all(map(is_digest, found)) and is_sha256(found[1]) else None
 
 
 def pin(output: Store, record: RunRecord, encoded: Sequence[Encoded]) -> RunRecord:

@@ -12,8 +12,8 @@ from pydantic import Field
 
 from finetune_api.base import Model
 from finetune_api.resolve import digest
-from finetune_trainer.storage import Damaged, Store
-from finetune_trainer.storage.digests import hex_of
+from finetune_trainer.storage import Damaged, StorageError, Store
+from finetune_trainer.storage.digests import PATTERN, hex_of
 
 TRAIN, VALIDATION, TEST, LEFT_OUT = 0, 1, 2, 3
 """Values of the encoded store's tensor `split`."""
@@ -41,8 +41,10 @@ class Input(Model):
     uri: str
     size: int
     etag: str
-    digest: str
-    sha256: str | None = Field(None, description="of the base model's files: the run's identity, wherever they lie")
+    digest: str = Field(pattern=PATTERN)
+    sha256: str | None = Field(
+        None, pattern=PATTERN, description="of the base model's files: the run's identity, wherever they lie"
+    )
 
 
 MEASURED = ("test", "retention")
@@ -67,7 +69,7 @@ def retained(inputs: Iterable[Input]) -> dict[str, str]:
 
 class EncodedRef(Model):
     key: str = Field(description="key of the object under output.uri")
-    digest: str
+    digest: str = Field(pattern=PATTERN)
     rows: int
 
 
@@ -111,19 +113,30 @@ class RunRecord(Model):
 def read_record(output: Store, key: str, etag: str | None = None) -> RunRecord:
     """A run's record. Raises StorageError; Damaged where it is none, or not as it was written."""
     data = output.read(key, if_match=etag)
+    record = None
     try:
         document = json.loads(data)
-        seal = document.pop(_SEAL, None)  # records of earlier versions have none
-        record = RunRecord.model_validate(document)
-        whole = seal is None or seal == digest(document)
+        whole = document.pop(_SEAL, None) == digest(document)
+        _check_version(f"{output.uri}/{key}", document.get("schemaVersion") if whole else None)
+        record = RunRecord.model_validate(document) if whole else None
     except (ValueError, TypeError, AttributeError, RecursionError):  # ValidationError is a ValueError
-        whole = False
-    if not whole:
+        pass
+    if record is None:
         raise Damaged(
             "RunRecordDamaged",
             f"{output.uri}/{key} is not what a preflight writes; restore it, or delete it so that it is made anew.",
         )
     return record
+
+
+def _check_version(name: str, version: object) -> None:
+    if isinstance(version, int) and version != RunRecord.model_fields["schema_version"].default:
+        raise StorageError(
+            "UnknownFormat",
+            f"{name} is of another version of this program (schema {version}): use the version that wrote it, or start "
+            "the run under another output.",
+            environment=False,
+        )
 
 
 # The encoded store is one safetensors file (later: shards). Every row has

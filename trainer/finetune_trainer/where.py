@@ -22,7 +22,7 @@ from finetune_trainer.data.packing import Packs
 from finetune_trainer.data.read import DataError
 from finetune_trainer.local import InvalidDocumentError, load
 from finetune_trainer.run import RunRecord, read_record, run_key
-from finetune_trainer.storage import StorageError, Store, open_store
+from finetune_trainer.storage import Damaged, StorageError, Store, open_store
 from finetune_trainer.storage.commit import RecordKind, RunLog, find
 
 
@@ -84,7 +84,13 @@ def _record(config: RunConfig, output: Store, run: str | None) -> RunRecord:
     }
     if run is not None:
         keys = {key: info for key, info in keys.items() if key == run_key(run)}
-    found = [(info.modified, key, read_record(output, key, info.etag)) for key, info in keys.items()]
+    found = []
+    for key, info in keys.items():
+        try:
+            found.append((info.modified, key, read_record(output, key, info.etag)))
+        except StorageError as error:
+            if run is not None or not (isinstance(error, Damaged) or error.reason == "UnknownFormat"):
+                raise  # of others, a damaged one, or another version's, is not in the way
     mine = [entry for entry in found if _is_of(config, entry[2])]
     if mine:
         return max(mine, key=lambda entry: (entry[0] is not None, entry[0], entry[1]))[2]

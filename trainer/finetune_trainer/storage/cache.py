@@ -117,9 +117,9 @@ class Cache:
         except FileNotFoundError:
             return False
         if hasher.digest() == digest:
-            _log.info("%s... is in the cache", digest[:24])
+            _log.info("%s... is in the cache", path.name[:16])
             return True
-        _log.warning("%s... was damaged in the cache and is downloaded again", digest[:24])
+        _log.warning("%s... was damaged in the cache and is downloaded again", path.name[:16])
         path.unlink(missing_ok=True)
         return False
 

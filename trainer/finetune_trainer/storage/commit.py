@@ -376,7 +376,7 @@ def collect_garbage(store: Store, run_id: str, claim: Claim, grace: timedelta) -
 
 
 def decode(data: bytes) -> Record | None:
-    """The record in an object's bytes, or None when they are none. Raises StorageError for a later version's format."""
+    """The record in an object's bytes, or None when they are none. Raises StorageError for another version's format."""
     try:
         content = json.loads(data)
         record = Record(

@@ -5,12 +5,14 @@ with each instruction, and several processors hash one file.
 """
 
 import hashlib
+import re
 from typing import Any, Protocol
 
 from blake3 import blake3
 
 _BLAKE3, SHA256 = "blake3:", "sha256:"
-_HEX = 64
+PATTERN = r"^(blake3|sha256):[0-9a-f]{64}$"
+"""Of a digest as it stands in a record."""
 
 
 class Hash(Protocol):
@@ -41,9 +43,9 @@ EVERYONE = blake3.AUTO
 """`threads` for as many as there are processors: for blocks of a MiB and more that nothing else waits for."""
 
 
-def digest_of(data: bytes) -> str:
-    """The digest of a content in memory."""
-    hasher = Hasher()
+def digest_of(data: bytes, *, like: str | None = None) -> str:
+    """The digest of a content in memory, of the kind of `like`."""
+    hasher = Hasher(like)
     hasher.update(data)
     return hasher.digest()
 
@@ -65,4 +67,4 @@ def hex_of(digest: str) -> str:
 
 def is_digest(value: object) -> bool:
     """Whether a value that was read somewhere can be a digest."""
-    return isinstance(value, str) and value.startswith((_BLAKE3, SHA256)) and len(hex_of(value)) == _HEX
+    return isinstance(value, str) and re.fullmatch(PATTERN, value) is not None

@@ -33,7 +33,7 @@ from .base import (
     check_prefix,
     mismatch,
 )
-from .digests import Hasher, told_sha256
+from .digests import Hasher, is_digest, told_sha256
 from .files import file_error, pour, publish, temporary
 
 TOKEN = "HF_TOKEN"  # noqa: S105 - the name of a file
@@ -215,7 +215,7 @@ class HfStore:
     def _info(self, entry: Any) -> ObjectInfo:
         key = entry.path[len(self._path) :].lstrip("/") if self._path else entry.path
         sha256 = entry.lfs.sha256 if entry.lfs else None
-        told = told_sha256(sha256) if sha256 else None
+        told = told_sha256(sha256) if sha256 and is_digest(told_sha256(sha256)) else None
         return ObjectInfo(key, int(entry.size), sha256 or str(entry.blob_id), None, told)
 
     def _asked_again(self, operation: str, key: str, ask: Callable[[], Sequence[Any]]) -> Sequence[Any]:

@@ -167,7 +167,7 @@ class S3Store:
             with self._open(key, if_match) as source:
                 data = source.readall()
                 recorded = source.info.digest
-                return data, "" if recorded is None else digest_of(data), recorded
+                return data, "" if recorded is None else digest_of(data, like=recorded), recorded
 
         return self._whole(key, fetch)
 
@@ -194,7 +194,7 @@ class S3Store:
         def fetch(offset: int, length: int, target: Target) -> None:
             self._fetch_range(key, info.etag, offset, length, target)
 
-        wanted = digest or info.digest
+        wanted = info.digest if digest is None else digest
 
         def fill() -> tuple[str, str, str | None]:
             found = fetch_ranges(fetch, unfinished, info.size, like=wanted, progress=progress)
