@@ -8,10 +8,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from finetune_api.base import at
+from finetune_api.contract import PodsConfig
 from finetune_api.job import FineTuneJobSpec
 from finetune_api.pods import PodSpec, PodTemplate, PullSecret
 from finetune_api.profile import Allowed, FineTuneProfileSpec, Limits
-from finetune_api.scalars import seconds
+from finetune_api.scalars import amount, seconds
 
 DIVERTING = {"HF_ENDPOINT", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"}
 """Environment variables with the address of a server, in capitals; libraries read proxies in small letters, too."""
@@ -26,14 +27,14 @@ class Refusal:
 
 
 def refusals(
-    spec: FineTuneJobSpec, profile: FineTuneProfileSpec, *, namespace: str | None, nodes: int, gpus: int
+    spec: FineTuneJobSpec, profile: FineTuneProfileSpec, *, namespace: str | None, pods: PodsConfig
 ) -> list[Refusal]:
-    """All that stands against a job; `nodes` and `gpus` of each are those it would get."""
+    """All that stands against a job; `pods` is what it would get."""
     allowed = profile.allowed or Allowed()
     return [
         *_names("NamespaceNotAllowed", "metadata.namespace", namespace, allowed.namespaces, own=()),
         *_missing(spec, profile),
-        *_above(spec, profile.limits or Limits(), nodes=nodes, gpus=gpus),
+        *_above(spec, profile.limits or Limits(), pods),
         *_named(spec, profile, allowed),
         *_diverted(spec, profile),
     ]
@@ -45,11 +46,14 @@ def _missing(spec: FineTuneJobSpec, profile: FineTuneProfileSpec) -> Iterator[Re
             yield Refusal("FieldRequired", f"spec.{path}: is missing; the profile requires it: set it")
 
 
-def _above(spec: FineTuneJobSpec, limits: Limits, *, nodes: int, gpus: int) -> Iterator[Refusal]:
-    if limits.nodes is not None and nodes > limits.nodes:
-        yield _limited("resources.nodes", str(nodes), "nodes", str(limits.nodes))
-    if limits.gpus is not None and nodes * gpus > limits.gpus:
-        yield _limited("resources", f"{nodes} x {gpus} GPUs", "gpus", str(limits.gpus))
+def _above(spec: FineTuneJobSpec, limits: Limits, pods: PodsConfig) -> Iterator[Refusal]:
+    if limits.nodes is not None and pods.nodes > limits.nodes:
+        yield _limited("resources.nodes", str(pods.nodes), "nodes", str(limits.nodes))
+    if limits.gpus is not None and pods.nodes * pods.gpus > limits.gpus:
+        yield _limited("resources", f"{pods.nodes} x {pods.gpus} GPUs", "gpus", str(limits.gpus))
+    for name, found, most in (("cpu", pods.cpu, limits.cpu), ("memory", pods.memory, limits.memory)):
+        if most is not None and amount(found) > amount(most):
+            yield _limited(f"resources.perNode.{name}", found, name, most)
     if spec.deadline and limits.deadline and seconds(spec.deadline) > seconds(limits.deadline):
         yield _limited("deadline", spec.deadline, "deadline", limits.deadline)
     if spec.budget and limits.gpu_hours is not None and spec.budget.gpu_hours > limits.gpu_hours:

@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import StringConstraints
 
 from finetune_api.base import Model, Rule, exactly_one_of, spec_field
-from finetune_api.scalars import Duration, Key, LabelValue, Name, Quantity, QueueName, S3OrFile, Text, Uri
+from finetune_api.scalars import Duration, Key, LabelValue, Name, Quantity, QueueName, S3OrFile, Text, TopologyKey, Uri
 
 
 class CheckpointEvery(Model):
@@ -113,6 +113,11 @@ class PodMetadata(Model):
 
 class PodSpec(Model):
     node_selector: dict[Key, LabelValue] | None = spec_field("attempt", "Labels the node must have.", max_length=32)
+    topology_key: TopologyKey | None = spec_field(
+        "attempt",
+        "Label of nodes, such as topology.kubernetes.io/zone: all pods of a run on several nodes get nodes with one and the same value "
+        "of it. Default: any nodes.",
+    )
     tolerations: list[Toleration] | None = spec_field(None, "Taints the pods tolerate.", max_length=32)
     runtime_class_name: Name | None = spec_field("attempt", "RuntimeClass of the pods.")
     priority_class_name: Name | None = spec_field("attempt", "PriorityClass of the pods.")

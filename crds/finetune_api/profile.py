@@ -63,6 +63,10 @@ class Limits(Model):
     nodes: int | None = spec_field(
         "attempt", "Most pods of a job that train together. Default: no bound.", ge=1, le=512
     )
+    cpu: Quantity | None = spec_field("attempt", 'Most CPU that a pod may ask for, such as "16". Default: no bound.')
+    memory: Quantity | None = spec_field(
+        "attempt", "Most memory that a pod may ask for, such as 256Gi. Default: no bound."
+    )
     gpu_hours: float | None = spec_field(
         "live",
         "Most budget.gpuHours of a job, and what one without a budget gets. Default: no bound.",

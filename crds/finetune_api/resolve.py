@@ -122,11 +122,7 @@ def resolve(
     )
     if defaults.in_cluster:
         _refuse_files(config.addresses)
-        _refuse(
-            refusals(
-                spec, profile, namespace=job.partition("/")[0] or None, nodes=config.pods.nodes, gpus=config.pods.gpus
-            )
-        )
+        _refuse(refusals(spec, profile, namespace=job.partition("/")[0] or None, pods=config.pods))
     return config
 
 

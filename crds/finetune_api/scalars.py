@@ -1,6 +1,7 @@
 """What a single value of a document may be."""
 
 import re
+from decimal import Decimal
 from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
@@ -26,6 +27,12 @@ Quantity = Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G
 Duration = Annotated[str, StringConstraints(pattern=r"^([0-9]+h)?([0-9]+m)?([0-9]+s)?$", min_length=2, max_length=32)]
 LabelValue = Annotated[str, StringConstraints(pattern=r"^(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?$", max_length=63)]
 Key = Annotated[str, StringConstraints(max_length=317)]
+TopologyKey = Annotated[
+    str,
+    StringConstraints(
+        pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$", max_length=317
+    ),
+]
 Text = Annotated[str, StringConstraints(max_length=1024)]
 
 Overlong = Literal["Truncate", "Split", "Drop", "Fail"]
@@ -36,6 +43,30 @@ OptimizerType = Literal["adamw", "adafactor", "sgd", "adamw-8bit"]
 ScheduleType = Literal["linear", "cosine", "constant", "polynomial", "inverse-sqrt", "one-cycle"]
 LossType = Literal["cross-entropy", "focal"]
 Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+_UNITS = {
+    "": Decimal(1),
+    "m": Decimal("0.001"),
+    "k": Decimal(10**3),
+    "M": Decimal(10**6),
+    "G": Decimal(10**9),
+    "T": Decimal(10**12),
+    "P": Decimal(10**15),
+    "Ki": Decimal(2**10),
+    "Mi": Decimal(2**20),
+    "Gi": Decimal(2**30),
+    "Ti": Decimal(2**40),
+    "Pi": Decimal(2**50),
+}
+
+
+def amount(quantity: str) -> Decimal:
+    """A Kubernetes quantity such as 500m or 1.5Gi as a number. Raises ValueError for what is none."""
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([mkMGTP]|[KMGTP]i)?", quantity)
+    if match is None:
+        raise ValueError(f"{quantity!r} is no quantity like 500m or 1.5Gi")
+    return Decimal(match[1]) * _UNITS[match[2] or ""]
 
 
 def seconds(duration: str) -> float:

@@ -160,6 +160,7 @@ def train_job(
         pod["subdomain"] = service_name(subject)
         master = {"name": "FINETUNE_MASTER", "value": f"{name}-0.{service_name(subject)}"}
         container["env"].append(master)
+        pod |= _together(pods.template.spec or PodSpec(), job=name)
     labels = {**_labels(subject, role="train", generation=config.generation), RUN: run_id}
     spec = {
         "completionMode": "Indexed",
@@ -340,6 +341,15 @@ def _placement(theirs: PodSpec) -> Manifest:
         "imagePullSecrets": _documents(theirs.image_pull_secrets),
     }
     return {name: value for name, value in chosen.items() if value}
+
+
+def _together(theirs: PodSpec, *, job: str) -> Manifest:
+    """Nodes with one value of a label for all pods of a Job; those of an earlier attempt do not count."""
+    if theirs.topology_key is None:
+        return {}
+    selector = {"matchLabels": {"batch.kubernetes.io/job-name": job}}
+    term = {"topologyKey": theirs.topology_key, "labelSelector": selector}
+    return {"affinity": {"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [term]}}}
 
 
 def _documents(models: Sequence[Any] | None) -> list[Manifest]:

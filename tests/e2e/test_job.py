@@ -425,10 +425,12 @@ def finished(pod: dict[str, Any]) -> datetime:
 def test_two_pods_give_the_loss_curve_of_one(world: Any) -> None:
     namespace, name = world.namespace("two-pods"), "two-pods"
     with world.trainings:
-        world.apply(world.small_job(name, resources={"nodes": 2}), namespace)
+        near = {"spec": {"topologyKey": "kubernetes.io/hostname"}}  # the first pod finds no other to be near to
+        world.apply(world.small_job(name, resources={"nodes": 2}, podTemplate=near), namespace)
         world.succeeded(namespace, name)
     becomes(world, namespace, name, "two-pods", "Succeeded", "Trained")
-    assert len(world.train_pods(namespace, name)) == 2
+    pods = world.train_pods(namespace, name)
+    assert [len(pod["spec"]["affinity"]["podAffinity"]) for pod in pods] == [1, 1]
     assert world.training(namespace, name).losses == pytest.approx(world.reference().losses, abs=1e-5)
 
 

@@ -64,6 +64,26 @@ def test_nodes_are_bounded_also_without_gpus() -> None:
 
 
 @pytest.mark.parametrize(
+    ("asked", "limits", "message"),
+    [
+        ({"cpu": "16001m"}, {"cpu": "16"}, "cpu: 16001m is more than the profile allows; limits.cpu: 16"),
+        ({"memory": "1Ti"}, {"memory": "256Gi"}, "memory: 1Ti is more than the profile allows; limits.memory: 256Gi"),
+        ({}, {"memory": "1G"}, "memory: 8Gi is more than the profile allows; limits.memory: 1G"),
+    ],
+)
+def test_a_pod_may_not_ask_for_more_than_the_profile_allows(
+    asked: dict[str, str], limits: dict[str, str], message: str
+) -> None:
+    resources = {"resources": {"perNode": asked}} if asked else {}
+    assert refused(resources, {"limits": limits}) == ("LimitExceeded", f"spec.resources.perNode.{message}")
+
+
+def test_amounts_are_compared_whatever_their_units() -> None:
+    asked = {"resources": {"perNode": {"cpu": "16000m", "memory": "256Gi"}}}
+    assert resolved(asked, {"limits": {"cpu": "16", "memory": "0.25Ti"}}).pods.memory == "256Gi"
+
+
+@pytest.mark.parametrize(
     ("spec", "profile", "message"),
     [
         (

@@ -49,6 +49,7 @@ RICH: dict[str, Any] = {
         },
         "spec": {
             "nodeSelector": {"gpu": "h200"},
+            "topologyKey": "topology.kubernetes.io/zone",
             "tolerations": [{"key": "gpu", "operator": "Exists", "effect": "NoSchedule", "tolerationSeconds": 60}],
             "runtimeClassName": "nvidia",
             "priorityClassName": "batch",
