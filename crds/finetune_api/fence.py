@@ -10,12 +10,23 @@ from dataclasses import dataclass
 from finetune_api.base import at
 from finetune_api.contract import PodsConfig
 from finetune_api.job import FineTuneJobSpec
-from finetune_api.pods import PodSpec, PodTemplate, PullSecret
+from finetune_api.pods import EnvVar, PodSpec, PodTemplate, PullSecret
 from finetune_api.profile import Allowed, FineTuneProfileSpec, Limits
 from finetune_api.scalars import amount, seconds
 
 DIVERTING = {"HF_ENDPOINT", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"}
 """Environment variables with the address of a server, in capitals; libraries read proxies in small letters, too."""
+RESERVED = {
+    "decides whose credentials are used and where they are sent": ("AWS_*",),
+    "decides which servers are trusted": ("CURL_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_DIR", "SSL_CERT_FILE"),
+    "decides which code runs": (
+        *("LD_*", "PYTHON*", "PATH", "BASH_ENV", "BROWSER", "CC", "CXX", "GCONV_PATH", "GLIBC_TUNABLES"),
+        *("OPENSSL_CONF", "OPENSSL_ENGINES", "OPENSSL_MODULES", "OMP_TOOL_LIBRARIES", "CUDA_INJECTION64_PATH"),
+        *("NCCL_CONF_FILE", "NCCL_*PLUGIN", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "TRITON_*_PATH"),
+    ),
+}
+"""Patterns of environment variables that only a profile may set, by the reason. Code may lie in a shared cache."""
+HARMLESS = {"AWS_REGION", "AWS_DEFAULT_REGION", "PYTHONFAULTHANDLER", "PYTHONHASHSEED", "PYTHONUNBUFFERED"}
 
 
 @dataclass(frozen=True)
@@ -37,6 +48,7 @@ def refusals(
         *_above(spec, profile.limits or Limits(), pods),
         *_named(spec, profile, allowed),
         *_diverted(spec, profile),
+        *_reserved(spec, profile),
     ]
 
 
@@ -98,11 +110,9 @@ def _named(spec: FineTuneJobSpec, profile: FineTuneProfileSpec, allowed: Allowed
 
 def _diverted(spec: FineTuneJobSpec, profile: FineTuneProfileSpec) -> Iterator[Refusal]:
     """Variables that send requests, and the tokens in them, somewhere else are endpoints like storage.endpoint."""
-    theirs = {variable.name: variable.value for variable in _pod(profile.pod_template).env or []}
     patterns = profile.allowed_endpoints or []
-    for index, variable in enumerate(_pod(spec.pod_template).env or []):
-        own = theirs.get(variable.name)
-        if variable.name.upper() not in DIVERTING or variable.value == own:
+    for index, variable, own in _variables(spec, profile):
+        if variable.name.upper() not in DIVERTING:
             continue
         if not any(endpoint_matches(variable.value, pattern) for pattern in patterns):
             listed = ", ".join(filter(None, [own, *patterns])) or "none"
@@ -111,6 +121,29 @@ def _diverted(spec: FineTuneJobSpec, profile: FineTuneProfileSpec) -> Iterator[R
                 f"spec.podTemplate.spec.env[{index}]: {variable.name} {variable.value} is not allowed by the profile; "
                 f"allowed: {listed}",
             )
+
+
+def _reserved(spec: FineTuneJobSpec, profile: FineTuneProfileSpec) -> Iterator[Refusal]:
+    """The pods may have credentials that who wrote the job may not read: the profile's Secret, a workload identity."""
+    for index, variable, _ in _variables(spec, profile):
+        if variable.name in HARMLESS:
+            continue
+        for why, patterns in RESERVED.items():
+            if any(fnmatch.fnmatchcase(variable.name, pattern) for pattern in patterns):
+                yield Refusal(
+                    "VariableNotAllowed",
+                    f"spec.podTemplate.spec.env[{index}]: {variable.name} {why}, so only a profile's podTemplate may "
+                    "set it: remove it from the job",
+                )
+
+
+def _variables(spec: FineTuneJobSpec, profile: FineTuneProfileSpec) -> Iterator[tuple[int, EnvVar, str | None]]:
+    """Those of the job that the profile does not set to the same, by their index; and what the profile sets."""
+    theirs = {variable.name: variable.value for variable in _pod(profile.pod_template).env or []}
+    for index, variable in enumerate(_pod(spec.pod_template).env or []):
+        own = theirs.get(variable.name)
+        if variable.value != own:
+            yield index, variable, own
 
 
 def _pod(template: PodTemplate | None) -> PodSpec:

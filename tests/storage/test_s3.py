@@ -142,8 +142,24 @@ def test_the_sdk_chain_is_used_without_a_directory(
 ) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, (s3_server.admin / name).read_text())
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     open_store(f"s3://{s3_bucket}", StorageSettings(s3_server.endpoint)).write("a", b"1")
+
+
+@pytest.mark.parametrize("variable", ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"])
+def test_an_endpoint_of_the_environment_is_not_asked(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    asked: list[str] = []
+
+    def resolve(host: str, *_: Any, **__: Any) -> Any:
+        asked.append(host)
+        raise socket.gaierror(socket.EAI_NONAME, "no name is known here")
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    monkeypatch.setenv(variable, "http://elsewhere.example.org")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "access")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    with pytest.raises(Unreachable):
+        open_store("s3://bucket", StorageSettings(connect_deadline=0.2)).write("a", b"1")
+    assert set(asked) == {"bucket.s3.amazonaws.com"}
 
 
 def closed_port() -> int:

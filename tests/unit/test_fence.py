@@ -240,6 +240,42 @@ def test_a_hub_or_proxy_that_the_profile_does_not_know_gets_no_token(name: str, 
     assert message.endswith("https://*.example.org")
 
 
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("AWS_CONTAINER_CREDENTIALS_FULL_URI", "decides whose credentials are used and where they are sent"),
+        ("AWS_EC2_METADATA_SERVICE_ENDPOINT", "decides whose credentials are used and where they are sent"),
+        ("AWS_ENDPOINT_URL_STS", "decides whose credentials are used and where they are sent"),
+        ("AWS_CONFIG_FILE", "decides whose credentials are used and where they are sent"),
+        ("AWS_CA_BUNDLE", "decides whose credentials are used and where they are sent"),
+        ("REQUESTS_CA_BUNDLE", "decides which servers are trusted"),
+        ("SSL_CERT_FILE", "decides which servers are trusted"),
+        ("LD_PRELOAD", "decides which code runs"),
+        ("PYTHONPATH", "decides which code runs"),
+        ("PYTHONWARNINGS", "decides which code runs"),
+        ("NCCL_NET_PLUGIN", "decides which code runs"),
+        ("PATH", "decides which code runs"),
+    ],
+)
+def test_a_variable_that_could_send_the_pods_credentials_elsewhere_is_the_profiles(name: str, why: str) -> None:
+    asked = env(**{"A": "b", name: "/cache/theirs"})
+    told = f"spec.podTemplate.spec.env[1]: {name} {why}, so only a profile's podTemplate may set it: remove it"
+    for profile in ({}, {"allowedEndpoints": ["https://*"], **env(**{name: "/ours"})}):
+        assert refused(asked, profile) == ("VariableNotAllowed", f"{told} from the job")
+    resolved(asked, env(**{name: "/cache/theirs"}))
+    assert (
+        resolved({}, env(**{name: "/ours"})).pods.template
+        == resolved(env(**{name: "/ours"}), env(**{name: "/ours"})).pods.template
+    )
+
+
+@pytest.mark.parametrize(
+    "name", ["AWS_REGION", "AWS_DEFAULT_REGION", "PYTHONHASHSEED", "NCCL_DEBUG", "LDAP", "MY_PATH"]
+)
+def test_other_variables_are_the_jobs(name: str) -> None:
+    resolved(env(**{name: "x"}))
+
+
 @pytest.mark.parametrize("namespace", ["team-a", "team-", "ns"])
 def test_a_profile_serves_the_namespaces_it_names(namespace: str) -> None:
     resolved({}, ALLOWED, job=f"{namespace}/one")
