@@ -17,6 +17,7 @@ from bench.operator.api import Access, Api, Document
 from bench.operator.contestants import OURS, Contestant
 from bench.operator.plane import Plane, wait_for
 from bench.operator.usage import Audit, Meter, Used
+from finetune_operator.views import ROLE
 
 THREADS = 8
 PATIENCE = 1200.0
@@ -28,9 +29,11 @@ class Seen:
     """What the watches have told so far, with times, by name; pods by UID where their labels hold that."""
 
     pods: dict[str, float] = field(default_factory=dict)
+    trains: dict[str, float] = field(default_factory=dict)
+    """The first pod that trains: of a FineTuneJob not the one of preflight."""
     ended: dict[str, float] = field(default_factory=dict)
     turns: Counter[str] = field(default_factory=Counter)
-    """Of FineTuneJobs: writes of a status by what they changed, `lifecycle` or `progress`."""
+    """Of FineTuneJobs: writes of a status by what they changed, `lifecycle`, `progress`, or `other`."""
     opened: int = 0
     """How often a watch began: once each, and again whenever the API server has closed it."""
     trouble: str = ""
@@ -46,6 +49,7 @@ class Burst:
     total: float
     """From the first create until all are done."""
     to_pod: list[float]
+    to_train: list[float]
     to_end: list[float]
     used: Used
     requests: dict[str, Requests]
@@ -80,6 +84,7 @@ def run(plane: Plane, contestant: Contestant, number: int, *, first: int = 0, na
         creating=all_created - began,
         total=max(seen.ended.values()) - began,
         to_pod=[seen.pods[key] - at for key, at in by.items()],
+        to_train=[seen.trains[key] - at for key, at in by.items()],
         to_end=[seen.ended[name] - at for name, at in created.items()],
         used=used,
         requests=requests,
@@ -186,6 +191,8 @@ def _take(told: Connection, seen: Seen) -> None:
             return
         if what == "pod":
             seen.pods[key] = at
+        elif what == "train":
+            seen.trains[key] = at
         elif what == "ended":
             seen.ended[key] = at
         elif what == "turn":
@@ -196,24 +203,33 @@ def _take(told: Connection, seen: Seen) -> None:
             seen.trouble = key
 
 
+_PREFLIGHT = f'"{ROLE}":"preflight"'.encode()
+
+
 def _watch_pods(access: Access, path: str, label: str, tell: Connection) -> None:
     """Searches the lines instead of parsing them: it must not fall behind, or the API server closes the watch."""
     pattern = re.compile(rb'"%s":"([^"]+)"' % label.encode())
     known: set[bytes] = set()
+    training: set[bytes] = set()
     while True:
         for at, line in access.connect().watch(path):
             if not line:
                 tell.send(("watching", "", at))
                 continue
             found = pattern.search(line)
-            if found is not None and found[1] not in known:
+            if found is None:
+                continue
+            if found[1] not in known:
                 known.add(found[1])
                 tell.send(("pod", found[1].decode(), at))
+            if found[1] not in training and _PREFLIGHT not in line:
+                training.add(found[1])
+                tell.send(("train", found[1].decode(), at))
 
 
 def _watch_objects(access: Access, contestant: Contestant, namespace: str, tell: Connection) -> None:
     ended: set[str] = set()
-    said: dict[str, tuple[str, str, str]] = {}
+    said: dict[str, Said] = {}
     while True:
         for at, line in access.connect().watch(contestant.path.format(namespace)):
             if not line:
@@ -234,16 +250,41 @@ def _watch_objects(access: Access, contestant: Contestant, namespace: str, tell:
                 tell.send(("trouble", str(error)[:1000], at))
 
 
-def _tell_turn(document: Document, said: dict[str, tuple[str, str, str]], tell: Connection, at: float) -> None:
-    """Whether this version has another phase or reason than the one before, or else only other progress."""
+@dataclass(frozen=True)
+class Said:
+    """What a version of a FineTuneJob's status says: in which step it is, and all else but its progress."""
+
+    version: str
+    step: tuple[str, str]
+    rest: str
+
+
+def said_by(document: Document) -> Said | None:
+    """None before the operator has written anything."""
     status = document.get("status") or {}
     conditions = status.get("conditions") or []
     if not conditions:
-        return
+        return None
     reason = next((one["reason"] for one in conditions if one["type"] == "Succeeded"), "")
-    uid, version = document["metadata"]["uid"], document["metadata"]["resourceVersion"]
-    before = said.get(uid, ("", "", ""))
-    if before[2] == version:
-        return
-    said[uid] = (status.get("phase", ""), reason, version)
-    tell.send(("turn", "progress" if before[:2] == said[uid][:2] else "lifecycle", at))
+    rest = {name: value for name, value in status.items() if name not in ("message", "progress", "checkpoint")}
+    rest["conditions"] = [{**one, "message": ""} for one in conditions]
+    rest["usage"] = {name: value for name, value in (status.get("usage") or {}).items() if name != "ongoing"}
+    step = (status.get("phase", ""), reason)
+    return Said(document["metadata"]["resourceVersion"], step, json.dumps(rest, sort_keys=True))
+
+
+def turn(before: Said | None, after: Said) -> str | None:
+    """What a write has changed: another phase or reason, mere progress of what goes on, or else; None: nothing new."""
+    if before is not None and before.version == after.version:
+        return None
+    if before is None or before.step != after.step:
+        return "lifecycle"
+    return "progress" if before.rest == after.rest and after.step[0] in ("Training", "Evaluating") else "other"
+
+
+def _tell_turn(document: Document, said: dict[str, Said], tell: Connection, at: float) -> None:
+    uid, now = document["metadata"]["uid"], said_by(document)
+    what = turn(said.get(uid), now) if now is not None else None
+    if now is not None and what is not None:
+        said[uid] = now
+        tell.send(("turn", what, at))
