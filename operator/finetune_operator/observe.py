@@ -167,7 +167,7 @@ class Observer:
     def _queued(self, subject: Subject) -> bool:
         """Whether a queue may matter."""
         named = "queue" in subject.spec or any("queue" in profile.spec for profile in self._cache.profiles().values())
-        if named or any(child.queue for child in self._cache.children(subject.uid)):
+        if named or any(child.queue or child.suspended for child in self._cache.children(subject.uid)):
             return True
         # A profile may name none any more: what is pinned holds. Looked into last, as it has to be unfolded.
         return any(one.config.pods.queue is not None for one in self._cache.pinned(subject.uid).values())
@@ -181,7 +181,7 @@ class Observer:
     async def _read_admissions(self, subject: Subject, version: str) -> Mapping[str, Admission]:
         found: dict[str, Admission] = {}
         for child in self._cache.children(subject.uid):
-            if not (child.queue and child.suspended) or child.ended is not None or child.deleting:
+            if not child.suspended or child.ended is not None or child.deleting:
                 continue
             try:
                 workload = await self._kube.workload(subject.namespace, version=version, job_uid=child.uid)

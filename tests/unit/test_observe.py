@@ -282,6 +282,15 @@ async def test_kueue_is_not_asked_about_what_it_has_admitted() -> None:
     assert "v1beta1 uid-one-t1" not in api.asked
 
 
+async def test_kueue_is_asked_about_a_suspended_job_that_names_no_queue() -> None:
+    cache, api = Cache(), Events(None, workload=no_quota())
+    cache.apply("finetunejobs", document("one"))
+    job = queued_job()
+    del job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"]
+    cache.apply("jobs", job)
+    assert [*(await seen(cache, events=api)).admissions] == ["uid-one-t1"]
+
+
 async def test_nobody_asks_for_kueue_where_no_queue_is_named() -> None:
     cache, api = Cache(), Events(None, workload=no_quota())
     cache.apply("finetunejobs", document("one"))

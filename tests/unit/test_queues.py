@@ -163,6 +163,21 @@ ROWS = [
         passed="Unknown",
     ),
     Row(
+        "a Kueue that holds what names no queue is told in its words",
+        world(GO, t(suspended=True), kueue=True, admissions={t().uid: Admission("LocalQueue  doesn't exist", True)}),
+        "Queued",
+        "JobSuspended",
+        says="Kueue holds Job one-11111-t1, which names no queue (LocalQueue  doesn't exist); name one as spec.queue "
+        "or in the profile",
+    ),
+    Row(
+        "of a Job that somebody else suspends it says nothing",
+        world(GO, t(suspended=True), kueue=True),
+        "Queued",
+        "JobSuspended",
+        says="Job one-11111-t1 is suspended by the cluster",
+    ),
+    Row(
         "and is made anew when somebody deletes it",
         world(said("Queued", "JobSuspended", run=None)),
         "Preflight",

@@ -129,7 +129,7 @@ def wait_of(o: Observed, child: Child, *, nodes: int, now: datetime) -> Wait | N
     if child.suspended and child.queue:
         return queue_of(o, child.queue) or _admission(o, child, now=now)
     if child.suspended:
-        return _wait(SUSPENDED, f"Job {child.name} is suspended by the cluster", placed=False)
+        return _wait(SUSPENDED, _held(o, child), placed=False)
     if refusal and len(pods) < nodes:
         return _wait(REFUSED, f"the cluster refuses the pods: {_without_pod(refusal, child)}", placed=False)
     for pod in pods:
@@ -143,6 +143,15 @@ def wait_of(o: Observed, child: Child, *, nodes: int, now: datetime) -> Wait | N
     if any(not pod.running and pod.exit is None for pod in pods):
         return _wait(STARTING, STARTING.happened, placed=True)
     return None
+
+
+def _held(o: Observed, child: Child) -> str:
+    """A Kueue that manages every Job suspends those that name no queue, too, and says in a Workload what it lacks."""
+    found = o.admissions.get(child.uid)
+    if found is None:
+        return f"Job {child.name} is suspended by the cluster"
+    said = f" ({found.words})" if found.words else ""
+    return f"Kueue holds Job {child.name}, which names no queue{said}; name one as spec.queue or in the profile"
 
 
 def queue_of(o: Observed, queue: str) -> Wait | None:
