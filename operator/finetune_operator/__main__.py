@@ -122,7 +122,7 @@ async def _operate(options: argparse.Namespace, kube: Kube, *, full: asyncio.Eve
     candidate = _candidate(kube, options.lease)
     kube.write_only_while(lambda: candidate.leading)
     defaults = Defaults(trainer_image=options.trainer_image, preflight_image=options.preflight_image)
-    progress = ProgressReader(kube, wake=lambda uid: queue.add(uid))
+    progress = ProgressReader(kube, wake=lambda uid: queue.add(uid), log_names=cache.log_names)
     queue = KeyedQueue(Reconciler(cache, kube, Observer(cache, kube, progress, defaults=defaults)))
     register(Phases(lambda: cache.phases() if turn.is_set() else {}))
     QUEUE.set_function(lambda: len(queue))

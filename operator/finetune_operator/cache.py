@@ -255,6 +255,11 @@ class Cache:
         entry = self._entries.get(uid)
         return None if entry is None else _subject(entry.view)
 
+    def log_names(self, uid: str) -> dict[str, str]:
+        """What a line of the log about a FineTuneJob carries."""
+        subject = self.subject(uid)
+        return {"job_uid": uid} if subject is None else subject.log_names
+
     def subjects(self) -> list[str]:
         """UIDs of all FineTuneJobs."""
         return [uid for uid, entry in self._entries.items() if isinstance(entry.view, Subject | Rested)]

@@ -6,7 +6,7 @@ Questions go on beside the looks that want their answers.
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 
@@ -50,12 +50,20 @@ class ProgressReader:
     """Asks the first pod of a train Job, at most every FRESH seconds.
 
     An answer that nobody waits for any more is told by `wake`, with the UID of the FineTuneJob: the next look has it.
+    `log_names` says what a line of the log about the FineTuneJob with a UID carries.
     Kopf waits for open questions when it ends, as it does for every task: for two seconds at most.
     """
 
-    def __init__(self, kube: Kube, *, wake: Callable[[str], None] = lambda uid: None) -> None:
+    def __init__(
+        self,
+        kube: Kube,
+        *,
+        wake: Callable[[str], None] = lambda uid: None,
+        log_names: Callable[[str], Mapping[str, str]] = lambda uid: {"job_uid": uid},
+    ) -> None:
         self._kube = kube
         self._wake = wake
+        self._log_names = log_names
         self._session: aiohttp.ClientSession | None = None
         self._heard: dict[str, _Heard] = {}
         self._open: dict[str, asyncio.Task[None]] = {}
@@ -85,7 +93,8 @@ class ProgressReader:
         except TimeoutError:
             mute = True
         except Exception:  # of a program that a kubeconfig names, say: nobody else would hear of it
-            logger.exception("pod %s/%s could not be asked for its progress", namespace, pod.name)
+            extra = dict(self._log_names(pod.subject))
+            logger.exception("pod %s/%s could not be asked for its progress", namespace, pod.name, extra=extra)
         finally:
             del self._open[pod.uid]
         now = clock()
@@ -108,16 +117,17 @@ class ProgressReader:
 
     async def _ask(self, namespace: str, pod: Pod) -> Progress | None:
         """None when it does not answer with progress. Raises TimeoutError when it does not answer in time."""
+        extra = dict(self._log_names(pod.subject))
         try:
             content = await (self._through_server(namespace, pod) if self._kube.outside else self._directly(pod))
             return Progress.model_validate_json(content)
         except TimeoutError:
-            logger.debug("pod %s/%s does not answer in time", namespace, pod.name)
+            logger.debug("pod %s/%s does not answer in time", namespace, pod.name, extra=extra)
             raise
         except TROUBLE as error:
-            logger.debug("pod %s/%s does not tell its progress: %s", namespace, pod.name, error)
+            logger.debug("pod %s/%s does not tell its progress: %s", namespace, pod.name, error, extra=extra)
         except ValidationError:
-            logger.debug("pod %s/%s tells something that is no progress", namespace, pod.name)
+            logger.debug("pod %s/%s tells something that is no progress", namespace, pod.name, extra=extra)
         return None
 
     async def _through_server(self, namespace: str, pod: Pod) -> bytes:

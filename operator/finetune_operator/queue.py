@@ -117,8 +117,8 @@ class KeyedQueue:
         except Exception as error:
             delay = min(self._first_error_delay * float(2 ** min(state.errors, 10)), LONGEST_ERROR_DELAY)
             state.errors += 1
-            logger.warning("%s: %s: %s; again in %g s", key, type(error).__name__, error, delay)
-            logger.debug("the error in full", exc_info=True)
+            # Whoever works tells what it was about; here nothing is known but a key.
+            logger.debug("%s: %s: %s; again in %g s", key, type(error).__name__, error, delay, exc_info=True)
             return delay
         state.errors = 0
         return again

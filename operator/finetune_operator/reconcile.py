@@ -13,7 +13,7 @@ from finetune_api.status import FineTuneJobStatus
 from finetune_operator import manifests, tracing
 from finetune_operator.cache import NEWS_SECONDS, Cache, Kind
 from finetune_operator.decide import decide, refused
-from finetune_operator.kube import ApiError, Kube
+from finetune_operator.kube import TROUBLE, ApiError, Kube, NotLeading
 from finetune_operator.manifests import Manifest
 from finetune_operator.metrics import ACTIONS, RECONCILE_SECONDS, RECONCILES, STATUS_WRITES, Spent
 from finetune_operator.observe import Observer
@@ -40,6 +40,8 @@ LONGEST_REST = 600.0
 was computed would decide. It is the longest delay that policies ask for."""
 KINDS: dict[str, Kind] = {"Job": "jobs", "ConfigMap": "configmaps"}
 NAME_TAKEN, LABEL_LOST = "NameTaken", "LabelLost"
+FAILED_LOOKS = 3
+"""In a row, after which the FineTuneJob itself says so: a status that cannot be decided cannot tell why."""
 
 
 class Behind(Exception):
@@ -95,6 +97,8 @@ class Reconciler:
         self._clock = clock
         self._behind: dict[str, int] = {}
         """How often in a row an object that is there was not in the cache: without its labels it never comes."""
+        self._failed: dict[str, int] = {}
+        """How many looks in a row have failed."""
         self._written: dict[str, datetime] = {}
         """When a status was last written, to space writes of mere progress; nothing else depends on it."""
         self._begun: dict[str, int] = {}
@@ -114,11 +118,15 @@ class Reconciler:
                     again = await self._look(key)
             outcome = "done"
             self._behind.pop(key, None)
+            self._failed.pop(key, None)
             return again
         except Behind:
             outcome = "behind"
             times = self._behind[key] = self._behind.get(key, 0) + 1
             return min(2.0 ** (times - 2), LONGEST_BEHIND) if times > 1 else 0.0
+        except Exception as error:
+            await self._tell_failure(key, error)
+            raise
         finally:
             RECONCILES.labels(outcome).inc()
             RECONCILE_SECONDS.observe(time.monotonic() - started)
@@ -148,6 +156,23 @@ class Reconciler:
         await self._tell(observed.subject, decision.events, now=now)
         return None if decision.again_after is None else min(decision.again_after, LONGEST_REST)
 
+    async def _tell_failure(self, key: str, error: Exception) -> None:
+        """In the log each time, in an Event once; not what is of the API server or the network, and not of this job."""
+        times = self._failed[key] = self._failed.get(key, 0) + 1
+        subject, names = self._cache.subject(key), self._cache.log_names(key)
+        words = f"{type(error).__name__}: {error}"
+        logger.warning("%s: look %d in a row failed: %s", names.get("job", key), times, words, extra=names)
+        lasting = error.lasting if isinstance(error, ApiError) else not isinstance(error, (*TROUBLE, NotLeading))
+        if subject is None or times != FAILED_LOOKS or not lasting:
+            return
+        note = Note(
+            "Warning", "ReconcileError", f"{times} looks in a row failed; tried again until one does not. {words}"
+        )
+        try:
+            await self._tell(subject, (note,), now=self._clock())
+        except (*TROUBLE, NotLeading) as trouble:
+            logger.warning("%s: no Event %s: %s", names["job"], note.reason, trouble, extra=names)
+
     def _paced(self, key: str, decision: Decision) -> Decision:
         if not decision.routine:
             return decision
@@ -158,6 +183,7 @@ class Reconciler:
         return decision
 
     def _forget(self, key: str) -> None:
+        self._failed.pop(key, None)
         self._written.pop(key, None)
         self._begun.pop(key, None)
         self._pace.forget(key)
@@ -166,7 +192,7 @@ class Reconciler:
     # --- actions ---
 
     async def _act(self, subject: Subject, action: Action) -> None:
-        logger.info("%s/%s: %s", subject.namespace, subject.name, _told(action), extra=_job(subject))
+        logger.info("%s/%s: %s", subject.namespace, subject.name, _told(action), extra=subject.log_names)
         match action:
             case CreateConfig(config, key):
                 await self._create(subject, manifests.config_map(subject, config, key=key))
@@ -240,7 +266,7 @@ class Reconciler:
         self._written[subject.uid] = now
         self._cache.apply("finetunejobs", written)
         run = {"run": status.run.id} if status.run is not None else {}
-        told = {**_job(subject), **run, "phase": status.phase}
+        told = {**subject.log_names, **run, "phase": status.phase}
         logger.info("%s/%s: %s: %s", subject.namespace, subject.name, status.phase, status.message, extra=told)
 
     async def _tell(self, subject: Subject, events: tuple[Note, ...], *, now: datetime) -> None:
@@ -254,14 +280,7 @@ class Reconciler:
                 if error.reason == "AlreadyExists":
                     continue
                 words = (subject.namespace, subject.name, note.reason, error)
-                logger.warning("%s/%s: no Event %s: %s", *words, extra=_job(subject))
-
-
-def _job(subject: Subject) -> dict[str, str]:
-    """By which the lines of one FineTuneJob are found in a log of JSON."""
-    run = subject.status.run
-    named = {"job": f"{subject.namespace}/{subject.name}", "job_uid": subject.uid}
-    return {**named, "run": run.id} if run is not None else named
+                logger.warning("%s/%s: no Event %s: %s", *words, extra=subject.log_names)
 
 
 def _told(action: Action) -> str:

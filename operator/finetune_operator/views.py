@@ -115,6 +115,14 @@ class Subject:
         )
 
     @property
+    def log_names(self) -> dict[str, str]:
+        """By which the lines of one FineTuneJob are found in a log of JSON."""
+        run, phase = self.status.run, self.status.phase
+        known = {"run": run.id if run is not None else None, "phase": phase}
+        named = {"job": f"{self.namespace}/{self.name}", "job_uid": self.uid}
+        return {**named, **{name: value for name, value in known.items() if value}}
+
+    @property
     def finished(self) -> bool:
         """Terminal for the generation that is asked for now."""
         return self.status.phase in ("Succeeded", "Failed") and self.status.observed_generation == self.generation

@@ -205,8 +205,10 @@ async def test_a_late_answer_is_as_fresh_as_any_other(
 
 
 async def test_a_question_that_fails_in_an_unexpected_way_is_no_news_and_not_asked_again_at_once(
-    reader: ProgressReader, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    monkeypatch.setattr("finetune_operator.progress.PATIENCE", 10.0)
+    reader = ProgressReader(cast("Kube", Inside()), log_names=lambda uid: {"job": "ns/one", "job_uid": uid})
     asked: list[Pod] = []
 
     async def fails(asked_pod: Pod) -> bytes:
@@ -217,7 +219,9 @@ async def test_a_question_that_fails_in_an_unexpected_way_is_no_news_and_not_ask
     assert await reader.read("ns", [pod()]) is None
     assert await reader.read("ns", [pod()]) is None
     assert len(asked) == 1
-    assert "could not be asked for its progress" in caplog.text
+    (line,) = [record for record in caplog.records if "could not be asked for its progress" in record.message]
+    assert {"job": "ns/one", "job_uid": "s"}.items() <= vars(line).items()
+    await reader.close()
 
 
 async def test_an_answer_that_a_look_has_waited_for_wakes_nobody(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,9 @@
 """One look, with an API server that only knows what is put into it."""
 
+import io
+import json
+import logging
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
@@ -7,6 +11,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from finetune_api.resolve import Defaults
+from finetune_operator.__main__ import _Json
 from finetune_operator.cache import Cache
 from finetune_operator.kube import ApiError, Kube
 from finetune_operator.observe import Observer
@@ -126,3 +131,97 @@ async def test_no_clock_makes_a_job_rest_for_longer_than_ten_minutes(monkeypatch
     cache.apply("jobs", {"metadata": {**meta, **notes}, "status": {"conditions": [ended]}})
     assert await behind("uid-one") == LONGEST_REST
     assert "next try at 2026-03-01T00:00:" in api.statuses[-1]["message"]
+
+
+# --- looks that fail ---
+
+LOOKED_AT = {"phase": "Preflight", "run": {"id": "0123456789abcdef", "generation": 1}}
+
+
+class Broken(Api):
+    """Takes Events, and fails at everything else."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+        self.broken = True
+        self.events: dict[str, dict[str, Any]] = {}
+
+    async def create(self, manifest: dict[str, Any]) -> dict[str, Any]:
+        if manifest["kind"] == "Event":
+            name = manifest["metadata"]["name"]
+            if name in self.events:
+                raise ApiError(409, "AlreadyExists", "it is there")
+            self.events[name] = manifest
+            return manifest
+        if self.broken:
+            raise self.error
+        return await super().create(manifest)
+
+
+@pytest.fixture
+def log() -> Iterator[io.StringIO]:
+    """What the operator logs as JSON."""
+    logger, stream = logging.getLogger("finetune_operator"), io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(_Json())
+    logger.addHandler(handler)
+    yield stream
+    logger.removeHandler(handler)
+
+
+async def failing(api: Broken, times: int) -> Reconciler:
+    look = reconciler(api)
+    for _ in range(times):
+        with pytest.raises(type(api.error)):
+            await look("uid-one")
+    return look
+
+
+async def test_a_look_that_fails_is_logged_with_the_names_of_its_job(log: io.StringIO) -> None:
+    cache = Cache()
+    look = reconciler(Broken(RuntimeError("no idea")), cache=cache)
+    newer = {**JOB["metadata"], "resourceVersion": "2"}
+    cache.apply("finetunejobs", {**JOB, "metadata": newer, "status": LOOKED_AT})
+    with pytest.raises(RuntimeError):
+        await look("uid-one")
+    (line,) = [told for told in map(json.loads, log.getvalue().splitlines()) if told["level"] == "warning"]
+    names = {"job": "ns/one", "job_uid": "uid-one", "run": "0123456789abcdef", "phase": "Preflight"}
+    assert names.items() <= line.items()
+    assert line["message"] == "ns/one: look 1 in a row failed: RuntimeError: no idea"
+
+
+async def test_a_job_whose_looks_fail_says_so_in_one_event() -> None:
+    api = Broken(RuntimeError("no idea"))
+    look = await failing(api, 2)
+    assert api.events == {}
+    for _ in range(5):
+        with pytest.raises(RuntimeError):
+            await look("uid-one")
+    (event,) = api.events.values()
+    assert (event["type"], event["reason"]) == ("Warning", "ReconcileError")
+    assert event["message"] == "3 looks in a row failed; tried again until one does not. RuntimeError: no idea"
+    assert event["involvedObject"]["uid"] == "uid-one"
+
+
+async def test_a_look_that_does_not_fail_begins_the_count_anew() -> None:
+    api = Broken(RuntimeError("no idea"))
+    look = await failing(api, 2)
+    api.broken = False
+    await look("uid-one")
+    api.broken = True
+    for _ in range(2):
+        await look._tell_failure("uid-one", api.error)
+    assert api.events == {}
+    await look._tell_failure("uid-one", api.error)
+    assert len(api.events) == 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ApiError(503, "ServiceUnavailable", "etcd"), ApiError(429, "TooManyRequests", "later"), TimeoutError(), OSError()],
+)
+async def test_an_api_server_in_trouble_is_no_event_of_a_job(error: Exception) -> None:
+    api = Broken(error)
+    await failing(api, 4)
+    assert api.events == {}
