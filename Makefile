@@ -10,7 +10,7 @@ export HF_HUB_OFFLINE ?= 1
 # uv installs no bytecode: unless Python writes it, each process compiles torch and transformers anew (12 s).
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo example test test-trainer-all chaos e2e e2e-slow e2e-ready lint verify cluster-up cluster-down image bench bench-operator lock clean .venv
+.PHONY: help demo example test test-trainer-all chaos e2e e2e-slow e2e-ready lint verify audit cluster-up cluster-down image bench bench-operator lock clean .venv
 
 help: ## What the targets do
 	@sed -nE 's/^([a-z0-9-]+):.*## (.*)$$/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -58,6 +58,9 @@ lint: .venv ## ruff, mypy --strict, import-linter
 
 verify: .venv ## Fail when a generated file (CRDs, chart copies, docs, locks) is not fresh
 	@$(BIN)/python hack/verify.py
+
+audit: .venv ## Known vulnerabilities of the locked packages, from osv.dev or a mirror of it (OSV_URL)
+	@hack/audit
 
 cluster-up: .venv ## A real single-node Kubernetes and an S3 server on this machine (root), or kind where Docker runs
 	@hack/cluster/up
