@@ -33,6 +33,16 @@ FIRST_STEP = Histogram(
     buckets=(15, 30, 60, 120, 300, 600, 1800, 3600, 14400, 86400),
 )
 
+KNOWN: tuple[tuple[Counter, tuple[str, ...]], ...] = (
+    (RECONCILES, ("done", "error", "behind")),
+    (ACTIONS, ("CreateConfig", "CreatePreflight", "CreateTrain", "DeleteJob")),
+    (STATUS_WRITES, ("written", "conflict", "error")),
+    (PROGRESS, ("answered", "silent")),
+)
+for _counter, _values in KNOWN:
+    for _value in _values:
+        _counter.labels(_value)  # a series that begins with its first event hides that event from rate()
+
 
 @dataclass(frozen=True)
 class Spent:

@@ -1,19 +1,31 @@
 """What the operator's own metrics say, and that the documentation names each of them."""
 
+import asyncio
 import json
 import logging
+import re
+import subprocess
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
+import yaml
+from aiohttp.test_utils import TestClient, TestServer
 from prometheus_client import generate_latest
-from tests.unit.test_decide import RUN, TRAINING, subject
+from prometheus_client.metrics import MetricWrapperBase
+from prometheus_client.parser import text_string_to_metric_families
+from tests.unit.test_decide import NOW, RUN, TRAINING, subject
+from tests.unit.test_manifests import DOCUMENTS
+from tests.unit.test_reconcile import Api, reconciler
 
 from finetune_api.status import CheckpointStatus, FineTuneJobStatus, Ongoing, ProgressStatus, Restart, Usage
-from finetune_operator.__main__ import _Json
+from finetune_operator import metrics
+from finetune_operator.__main__ import _application, _Json
 from finetune_operator.kube import _resource
 from finetune_operator.metrics import Phases, Spent
 from finetune_operator.queue import KeyedQueue
+from finetune_operator.verdict import Action
 from finetune_operator.views import format_time
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -125,9 +137,79 @@ async def test_the_age_of_the_queue_is_that_of_the_first_key_that_waits() -> Non
     queue = KeyedQueue(work)
     assert queue.age == 0
     queue.add("a")
-    first = queue.age
+    await asyncio.sleep(0.2)
     queue.add("b")
-    assert queue.age >= first
+    assert queue.age >= 0.2
+    working = asyncio.create_task(queue.run())
+    await asyncio.sleep(0.05)
+    assert queue.age == 0
+    working.cancel()
+
+
+Samples = dict[tuple[str, tuple[str, ...]], float]
+
+
+async def served() -> Samples:
+    """What /metrics says: by the sample's name and the values of its labels."""
+    async with TestClient(TestServer(_application(ready=lambda: True))) as client:
+        text = await (await client.get("/metrics")).text()
+    families = text_string_to_metric_families(text)
+    return {
+        (sample.name, tuple(sample.labels.values())): sample.value for family in families for sample in family.samples
+    }
+
+
+async def test_what_a_status_tells_was_spent_reaches_the_metrics() -> None:
+    before = await served()
+    end = {
+        "usage": Usage(gpu_seconds=1400, lost_steps=15, attempts=2),
+        "restarts": [restart(1, at_step=20, lost=5), restart(2, at_step=50, lost=10)],
+    }
+    look = reconciler(Api())
+    await look._write(subject(status=ONCE), ONCE.model_copy(update=end), now=NOW)
+    await look._write(subject(status=LOADING), LOADING.model_copy(update=FIRST), now=NOW)
+    after = await served()
+    expected = {
+        ("finetune_gpu_seconds_total", ()): 400,
+        ("finetune_gpu_seconds_lost_total", ()): 100,
+        ("finetune_steps_lost_total", ()): 10,
+        ("finetune_restarts_total", ("Killed",)): 1,
+        ("finetune_first_step_seconds_count", ()): 1,
+        ("finetune_status_writes_total", ("written",)): 2,
+    }
+    assert {name: after[name] - before.get(name, 0) for name in expected} == expected
+
+
+async def test_each_look_is_in_the_histogram_and_counted_by_its_outcome() -> None:
+    before = await served()
+    await reconciler(Api())("uid-one")
+    after = await served()
+    for name in (("finetune_reconcile_seconds_count", ()), ("finetune_reconciles_total", ("done",))):
+        assert after[name] - before[name] == 1
+    took = ("finetune_reconcile_seconds_sum", ())
+    assert after[took] > before[took]
+
+
+def test_what_can_happen_has_a_series_before_it_does() -> None:
+    """Else rate() and increase() would miss the first error."""
+    fresh = "import finetune_operator.metrics as m, prometheus_client as p; print(p.generate_latest().decode())"
+    said = subprocess.run([sys.executable, "-c", fresh], capture_output=True, text=True, check=True).stdout
+    for line in (
+        *(f'finetune_reconciles_total{{outcome="{outcome}"}} 0.0' for outcome in ("done", "error", "behind")),
+        *(f'finetune_actions_total{{action="{action.__name__}"}} 0.0' for action in get_args(Action)),
+        'finetune_status_writes_total{outcome="error"} 0.0',
+        'finetune_progress_reads_total{outcome="silent"} 0.0',
+    ):
+        assert line in said.splitlines()
+
+
+def test_no_label_names_a_single_object() -> None:
+    """One series a job would be as many as there ever were jobs."""
+    ours = [value for value in vars(metrics).values() if isinstance(value, MetricWrapperBase)]
+    labels = {name for metric in ours for name in metric._labelnames}
+    (jobs,) = Phases(lambda: {("Failed", "x"): 1}).collect()
+    labels |= {name for sample in jobs.samples for name in sample.labels}
+    assert labels == {"outcome", "action", "verb", "resource", "code", "reason", "phase"}
 
 
 def test_a_line_of_the_log_names_job_and_run() -> None:
@@ -138,12 +220,33 @@ def test_a_line_of_the_log_names_job_and_run() -> None:
     assert "job" not in json.loads(_Json().format(logging.LogRecord("x", logging.INFO, "", 0, "watching", (), None)))
 
 
-def test_the_documentation_names_every_metric() -> None:
+PAGE = (ROOT / "docs/observability.md").read_text(encoding="utf-8")
+
+
+def section(title: str) -> str:
+    return PAGE.partition(f"## {title}\n")[2].partition("\n## ")[0]
+
+
+def test_the_documentation_names_every_metric_and_no_other() -> None:
     families = {
-        line.split()[2]
+        line.split()[2]: line.split()[3]
         for line in generate_latest().decode().splitlines()
         if line.startswith("# TYPE finetune_") and not line.split()[2].endswith("_created")
     }
-    text = (ROOT / "docs/observability.md").read_text()
-    assert families
-    assert [name for name in sorted({*families, "finetune_jobs"}) if f"`{name}`" not in text] == []
+    rows = dict(re.findall(r"^\|`(finetune_\w+)`\|(\w+)\|", section("Metrics of the operator"), re.M))
+    assert rows == {**families, "finetune_jobs": "gauge"}
+    parts = {
+        f"{name}_{part}" for name, kind in rows.items() if kind == "histogram" for part in ("bucket", "sum", "count")
+    }
+    named = set(re.findall(r"finetune_\w+", section("Metrics of the operator")))
+    assert named - parts == set(rows)
+
+
+def test_the_example_of_a_pod_monitor_finds_train_pods_and_their_port() -> None:
+    (text,) = re.findall(r"```yaml\n(.*?)```", section("Metrics of a run"), re.S)
+    monitor = yaml.safe_load(text)
+    assert (monitor["apiVersion"], monitor["kind"]) == ("monitoring.coreos.com/v1", "PodMonitor")
+    pod = DOCUMENTS["train-job"]["spec"]["template"]
+    assert monitor["spec"]["selector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
+    (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+    assert endpoint["port"] in {port["name"] for port in pod["spec"]["containers"][0]["ports"]}
