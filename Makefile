@@ -30,8 +30,9 @@ test: .venv ## All tests that need no cluster
 test-trainer-all: .venv ## Every task with every method, on one process and on two; writes docs/matrix.md
 	@$(BIN)/python -m tests.matrix
 
-chaos: .venv ## Kill 200 runs at random and one at each step while storage misbehaves; writes docs/reliability.md
+chaos: .venv ## Kill 200 runs at random and one at each step while storage misbehaves; writes docs/reliability.md. Damage each stored object in turn
 	@$(BIN)/python -m tests.chaos
+	@hack/timed "damage" $(BIN)/pytest -m chaos tests/chaos/test_damage.py
 
 e2e: e2e-ready ## The tests on a real cluster: brings it up, builds the images, runs tests/e2e and tests/chart; 20 runs of make chaos
 	@PATH="$$PATH:$$(dirname "$$(hack/kubectl)")" KUBECONFIG=$(STATE)/kubeconfig \
