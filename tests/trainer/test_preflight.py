@@ -322,6 +322,18 @@ def test_the_digest_of_a_large_file_is_taken_once(bench: Bench, monkeypatch: pyt
     assert hashed == ["model.safetensors"]
 
 
+def test_a_kept_digest_that_was_damaged_is_taken_anew(bench: Bench) -> None:
+    manifest = bench.record(bench.run()).manifest
+    (known,) = [entry for entry in manifest if entry.role == "model/model.safetensors"]
+    (kept,) = [path for path in (bench.root / "output/digests").iterdir() if known.uri in path.read_text()]
+    whole = kept.read_bytes()
+    other = known.digest[:-1] + ("0" if known.digest[-1] != "0" else "1")  # as well-formed as the right one
+    kept.write_bytes(whole.replace(known.digest.encode(), other.encode()))
+    assert kept.read_bytes() != whole
+    assert bench.record(bench.run()).manifest == manifest
+    assert kept.read_bytes() == whole
+
+
 def test_labels_follow_the_document_else_the_base_model_else_code_points(bench: Bench) -> None:
     assert bench.record(bench.run()).labels == ["a", "b"]
     config = json.loads((bench.root / "model/config.json").read_text())

@@ -568,7 +568,7 @@ def _model_inputs(base: BaseModel, *, output: Store, settings: StorageSettings) 
             known = hasher.digest(), theirs.digest()
             log.info("%s: %d bytes hashed in %.1f s", uri, info.size, time.monotonic() - started)
             entry = {"uri": uri, "etag": info.etag, "size": info.size, "digest": known[0], "sha256": known[1]}
-            output.write(cache, json.dumps(entry, sort_keys=True).encode())
+            output.write(cache, json.dumps({**entry, "seal": digest(entry)}, sort_keys=True).encode())
         found.append(
             Input(role=f"model/{name}", uri=uri, size=info.size, etag=info.etag, digest=known[0], sha256=known[1])
         )
@@ -578,14 +578,15 @@ def _model_inputs(base: BaseModel, *, output: Store, settings: StorageSettings) 
 def _cached_digests(output: Store, key: str) -> tuple[str, str] | None:
     try:
         cached = json.loads(output.read(key))
+        whole = cached.pop("seal", None) == digest(cached)
         found = cached["digest"], cached["sha256"]
     except StorageError as error:
         if error.reason == "ObjectNotFound":
             return None
         raise
-    except (ValueError, TypeError, KeyError, RecursionError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
-    return found if all(map(is_digest, found)) and is_sha256(found[1]) else None
+    return found if whole and all(map(is_digest, found)) and is_sha256(found[1]) else None
 
 
 def pin(output: Store, record: RunRecord, encoded: Sequence[Encoded]) -> RunRecord:
