@@ -26,7 +26,7 @@ from finetune_trainer.evaluate import Evaluator
 from finetune_trainer.foresight import bytes_of
 from finetune_trainer.model import Loaded, load
 from finetune_trainer.run import VALIDATION, EncodedRef, Input, RunRecord
-from finetune_trainer.signs import Heart, Reporter, Signals, wait_for
+from finetune_trainer.signs import Heart, Reporter, Signals, Stopped, wait_for
 from finetune_trainer.storage import (
     Damaged,
     NotFound,
@@ -131,9 +131,20 @@ class Attempt:
         )
 
     def evaluator(self, world: World) -> Evaluator:
-        """Measures on all ranks of `world`, with one rank such that a stop is heeded in between."""
-        beat = self.heart.beat_or_stop if world.size == 1 else self.heart.beat
+        """Measures on all ranks of `world`, and heeds a stop in between."""
+        beat = self.beat_or_stop_together(world)
         return Evaluator(self.learner, self.encoded, world, self.accelerator.autocast, beat, self.heart.beat)
+
+    def beat_or_stop_together(self, world: World) -> Callable[[], None]:
+        """For all ranks of `world`, which call it equally often: raises Stopped on each when any was asked to stop."""
+
+        def act() -> None:
+            self.heart.beat()
+            (stop,) = world.flags([self.signals.stop]).wait(self.heart.beat)
+            if stop:
+                raise Stopped
+
+        return act
 
     def inputs_of(self, rows: Rows) -> Inputs:
         """One micro-batch on this rank's device."""

@@ -70,6 +70,7 @@ class Evaluator:
     world: World
     autocast: Callable[[], AbstractContextManager[Any]]
     beat: Callable[[], None]
+    """Called before each chunk, equally often by all ranks of `world`."""
     alive: Callable[[], None] = lambda: None
     """Called with every forward pass: writing the texts of one chunk may take as long as many training steps."""
 
@@ -87,10 +88,12 @@ class Evaluator:
             plain_of(part).register_forward_pre_hook(lambda _module, _inputs: self.alive()) for part in parts_of(model)
         ]
         try:
-            for number, chunk in enumerate(self._chunks(rows)):
-                if number % self.world.size == self.world.rank:
-                    self.beat()
-                    found[number] = self._predictions(model, chunk, inputs_of, generate)
+            chunks = self._chunks(rows)
+            for start in range(0, len(chunks), self.world.size):
+                self.beat()
+                number = start + self.world.rank
+                if number < len(chunks):
+                    found[number] = self._predictions(model, chunks[number], inputs_of, generate)
         finally:
             for hook in hooks:
                 hook.remove()

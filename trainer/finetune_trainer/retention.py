@@ -29,6 +29,7 @@ from finetune_trainer.model import trunk_of
 from finetune_trainer.retained import config_of, probed
 from finetune_trainer.run import TRAIN, VALIDATION
 from finetune_trainer.shared import parts_of
+from finetune_trainer.signs import Stopped
 from finetune_trainer.storage.commit import RecordKind, find, object_entry
 from finetune_trainer.tasks import Facts, Learner, Outcomes
 from finetune_trainer.world import World
@@ -74,16 +75,23 @@ def _set(attempt: Attempt, one: RetentionConfig) -> RetentionSet:
 
 
 def measure_base(attempt: Attempt) -> None:
-    """Measure each set on the untouched base, unless the log has it. The other ranks wait, and show signs of life.
+    """Measure each set on the untouched base, unless the log has it. The other ranks wait, and show signs of life; a
+    stop of rank 0 is heeded in between, and one of theirs before or after.
 
     Raises Stopped, Fenced, StorageError, ModelError.
     """
     if not attempt.config.evaluation.retention:
         return
     assert attempt.accelerator is not None  # made on every rank alike
+    stopped = False
     if attempt.world.leads:
-        of_base(attempt, beat=attempt.heart.beat_or_stop if attempt.world.size == 1 else attempt.heart.beat)
-    attempt.world.flags([]).wait(attempt.heart.beat)
+        try:
+            of_base(attempt, beat=attempt.heart.beat_or_stop)
+        except Stopped:
+            stopped = True
+    (stop,) = attempt.world.flags([stopped or attempt.signals.stop]).wait(attempt.heart.beat)
+    if stop:
+        raise Stopped
 
 
 def of_base(attempt: Attempt, *, beat: Callable[[], None]) -> list[Outcomes]:

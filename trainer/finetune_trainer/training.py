@@ -179,7 +179,7 @@ def prepare(attempt: Attempt) -> Trainee:
             inputs_of=attempt.inputs_of,
             work=attempt.work,
             world=attempt.world,
-            beat=attempt.heart.beat_or_stop if attempt.world.size == 1 else attempt.heart.beat,
+            beat=attempt.beat_or_stop_together(attempt.world),
         )
     module, inputs_of = shortcut or (model, attempt.inputs_of)
     if config.neftune_alpha is not None:

@@ -110,9 +110,11 @@ class Flags:
     def wait(self, beat: Callable[[], None] | None = None) -> list[bool]:
         """The combined flags; `beat` is called meanwhile."""
         if self.work is not None:
+            pause = 0.001  # others are often only a little behind
             while beat is not None and not self.work.is_completed():
                 beat()
-                time.sleep(0.05)
+                time.sleep(pause)
+                pause = min(0.05, 2 * pause)
             self.work.wait()
         return [bool(flag) for flag in self.tensor[:-1]]
 

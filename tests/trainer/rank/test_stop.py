@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from tests.trainer.rank.conftest import STEP, STOPPABLE, Made, Ranks, runs_in, tiny_rows
 
-from finetune_trainer.checkpoint import OPTIMIZER, STATE, WEIGHTS
+from finetune_trainer.checkpoint import OPTIMIZER, STATE, WEIGHTS, file_name
 from finetune_trainer.storage.commit import RecordKind, find
 
 ROWS = 1400
@@ -104,3 +104,43 @@ def test_only_a_missed_evaluation_is_made_up_for_and_its_step_committed_again(
         theirs["evaluation"],
         theirs["best"],
     )
+
+
+TOGETHER = {
+    "rank 1 in a round that another follows": (1, (*CHUNK, 1, TERM), FIRST),
+    "rank 0 in the last round, which lets it end": (
+        0,
+        (*CHUNK, 2, TERM),
+        [*CALM[:2], (1, 7, False), *then(2, step=8)],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", TOGETHER)
+def test_a_stop_of_one_rank_cuts_the_evaluation_of_all_and_both_commit_its_step(
+    make_run: Any, rows: Any, calm: Made, tmp_path: Path, free_port: int, case: str
+) -> None:
+    """Three chunks are two rounds of two ranks, the second of which is rank 0's alone."""
+    stopped, stop, commits = TOGETHER[case]
+    made = make_run(rows(ROWS), **STOPPABLE)
+    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port), "LOCAL_WORLD_SIZE": "2"}
+    both = [
+        made.start(
+            tmp_path / "work-both",
+            stop=stop if rank == stopped else None,
+            RANK=str(rank),
+            LOCAL_RANK=str(rank),
+            **group,
+        )
+        for rank in (0, 1)
+    ]
+    assert [started.wait() for started in both] == [45, 45], "\n".join(started.log for started in both)
+    last = find(made.records, RecordKind.CHECKPOINT)[-1]
+    assert {Path(entry["key"]).name for entry in last.body["objects"]} == {
+        STATE,
+        *(file_name(name, rank=rank, ranks=2) for name in (WEIGHTS, OPTIMIZER) for rank in (0, 1)),
+    }
+    code, log = made.run(tmp_path / "work-last")
+    assert code == 0, log
+    assert committed(made) == commits
+    assert made.losses() == pytest.approx(calm.losses(), rel=1e-5)
