@@ -1,6 +1,7 @@
 """When a checkpoint is due: after so many steps or seconds as the document says, or as often as costs little."""
 
 import logging
+import math
 from collections import deque
 from statistics import median
 
@@ -36,14 +37,16 @@ class Cadence:
         self._stall = self._written = 0.0
         self._began: float | None = None
         self._lengths: deque[float] = deque(maxlen=_RECENT)
-        self._warned = False
+        self._warned = 0
 
     @property
     def interval(self) -> float:
         """From one checkpoint to the next, where no steps are given."""
         if self._config.every_seconds is not None:
             return self._config.every_seconds - _lead(self._config.every_seconds, self._written * _SPARE)
-        return max(SHORTEST, self._stall / SHARE, self._written * _WRITING)
+        # Where none can be committed while a pod stops, a stop costs what a kill does, and the store gets no rest.
+        writing = _WRITING if self._written <= self._grace else _SPARE
+        return max(SHORTEST, self._stall / SHARE, self._written * writing)
 
     def begin(self, *, step: int, now: float) -> tuple[bool, bool]:
         """Of the step that begins now, after which `step` steps are done: whether there should be a checkpoint after
@@ -77,15 +80,22 @@ class Cadence:
         self._safe, self._last = self._last, (step, now)
         self._began = None
         self._stall, self._written = stall, written
-        if written > self._grace and not self._warned:
-            self._warned = True
-            _log.warning(
-                "writing a checkpoint took %.0f s, and pods have %d s to stop: a stop loses the steps since the last "
-                "one; set podTemplate.spec.terminationGracePeriodSeconds to %.0f",
-                written,
-                self._grace,
-                2 * written,
-            )
+        self._warn()
+
+    def _warn(self) -> None:
+        """A stop waits for the checkpoint that is on its way, then for its own."""
+        risk = (2 * self._written > self._grace) + (self._written > self._grace)
+        if risk <= self._warned:
+            return
+        self._warned = risk
+        _log.warning(
+            "writing a checkpoint took %.0f s, and pods have %d s to stop: a stop %s; set "
+            "podTemplate.spec.terminationGracePeriodSeconds to %d",
+            self._written,
+            self._grace,
+            ("while one is written loses the steps since that one", "loses the steps since the last one")[risk - 1],
+            math.ceil(2 * self._written),
+        )
 
     def committed(self) -> None:
         """Nothing is on its way any more."""
