@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from tests.storage import forgetful
 from tests.storage.hub import serve
 
 from finetune_api.contract import MESSAGE_LIMIT, ExitCode, LastMessage, RunConfig, TrainOutcome
@@ -886,6 +887,28 @@ def test_missing_credentials_are_told_with_their_place(s3_bench: Bench, tmp_path
 def test_an_identity_that_may_only_read_cannot_be_given_an_output(s3_bench: Bench, s3_server: Any) -> None:
     s3_bench.credentials = s3_server.read_only
     s3_bench.refused(ExitCode.STORAGE, "OutputNotWritable", "spec.output.uri is not writable", "denied")
+
+
+@pytest.mark.parametrize("condition", ["if-none-match", "if-match"])
+def test_a_store_that_ignores_a_condition_is_refused_and_keeps_nothing(
+    s3_bench: Bench, s3_server: Any, s3_bucket: str, condition: str
+) -> None:
+    before = {item["Key"] for item in s3_server.client().list_objects_v2(Bucket=s3_bucket)["Contents"]}
+    with forgetful.serve(s3_server.endpoint, s3_server.admin, ignores=condition) as endpoint:
+        s3_bench.spec["storage"]["endpoint"] = endpoint
+        last = s3_bench.refused(ExitCode.INVALID, "ConditionalWritesUnsupported")
+    assert last.message == (
+        f"s3://{s3_bucket}/output: the store ignores conditional writes (If-None-Match, If-Match), without which two "
+        "attempts could both commit; use a store that honours them."
+    )
+    assert {item["Key"] for item in s3_server.client().list_objects_v2(Bucket=s3_bucket)["Contents"]} == before
+
+
+def test_a_server_that_signs_anew_and_ignores_nothing_passes(s3_bench: Bench, s3_server: Any) -> None:
+    with forgetful.serve(s3_server.endpoint, s3_server.admin, ignores="") as endpoint:
+        s3_bench.spec["storage"]["endpoint"] = endpoint
+        last = s3_bench.run()
+        assert last.code == 0, last.message
 
 
 def test_an_unreachable_endpoint_is_told_within_20_seconds(s3_bench: Bench) -> None:

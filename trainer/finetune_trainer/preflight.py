@@ -189,8 +189,8 @@ def check_output(output: Store) -> None:
     if not kept:
         raise StorageError(
             "ConditionalWritesUnsupported",
-            f"{output.uri}: the store ignores conditional writes (If-None-Match), without which two attempts could "
-            "both commit; use a store that honours them.",
+            f"{output.uri}: the store ignores conditional writes (If-None-Match, If-Match), without which two attempts "
+            "could both commit; use a store that honours them.",
             environment=False,
         )
 

@@ -54,7 +54,7 @@ class RecordKind(StrEnum):
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds a claim: FineTuneJob UID, Job UID and pod UID; empty where there is none."""
+    """Who holds a claim: FineTuneJob UID, name of the Job and pod UID; empty where there is none."""
 
     job_uid: str = ""
     owner: str = ""
