@@ -19,13 +19,17 @@ from finetune_trainer.storage import StorageSettings
 
 @dataclass(frozen=True)
 class S3Server:
-    """A running server: its process, its address and a directory of credential files for each identity."""
+    """A running server: its process, its address and a directory of credential files for each identity.
+
+    `secure` is the address where it speaks TLS, empty without a certificate.
+    """
 
     pid: int
     endpoint: str
     admin: Path
     read_only: Path
     admin_secret: str
+    secure: str = ""
 
     def settings(self, credentials_dir: Path | None = None) -> StorageSettings:
         """Settings of a client with all permissions, or with the given credentials."""
@@ -51,23 +55,37 @@ def _client(endpoint: str, credentials: Path) -> Any:
     )
 
 
+@dataclass(frozen=True)
+class Tls:
+    """A certificate and its key, in PEM, and the domain below which buckets are hosts."""
+
+    certificate: Path
+    key: Path
+    domain: str
+
+
 @contextmanager
-def serve(directory: Path) -> Iterator[S3Server]:
+def serve(directory: Path, tls: Tls | None = None) -> Iterator[S3Server]:
     """SeaweedFS with two identities: `admin` may do anything, `read_only` may only read and list.
 
     `directory` must be empty; it is removed at the end. Raises RuntimeError with the log when it does not start.
     """
     identities = [_identity(directory, "admin", ["Admin"]), _identity(directory, "read-only", ["Read", "List"])]
     (directory / "s3.json").write_text(json.dumps({"identities": identities}))
-    ports = _free_ports(8)
+    ports = _free_ports(9)
     endpoint = f"http://127.0.0.1:{ports[0]}"
     with open(directory / "log", "wb") as log:
         server = subprocess.Popen(
-            _command(directory, ports), stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=directory
+            _command(directory, ports[:8]) + _tls(tls, ports[8]),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd=directory,
         )
     try:
         secret = identities[0]["credentials"][0]["secretKey"]
-        running = S3Server(server.pid, endpoint, directory / "admin", directory / "read-only", secret)
+        secure = f"https://127.0.0.1:{ports[8]}" if tls else ""
+        running = S3Server(server.pid, endpoint, directory / "admin", directory / "read-only", secret, secure)
         _wait_until_it_stores(running, server, directory / "log")
         yield running
     finally:
@@ -102,6 +120,17 @@ def _command(directory: Path, ports: list[int]) -> list[str]:
     arguments += ["-volume.max=2000", "-master.volumeSizeLimitMB=256", "-ip=127.0.0.1", f"-dir={directory}"]
     arguments += [f"-{name}.localSocket={directory / name}.sock" for name in ("s3", "filer")]
     return [str(Path(sysconfig.get_path("scripts")) / "weed"), "server", *arguments]
+
+
+def _tls(tls: Tls | None, port: int) -> list[str]:
+    if tls is None:
+        return []
+    return [
+        f"-s3.port.https={port}",
+        f"-s3.cert.file={tls.certificate}",
+        f"-s3.key.file={tls.key}",
+        f"-s3.domainName={tls.domain}",
+    ]
 
 
 def _free_ports(count: int) -> list[int]:

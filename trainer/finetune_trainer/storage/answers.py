@@ -179,6 +179,37 @@ def unreachable(request: Request, detail: str) -> Unreachable:
     )
 
 
+def untrusted(request: Request, detail: str) -> Unreachable:
+    """The error for a server whose certificate is not accepted; `detail` is what OpenSSL says of it."""
+    remedy = "correct the endpoint to a name that it bears, or have it renewed"
+    if "issuer" in detail or "self" in detail:
+        remedy = (
+            "put its authority's certificate, as ca.crt, into the ConfigMap that storage.caConfigMap names; outside a "
+            "cluster AWS_CA_BUNDLE names the file"
+        )
+    return Unreachable(
+        "CertificateNotTrusted",
+        f"The {request} was not sent because the certificate there is not trusted ({detail}): {remedy}.",
+    )
+
+
+def without_authority(request: Request, file: str, detail: str) -> Unreachable:
+    """The error for a file of certificates that cannot be used."""
+    return Unreachable(
+        "CertificateAuthorityMissing",
+        f"The {request} was not sent because {file} {detail}: put the certificate of the authority there, in PEM.",
+    )
+
+
+def not_through(request: Request, proxy: str, detail: str) -> Unreachable:
+    """The error for a proxy that refuses, or is not there."""
+    return Unreachable(
+        "ProxyRefused",
+        f"The {request} did not get through the proxy {proxy} ({detail}): correct HTTP_PROXY or "
+        "HTTPS_PROXY, or name the endpoint's host in NO_PROXY.",
+    )
+
+
 def without_credentials(request: Request) -> AccessDenied:
     """The error for credentials that are not there."""
     return AccessDenied(

@@ -27,7 +27,9 @@ class StorageSettings:
     `credentials_dir` is a directory with the files AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and optionally
     AWS_SESSION_TOKEN (a mounted Secret), read again whenever they change; None leaves credentials to the SDK's own
     chain. `credentials_name` is what messages call them, for people who do not see that directory. `addressing` auto
-    means path style when an endpoint is set, virtual hosts otherwise.
+    means path style when an endpoint is set, virtual hosts otherwise. `ca_file` holds the certificates, in PEM, that
+    are trusted instead of the usual ones; `ca_name` is what messages call where it comes from. Proxies are the
+    environment's.
 
     Times are in seconds. `deadline` bounds how long one request is retried without progress; `connect_deadline`
     replaces it until the store has answered for the first time, so that a mistyped endpoint is reported within
@@ -44,6 +46,7 @@ class StorageSettings:
     deadline: float = 120.0
     connect_deadline: float = 8.0
     credentials_name: str | None = None
+    ca_name: str | None = None
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,10 @@ import hashlib
 import io
 import os
 import random
+import re
 import secrets
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -43,6 +45,7 @@ from botocore.exceptions import (
     NoCredentialsError,
     ParamValidationError,
     PartialCredentialsError,
+    ProxyConnectionError,
     ResponseStreamingError,
     SSLError,
 )
@@ -50,8 +53,21 @@ from botocore.exceptions import ConnectionError as ConnectError
 from botocore.loaders import create_loader
 from botocore.parsers import ResponseParserError
 from botocore.session import Session
+from botocore.utils import get_environ_proxies
 
-from .answers import EXPIRED, Answer, Request, changed, meaning, unavailable, unreachable, without_credentials
+from .answers import (
+    EXPIRED,
+    Answer,
+    Request,
+    changed,
+    meaning,
+    not_through,
+    unavailable,
+    unreachable,
+    untrusted,
+    without_authority,
+    without_credentials,
+)
 from .base import (
     MIB,
     AccessDenied,
@@ -546,6 +562,8 @@ class Connection:
                     renewed = True
                     self._forget_client()
                     continue
+                if answer.status == 407:
+                    raise self._not_through(request, str(answer)) from None
                 if not answer.temporary:
                     raise meaning(request, self._told(answer)) from None
                 failure: StorageError = unavailable(request, str(answer))
@@ -567,6 +585,7 @@ class Connection:
         with self._lock:
             # A forked child must not share its parent's sockets.
             if self._client is None or self._pid != os.getpid():
+                self._check_authority(request)
                 try:
                     self._client = self._make_client()
                 except ValueError as error:
@@ -575,6 +594,22 @@ class Connection:
                     raise without_credentials(request) from None
                 self._pid = os.getpid()
             return self._client
+
+    def _check_authority(self, request: Request) -> None:
+        """The SDK would say of a missing file, and of one without a certificate, that a handshake failed."""
+        path = self._settings.ca_file
+        if path is None:
+            return
+        name = f"{path.name} of {self._settings.ca_name}" if self._settings.ca_name else str(path)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        try:
+            context.load_verify_locations(path)
+        except ssl.SSLError:
+            raise without_authority(request, name, "holds no certificate") from None
+        except FileNotFoundError:
+            raise without_authority(request, name, "is missing") from None
+        except OSError as error:
+            raise without_authority(request, name, f"cannot be read ({error.strerror})") from None
 
     def _note_answer(self) -> None:
         if not self._answered:
@@ -631,6 +666,8 @@ class Connection:
         try:
             found = socket.getaddrinfo(host, parts.port or 443, type=socket.SOCK_STREAM)
         except OSError:
+            if get_environ_proxies(request.url):  # a proxy knows names of its own; to ask in vain may take seconds
+                self._trusted_until[host] = time.monotonic() + _RESOLVED_FOR
             return  # the connection itself will tell
         for item in found:
             address = ip_address(str(item[4][0]).partition("%")[0])
@@ -647,10 +684,12 @@ class Connection:
         if isinstance(error, ParamValidationError):
             detail = " ".join(str(error).split())
             raise StorageError("InvalidUri", f"The {request} cannot be sent: {detail}.", environment=False) from None
-        if isinstance(error, SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error):
-            raise unreachable(request, "its certificate is not trusted; name its authority in the CA file") from None
+        if isinstance(error, SSLError) and (detail := _refused_certificate(error)):
+            raise untrusted(request, detail) from None
         if isinstance(error, HTTPClientError) and isinstance(error.kwargs.get("error"), StorageError):
             raise error.kwargs["error"] from None  # of the file that was to be sent
+        if isinstance(error, ProxyConnectionError):
+            return self._not_through(request, _cause(error))
         if isinstance(error, EndpointConnectionError | ConnectTimeoutError | ConnectError):
             return unreachable(request, _cause(error))
         # The SDK lets numbers and dates that it cannot read pass through as ValueError.
@@ -661,6 +700,11 @@ class Connection:
         raise StorageError(
             "RequestFailed", f"The {request} failed in the SDK ({type(error).__name__}).", environment=True
         ) from error
+
+    def _not_through(self, request: Request, detail: str) -> StorageError:
+        parts = urlsplit(self._connected(request).meta.endpoint_url)
+        proxy = urlsplit(get_environ_proxies(parts.geturl()).get(parts.scheme, ""))
+        return not_through(request, f"{proxy.scheme}://{proxy.netloc.rpartition('@')[2]}", detail)
 
     def _told(self, answer: Answer) -> Answer:
         """The answer as it may be shown: servers quote what they were sent."""
@@ -774,6 +818,8 @@ def _status(error: ClientError) -> int:
 def _cause(error: Exception) -> str:
     """A transport error in a few words; the SDK's own text may quote a whole signed URL."""
     text = str(getattr(error, "kwargs", {}).get("error", error))
+    if tunnel := re.search(r"Tunnel connection failed: (\d+)", text):
+        return f"HTTP {tunnel[1]}"
     for sign, words in (
         ("Connection refused", "connection refused"),
         ("resolve", "its name does not resolve"),
@@ -790,6 +836,12 @@ def _cause(error: Exception) -> str:
         if sign in text:
             return words
     return type(error).__name__
+
+
+def _refused_certificate(error: Exception) -> str:
+    """What is wrong with a certificate, in OpenSSL's words; empty where something else is."""
+    found = re.search(r"certificate verify failed: (.*?)[.']* \(_ssl\.c|(hostname '.*?' doesn't match)", str(error))
+    return "" if found is None else found[1] or f"{found[2]} it"
 
 
 def _with_zones(answer: Any) -> Any:
@@ -861,9 +913,10 @@ def _poured(body: Any, target: Target, offset: int, length: int) -> Iterator[int
 
 
 def _move_files_by_kernel(client: Any) -> None:
-    """The SDK has no option for it: what it makes its connections of is replaced, for plain HTTP without a proxy."""
-    manager = client._endpoint.http_session._manager
-    manager.pool_classes_by_scheme = {**manager.pool_classes_by_scheme, "http": _Pool}
+    """The SDK has no option for it: what it makes its connections of is replaced, for plain HTTP, to a proxy, too."""
+    session = client._endpoint.http_session
+    # Managers of proxies are made when they are first used, out of the session's own.
+    session._pool_classes_by_scheme["http"] = _Pool
 
 
 def _leave_body_unsigned(request: Any, **_: Any) -> None:
