@@ -29,6 +29,8 @@ CONFIG_PATH = "/etc/finetune/config.json"
 """Where the ConfigMap's key `config.json` is mounted."""
 CREDENTIALS_PATH = "/etc/finetune/credentials"
 """Where the credentials Secret is mounted."""
+CA_PATH = "/etc/finetune/ca/ca.crt"
+"""Where ca.crt of the ConfigMap of the storage's authority is mounted."""
 WORK_PATH = "/work"
 """The emptyDir for downloads and scratch files; /tmp is one too, all else is read-only."""
 CACHE_PATH = "/cache"
@@ -283,6 +285,10 @@ class StorageConfig(Model):
     endpoint: str | None
     region: str
     credentials_secret: str | None
+    addressing: Literal["Path", "VirtualHost"] | None = None
+    """None: path style where there is an endpoint."""
+    ca_config_map: str | None = None
+    """Its ca.crt is at CA_PATH; None: the usual authorities."""
 
 
 class CacheConfig(Model):

@@ -92,6 +92,14 @@ def _named(spec: FineTuneJobSpec, profile: FineTuneProfileSpec, allowed: Allowed
     for index, pull in enumerate(_pulls(ours)):
         where = f"{pod}.imagePullSecrets[{index}].name"
         yield from _names("SecretNotAllowed", where, pull.name, allowed.secrets, own=secrets)
+    authority = "storage.caConfigMap"
+    yield from _names(
+        "ConfigMapNotAllowed",
+        f"spec.{authority}",
+        at(spec, authority),
+        allowed.config_maps,
+        own=[at(profile, authority)],
+    )
     yield from _names(
         "ServiceAccountNotAllowed",
         f"{pod}.serviceAccountName",

@@ -58,6 +58,17 @@ class Storage(Model):
         "Secret of the job's namespace with AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and perhaps AWS_SESSION_TOKEN and HF_TOKEN, mounted "
         "as files. Default: the profile's, else the SDK's own chain (workload identity).",
     )
+    addressing: Literal["Auto", "Path", "VirtualHost"] | None = spec_field(
+        "attempt",
+        "Where requests name the bucket: Path, behind the server's name; VirtualHost, before it; Auto, the former where there is "
+        "an endpoint. Default: the profile's for its own endpoint, else Auto.",
+    )
+    ca_config_map: Name | None = spec_field(
+        "attempt",
+        "ConfigMap of the job's namespace with ca.crt: certificates, in PEM, of the authorities that the S3 server's is trusted by, "
+        "instead of the usual ones. Outside a cluster it is not read; AWS_CA_BUNDLE names a file there. Default: the profile's for "
+        "its own endpoint, else the usual ones.",
+    )
 
 
 class PerNode(Model):

@@ -100,6 +100,12 @@ class Allowed(Model):
         "characters. Default: all.",
         max_length=64,
     )
+    config_maps: list[NamePattern] | None = spec_field(
+        "attempt",
+        "ConfigMaps of its namespace that a job may name as storage.caConfigMap, and so whom its pods trust, * standing for any "
+        "characters. Default: all.",
+        max_length=64,
+    )
     service_accounts: list[NamePattern] | None = spec_field(
         "attempt",
         "Service accounts of its namespace that a job may name, * standing for any characters. Default: all.",

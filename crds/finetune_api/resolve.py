@@ -382,6 +382,7 @@ def _left(spec: FineTuneJobSpec, most: Limits) -> list[Literal["deadline", "gpuH
 
 
 def _storage(asked: Storage, profile: FineTuneProfileSpec) -> StorageConfig:
+    """How the server is spoken to belongs to the endpoint beside which it is named; who asks does not."""
     theirs = profile.storage or Storage()
     own = (theirs.endpoint or "").rstrip("/")
     endpoint = first(asked.endpoint, default=own).rstrip("/")
@@ -392,10 +393,14 @@ def _storage(asked: Storage, profile: FineTuneProfileSpec) -> StorageConfig:
             "EndpointNotAllowed",
             f"spec.storage.endpoint: {endpoint} is not allowed by the profile; allowed: {allowed}",
         )
+    server = theirs if endpoint == own else Storage()
+    addressing = asked.addressing or server.addressing
     return StorageConfig(
         endpoint=endpoint or None,
         region=first(asked.region, theirs.region, default="us-east-1"),
         credentials_secret=asked.credentials_secret or theirs.credentials_secret,
+        addressing=None if addressing == "Auto" else addressing,
+        ca_config_map=asked.ca_config_map or server.ca_config_map,
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from finetune_api import GROUP, VERSION
 from finetune_api.contract import (
+    CA_PATH,
     CACHE_PATH,
     CONFIG_PATH,
     CREDENTIALS_PATH,
@@ -49,6 +50,7 @@ Manifest = dict[str, Any]
 
 USER = 65532
 """The images' own user; a platform may run them as another, so only the group of the files is set."""
+MOUNT = "/etc/finetune"
 CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HF_TOKEN")
 
 
@@ -288,7 +290,7 @@ def _pod(subject: Subject, config: RunConfig, container: Manifest, *, job: str) 
             "runAsNonRoot": True,
         },
         "volumeMounts": [
-            {"name": "config", "mountPath": "/etc/finetune", "readOnly": True},
+            {"name": "config", "mountPath": MOUNT, "readOnly": True},
             {"name": "work", "mountPath": WORK_PATH},
             {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108 (the only other writable place)
         ],
@@ -309,16 +311,24 @@ def _pod(subject: Subject, config: RunConfig, container: Manifest, *, job: str) 
 
 
 def _sources(subject: Subject, config: RunConfig) -> list[Manifest]:
-    """Config and credentials as one volume: a mount inside a read-only mount cannot be made.
+    """Config, credentials and authority as one volume: a mount inside a read-only mount cannot be made.
 
-    The Secret is optional, so that a missing one is preflight's to name; a pod that cannot mount it would only hang.
+    Secret and authority are optional, so that a missing one is preflight's to name; a pod that cannot mount it would
+    only hang.
     """
     name = config_name(subject, config.generation)
-    pinned = {"configMap": {"name": name, "items": [{"key": "config.json", "path": "config.json"}]}}
-    if config.storage.credentials_secret is None:
-        return [pinned]
-    items = [{"key": key, "path": f"credentials/{key}"} for key in CREDENTIALS]
-    return [pinned, {"secret": {"name": config.storage.credentials_secret, "optional": True, "items": items}}]
+    storage, found = config.storage, [_file_of(name, "config.json", CONFIG_PATH)]
+    if storage.credentials_secret is not None:
+        items = [{"key": key, "path": f"credentials/{key}"} for key in CREDENTIALS]
+        found.append({"secret": {"name": storage.credentials_secret, "optional": True, "items": items}})
+    if storage.ca_config_map is not None:
+        found.append(_file_of(storage.ca_config_map, "ca.crt", CA_PATH, optional=True))
+    return found
+
+
+def _file_of(config_map: str, key: str, path: str, **more: bool) -> Manifest:
+    items = [{"key": key, "path": path.removeprefix(f"{MOUNT}/")}]
+    return {"configMap": {"name": config_map, **more, "items": items}}
 
 
 def _environment(config: RunConfig, theirs: PodSpec, *, job: str) -> list[Manifest]:

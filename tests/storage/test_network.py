@@ -12,6 +12,10 @@ import pytest
 from hack.seaweed import S3Server, serve
 from tests.storage.network import DOMAIN, Authority, ForwardProxy, authority, forwarding
 
+from finetune_api.job import FineTuneJobSpec
+from finetune_api.profile import FineTuneProfileSpec
+from finetune_api.resolve import Defaults, resolve
+from finetune_trainer.config import storage_settings
 from finetune_trainer.storage import StorageError, StorageSettings, Unreachable, open_store
 from finetune_trainer.storage.digests import digest_of
 
@@ -126,6 +130,61 @@ def test_a_ca_file_that_is_missing_or_holds_no_certificate_is_told_by_its_name_a
     assert caught.value.environment
     shutil.copy(ca.ca_file, path)
     store.write("a", b"1")
+
+
+# --- what a document says ---
+
+
+def pods_settings(storage: dict[str, Any], directory: Path) -> StorageSettings:
+    """How a pod reaches the storage of a job that says this of it."""
+    spec = {
+        "task": {"type": "text-classification"},
+        "model": {"uri": "s3://bucket/model"},
+        "data": {"train": [{"uri": "s3://bucket/train.jsonl"}]},
+        "output": {"uri": "s3://bucket/output"},
+        "storage": storage,
+    }
+    config = resolve(
+        FineTuneJobSpec.model_validate(spec),
+        FineTuneProfileSpec.model_validate({"allowedEndpoints": ["http://*", "https://*"]}),
+        job="ns/job",
+        job_uid="uid",
+        generation=1,
+        defaults=Defaults(trainer_image="trainer", preflight_image="preflight"),
+    )
+    return replace(storage_settings(config, directory), connect_deadline=1.0, deadline=5.0)
+
+
+def test_a_documents_addressing_and_authority_are_what_its_pods_reach_storage_with(
+    server: S3Server,
+    settings: StorageSettings,
+    ca: Authority,
+    forward: ForwardProxy,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert settings.credentials_dir is not None
+    monkeypatch.setattr("finetune_trainer.config.CA_PATH", str(ca.ca_file))
+    monkeypatch.setenv("HTTPS_PROXY", forward.url)
+    endpoint = at(DOMAIN, server.secure)
+    said = {"endpoint": endpoint, "caConfigMap": "company-ca"}
+    for addressing, host in (("Auto", ""), ("Path", ""), ("VirtualHost", "bucket.")):
+        forward.seen.clear()
+        store = open_store(
+            "s3://bucket/said", pods_settings({**said, "addressing": addressing}, settings.credentials_dir)
+        )
+        store.write("a", b"1")
+        assert set(forward.seen) == {f"CONNECT {host}{endpoint.partition('//')[2]}"}
+
+
+def test_a_config_map_that_is_missing_is_told_by_its_name(
+    server: S3Server, settings: StorageSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert settings.credentials_dir is not None
+    monkeypatch.setattr("finetune_trainer.config.CA_PATH", str(tmp_path / "ca.crt"))
+    said = pods_settings({"endpoint": server.secure, "caConfigMap": "company-ca"}, settings.credentials_dir)
+    with pytest.raises(StorageError, match=r"ca\.crt of the ConfigMap company-ca is missing") as caught:
+        open_store("s3://bucket/said", said).write("a", b"1")
+    assert (caught.value.reason, caught.value.environment) == ("CertificateAuthorityMissing", True)
 
 
 # --- buckets as hosts ---

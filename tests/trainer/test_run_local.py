@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 import yaml
+from hack.seaweed import serve
+from tests.storage.network import authority
 from tests.trainer.conftest import Cage
 from tests.trainer.memory import config_of
 
@@ -301,6 +303,31 @@ def test_s3_is_reached_with_the_credentials_of_the_environment(
     assert (code, status.phase) == (ExitCode.INVALID, "Failed")
     assert status.message is not None
     assert status.message.startswith("Of 1 rows none is left for")
+
+
+def test_outside_a_cluster_the_sdks_variable_stands_for_the_config_map_of_the_authority(
+    tmp_path: Path, document: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for directory in ("authority", "server"):
+        (tmp_path / directory).mkdir()
+    ca = authority(tmp_path / "authority")
+    with serve(tmp_path / "server", ca.tls) as server:
+        client = server.client()
+        client.create_bucket(Bucket="bucket")
+        client.put_object(Bucket="bucket", Key="train.jsonl", Body=b'{"text": "a", "label": "x"}\n')
+        document["spec"]["data"]["train"] = [{"uri": "s3://bucket/train.jsonl"}]
+        document["spec"]["output"]["uri"] = "s3://bucket/output"
+        document["spec"]["storage"] = {"endpoint": server.secure, "caConfigMap": "company-ca"}
+        with running(tmp_path, document, "--credentials", str(server.admin)) as run:
+            code, status = run.end()
+        assert status.conditions is not None
+        assert (code, status.conditions[0].reason) == (ExitCode.STORAGE, "CertificateNotTrusted")
+        assert "outside a cluster AWS_CA_BUNDLE names the file" in (status.message or "")
+        monkeypatch.setenv("AWS_CA_BUNDLE", str(ca.ca_file))
+        with running(tmp_path, document, "--credentials", str(server.admin)) as run:
+            code, status = run.end()
+    assert code == ExitCode.INVALID
+    assert (status.message or "").startswith("Of 1 rows none is left for")
 
 
 def test_an_invalid_document_lists_every_problem_with_its_line(tmp_path: Path, document: dict[str, Any]) -> None:

@@ -127,9 +127,10 @@ def test_another_bound_of_time_restarts_no_pods() -> None:
 # --- names ---
 
 ALLOWED = {
-    "storage": {"credentialsSecret": "ours"},
+    "storage": {"credentialsSecret": "ours", "caConfigMap": "our-ca"},
     "allowed": {
         "secrets": ["s3-*"],
+        "configMaps": ["ca-*"],
         "serviceAccounts": ["train-*"],
         "runtimeClasses": [],
         "namespaces": ["ns", "team-*"],
@@ -146,7 +147,8 @@ def pod(**spec: Any) -> dict[str, Any]:
     [
         {},
         {"storage": {"credentialsSecret": "s3-team"}},
-        {"storage": {"credentialsSecret": "ours"}},
+        {"storage": {"credentialsSecret": "ours", "caConfigMap": "our-ca"}},
+        {"storage": {"caConfigMap": "ca-team"}},
         pod(serviceAccountName="train-a", imagePullSecrets=[{"name": "s3-pull"}]),
     ],
 )
@@ -171,6 +173,11 @@ def test_a_name_that_the_profile_allows_or_uses_itself_is_fine(spec: dict[str, A
             pod(imagePullSecrets=[{"name": "s3-a"}, {"name": "admin"}]),
             "SecretNotAllowed",
             "spec.podTemplate.spec.imagePullSecrets[1].name: admin is not allowed by the profile; allowed: ours, s3-*",
+        ),
+        (
+            {"storage": {"caConfigMap": "kube-root-ca.crt"}},
+            "ConfigMapNotAllowed",
+            "spec.storage.caConfigMap: kube-root-ca.crt is not allowed by the profile; allowed: our-ca, ca-*",
         ),
         (
             pod(serviceAccountName="operator"),

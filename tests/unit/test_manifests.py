@@ -40,6 +40,7 @@ SPEC: dict[str, Any] = {
 }
 RICH: dict[str, Any] = {
     **SPEC,
+    "storage": {**SPEC["storage"], "addressing": "VirtualHost", "caConfigMap": "company-ca"},
     "resources": {"nodes": 2, "perNode": {"gpus": 4, "cpu": "8", "memory": "64Gi"}},
     "queue": {"name": "team-a", "workloadPriorityClass": "batch-low"},
     "podTemplate": {

@@ -76,6 +76,35 @@ def test_the_jobs_word_counts_before_the_profiles_before_the_flags() -> None:
     assert config.storage.credentials_secret == "mine"
 
 
+SERVER = {
+    "storage": {
+        "endpoint": "https://own:1",
+        "credentialsSecret": "s",
+        "addressing": "VirtualHost",
+        "caConfigMap": "ca",
+    },
+    "allowedEndpoints": ["https://*"],
+}
+
+
+@pytest.mark.parametrize(
+    ("storage", "addressing", "ca"),
+    [
+        ({}, "VirtualHost", "ca"),
+        ({"endpoint": "https://own:1/"}, "VirtualHost", "ca"),
+        ({"addressing": "Path"}, "Path", "ca"),
+        ({"addressing": "Auto", "caConfigMap": "mine"}, None, "mine"),
+        ({"endpoint": "https://other"}, None, None),
+        ({"endpoint": "https://other", "addressing": "VirtualHost", "caConfigMap": "mine"}, "VirtualHost", "mine"),
+    ],
+)
+def test_addressing_and_authority_are_those_of_the_endpoint(
+    storage: dict[str, Any], addressing: str | None, ca: str | None
+) -> None:
+    found = resolved({"storage": storage}, SERVER).storage
+    assert (found.addressing, found.ca_config_map, found.credentials_secret) == (addressing, ca, "s")
+
+
 def test_zero_is_a_word_too() -> None:
     profile = {"resources": {"perNode": {"gpus": 8}}}
     assert resolved({"resources": {"perNode": {"gpus": 0}}}, profile).pods.gpus == 0
@@ -278,6 +307,8 @@ def test_live_fields_restart_nothing(spec: dict[str, Any]) -> None:
         {"resources": {"perNode": {"gpus": 2}}},
         {"podTemplate": {"metadata": {"labels": {"a": "b"}}}},
         {"storage": {"credentialsSecret": "s"}},
+        {"storage": {"addressing": "VirtualHost"}},
+        {"storage": {"caConfigMap": "ca"}},
         {"output": {"uri": "s3://elsewhere"}},
     ],
 )

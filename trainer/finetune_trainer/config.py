@@ -1,10 +1,11 @@
 """The resolved run as pods find it: config.json, and how its stores are reached."""
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import ValidationError
 
-from finetune_api.contract import CREDENTIALS_PATH, RunConfig
+from finetune_api.contract import CA_PATH, CREDENTIALS_PATH, RunConfig
 from finetune_trainer.data.read import DataError
 from finetune_trainer.storage import StorageSettings
 
@@ -25,6 +26,9 @@ def read_config(path: Path) -> RunConfig:
         ) from error
 
 
+_STYLES: dict[str, Literal["path", "virtual"]] = {"Path": "path", "VirtualHost": "virtual"}
+
+
 def storage_settings(config: RunConfig, credentials: Path | None) -> StorageSettings:
     """How all stores of a run are reached; `credentials` is the directory of a mounted Secret."""
     storage = config.storage
@@ -34,4 +38,7 @@ def storage_settings(config: RunConfig, credentials: Path | None) -> StorageSett
         region=storage.region,
         credentials_dir=credentials,
         credentials_name=f"the Secret {storage.credentials_secret}" if mounted else None,
+        addressing=_STYLES[storage.addressing] if storage.addressing else "auto",
+        ca_file=Path(CA_PATH) if storage.ca_config_map else None,
+        ca_name=f"the ConfigMap {storage.ca_config_map}" if storage.ca_config_map else None,
     )

@@ -98,7 +98,8 @@ def load(file: Path, profile: Path | None) -> RunConfig:
         raise InvalidDocumentError(f"{file}: {error.message}") from error
     if relative := _relative(config):
         raise InvalidDocumentError(f"{file}: {relative}")
-    return config
+    # There are no ConfigMaps here: what the SDK knows of authorities holds.
+    return config.model_copy(update={"storage": config.storage.model_copy(update={"ca_config_map": None})})
 
 
 def _bytes(file: Path) -> bytes:
