@@ -16,15 +16,16 @@ _PROMISE = """\
 
 Whatever dies, whenever: the next attempt goes on from the last committed checkpoint, with the same rows in the same
 order, and ends in the same weights as if nothing had happened, byte for byte. That holds for equal hardware, thread
-counts and library versions; where they differ, the run says so (`NumericsChanged`).
+counts and library versions; where they differ, the log of the trainer says so (`NumericsChanged`).
 
 - A checkpoint exists when its record does, and a record is created by one conditional write. A torn upload is garbage
   that no record names. It is deleted later.
 - A kill costs the steps since the last committed checkpoint, and never more than `checkpoint.every`. Uploads go on
   beside training; each is begun early enough to be committed in time, and where that was not early enough, training
   waits.
-- What storage answers is not believed: bytes are compared with the digests in the log. Bytes that were damaged on
-  their way are asked for again.
+- What storage answers is not believed once its digest is known: bytes are compared with the digests in the log. Bytes
+  that were damaged on their way are asked for again. Preflight is the first to read the user's rows and computes
+  their digests: what is changed on that one way, which https rules out on the network, is taken for what the user has.
 - A kill in evaluation or publication never trains a step again.
 """
 _SHOWN = f"""\
