@@ -11,7 +11,7 @@ from pydantic import Field
 
 from finetune_api.base import Model
 from finetune_api.pods import PodSpec, PodTemplate
-from finetune_api.scalars import AuditMode, Leakage, LossType, OptimizerType, Overlong, ScheduleType, Strategy
+from finetune_api.scalars import AuditMode, Leakage, LossType, OptimizerType, Overlong, RunId, ScheduleType, Strategy
 from finetune_api.status import (
     BestCheckpoint,
     CheckpointStatus,
@@ -403,7 +403,7 @@ class Progress(Model):
     """What GET /progress answers. Times are RFC 3339 in UTC, the loss a mean over labels."""
 
     schema_version: Literal[1] = 1
-    run_id: str
+    run_id: RunId
     attempt: int | None = Field(None, description="number of the claim, once it is made")
     stage: Literal["Loading", "Training", "Evaluating", "Publishing"]
     step: int
@@ -453,7 +453,7 @@ class PreflightOutcome(Model):
     """
 
     state: Literal["Fresh", "Resume", "Reused"]
-    run_id: str
+    run_id: RunId
     step: int | None = Field(None, description="Resume: step of the last committed checkpoint")
     summary: PreflightStatus
 
@@ -479,7 +479,7 @@ class LastMessage(Model):
     reason: str = Field(max_length=64)
     """PascalCase; becomes the reason of conditions and events."""
     message: str = Field(max_length=512)
-    run_id: str | None = None
+    run_id: RunId | None = None
     attempt: int | None = None
     step: int | None = Field(None, description="last committed step")
     reached_step: int | None = Field(None, description="last step that was done, committed or not")

@@ -70,6 +70,15 @@ def target(reason: str, words: str = "in its words") -> list[Raw]:
     return [{"type": "DisruptionTarget", "status": "True", "reason": reason, "message": words}]
 
 
+@pytest.mark.parametrize("run_id", ["a b", "../other", "-a", "ä", "a" * 64, "", "a\n"])
+def test_a_message_whose_run_could_be_no_label_is_no_message(run_id: str) -> None:
+    """It would name the next Job's run, and its place in storage."""
+    odd = said(0, "PreflightPassed").model_copy(update={"run_id": run_id})
+    assert (ended(0, last=odd).exit or pytest.fail("it has ended")).last is None
+    good = said(0, "PreflightPassed", run_id="0123456789abcdef")
+    assert (ended(0, last=good).exit or pytest.fail("it has ended")).last == good
+
+
 NOT_READY = [{"type": "Ready", "status": "False"}]
 """As the node controller writes it when a node is silent: it changes nothing else, and gives no reason."""
 SIDECAR = [{"type": "Ready", "status": "False", "reason": "ContainersNotReady", "message": "[proxy]"}]

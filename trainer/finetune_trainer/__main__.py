@@ -1,7 +1,6 @@
 """The command line. What a command does not need is not imported: `validate` starts in a fraction of a second."""
 
 import argparse
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,7 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.command is None:
         parser.print_help()
         return 0
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
+    from finetune_trainer import logs
+
+    logs.begin("%(asctime)s %(name)s: %(message)s", getattr(options, "credentials", None))
     return int(options.action(options))
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from finetune_api.contract import ExitCode, LastMessage, RunConfig, TrainOutcome
-from finetune_trainer import lastmessage, oom
+from finetune_trainer import lastmessage, logs, oom
 from finetune_trainer.config import storage_settings
 from finetune_trainer.run import read_record, run_key
 from finetune_trainer.signs import Heart, Reporter, Signals, Stopped, wait_for
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Torch is imported later, by Rank: signals and signs of life come first."""
     options = _options(arguments)
     _environment(options.work)
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
+    logs.begin("%(asctime)s %(levelname)s %(message)s", options.credentials)
     warnings.filterwarnings("ignore", category=FutureWarning)  # of libraries, to their own callers
     signals = Signals()
     signals.install()
