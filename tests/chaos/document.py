@@ -19,7 +19,8 @@ order, and ends in the same weights as if nothing had happened, byte for byte. T
 counts and library versions; where they differ, the log of the trainer says so (`NumericsChanged`).
 
 - A checkpoint exists when its record does, and a record is created by one conditional write. A torn upload is garbage
-  that no record names. It is deleted later.
+  that no record names. The next attempt deletes it when it commits a checkpoint or has published, and so it does with
+  checkpoints that are no longer kept. What it could not delete, since storage failed, is told in its log.
 - A kill costs the steps since the last committed checkpoint, and never more than `checkpoint.every`. Uploads go on
   beside training; each is begun early enough to be committed in time, and where that was not early enough, training
   waits.
@@ -46,7 +47,8 @@ Each run is compared with one that nothing has disturbed:
 - each attempt goes on from the last committed step;
 - since the last committed checkpoint no more than {EVERY} steps were done, and each one was committed before the next
   was handed to the uploader;
-- after a collection of garbage storage holds what the log names, whole, and nothing else but documented keys;
+- when the last attempt has ended, storage holds what the log names, whole, and nothing else but documented keys, unless
+  that attempt says in its log that storage kept it from deleting;
 - no attempt ended with a traceback, nor with a code other than 0, 9 (killed) or 49 (storage gave no answer in time).
 """
 

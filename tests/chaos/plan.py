@@ -24,7 +24,7 @@ PLACES = (
     Place("before an upload", *_S3, "upload", 30),
     Place("between an upload and its verification", *_S3, "_verified", 30),
     Place("before a record is committed", "finetune_trainer.storage.commit", "RunLog", "put", 15),
-    Place("between a record's arrival and the next act", *_S3, "now", 12),
+    Place("between a checkpoint's record and the deletion of older ones", *_S3, "delete", 12),
     Place("before a download", *_S3, "download", 8),
     Place("in a download", *_S3, "_fetch_range", 8),
     Place("in an evaluation", "finetune_trainer.evaluate", "Evaluator", "_predictions", 8),

@@ -5,7 +5,6 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,7 +32,6 @@ from finetune_trainer.storage.commit import (
 
 T = TypeVar("T")
 RUN = "1f3a9c0d2b7e4a55"
-NOW = timedelta(seconds=-60)  # a grace that nothing is too young for
 
 
 def holder(name: str) -> Holder:
@@ -348,17 +346,16 @@ def test_garbage_is_what_no_record_needs(store: Store) -> None:
     other = store.write("runs/other/attempts/1/x", b"of another run")
     foreign = store.write(f"runs/{RUN}/attempts/notes/x", b"not ours")
 
-    assert collect_garbage(store, RUN, new, timedelta(hours=1)) == []
-    assert sorted(collect_garbage(store, RUN, new, NOW)) == sorted([dropped.key, torn.key])
+    assert sorted(collect_garbage(new)) == sorted([dropped.key, torn.key])
     left = {info.key for info in store.list()}
     assert {item.key for item in (kept, report, model, mine, on_its_way, newer, other, foreign)} <= left
     assert {dropped.key, torn.key} & left == set()
     assert first.number not in third.live
 
     _, last = checkpoint(store, new, 5, live=[third.number])
-    assert collect_garbage(store, RUN, new, NOW) == [kept.key]
+    assert collect_garbage(new) == [kept.key]
     checkpoint(store, new, 6, live=[last_number(new)])
-    assert collect_garbage(store, RUN, new, NOW) == [mine.key]
+    assert collect_garbage(new) == [mine.key]
     assert store.head(last.key) is not None
 
 
@@ -373,8 +370,19 @@ def test_only_the_newest_attempt_collects_garbage(store: Store) -> None:
     torn = store.write(f"{old.prefix}torn", b"x")
     RunLog(store, RUN).claim(holder=holder("new"))
     with pytest.raises(Fenced):
-        collect_garbage(store, RUN, old, NOW)
+        collect_garbage(old)
     assert store.head(torn.key) is not None
+
+
+@pytest.mark.parametrize("released", [True, False])
+def test_the_model_that_consumers_read_stays_when_its_record_is_lost(store: Store, released: bool) -> None:
+    old = RunLog(store, RUN).claim(holder=holder("old"))
+    model = store.write(f"{old.prefix}model/model.safetensors", b"model")
+    old.append(RecordKind.PUBLISHED, {"objects": [object_entry(model)]})
+    if released:
+        publish_current(store, {"model": f"{store.uri}/{old.prefix}model"})
+    store.delete([old.log.key(2)])
+    assert collect_garbage(RunLog(store, RUN).claim(holder=holder("new"))) == ([] if released else [model.key])
 
 
 def test_records_cannot_be_changed_in_place(tmp_path: Path) -> None:

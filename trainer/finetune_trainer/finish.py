@@ -22,8 +22,18 @@ from finetune_trainer.attempt import Attempt, fetch_inputs
 from finetune_trainer.report import page
 from finetune_trainer.report.gather import gather
 from finetune_trainer.run import TRAIN, retained, tested
-from finetune_trainer.storage import Damaged
-from finetune_trainer.storage.commit import STOPPED, Record, RecordKind, find, object_entry, what_is_wrong
+from finetune_trainer.saving import NOT_DELETED
+from finetune_trainer.storage import Damaged, StorageError
+from finetune_trainer.storage.commit import (
+    STOPPED,
+    Fenced,
+    Record,
+    RecordKind,
+    collect_garbage,
+    find,
+    object_entry,
+    what_is_wrong,
+)
 
 _log = logging.getLogger("finetune.train")
 
@@ -57,7 +67,19 @@ def finish(attempt: Attempt) -> tuple[TrainOutcome, str | None]:
     outcome, unmet = gates.rejudged(outcome, attempt.records, attempt.config, evaluation=evaluation)
     if unmet is None:
         gates.release(attempt.store, attempt.record.run_id, publication, outcome)
+    _tidy(attempt)
     return outcome, unmet
+
+
+def _tidy(attempt: Attempt) -> None:
+    """No checkpoint follows whose commit would do it. What is done is done: a newer attempt or a store that fails here
+    changes nothing of it."""
+    assert attempt.claim is not None
+    attempt.heart.beat()
+    try:
+        collect_garbage(attempt.claim)
+    except (Fenced, StorageError) as error:
+        _log.warning("%s: %s", NOT_DELETED, error)
 
 
 def _published(attempt: Attempt, publication: str) -> TrainOutcome | None:

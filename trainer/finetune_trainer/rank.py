@@ -21,7 +21,7 @@ from finetune_trainer import lastmessage, logs, oom
 from finetune_trainer.config import storage_settings
 from finetune_trainer.run import read_record, run_key
 from finetune_trainer.signs import Heart, Reporter, Signals, Stopped, wait_for
-from finetune_trainer.storage import StorageError, open_store
+from finetune_trainer.storage import Damaged, NotFound, StorageError, open_store
 from finetune_trainer.storage.commit import Fenced, latest_checkpoint
 
 _log = logging.getLogger("finetune.train")
@@ -95,8 +95,7 @@ class Rank:
         except ModelError as error:
             return self._say(ExitCode.INVALID, "InvalidModel", str(error))
         except StorageError as error:
-            found = lastmessage.failure(error)
-            return self._say(ExitCode(found.code), found.reason, found.message)
+            return self._storage_failed(error)
         except (OutOfMemory, MemoryError, RuntimeError) as error:
             if not isinstance(error, OutOfMemory) and not is_out_of_memory(error):
                 raise
@@ -161,6 +160,19 @@ class Rank:
         """The supervisor ends a pod's ranks together, so those beside rank 0 stay until it is done."""
         if self._beside_rank_0:
             wait_for(self._message, self._heart.beat)
+
+    def _storage_failed(self, error: StorageError) -> int:
+        """What an attempt misses that a newer one has superseded, that one has deleted."""
+        claim = self._attempt.claim if self._attempt is not None else None
+        if claim is not None and isinstance(error, NotFound | Damaged):
+            try:
+                claim.check()
+            except Fenced as fenced:
+                return self._say(ExitCode.FENCED, "Fenced", str(fenced))
+            except StorageError as failure:
+                _log.warning("whether a newer attempt holds the run is not known: %s", failure)
+        found = lastmessage.failure(error)
+        return self._say(ExitCode(found.code), found.reason, found.message)
 
     def _out_of_memory(self, error: BaseException) -> int:
         from finetune_trainer.attempt import note_memory

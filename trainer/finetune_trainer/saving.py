@@ -15,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as done
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +37,10 @@ from finetune_trainer.storage.commit import (
 from finetune_trainer.storage.files import file_error
 from finetune_trainer.world import World
 
-GRACE = timedelta(minutes=10)
-"""Age at which objects that no record needs are deleted."""
 PATIENCE = 600.0
 """Seconds that rank 0 waits at least for what another rank has uploaded beside it."""
+NOT_DELETED = "what no record needs was not deleted"
+"""Begins the warning of an attempt that could not collect its run's garbage."""
 _log = logging.getLogger(__name__)
 
 
@@ -120,9 +120,9 @@ class Checkpoints:
         self.seconds = time.monotonic() - started
         self._committed(record)
         try:
-            collect_garbage(self._store, self._claim.log.run_id, self._claim, GRACE)
+            collect_garbage(self._claim)
         except StorageError as error:
-            _log.warning("old checkpoints were not deleted: %s", error)
+            _log.warning("%s: %s", NOT_DELETED, error)
 
     def _told(self, files: dict[str, Tensors], place: str) -> dict[str, Any]:
         """What rank 0 is to know of this rank's files. It says so when they cannot be uploaded: others wait."""

@@ -16,7 +16,7 @@ import threading
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
@@ -349,28 +349,32 @@ def read_current(store: Store) -> dict[str, Any] | None:
     return dict(body) if seal is None or seal == _seal(body) else None
 
 
-def collect_garbage(store: Store, run_id: str, claim: Claim, grace: timedelta) -> list[str]:
+def collect_garbage(claim: Claim) -> list[str]:
     """Delete what no valid record needs any more; returns the keys. Raises Fenced when a newer attempt holds the run.
 
-    Of older attempts, everything goes that is not committed by a live checkpoint or by another kind of record. Of
-    this attempt, only checkpoints go that were committed and are no longer live, since what no record names may be on
-    its way. Nothing younger than `grace` by the store's own clock goes.
+    Of older attempts, everything goes that is not committed by a live checkpoint or by another kind of record, but for
+    the model that `current.json` names. Of this attempt, only checkpoints go that were committed and are no longer
+    live, since what no record names may be on its way. No age is asked for: older attempts are fenced, so what no
+    record names now none ever will, and what was dropped is never live again.
     """
     claim.check()
-    records = claim.log.records
-    live = set(_live(records))
-    kept = [record for record in records if record.kind is not RecordKind.CHECKPOINT or record.number in live]
-    dropped = [record for record in records if record.kind is RecordKind.CHECKPOINT and record.number not in live]
-    before = store.now() - grace
+    store, root = claim.log.store, f"runs/{claim.log.run_id}/attempts/"
+    live = set(_live(claim.records))
+    kept = [record for record in claim.records if record.kind is not RecordKind.CHECKPOINT or record.number in live]
+    dropped = [r for r in claim.records if r.kind is RecordKind.CHECKPOINT and r.number not in live]
     garbage: list[str] = []
-    root = f"runs/{run_id}/attempts/"
+    unnamed: list[str] = []
     for info in store.list(root):
         attempt = info.key.removeprefix(root).partition("/")[0]
-        if not attempt.isdecimal() or int(attempt) > claim.number or info.modified is None or info.modified > before:
+        if not attempt.isdecimal() or int(attempt) > claim.number or _names(kept, info.key):
             continue
-        mine = int(attempt) == claim.number
-        if not _names(kept, info.key) and (not mine or _names(dropped, info.key)):
+        if _names(dropped, info.key):
             garbage.append(info.key)
+        elif int(attempt) < claim.number:
+            unnamed.append(info.key)
+    if unnamed:  # also of a publication whose record is damaged
+        released = (read_current(store) or {}).get("model")
+        garbage += [key for key in unnamed if not f"{store.uri}/{key}".startswith(f"{released}/")]
     store.delete(garbage)
     return garbage
 
