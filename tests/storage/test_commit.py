@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -29,8 +32,10 @@ from finetune_trainer.storage.commit import (
     published,
     read_current,
 )
+from finetune_trainer.storage.s3 import S3Store
 
 T = TypeVar("T")
+MIB = 1024 * 1024
 RUN = "1f3a9c0d2b7e4a55"
 
 
@@ -372,6 +377,46 @@ def test_only_the_newest_attempt_collects_garbage(store: Store) -> None:
     with pytest.raises(Fenced):
         collect_garbage(old)
     assert store.head(torn.key) is not None
+
+
+KILLED_IN_AN_UPLOAD = """
+import os, signal, sys
+from pathlib import Path
+from finetune_trainer.storage import StorageSettings, open_store
+uri, endpoint, credentials, file, key = sys.argv[1:]
+store = open_store(uri, StorageSettings(endpoint or None, "us-east-1", Path(credentials) if credentials else None))
+last = "_complete" if endpoint else "_finish"  # all bytes are there
+setattr(store, last, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+store.upload(Path(file), key)
+"""
+
+
+def unfinished(store: Store) -> list[str]:
+    """Keys or files of uploads that have not ended."""
+    if isinstance(store, S3Store):
+        return [key for key, _ in store._unfinished("")]
+    return [str(path) for path in Path(store.uri.removeprefix("file://").replace("%20", " ")).rglob(".finetune-tmp-*")]
+
+
+def killed_in_an_upload(store: Store, key: str, path: Path) -> None:
+    settings = getattr(store, "settings", StorageSettings())
+    arguments = [store.uri, settings.endpoint or "", str(settings.credentials_dir or ""), str(path), key]
+    ended = subprocess.run([sys.executable, "-c", KILLED_IN_AN_UPLOAD, *arguments], check=False)
+    assert ended.returncode == -signal.SIGKILL
+
+
+def test_what_a_killed_attempt_had_begun_to_upload_takes_no_room_for_ever(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(bytes(33 * MIB))
+    old = RunLog(store, RUN).claim(holder=holder("old"))
+    killed_in_an_upload(store, f"{old.prefix}step-1/weights.safetensors", tmp_path / "file")
+    assert len(unfinished(store)) == 1
+    new = RunLog(store, RUN).claim(holder=holder("new"))
+    killed_in_an_upload(store, f"{new.prefix}step-1/weights.safetensors", tmp_path / "file")
+    killed_in_an_upload(store, f"runs/other/attempts/{old.number}/step-1/weights.safetensors", tmp_path / "file")
+    assert len(unfinished(store)) == 3
+    assert collect_garbage(new) == []
+    assert len(left := unfinished(store)) == 2
+    assert not any(old.prefix in one for one in left)
 
 
 @pytest.mark.parametrize("released", [True, False])

@@ -358,6 +358,28 @@ def test_a_failed_upload_leaves_no_parts(
     assert s3_server.client().list_multipart_uploads(Bucket=s3_bucket).get("Uploads", []) == []
 
 
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [
+        ("501 N", "NotImplemented"),
+        ("403 F", "AccessDenied"),
+        ("405 M", "MethodNotAllowed"),
+        ("400 B", "InvalidRequest"),
+    ],
+)
+def test_a_store_that_shows_no_unfinished_uploads_is_asked_once_and_fails_nothing(
+    proxied: Store, proxy: Any, caplog: pytest.LogCaptureFixture, status: str, code: str
+) -> None:
+    caplog.set_level("INFO")
+    proxy.answer_marker = b"uploads"
+    proxy.answers += [answer(status, code)]
+    for _ in range(2):
+        proxied.end_unfinished("runs/", lambda _key: True)
+    assert proxy.answers == []
+    assert proxy.requests == 1
+    assert caplog.text.count("lifecycle rule") == 1
+
+
 def large_file(path: Path) -> bytes:
     """Three parts, with a word in the second that is found again on the wire, even where packets cut through it."""
     data = bytearray(os.urandom(40 * MIB))

@@ -26,6 +26,8 @@ _ACTIONS = {
     "list": "s3:ListBucket",
     "bucket check": "s3:ListBucket",
     "delete": "s3:DeleteObject",
+    "list of unfinished uploads": "s3:ListBucketMultipartUploads",
+    "end of an unfinished upload": "s3:AbortMultipartUpload",
 }
 _CONDITIONAL = {"create", "replace"}
 

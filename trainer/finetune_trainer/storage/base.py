@@ -184,6 +184,12 @@ class Store(Protocol):
         """Delete objects; those that do not exist are no error."""
         ...
 
+    def end_unfinished(self, prefix: str, wanted: Callable[[str], bool]) -> None:
+        """Take away what killed processes have begun to write below a prefix and never finished, where `wanted` says so
+        of its key: no listing shows it, and it takes room. Whoever is still writing it fails. A store that cannot say
+        what that is leaves it."""
+        ...
+
 
 def check_key(key: str) -> str:
     """The key itself, or StorageError InvalidKey where it could leave the root or mean two things on two stores."""

@@ -354,7 +354,8 @@ def collect_garbage(claim: Claim) -> list[str]:
 
     Of older attempts, everything goes that is not committed by a live checkpoint or by another kind of record, but for
     the model that `current.json` names. Of this attempt, only checkpoints go that were committed and are no longer
-    live, since what no record names may be on its way. No age is asked for: older attempts are fenced, so what no
+    live, since what no record names may be on its way. What older attempts have begun to write and not finished goes,
+    too, where the store shows it. No age is asked for: older attempts are fenced, so what no
     record names now none ever will, and what was dropped is never live again.
     """
     claim.check()
@@ -365,17 +366,19 @@ def collect_garbage(claim: Claim) -> list[str]:
     garbage: list[str] = []
     unnamed: list[str] = []
     for info in store.list(root):
-        attempt = info.key.removeprefix(root).partition("/")[0]
-        if not attempt.isdecimal() or int(attempt) > claim.number or _names(kept, info.key):
+        attempt = _attempt_in(info.key, root)
+        if not attempt or attempt > claim.number or _names(kept, info.key):
             continue
         if _names(dropped, info.key):
             garbage.append(info.key)
-        elif int(attempt) < claim.number:
+        elif attempt < claim.number:
             unnamed.append(info.key)
     if unnamed:  # also of a publication whose record is damaged
         released = (read_current(store) or {}).get("model")
         garbage += [key for key in unnamed if not f"{store.uri}/{key}".startswith(f"{released}/")]
     store.delete(garbage)
+    if claim.number > 1:
+        store.end_unfinished(root, lambda key: 0 < _attempt_in(key, root) < claim.number)
     return garbage
 
 
@@ -444,6 +447,12 @@ def _names(records: Iterable[Record], key: str) -> bool:
         if any(entry.get("key") == key for entry in record.body.get("objects") or ()):
             return True
     return False
+
+
+def _attempt_in(key: str, root: str) -> int:
+    """Whose object lies at a key below `root`; 0 when it is no attempt's."""
+    name = key.removeprefix(root).partition("/")[0]
+    return int(name) if name.isdecimal() else 0
 
 
 def _number_in(info: ObjectInfo, prefix: str) -> int:

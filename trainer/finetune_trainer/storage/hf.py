@@ -142,6 +142,9 @@ class HfStore:
         for key in keys:
             self._refuse(key)
 
+    def end_unfinished(self, prefix: str, wanted: Callable[[str], bool]) -> None:
+        self._refuse(prefix)
+
     def _refuse(self, key: str) -> NoReturn:
         raise StorageError(
             "ReadOnly", f"{self.uri}/{key} is not written: the Hub is read only; write to s3://.", environment=False

@@ -151,6 +151,16 @@ class LocalStore:
                     path.unlink()
                 self._prune(path.parent)
 
+    def end_unfinished(self, prefix: str, wanted: Callable[[str], bool]) -> None:
+        start = self.root / check_prefix(prefix).rpartition("/")[0]
+        with self._errors("list", prefix):
+            for directory, _, names in os.walk(start, onerror=_raise_unless_missing):
+                for path in (Path(directory, name) for name in names if name.startswith(TEMPORARY)):
+                    key = path.relative_to(self.root).as_posix()
+                    if key.startswith(prefix) and wanted(key):
+                        path.unlink(missing_ok=True)
+                        self._prune(path.parent)
+
     def _store(self, key: str, data: bytes, commit: Callable[[Path, Path], None]) -> ObjectInfo:
         final = self._path(key, writing=True)
         with self._errors("write", key), temporary(final) as target:

@@ -11,6 +11,7 @@ Redirects are not followed, and requests to link-local addresses (the metadata s
 import base64
 import hashlib
 import io
+import logging
 import os
 import random
 import re
@@ -25,7 +26,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
@@ -108,7 +109,10 @@ _DIGEST = "finetune-digest"  # user metadata of objects written from memory
 _NONCE = "finetune-write"  # user metadata that tells our own write from another's
 _FIRST_DELAY, _LONGEST_DELAY = 0.1, 8.0  # seconds
 _MOST_DAMAGED = 4  # times that an object is asked for again because it came damaged, each time otherwise
+_NOT_FOR_US = {"AccessDenied", "Unsupported", "RequestRefused", "ObjectNotFound"}
+"""How stores answer that know no list of uploads, or show it to others alone."""
 _LOADER = create_loader()  # parses the SDK's description of S3 once a process
+_log = logging.getLogger(__name__)
 _RESOLVED_FOR = 60.0  # seconds that an endpoint's addresses are trusted
 # Addresses of cloud metadata services that are not link-local.
 _METADATA = {ip_address("fd00:ec2::254"), ip_address("100.100.100.200")}
@@ -124,6 +128,7 @@ class S3Store:
         self._prefix = f"{prefix}/" if prefix else ""
         self._connection = _connection(settings)
         self._bucket_seen = False
+        self._shows_unfinished = True
 
     def __repr__(self) -> str:
         return f"S3Store({self.uri})"
@@ -271,6 +276,35 @@ class S3Store:
             with ThreadPoolExecutor(min(8, len(wanted)), "delete") as pool:
                 for _ in pool.map(remove, wanted):
                     pass
+
+    def end_unfinished(self, prefix: str, wanted: Callable[[str], bool]) -> None:
+        if not self._shows_unfinished:
+            return
+        try:
+            for key, upload in [*self._unfinished(check_prefix(prefix))]:
+                if key.startswith(prefix) and wanted(key):
+                    self._end(key, upload)
+        except StorageError as error:
+            if error.reason not in _NOT_FOR_US:
+                raise
+            self._shows_unfinished = False
+            _log.info("what killed processes have begun to upload is left to a lifecycle rule of the bucket: %s", error)
+
+    def _unfinished(self, prefix: str) -> Iterator[tuple[str, str]]:
+        """Keys and names of multipart uploads that are neither completed nor aborted."""
+        request = {"Bucket": self.bucket, "Prefix": self._prefix + prefix}
+        while True:
+            answer = self._call("list of unfinished uploads", prefix, partial(_list_uploads, request))
+            for item in answer.get("Uploads", ()):
+                yield item["Key"].removeprefix(self._prefix), item["UploadId"]
+            if not answer.get("IsTruncated") or not answer.get("NextKeyMarker"):
+                return
+            request |= {"KeyMarker": answer["NextKeyMarker"], "UploadIdMarker": answer.get("NextUploadIdMarker", "")}
+
+    def _end(self, key: str, upload: str) -> None:
+        request = {**self._target(key), "UploadId": upload}
+        with suppress(NotFound):  # it has been completed or aborted since
+            self._call("end of an unfinished upload", key, lambda client: client.abort_multipart_upload(**request))
 
     def _put(self, operation: str, key: str, data: bytes, **condition: str) -> ObjectInfo:
         """One PutObject, with the digest beside the data. A conditional one recognises its own earlier try."""
@@ -874,6 +908,10 @@ def _no_s3() -> StorageError:
         "What answered at the endpoint is no S3 server: set the endpoint to the S3 server's own address.",
         environment=False,
     )
+
+
+def _list_uploads(request: dict[str, Any], client: Any) -> Any:
+    return client.list_multipart_uploads(**request)
 
 
 def _plain(etag: str) -> str:
