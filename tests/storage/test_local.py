@@ -3,11 +3,13 @@
 import os
 import resource
 import signal
+import time
 from pathlib import Path
 
 import pytest
 
 from finetune_trainer.storage import AccessDenied, PreconditionFailed, StorageError, StorageSettings, open_store
+from finetune_trainer.storage.files import TEMPORARY
 from finetune_trainer.storage.local import LocalStore
 
 
@@ -35,6 +37,24 @@ def test_only_objects_are_left_behind(local: LocalStore) -> None:
     assert sorted(path.name for path in local.root.rglob("*")) == ["a", "b", "c"]
     local.delete(["a/b", "a/c"])
     assert list(local.root.iterdir()) == []
+
+
+def test_what_was_begun_a_day_ago_and_never_finished_is_removed_by_the_next_write(
+    local: LocalStore, tmp_path: Path
+) -> None:
+    for write in (lambda: local.write("a/y", b"y"), lambda: local.upload(tmp_path / "file", "a/z")):
+        (tmp_path / "file").write_bytes(b"z")
+        local.write("a/x", b"x")
+        old, young = (local.root / "a" / f"{TEMPORARY}{name}" for name in ("old", "young"))
+        old.touch()
+        young.touch()
+        two_days_ago = time.time() - 2 * 86400
+        os.utime(old, (two_days_ago, two_days_ago))
+        os.utime(local.root / "a/x", (two_days_ago, two_days_ago))
+        write()
+        assert not old.exists()
+        assert young.exists()
+        assert local.read("a/x") == b"x"
 
 
 def test_equal_content_written_twice_has_two_etags(local: LocalStore) -> None:

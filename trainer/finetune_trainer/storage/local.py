@@ -35,6 +35,7 @@ from .digests import Hasher, digest_of
 from .files import TEMPORARY, file_changed, local_failure, pour, publish, sync, temporary
 
 _BLOCK = 4 * MIB
+_DAY = 86400.0
 
 
 class LocalStore:
@@ -111,6 +112,7 @@ class LocalStore:
 
     def upload(self, path: Path, key: str) -> ObjectInfo:
         final = self._path(key, writing=True)
+        _tidy(final.parent)
         with self._errors("upload", key), open(path, "rb") as source, temporary(final) as target:
             found, size = _copy(source, target, None)
             if size != os.fstat(source.fileno()).st_size:
@@ -163,6 +165,7 @@ class LocalStore:
 
     def _store(self, key: str, data: bytes, commit: Callable[[Path, Path], None]) -> ObjectInfo:
         final = self._path(key, writing=True)
+        _tidy(final.parent)
         with self._errors("write", key), temporary(final) as target:
             target.write_bytes(data)
             return self._finish(key, target, final, digest_of(data), commit)
@@ -274,6 +277,15 @@ class _Unchanging(io.FileIO):
     def _check(self) -> None:
         if _etag(os.fstat(self.fileno())) != self.etag:
             raise self._error()
+
+
+def _tidy(directory: Path) -> None:
+    """Remove what killed processes have left here, hidden from listings. Nobody writes for a day without a byte."""
+    before = time.time() - _DAY
+    with suppress(OSError), os.scandir(directory) as entries:
+        for entry in entries:
+            if entry.name.startswith(TEMPORARY) and entry.stat().st_mtime < before:
+                os.unlink(entry)
 
 
 def _link(source: Path, final: Path) -> None:
