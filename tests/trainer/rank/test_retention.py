@@ -2,6 +2,7 @@
 
 import json
 import random
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -173,6 +174,20 @@ def test_two_processes_come_to_the_same_figure(march: Callable[..., Made], tmp_p
     assert two.base == one.base
     assert two.tuned == pytest.approx(one.tuned, rel=1e-4)
     assert made_before_training(both)
+
+
+def test_a_stop_while_the_base_is_measured_ends_both_processes_before_training(
+    march: Callable[..., Made], tmp_path: Path, free_port: int
+) -> None:
+    both = march("stopped", training={"maxSteps": 6, "epochs": None, "batchSize": 4})
+    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port), "LOCAL_WORLD_SIZE": "1"}
+    stop = ("finetune_trainer.evaluate", "Evaluator", "_predictions", 1, signal.SIGTERM.value)
+    started = [
+        both.start(tmp_path / f"two-{rank}", stop=None if rank else stop, RANK=str(rank), LOCAL_RANK="0", **group)
+        for rank in range(2)
+    ]
+    assert [process.wait() for process in started] == [45, 45], "\n".join(process.log for process in started)
+    assert both.kinds() == ["claim"]
 
 
 def made_before_training(made: Made) -> bool:
