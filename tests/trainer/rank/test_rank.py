@@ -4,6 +4,8 @@ import json
 import math
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file, save_file
+from tests.trainer.rank.conftest import dictionaries, made, write
 
 from finetune_api.tasks import TASKS
-from finetune_trainer.checkpoint import STATE, WEIGHTS
+from finetune_trainer.checkpoint import OPTIMIZER, STATE, WEIGHTS, file_name
 from finetune_trainer.data.batch import Encoded
 from finetune_trainer.run import TRAIN
+from finetune_trainer.storage import StorageSettings, open_store
 from finetune_trainer.storage.commit import CURRENT, Holder, RecordKind, RunLog, live_checkpoints
 
 FAST = {"epochs": 4.0, "batchSize": 16, "learningRate": 3e-3, "microBatch": 8}
@@ -161,6 +165,57 @@ def test_nothing_is_ever_unpickled(make_run: Any, rows: Any, tmp_path: Path) -> 
     assert "going on from the checkpoint" in log
 
 
+REFUSING = """
+import sys
+
+def refuse(event, arguments):
+    if event == "pickle.find_class":
+        raise RuntimeError(f"unpickled {arguments}")
+
+sys.addaudithook(refuse)
+from pathlib import Path
+from finetune_trainer import preflight
+
+config, credentials, message, work = (Path(argument) for argument in sys.argv[1:])
+sys.exit(preflight.main(config=config, credentials=credentials, message=message, work=work))
+"""
+
+
+def test_nothing_is_unpickled_by_preflight_and_two_ranks_with_lora_on_s3(
+    rows: Any, tiny_base: Path, ranks: Any, s3_settings: StorageSettings, s3_bucket: str, tmp_path: Path, free_port: int
+) -> None:
+    store = open_store(f"s3://{s3_bucket}", s3_settings)
+    for path in tiny_base.iterdir():
+        store.upload(path, f"base/{path.name}")
+    write(tmp_path / "train.jsonl", dictionaries(rows(100)))
+    store.upload(tmp_path / "train.jsonl", "train.jsonl")
+    spec = {
+        "model": {"uri": f"{store.uri}/base"},
+        "resources": {"perNode": {"gpus": 0}},
+        "task": {"type": "text-classification"},
+        "data": {"train": [{"uri": f"{store.uri}/train.jsonl"}], "validation": {"fraction": 0.2}},
+        "method": {"type": "lora", "rank": 4},
+        "training": {**FAST, "epochs": 2.0},
+        "checkpoint": {"every": {"steps": 3}},
+        "output": {"uri": f"{store.uri}/output"},
+        "storage": {"endpoint": s3_settings.endpoint},
+    }
+    run = made(tmp_path, spec, ranks, s3_settings)
+    files = [tmp_path / "config.json", s3_settings.credentials_dir, tmp_path / "message", tmp_path / "again"]
+    command = [sys.executable, "-c", REFUSING, *map(str, files)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # the hook stays in its process
+    assert done.returncode == 0, done.stderr
+    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port), "LOCAL_WORLD_SIZE": "2"}
+    stop = ("finetune_trainer.training", "Duties", "due", 5, signal.SIGTERM.value)
+    for work, stopped, code in (("first", stop, 45), ("second", None, 0)):
+        both = [
+            run.start(tmp_path / work, audit=True, stop=stopped, RANK=str(rank), LOCAL_RANK=str(rank), **group)
+            for rank in (0, 1)
+        ]
+        assert [started.wait() for started in both] == [code, code], "\n".join(started.log for started in both)
+    assert "going on from the checkpoint of step 5" in both[0].log
+
+
 def test_two_nodes_give_the_losses_of_one(make_run: Any, rows: Any, tmp_path: Path, free_port: int) -> None:
     """290 rows leave a last batch of 5, which is one micro-batch: rank 1 joins its reduction with nothing."""
     spec = {"training": {**FAST, "epochs": 2.0, "neftune": {"alpha": 5.0}, "ema": {"decay": 0.9}}}
@@ -183,13 +238,25 @@ def test_two_nodes_give_the_losses_of_one(make_run: Any, rows: Any, tmp_path: Pa
 def test_a_stop_reaches_all_ranks_at_one_step(make_run: Any, rows: Any, tmp_path: Path, free_port: int) -> None:
     made = make_run(rows(300), training={**FAST, "epochs": 6.0}, checkpoint={"every": {"steps": 5}})
     group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port), "LOCAL_WORLD_SIZE": "2"}
-    both = [made.start(tmp_path / "work", RANK=str(rank), LOCAL_RANK=str(rank), **group) for rank in (0, 1)]
-    wait_for_records(made, 3)
-    both[1].kill(signal.SIGTERM)
+    stop = ("finetune_trainer.training", "Duties", "due", 13, signal.SIGTERM.value)
+    both = [
+        made.start(tmp_path / "work", stop=stop if rank else None, RANK=str(rank), LOCAL_RANK=str(rank), **group)
+        for rank in (0, 1)
+    ]
     assert [started.wait() for started in both] == [45, 45], "\n".join(started.log for started in both)
+    last = made.records[-1]
+    steps = [record.body["step"] for record in made.records if record.kind is RecordKind.CHECKPOINT]
+    assert (last.kind, steps[-1]) == (RecordKind.CHECKPOINT, 13)
+    assert len(steps) > 1
+    assert steps == sorted(set(steps))
+    names = [Path(entry["key"]).name for entry in last.body["objects"]]
+    files = [file_name(name, rank=rank, ranks=2) for name in (WEIGHTS, OPTIMIZER) for rank in (0, 1)]
+    assert sorted(names) == sorted([STATE, *files])
+    assert {Path(entry["key"]).parent.name for entry in last.body["objects"]} == {"step-13"}
     code, log = made.run(tmp_path / "alone", OMP_NUM_THREADS="1")
     assert code == 0, log
     assert "NumericsChanged: worldSize was 2, is 1" in log
+    assert "going on from the checkpoint of step 13" in log
 
 
 def test_a_run_goes_on_with_another_number_of_processes_in_the_same_order(
