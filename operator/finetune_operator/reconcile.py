@@ -3,7 +3,8 @@
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from math import inf
@@ -26,6 +27,7 @@ from finetune_operator.verdict import (
     Decision,
     DeleteJob,
     Note,
+    Rival,
 )
 from finetune_operator.views import MANAGED_BY, MANAGER, SELECTOR, Subject, controller, format_time
 
@@ -39,6 +41,8 @@ LONGEST_REST = 600.0
 """Seconds after which a FineTuneJob that waits for a time is looked at again, or the clock that jumped while that time
 was computed would decide. It is the longest delay that policies ask for."""
 KINDS: dict[str, Kind] = {"Job": "jobs", "ConfigMap": "configmaps"}
+UNANSWERED = 10.0
+"""Seconds for which a train Job may be there of which the API server has not answered whether it took it."""
 NAME_TAKEN, LABEL_LOST = "NameTaken", "LabelLost"
 FAILED_LOOKS = 3
 """In a row, after which the FineTuneJob itself says so: a status that cannot be decided cannot tell why."""
@@ -103,6 +107,8 @@ class Reconciler:
         """When a status was last written, to space writes of mere progress; nothing else depends on it."""
         self._begun: dict[str, int] = {}
         """The last attempt that was begun, to know it if its Job is gone before the status tells of it."""
+        self._claims: dict[str, tuple[str, float]] = {}
+        """The run of which an attempt is being begun, and until when that counts, by the monotonic clock."""
         self._pace = _Pace()
 
     async def __call__(self, key: str) -> float | None:
@@ -141,11 +147,13 @@ class Reconciler:
         if observed is None:
             self._forget(key)
             return None
-        observed = replace(observed, room=self._pace.room(key))
+        rivals = tuple(self._claiming(rival) for rival in observed.rivals)
+        observed = replace(observed, room=self._pace.room(key), rivals=rivals)
         decision = self._paced(key, decide(observed, now=now))
         try:
-            for action in decision.actions:
-                await self._act(observed.subject, action)
+            with self._claimed(key, decision):
+                for action in decision.actions:
+                    await self._act(observed.subject, action)
         except ApiError as error:
             if not error.lasting:
                 raise
@@ -173,6 +181,31 @@ class Reconciler:
         except (*TROUBLE, NotLeading) as trouble:
             logger.warning("%s: no Event %s: %s", names["job"], note.reason, trouble, extra=names)
 
+    @contextmanager
+    def _claimed(self, key: str, decision: Decision) -> Iterator[None]:
+        """A twin that is looked at meanwhile does not see the train Job before the API server has answered."""
+        run = next((action.run_id for action in decision.actions if isinstance(action, CreateTrain)), None)
+        if run is None:
+            yield
+            return
+        self._claims[key] = run, inf
+        answered = False
+        try:
+            yield
+            answered = True
+        except Behind:
+            answered = True
+            raise
+        except ApiError as error:
+            answered = error.code < 500
+            raise
+        finally:
+            self._claims[key] = run, -inf if answered else time.monotonic() + UNANSWERED
+
+    def _claiming(self, rival: Rival) -> Rival:
+        run, until = self._claims.get(rival.uid, ("", -inf))
+        return replace(rival, run=run, holding=True) if time.monotonic() < until else rival
+
     def _paced(self, key: str, decision: Decision) -> Decision:
         if not decision.routine:
             return decision
@@ -186,6 +219,7 @@ class Reconciler:
         self._failed.pop(key, None)
         self._written.pop(key, None)
         self._begun.pop(key, None)
+        self._claims.pop(key, None)
         self._pace.forget(key)
         self._observer.forget(key)
 

@@ -225,3 +225,62 @@ async def test_an_api_server_in_trouble_is_no_event_of_a_job(error: Exception) -
     api = Broken(error)
     await failing(api, 4)
     assert api.events == {}
+
+
+def twin(name: str, *, created: str) -> dict[str, Any]:
+    """A FineTuneJob whose preflight has passed."""
+    marks = {"PreflightPassed": ("True", "Fresh"), "Succeeded": ("Unknown", "PreflightPassed")}
+    conditions = [
+        {"type": kind, "status": truth, "reason": reason, "message": "", "lastTransitionTime": created}
+        | {"observedGeneration": 1}
+        for kind, (truth, reason) in marks.items()
+    ]
+    run = {"id": "a" * 16, "generation": 1}
+    meta = {**JOB["metadata"], "name": name, "uid": f"uid-{name}", "creationTimestamp": created}
+    status = {"phase": "Queued", "observedGeneration": 1, "run": run, "conditions": conditions}
+    return {**JOB, "metadata": meta, "status": status}
+
+
+class Slow(Api):
+    """While it takes the first train Job, somebody else is looked at."""
+
+    def __init__(self, *, fails: bool) -> None:
+        super().__init__()
+        self.fails = fails
+        self.begun: list[str] = []
+        self.look: Reconciler | None = None
+
+    async def create(self, manifest: dict[str, Any]) -> dict[str, Any]:
+        if not manifest["metadata"]["name"].endswith("-t1"):
+            return await super().create(manifest)
+        self.begun.append(manifest["metadata"]["name"])
+        look, self.look = self.look, None
+        if look is not None and not self.fails:
+            await look("uid-older")
+        if self.fails:
+            raise TimeoutError
+        return await super().create(manifest)
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["is not answered yet", "was never answered"])
+async def test_a_twin_begins_nothing_while_the_first_attempt_of_the_run(fails: bool) -> None:
+    """The older one goes first where both may, but not beside a train Job that may be there already."""
+    api, cache = Slow(fails=fails), Cache()
+    cache.apply("finetunejobs", twin("younger", created="2026-03-01T00:00:00Z"))
+    look = api.look = reconciler(api, cache=cache, now=datetime(2026, 3, 1, 1, tzinfo=UTC))
+    older = twin("older", created="2026-02-01T00:00:00Z")
+    if fails:
+        with pytest.raises(TimeoutError):
+            await look("uid-younger")
+        cache.apply("finetunejobs", older)
+        await look("uid-older")
+    else:
+        create = api.create
+
+        async def comes_meanwhile(manifest: dict[str, Any]) -> dict[str, Any]:
+            cache.apply("finetunejobs", older)
+            return await create(manifest)
+
+        api.create = comes_meanwhile  # type: ignore[method-assign]
+        await look("uid-younger")
+    assert api.begun == ["younger-uid-y-t1"]
