@@ -64,7 +64,7 @@ class Observer:
             unreadable=self._cache.unreadable(uid),
             children=self._cache.children(uid),
             pods=self._cache.pods(uid),
-            rivals=tuple(self._rival(other, now=now) for other in self._cache.same_output(subject)),
+            rivals=tuple(r for other in self._cache.same_output(subject) for r in self._rivals(other, now=now)),
             groups=self._groups(subject) if several else (),
             progress=progress,
             silent=self._silence(uid, answered=progress is not None),
@@ -81,27 +81,32 @@ class Observer:
         """A FineTuneJob that nothing is to be done for any more."""
         self._heard.pop(uid, None)
 
-    def _rival(self, other: Subject, *, now: datetime) -> Rival:
-        """Who asks for another run by now, is stalled or suspended keeps nobody waiting, unless it trains.
+    def _rivals(self, other: Subject, *, now: datetime) -> list[Rival]:
+        """One for each run that it trains, and one for what it asks for.
 
-        Pods that are to end for spec.suspend still train: who claimed the run now would fence their last checkpoint.
+        Who asks for another run by now, is stalled or suspended keeps nobody waiting, unless it trains. Pods that are
+        to end still train, whatever became of their Job: who claimed the run now would fence their last checkpoint.
         """
-        run = other.status.run
+        run, pods = other.status.run, self._cache.pods(other.uid)
         trains = [c for c in self._cache.children(other.uid) if c.role == "train" and not c.deleting]
-        pods = self._cache.pods(other.uid) if other.suspended else ()
-        lingering = any(pod.role == "train" and still_there(pod, now=now) for pod in pods)
-        holding = run is not None and (any(c.run == run.id and c.ended is None for c in trains) or lingering)
+        held = {c.run for c in trains if c.run and c.ended is None}
+        held |= {pod.run for pod in pods if pod.run and still_there(pod, now=now)}
         stalled = condition(other.status, "Stalled")
         willing = not other.suspended and (not stalled or stalled.status != "True")
         waiting = run is not None and run.generation == other.generation and willing
-        return Rival(
-            name=f"{other.namespace}/{other.name}",
-            uid=other.uid,
-            created=other.created,
-            run=run.id if run is not None and (holding or waiting) else None,
-            unfinished=not other.finished and not other.deleting,
-            holding=holding,
-        )
+        asked = {run.id} if run is not None and waiting else set()
+        runs: list[str | None] = [*sorted(held | asked)] or [None]
+        return [
+            Rival(
+                name=f"{other.namespace}/{other.name}",
+                uid=other.uid,
+                created=other.created,
+                run=one,
+                unfinished=not other.finished and not other.deleting,
+                holding=one in held,
+            )
+            for one in runs
+        ]
 
     def _nodes(self, subject: Subject) -> int:
         """How many pods it may want to train together, as far as its document and its profile say so."""

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -147,7 +147,7 @@ class Reconciler:
         if observed is None:
             self._forget(key)
             return None
-        rivals = tuple(self._claiming(rival) for rival in observed.rivals)
+        rivals = (*observed.rivals, *self._claiming(observed.rivals))
         observed = replace(observed, room=self._pace.room(key), rivals=rivals)
         decision = self._paced(key, decide(observed, now=now))
         try:
@@ -202,9 +202,11 @@ class Reconciler:
         finally:
             self._claims[key] = run, -inf if answered else time.monotonic() + UNANSWERED
 
-    def _claiming(self, rival: Rival) -> Rival:
-        run, until = self._claims.get(rival.uid, ("", -inf))
-        return replace(rival, run=run, holding=True) if time.monotonic() < until else rival
+    def _claiming(self, rivals: Iterable[Rival]) -> Iterator[Rival]:
+        for rival in rivals:
+            run, until = self._claims.get(rival.uid, ("", -inf))
+            if time.monotonic() < until:
+                yield replace(rival, run=run, holding=True)
 
     def _paced(self, key: str, decision: Decision) -> Decision:
         if not decision.routine:

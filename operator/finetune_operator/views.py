@@ -386,6 +386,8 @@ class Pod:
     """Reason and message of a container that waits."""
     running: bool
     exit: Exit | None
+    run: str | None = None
+    """Of a train pod."""
 
     @classmethod
     def of(cls, raw: Raw) -> "Pod":
@@ -419,6 +421,7 @@ class Pod:
             waiting=(waiting.get("reason", ""), waiting.get("message", "")) if waiting else None,
             running=running,
             exit=ended,
+            run=labels.get(RUN),
         )
 
     @property

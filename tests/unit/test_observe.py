@@ -143,6 +143,17 @@ async def test_a_twin_that_trains_stands_in_the_way_even_if_it_asks_for_another_
     assert (rival.holding, rival.run) == (True, RUN_ID)
 
 
+async def test_a_twin_holds_the_run_that_it_trains_and_the_one_that_it_has_asked_for_since() -> None:
+    """The next look stops the train Job, and its pods commit a checkpoint."""
+    cache, since = Cache(), {"id": "b" * 16, "generation": 2}
+    cache.apply("finetunejobs", document("one"))
+    cache.apply("finetunejobs", document("two", generation=2, phase="Queued", run=since, observedGeneration=2))
+    cache.apply("jobs", train_job("two"))
+    found = {rival.run: rival.holding for rival in (await seen(cache)).rivals}
+    assert found == {RUN_ID: True, "b" * 16: False}
+
+
+@pytest.mark.parametrize("suspended", [True, False], ids=["suspended", "without its Job"])
 @pytest.mark.parametrize(
     ("deadline", "phase", "holds"),
     [
@@ -152,10 +163,13 @@ async def test_a_twin_that_trains_stands_in_the_way_even_if_it_asks_for_another_
     ],
     ids=["its pod commits a checkpoint", "its pod has ended", "its pod is on a dead node"],
 )
-async def test_a_suspended_twin_holds_the_run_until_its_pods_have_ended(deadline: str, phase: str, holds: bool) -> None:
+async def test_a_twin_holds_the_run_until_its_pods_have_ended(
+    deadline: str, phase: str, holds: bool, suspended: bool
+) -> None:
     cache = Cache()
     cache.apply("finetunejobs", document("one"))
-    cache.apply("finetunejobs", document("two", suspend=True, phase="Suspended", run=run(), observedGeneration=1))
+    told = "Suspended" if suspended else "Training"
+    cache.apply("finetunejobs", document("two", suspend=suspended, phase=told, run=run(), observedGeneration=1))
     pod = {
         "metadata": {
             "name": "two-t1-x",
@@ -163,13 +177,13 @@ async def test_a_suspended_twin_holds_the_run_until_its_pods_have_ended(deadline
             "uid": "uid-pod",
             "resourceVersion": "1",
             "deletionTimestamp": deadline,
-            "labels": {ROLE: "train", JOB_UID: "uid-two"},
+            "labels": {ROLE: "train", JOB_UID: "uid-two", RUN: RUN_ID},
         },
         "status": {"phase": phase},
     }
     cache.apply("pods", pod)
     (rival,) = (await seen(cache)).rivals
-    assert (rival.holding, rival.run) == ((True, RUN_ID) if holds else (False, None))
+    assert (rival.holding, rival.run) == (holds, RUN_ID if holds or not suspended else None)
 
 
 async def test_events_are_read_only_for_a_job_that_has_no_pods_for_a_while() -> None:
