@@ -1,0 +1,279 @@
+"""Decisions in every order of events: watches that lag, answers that are lost, looks that overlap, an operator that
+dies between any two writes and forgets everything, and two FineTuneJobs that ask for the same run.
+
+The operator's own Reconciler, Observer and Cache decide and act; the cluster around them is cluster.py. What fails here
+is shrunk to the few steps that it takes.
+"""
+
+import sys
+from typing import Any
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from tests.unit.cluster import (
+    DONE_STEP,
+    LAG,
+    LEAST_PREFLIGHT,
+    Cluster,
+    Process,
+    clock,
+    gave_up,
+    result_of,
+    state_of,
+)
+
+from finetune_operator.cache import Kind
+from finetune_operator.verdict import reason_of
+from finetune_operator.views import ROLE, RUN, Subject
+
+Raw = dict[str, Any]
+SPEC: Raw = {
+    "task": {"type": "text-classification"},
+    "model": {"uri": "s3://models/base"},
+    "data": {"train": [{"uri": "s3://data/train.jsonl"}]},
+    "output": {"uri": "s3://models/out"},
+    "retries": {"max": 100},
+}
+OTHER: Raw = {**SPEC, "training": {"learningRate": 0.5}}
+SPECS = [SPEC, OTHER, {**SPEC, "retries": {"max": 50}}, {**SPEC, "suspend": True}, {**SPEC, "task": "bad"}]
+ROUNDS = 80
+TTL = 3600.0
+which = st.integers(0, 5)
+
+
+class Operator(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cluster = Cluster()
+        self.undo = clock(self.cluster)
+        self.cluster.on_write = self.written
+        self.cluster.on_put = self.put
+        self.process = Process(self.cluster)
+        self.owners: dict[str, str] = {}
+        """By run: UID of the FineTuneJob that began the last attempt of it."""
+        self.excused: set[str] = set()
+        """UIDs of FineTuneJobs that gave up since they began their last attempt, or that somebody changed."""
+        self.handed: dict[str, int] = {}
+        """By run, how often it was handed over without an excuse."""
+        self.writes = 0
+
+    # --- what must never be ---
+
+    def written(self, uid: str, what: str, raw: Raw) -> None:
+        """The operator is about to write."""
+        self.writes += 1
+        subject = next((Subject.of(s) for s in self.cluster.subjects() if s["metadata"]["uid"] == uid), None)
+        assert subject is None or not subject.finished, f"{what} after {subject.status.phase}"
+        labels = raw["metadata"].get("labels") or {}
+        if what != "create" or labels.get(ROLE) != "train":
+            return
+        run = labels[RUN]
+        alive = [job for job in self.cluster.jobs("train") if self.cluster.live(job)]
+        rivals = [job["metadata"]["name"] for job in alive if job["metadata"]["labels"][RUN] == run]
+        assert not rivals, f"{raw['metadata']['name']} is begun beside {rivals}"
+        before = self.owners.get(run, uid)
+        if before != uid and before not in self.excused:
+            self.handed[run] = self.handed.get(run, 0) + 1
+            assert self.handed[run] <= 1, "the run goes back and forth"
+        self.owners[run] = uid
+        self.excused.discard(uid)
+
+    def put(self, kind: Kind, raw: Raw) -> None:
+        if kind == "finetunejobs" and gave_up(raw):
+            self.excused.add(raw["metadata"]["uid"])
+        if kind == "pods" and "running" in state_of(raw):
+            run = raw["metadata"]["labels"].get(RUN)
+            together = [pod for pod in self.cluster.running("train") if pod["metadata"]["labels"][RUN] == run]
+            assert len(together) <= 1, f"{[pod['metadata']['name'] for pod in together]} train together"
+
+    def changed(self, subject: Raw) -> None:
+        self.excused.add(subject["metadata"]["uid"])
+        self.handed.clear()
+
+    def pick(self, items: list[Any], number: int) -> Any:
+        return items[number % len(items)] if items else None
+
+    # --- people ---
+
+    def apply(self, name: str) -> None:
+        self.cluster.create("finetunejobs", {"metadata": {"name": name, "namespace": "ns"}, "spec": SPEC})
+
+    @initialize(twins=st.booleans())
+    def begin(self, twins: bool) -> None:
+        self.apply("one")
+        if twins:
+            self.apply("two")
+        self.process.catch_up()
+
+    @precondition(lambda self: not self.cluster.named("finetunejobs", "two"))
+    @rule()
+    def a_twin(self) -> None:
+        self.apply("two")
+
+    @rule(n=which, spec=st.sampled_from(SPECS))
+    def edit(self, n: int, spec: Raw) -> None:
+        subject = self.pick(self.cluster.subjects(), n)
+        self.cluster.edit(subject, spec)
+        self.changed(subject)
+
+    @rule(n=which)
+    def wipe(self, n: int) -> None:
+        subject = self.pick(self.cluster.subjects(), n)
+        self.cluster.put("finetunejobs", {**subject, "status": {}})
+        self.changed(subject)
+
+    @rule(n=which)
+    def delete_a_job(self, n: int) -> None:
+        if (job := self.pick(self.cluster.jobs(), n)) is not None:
+            self.cluster.remove(job["metadata"]["uid"])
+
+    @rule(n=which, evicted=st.booleans())
+    def delete_a_pod(self, n: int, evicted: bool) -> None:
+        pods = [pod for pod in self.cluster.pods() if "deletionTimestamp" not in pod["metadata"]]
+        if (pod := self.pick(pods, n)) is not None:
+            self.cluster.ask_to_go(pod["metadata"]["uid"], disrupted=evicted)
+
+    # --- the cluster ---
+
+    @rule(n=which)
+    def a_chore(self, n: int) -> None:
+        if (chore := self.pick(self.cluster.chores(), n)) is not None:
+            chore()
+
+    @rule(n=which, steps=st.integers(1, 3), committed=st.booleans())
+    def train(self, n: int, steps: int, committed: bool) -> None:
+        if (pod := self.pick(self.cluster.running("train"), n)) is not None:
+            trainer = self.cluster.trainers[pod["metadata"]["uid"]]
+            trainer.step = min(trainer.step + steps, DONE_STEP - 1)
+            if committed:
+                self.cluster.stored(pod["metadata"]["labels"][RUN]).step = trainer.step
+
+    @rule(n=which, code=st.sampled_from([0, 1, 45, 49, 137]), said=st.booleans())
+    def a_program_ends(self, n: int, code: int, said: bool) -> None:
+        pods = [pod for pod in self.cluster.running() if self.cluster.may_end(pod)]
+        if (pod := self.pick(pods, n)) is not None:
+            self.cluster.end(pod["metadata"]["uid"], code, said=said)
+
+    # --- time, watches and the operator ---
+
+    @rule(seconds=st.sampled_from([0.5, 2.0, 5.0, 60.0, 700.0]))
+    def wait(self, seconds: float) -> None:
+        for key in list(self.process.flights):  # no request takes that long
+            self.process.finish(key)
+        self.cluster.seconds += seconds
+        self.cluster.kill_overdue()
+        self.process.catch_up(older_than=LAG)
+
+    @rule(n=which, newest=st.booleans())
+    def a_watch_tells(self, n: int, newest: bool) -> None:
+        if (uid := self.pick(self.process.behind(), n)) is not None:
+            self.process.deliver(uid, newest=newest)
+
+    @rule(n=which)
+    def look(self, n: int) -> None:
+        if (key := self.pick(self.process.ready(), n)) is not None:
+            self.process.look(key)
+
+    @rule(n=which)
+    def look_to_the_end(self, n: int) -> None:
+        if (key := self.pick(self.process.ready(), n)) is not None:
+            self.process.look(key)
+            self.process.finish(key)
+
+    @rule(n=which, outcome=st.sampled_from(["", "", "lost"]))
+    def a_request_moves_on(self, n: int, outcome: str) -> None:
+        if (key := self.pick(list(self.process.flights), n)) is not None:
+            self.process.go_on(key, outcome=outcome)
+
+    @rule()
+    def die(self) -> None:
+        self.process.die()
+        self.process = Process(self.cluster)
+
+    @rule(later=which, told=st.booleans())
+    def the_cluster_goes_on(self, later: int, told: bool) -> None:
+        """But for the operator; a preflight ends if there is one."""
+        while chores := self.cluster.chores():
+            chores[0]()
+        self.wait(LEAST_PREFLIGHT)
+        if (pod := self.pick(self.cluster.running("preflight"), later)) is not None:
+            self.cluster.end(pod["metadata"]["uid"], 0)
+        if told:
+            self.process.catch_up()
+
+    @rule(rounds=st.integers(1, 6))
+    def undisturbed(self, rounds: int) -> None:
+        for _ in range(rounds):
+            self.round(end=False)
+
+    # --- the end ---
+
+    def round(self, *, end: bool) -> None:
+        """Everybody does what there is to do; programs end well if they are to `end`, preflights in any case."""
+        for _ in range(100):
+            self.process.catch_up()
+            busy = [*self.process.flights, *self.process.ready()]
+            for key in busy:
+                if key not in self.process.flights:
+                    self.process.look(key)
+                self.process.finish(key)
+            chores = self.cluster.chores()
+            if chores:
+                chores[0]()
+            elif not busy:
+                break
+        else:
+            raise AssertionError("it does not come to rest")
+        for pod in self.cluster.running(role="" if end else "preflight"):
+            if self.cluster.may_end(pod):
+                self.cluster.end(pod["metadata"]["uid"], 0)
+        later = [at for at in self.process.due.values() if at > self.cluster.seconds]
+        self.cluster.seconds += max(1.0, min(min(later, default=0.0) - self.cluster.seconds, 5.0))
+        self.cluster.kill_overdue()
+
+    def teardown(self) -> None:
+        try:
+            if sys.exc_info()[0] is None:
+                self.ends()
+        finally:
+            self.process.die()
+            self.undo()
+
+    def ends(self) -> None:
+        for subject in self.cluster.subjects():
+            if subject["spec"] in SPECS[3:]:
+                self.cluster.edit(subject, SPEC)
+                self.changed(subject)
+        for _ in range(ROUNDS):
+            self.round(end=True)
+            if all(Subject.of(subject).finished for subject in self.cluster.subjects()):
+                break
+        for raw in self.cluster.subjects():
+            self.ended_truly(Subject.of(raw))
+        before = self.writes
+        self.wait(TTL + 1.0)
+        self.round(end=True)
+        assert not self.cluster.jobs(), "ttlAfterFinished takes them"
+        assert self.writes == before, "something is written after all is done"
+
+    def ended_truly(self, subject: Subject) -> None:
+        status = subject.status
+        assert subject.finished, (subject.name, status.phase, status.message)
+        if status.phase == "Failed":
+            assert reason_of(status) == "NoProgress", status.message
+            return
+        assert status.run is not None
+        assert self.cluster.stored(status.run.id).published
+        assert status.model == result_of(status.run.id).model
+
+
+Operator.TestCase.settings = settings(
+    max_examples=100,
+    stateful_step_count=50,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
+TestOperator = Operator.TestCase
