@@ -16,6 +16,8 @@ from finetune_trainer.storage.commit import RecordKind, find
 
 ROWS = 1400
 """140 of them are for validation: three chunks an evaluation."""
+KEPT: dict[str, Any] = {**STOPPABLE, "checkpoint": {**STOPPABLE["checkpoint"], "keepLast": 100}}
+"""All checkpoints stay, to be looked at in the end."""
 CHUNK = ("finetune_trainer.evaluate", "Evaluator", "_predictions")
 RECORD = ("finetune_trainer.storage.commit", "Claim", "append")
 TERM, KILL = signal.SIGTERM.value, signal.SIGKILL.value
@@ -73,7 +75,7 @@ def entry(record: Any, name: str) -> dict[str, Any]:
 def calm(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, ranks: Ranks) -> Made:
     """A run that nothing stops."""
     root = tmp_path_factory.mktemp("calm")
-    made = runs_in(root, tiny_base, ranks)(tiny_rows(ROWS), **STOPPABLE)
+    made = runs_in(root, tiny_base, ranks)(tiny_rows(ROWS), **KEPT)
     code, log = made.run(root / "work")
     assert code == 0, log
     assert committed(made) == CALM
@@ -85,7 +87,7 @@ def test_only_a_missed_evaluation_is_made_up_for_and_its_step_committed_again(
     make_run: Any, rows: Any, calm: Made, tmp_path: Path, case: str
 ) -> None:
     stops, commits = CASES[case]
-    made = make_run(rows(ROWS), **STOPPABLE)
+    made = make_run(rows(ROWS), **KEPT)
     for number, stop in enumerate(stops):
         code, log = made.run(tmp_path / f"work-{number}", stop=stop)
         assert code == (45 if stop[-1] == TERM else -KILL), log
@@ -122,7 +124,7 @@ def test_a_stop_of_one_rank_cuts_the_evaluation_of_all_and_both_commit_its_step(
 ) -> None:
     """Three chunks are two rounds of two ranks, the second of which is rank 0's alone."""
     stopped, stop, commits = TOGETHER[case]
-    made = make_run(rows(ROWS), **STOPPABLE)
+    made = make_run(rows(ROWS), **KEPT)
     group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port), "LOCAL_WORLD_SIZE": "2"}
     both = [
         made.start(
