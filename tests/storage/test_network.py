@@ -239,11 +239,9 @@ def test_requests_go_through_the_proxy_of_the_environment_and_go_on_where_it_cut
     (tmp_path / "source").write_bytes(data)
     sent = store.upload(tmp_path / "source", "big")
     forward.cuts, forward.cut_after = 6, 5 * MIB
-    asked = len(forward.seen)
     got = store.download("big", tmp_path / "target", if_match=sent.etag, digest=sent.digest)
     assert (forward.cuts, got.digest) == (0, digest_of(data))
     assert (tmp_path / "target").read_bytes() == data
-    assert len(forward.seen) >= asked + 6
     forward.cuts = 3
     with store.stream("big") as source:
         assert source.read() == data
