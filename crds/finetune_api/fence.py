@@ -4,13 +4,14 @@ A name that the job gives must match a pattern as a whole. What the profile itse
 """
 
 import fnmatch
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from finetune_api.base import at
 from finetune_api.contract import PodsConfig
 from finetune_api.job import FineTuneJobSpec
-from finetune_api.pods import EnvVar, PodSpec, PodTemplate, PullSecret
+from finetune_api.pods import EnvVar, PodMetadata, PodSpec, PodTemplate, PullSecret
 from finetune_api.profile import Allowed, FineTuneProfileSpec, Limits
 from finetune_api.scalars import amount, seconds
 
@@ -27,6 +28,9 @@ RESERVED = {
 }
 """Patterns of environment variables that only a profile may set, by the reason. Code may lie in a shared cache."""
 HARMLESS = {"AWS_REGION", "AWS_DEFAULT_REGION", "PYTHONFAULTHANDLER", "PYTHONHASHSEED", "PYTHONUNBUFFERED"}
+_DNS = r"[a-z0-9](?:[-a-z0-9]*[a-z0-9])?"
+KEY = re.compile(rf"(?:(?=[^/]{{1,253}}/){_DNS}(?:\.{_DNS})*/)?[A-Za-z0-9](?:[-A-Za-z0-9_.]{{0,61}}[A-Za-z0-9])?")
+"""What Kubernetes takes as the name of a label or an annotation. No schema can say it of the keys of a map."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,7 @@ def refusals(
         *_named(spec, profile, allowed),
         *_diverted(spec, profile),
         *_reserved(spec, profile),
+        *_misnamed(spec),
     ]
 
 
@@ -143,6 +148,25 @@ def _reserved(spec: FineTuneJobSpec, profile: FineTuneProfileSpec) -> Iterator[R
                     f"spec.podTemplate.spec.env[{index}]: {variable.name} {why}, so only a profile's podTemplate may "
                     "set it: remove it from the job",
                 )
+
+
+def _misnamed(spec: FineTuneJobSpec) -> Iterator[Refusal]:
+    """Pods with such a name could never be created."""
+    pod = spec.pod_template or PodTemplate()
+    metadata, chosen = pod.metadata or PodMetadata(), _pod(pod)
+    found = [
+        *(("metadata.labels", key) for key in metadata.labels or {}),
+        *(("metadata.annotations", key) for key in metadata.annotations or {}),
+        *(("spec.nodeSelector", key) for key in chosen.node_selector or {}),
+        *((f"spec.tolerations[{index}].key", one.key or "") for index, one in enumerate(chosen.tolerations or [])),
+    ]
+    for path, key in found:
+        if not KEY.fullmatch(key) and not (key == "" and path.startswith("spec.tolerations")):
+            yield Refusal(
+                "NameInvalid",
+                f"spec.podTemplate.{path}: {key!r} is not what Kubernetes takes as a name, such as team or "
+                "example.org/team: correct it",
+            )
 
 
 def _variables(spec: FineTuneJobSpec, profile: FineTuneProfileSpec) -> Iterator[tuple[int, EnvVar, str | None]]:
