@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
+from finetune_operator.kube import PLURALS
+
 pytestmark = pytest.mark.e2e
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -221,10 +223,19 @@ def test_no_role_reaches_secrets_or_everything(chart: Chart, name: str) -> None:
             assert not {"escalate", "bind", "impersonate"} & set(rule["verbs"])
 
 
+@pytest.mark.parametrize("name", GOOD)
+def test_single_objects_are_read_only_where_a_name_may_be_taken(chart: Chart, name: str) -> None:
+    """What the operator creates, and its Lease. Watches and lists show the rest, also of one name."""
+    for role in chart.render(GOOD[name]):
+        for rule in role.get("rules", []) if role["kind"] in ("Role", "ClusterRole") else []:
+            if "get" in rule["verbs"]:
+                assert {*rule["resources"]} <= {*PLURALS.values(), "leases"}
+
+
 def test_a_namespaced_operator_writes_nothing_cluster_wide(chart: Chart) -> None:
     role = chart.one("ClusterRole", GOOD["two-namespaces"])
     assert role["rules"] == [
-        {"apiGroups": ["finetune.dev"], "resources": ["finetuneprofiles"], "verbs": ["get", "list", "watch"]}
+        {"apiGroups": ["finetune.dev"], "resources": ["finetuneprofiles"], "verbs": ["list", "watch"]}
     ]
 
 
