@@ -40,6 +40,7 @@ STATE = Path(os.environ.get("STATE", Path.home() / ".local/state/finetune-operat
 EXAMPLE = ROOT / "examples/text-classification.yaml"
 GROUP = "finetune.dev"
 SYSTEM = "finetune-system"
+RESTRICTED = {"pod-security.kubernetes.io/enforce": "restricted"}
 Document = dict[str, Any]
 
 
@@ -318,7 +319,7 @@ class World:
     def namespace(self, name: str, *, secret: dict[str, str] | None = None) -> str:
         """A fresh namespace that enforces `restricted`, with the Secret of the profile in it."""
         name = f"e2e-{name}-{secrets.token_hex(3)}"
-        labels = {"pod-security.kubernetes.io/enforce": "restricted", "finetune-e2e": "true"}
+        labels = {**RESTRICTED, "finetune-e2e": "true"}
         document = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
         self.apply(document)
         self.secret(name, "s3-credentials", secret or self.keys)
@@ -735,7 +736,9 @@ def load(name: str) -> Any:
 
 def _install(world: World) -> None:
     chart = str(ROOT / "charts/finetune-operator/crds")
+    restricted = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": SYSTEM, "labels": RESTRICTED}}
     with world.timed("Helm installs the operator"):
+        world.apply(restricted)
         world.kubectl("apply", "--server-side", "--force-conflicts", "--field-manager=helm", "-f", chart)
         world.install()
         # The images' tag never changes, so a new build needs a new pod.
