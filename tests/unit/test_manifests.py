@@ -95,6 +95,7 @@ DOCUMENTS = {
     "train-job-without-secret-or-gpu": train(
         {**SPEC, "storage": {}, "resources": {"perNode": {"gpus": 0, "cpu": "500m", "memory": "2Gi"}}}
     ),
+    "train-job-another-gpu": train(SPEC, {"gpu": {"resourceName": "amd.com/gpu"}}),
     "preflight-job-rich": preflight(RICH),
     "train-job-rich": train(RICH, PROFILE),
     "service": manifests.service(SUBJECT),
