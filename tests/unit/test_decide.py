@@ -209,6 +209,16 @@ def ended(of: Child, code: int, last: LastMessage | None = None, *, at: float = 
     return replace(made, **changes)
 
 
+REFUSED: dict[str, Any] = {
+    "phase": "Failed",
+    "running": False,
+    "never_began": True,
+    "disrupted": "UnexpectedAdmissionError",
+    "words": "Allocate failed",
+}
+"""A pod that its node did not take."""
+
+
 def message(code: int, reason: str, **fields: Any) -> LastMessage:
     return LastMessage(code=code, reason=reason, message=f"{reason} it is", **fields)
 
@@ -679,6 +689,32 @@ TRAINING_ROWS = [
         "Starting",
         "InvalidImageName",
         stalled=True,
+    ),
+    Row(
+        "of a pod that its node refuses, the node's words are told until its Job ends",
+        world(GO, t(), pod(t(), **REFUSED)),
+        "Starting",
+        "UnexpectedAdmissionError",
+        says="a pod of Job one-11111-t1 did not start (UnexpectedAdmissionError: Allocate failed); the Job ends",
+    ),
+    Row(
+        "and not what its container waited for",
+        world(GO, t(), pod(t(), **REFUSED, waiting=("ErrImagePull", "manifest unknown"))),
+        "Starting",
+        "UnexpectedAdmissionError",
+    ),
+    Row(
+        "also of a preflight pod",
+        world(PREFLIGHT, p(), pod(p(), **REFUSED)),
+        "Preflight",
+        "UnexpectedAdmissionError",
+        says="did not start (UnexpectedAdmissionError: Allocate failed); the Job ends",
+    ),
+    Row(
+        "just after the scheduler placed it that is told with what follows",
+        world(GO, t(), pod(t(), **REFUSED, placed=ago(8))),
+        None,
+        again=3.0,
     ),
     Row("a trainer that loads starts", world(GO, *RUNNING, progress("Loading", 0)), "Starting", "Loading"),
     Row(

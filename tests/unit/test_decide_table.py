@@ -25,6 +25,7 @@ import pytest
 from tests.unit.test_decide import (
     NOW,
     PREFLIGHT,
+    REFUSED,
     SPEC,
     TRAINED,
     UNMET,
@@ -114,6 +115,7 @@ SEEN: dict[str, tuple[Any, ...]] = {
     "a train Job is in a queue": (t(suspended=True),),
     "a train pod pulls its image": (t(), pod(t(), running=False, waiting=("ContainerCreating", ""))),
     "a train pod gets no image": (t(), pod(t(), running=False, waiting=("ErrImagePull", "no such tag"))),
+    "a node refuses the train pod": (t(), pod(t(), **REFUSED)),
     "the trainer loads": (t(), pod(t()), progress("Loading", 0)),
     "the trainer trains": (t(), pod(t()), progress()),
     "the trainer evaluates": (t(), pod(t()), progress("Evaluating", 100)),
@@ -156,6 +158,7 @@ a train pod waits for a node   | queues queues  queues    queues queues   queues
 a train Job is in a queue      | queues queues  queues    queues queues   queues   queues     queues    -         -
 a train pod pulls its image    | starts starts  starts    starts starts   starts   starts     starts    -         -
 a train pod gets no image      | stuck  stuck   stuck     stuck  stuck    stuck    stuck      stuck     -         -
+a node refuses the train pod   | starts starts  starts    starts starts   starts   starts     starts    -         -
 the trainer loads              | starts starts  starts    starts starts   starts   starts     starts    -         -
 the trainer trains             | trains trains  trains    trains trains   trains   trains     trains    -         -
 the trainer evaluates          | rates  rates   rates     rates  rates    rates    rates      rates     -         -

@@ -29,7 +29,7 @@ from finetune_operator.policies.restarts import (
 )
 from finetune_operator.policies.rivals import ahead, wait_for
 from finetune_operator.policies.success import last_checkpoint, not_good_enough, succeeded
-from finetune_operator.policies.waiting import HELD, SILENT, STARTING, STOPPING, answered, wait_of
+from finetune_operator.policies.waiting import HELD, NEVER_BEGAN, SILENT, STARTING, STOPPING, answered, wait_of
 from finetune_operator.policies.ways import BUDGET_EXHAUSTED, BUDGET_RAISED, GATES_CHANGED, GROUP_INCOMPLETE, Kind, Way
 from finetune_operator.verdict import IDENTICAL, CreateTrain, DeleteJob, Mark, Observed, Verdict, mark_of, reason_of
 from finetune_operator.verdict import STOPPING as STOPPING_PREVIOUS
@@ -39,6 +39,9 @@ POLL = 5.0
 POLL_STARTING = 2.0
 """Seconds between two questions to a trainer."""
 BRIEF = timedelta(seconds=3)
+BRIEFLY = {STARTING: BRIEF, NEVER_BEGAN: timedelta(seconds=10)}
+"""How long after a pod got its node this is over, as a rule. Where the image is there, a container starts within a
+second or two; of a pod that its node refuses the Job says soon that it has failed."""
 QUESTIONS, QUESTIONS_STARTING = 8.0, 20.0
 """A second, to all trainers together: where many train, each is asked less often. More often than progress is written
 at most; more often to those that start or end, as they are few at a time."""
@@ -113,7 +116,7 @@ def _going_on(o: Observed, target: Target, job: Child, *, now: datetime, superse
         phase: Phase = "Starting" if wait.placed else "Queued"
         again = POLL_QUEUE if wait.cause in HELD and answered(o, job, now=now) else max(POLL, _poll(o))
         said = Verdict(phase, wait.reason, wait.message, stalled=wait.stalled, facts=facts, again_after=again)
-        return _brief(o, job, said, now=now) if wait.cause is STARTING else said
+        return _brief(o, job, said, within=BRIEFLY[wait.cause], now=now) if wait.cause in BRIEFLY else said
     return _running(o, job, facts)
 
 
@@ -123,20 +126,15 @@ def _have_stopped(o: Observed, job: Child) -> bool:
     return bool(codes) and not job.suspended and all(code in (ExitCode.DONE, ExitCode.STOPPED) for code in codes)
 
 
-def _brief(o: Observed, job: Child, verdict: Verdict, *, now: datetime) -> Verdict:
+def _brief(o: Observed, job: Child, verdict: Verdict, *, within: timedelta, now: datetime) -> Verdict:
     """Told with what follows, or after a moment.
 
     That the trainer loads is told at once: from then on an attempt counts, and whoever deletes its Job again and again
     must not get another one at once each time.
     """
-    if not _just_placed(o, job, now=now):
+    if not all(pod.placed is not None and now - pod.placed < within for pod in o.pods_of(job)):
         return verdict
     return replace(verdict, brief=True, again_after=BRIEF.total_seconds())
-
-
-def _just_placed(o: Observed, job: Child, *, now: datetime) -> bool:
-    """Where the image is there, a container starts within a second or two."""
-    return all(pod.placed is not None and now - pod.placed < BRIEF for pod in o.pods_of(job))
 
 
 def _limit(o: Observed, target: Target, job: Child, *, now: datetime) -> Limit | None:

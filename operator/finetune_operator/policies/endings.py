@@ -150,7 +150,7 @@ class _Look:
 
     def _taken(self, lost: Pod | None, stopped: Exit | None) -> End:
         """By the cluster: the trainer may have had the time to commit a checkpoint and say so."""
-        way, reason, befell = _disruption(lost)
+        way, reason, befell = disruption(lost)
         if stopped is not None and lost is None:
             return self._told(STOPPED, stopped)
         taken = f"a pod of Job {self.child.name} {befell}"
@@ -192,7 +192,7 @@ def _node_lost(pod: Pod) -> bool:
     return gone or (pod.unreachable and pod.exit is None)
 
 
-def _disruption(pod: Pod | None) -> tuple[Way, str, str]:
+def disruption(pod: Pod | None) -> tuple[Way, str, str]:
     """The way, the reason for the status, and what befell the pod, with the cluster's words."""
     if pod is None:
         return DELETED, DELETED.reason, "was deleted"

@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from finetune_operator.policies.endings import disruption
 from finetune_operator.verdict import Observed, Verdict
 from finetune_operator.views import Child
 
@@ -66,6 +67,12 @@ CONTAINER = Cause(
     "what the message names",
     stalled=True,
 )
+NEVER_BEGAN = Cause(
+    "UnexpectedAdmissionError and others",
+    "a pod was refused, or taken away before the trainer began, in the cluster's own word; its Job has not ended yet",
+    "nothing; what follows is below",
+    stalled=False,
+)
 STOPPING = Cause(
     "Stopping",
     "a pod is taken away; a checkpoint is committed before the next attempt begins",
@@ -92,6 +99,7 @@ CAUSES = (
     CONFIG_MAP,
     IMAGE,
     CONTAINER,
+    NEVER_BEGAN,
     STOPPING,
     SILENT,
 )
@@ -132,6 +140,11 @@ def wait_of(o: Observed, child: Child, *, nodes: int, now: datetime) -> Wait | N
         return _wait(SUSPENDED, _held(o, child), placed=False)
     if refusal and len(pods) < nodes:
         return _wait(REFUSED, f"the cluster refuses the pods: {_without_pod(refusal, child)}", placed=False)
+    for pod in pods:
+        if pod.never_began and not pod.running:
+            _, reason, befell = disruption(pod)
+            message = f"a pod of Job {child.name} {befell}; the Job ends"
+            return Wait(NEVER_BEGAN, reason, message, placed=pod.node is not None)
     for pod in pods:
         if pod.waiting is not None and pod.waiting[0] not in NORMAL:
             return _mend(pod.waiting[0], pod.waiting[1])
