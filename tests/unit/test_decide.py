@@ -199,6 +199,7 @@ def pod(of: Child, **changes: Any) -> Pod:
         waiting=None,
         running=True,
         exit=None,
+        run=of.run,
     )
     return replace(made, **changes)
 
@@ -1440,6 +1441,12 @@ IDLE = said(
     checkpoint=CheckpointStatus(step=40),
     restarts=[Restart(attempt=1, reason="Suspended", at="x", resumed_from_step=40, lost_steps=0)],
 )
+HALTED_AT_40 = HALTING.model_copy(
+    update={
+        "checkpoint": CheckpointStatus(step=30),
+        "restarts": [Restart(attempt=1, reason="Suspended", at="x", resumed_from_step=40, lost_steps=0)],
+    }
+)
 GOING = pod(t(), gone_by=NOW + timedelta(seconds=100), was_asked_to_go=True)
 SUSPENDING = [
     Row(
@@ -1514,6 +1521,47 @@ SUSPENDING = [
         "Suspended",
         "Suspended",
         says="suspended at step 30",
+    ),
+    Row(
+        "that of which nothing is heard any more is expected to have committed",
+        world(HALTED_AT_40, **HALTED),
+        "Suspended",
+        "Suspended",
+        says="suspended at step 40",
+    ),
+    Row(
+        "so is what ended in order without a word",
+        world(HALTED_AT_40, ended(t(), 45), **HALTED),
+        "Suspended",
+        "Suspended",
+        says="suspended at step 40",
+    ),
+    Row(
+        "what was killed has committed no more than before",
+        world(HALTED_AT_40, ended(t(), 137), **HALTED),
+        "Suspended",
+        "Suspended",
+        says="suspended at step 30",
+    ),
+    Row(
+        "nor has what is gone without an end",
+        world(HALTED_AT_40, GOING.removed, **HALTED),
+        "Suspended",
+        "Suspended",
+        says="suspended at step 30",
+    ),
+    Row(
+        "nor what could not commit",
+        world(HALTED_AT_40, ended(t(), 49, message(49, "Unreachable", run_id=RUN)), **HALTED),
+        "Suspended",
+        "Suspended",
+        says="suspended at step 30",
+    ),
+    Row(
+        "as long as one still goes on nobody knows",
+        world(HALTED_AT_40, ended(t(), 137), replace(GOING, index=1), **HALTED),
+        "Suspended",
+        "Suspending",
     ),
     Row(
         "what they have committed is told",
@@ -2064,6 +2112,17 @@ def test_what_the_pods_say_when_they_end_corrects_what_was_expected() -> None:
     assert [(r.resumed_from_step, r.lost_steps) for r in status.restarts or []] == [(45, 0)]
     other = ended(t(), 45, message(45, "Stopped", run_id=OTHER_RUN, step=99))
     assert _status(world(HALTING, other, **HALTED)).checkpoint is None, "that was another run"
+
+
+def test_what_was_killed_before_it_committed_has_lost_its_steps() -> None:
+    given = world(HALTED_AT_40, ended(t(), 137), **HALTED)
+    status = _status(given)
+    assert [(r.resumed_from_step, r.lost_steps) for r in status.restarts or []] == [(30, 10)]
+    assert (status.usage or Usage()).lost_steps == 10
+    assert status.checkpoint == CheckpointStatus(step=30)
+    assert decide(replace(given, subject=replace(given.subject, status=status)), now=NOW) == Decision(), "told once"
+    later = decide(world(status, **HALTED), now=NOW)
+    assert later == Decision(), "also once its pods are forgotten"
 
 
 def test_a_document_that_cannot_be_resolved_says_so_while_it_is_suspended() -> None:

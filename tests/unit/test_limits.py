@@ -186,6 +186,13 @@ ROWS = [
         says="from step 44",
     ),
     Row(
+        "or that nothing was, after what it had known before",
+        world(stopped("DeadlineExceeded", checkpoint=CheckpointStatus(step=30)), ended(t(), 137), **under(DEADLINE)),
+        "Failed",
+        "DeadlineExceeded",
+        says="from step 30",
+    ),
+    Row(
         "where nothing was committed it says so",
         world(stopped("DeadlineExceeded", step=None), **under(DEADLINE)),
         "Failed",
@@ -292,6 +299,13 @@ ROWS = [
         "Queued",
         "PodsPending",
         "begin t2",
+    ),
+    Row(
+        "where its pods were killed before they committed one, storage is asked",
+        world(stopped("BudgetExhausted"), ended(t(), 137), **under(BUDGET)),
+        "Preflight",
+        "Checking",
+        "begin p1",
     ),
     Row(
         "where nobody has told of one, storage is asked",

@@ -4,6 +4,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
+from finetune_api.contract import ExitCode
 from finetune_operator.policies.accept import Refusal, Target
 from finetune_operator.policies.attempt import POLL_STARTING, attempt, stopped
 from finetune_operator.policies.endings import ending
@@ -91,16 +92,25 @@ def still_there(pod: Pod, *, now: datetime) -> bool:
 
 
 def last_words(o: Observed) -> dict[str, Any]:
-    """The status fields that are known better since pods of the run have said which step they have committed."""
+    """The status fields that are known better since pods of the run have said which step they have committed, or have
+    ended in a way in which they can have committed no more."""
     status = o.subject.status
     if status.run is None:
         return {}
+    attempts = (status.usage.attempts if status.usage else None) or 0
     said = [pod.exit.last for pod in o.pods if pod.exit is not None and pod.exit.last is not None]
     # What an earlier attempt has said is in the status already, and its pods may be remembered.
     newest = [last for last in said if last.attempt is None or last.attempt >= (status.run.attempt or 0)]
     steps = [last.step for last in newest if last.run_id == status.run.id and last.step is not None]
     if not steps:
-        return {}
-    attempts = (status.usage.attempts if status.usage else None) or 0
+        known = status.checkpoint.step if status.checkpoint else 0
+        return corrected(status, resumed=known, attempt=attempts + 1) if _cut_off(o, status.run.id) else {}
     committed = checkpoint_at(status.checkpoint, max(steps))
     return {"checkpoint": committed, **corrected(status, resumed=max(steps), attempt=attempts + 1)}
+
+
+def _cut_off(o: Observed, run: str) -> bool:
+    """Whether all its pods are at an end, and none of them in order."""
+    pods = [pod for pod in o.pods if pod.role == "train" and pod.run == run]
+    in_order = (ExitCode.DONE, ExitCode.STOPPED)
+    return bool(pods) and all(pod.over and (pod.exit is None or pod.exit.code not in in_order) for pod in pods)
