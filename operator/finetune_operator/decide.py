@@ -281,6 +281,8 @@ def _beside(o: Observed, verdict: Verdict, job: Child, *, now: datetime) -> Verd
     old = attempt(o, target_of(pinned), job, now=now, superseded=True)
     generation = o.subject.generation
     if old.final:  # its model counts, its failure does not: the document asks for something else by now
+        if verdict.final and "Evaluated" in old.marks:
+            verdict = replace(verdict, message=f"{verdict.message}; the model is that of generation {job.generation}")
         return verdict.stating(**old.facts)
     if old.again_after == 0.0:  # told before anything else, which may be refused
         return old

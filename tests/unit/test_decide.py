@@ -1299,6 +1299,15 @@ CHANGING = [
         world(REFUSED2, t(), ended(t(), 0, TRAINED), **CHANGED),
         "Failed",
         "ColumnMissing",
+        says="as it was; the model is that of generation 1",
+        passed="False",
+    ),
+    Row(
+        "also where that model is not good enough",
+        world(REFUSED2, t(), ended(t(), 48, UNMET), **CHANGED),
+        "Failed",
+        "ColumnMissing",
+        says="as it was; the model is that of generation 1",
         passed="False",
     ),
     Row(
@@ -2253,6 +2262,11 @@ def test_another_run_keeps_the_model_and_forgets_the_progress() -> None:
 def test_a_refused_generation_still_gets_the_model_of_the_old_run() -> None:
     status = _status(world(REFUSED2, t(), ended(t(), 0, TRAINED), **CHANGED))
     assert status.model == RESULT.model
+
+
+def test_of_an_old_run_that_failed_a_refused_generation_says_nothing() -> None:
+    status = _status(world(REFUSED2, t(), ended(t(), 47, message(47, "Diverged")), **CHANGED))
+    assert (status.phase, status.message, status.model) == ("Failed", "as it was", None)
 
 
 def test_counters_are_carried_from_job_to_job() -> None:
