@@ -2068,6 +2068,16 @@ def test_a_run_that_was_done_though_nobody_could_say_so_has_no_restart() -> None
     assert status.usage == Usage(gpu_seconds=60, running_seconds=60, counted=1, attempts=1, lost_steps=0)
 
 
+def test_a_run_that_was_done_when_its_job_was_lost_has_no_restart() -> None:
+    """What an attempt before it cost stays."""
+    before = TRAINING.model_copy(update={"restarts": restarts(1), "usage": Usage(attempts=2)})
+    looking = _status(world(before))
+    assert [restart.reason for restart in looking.restarts or []] == ["PodDeleted", "JobLost"]
+    status = _status(world(looking, p(), ended(p(), 0, outcome("Reused"))))
+    assert (status.phase, status.restarts) == ("Succeeded", restarts(1))
+    assert status.usage == Usage(attempts=2, lost_steps=0)
+
+
 def test_an_attempt_that_a_changed_document_stops_is_paid_for() -> None:
     status = _status(world(PASSED2, t(created=ago(50)), pod(t(), started=ago(40)), **CHANGED))
     assert status.usage == Usage(gpu_seconds=40, running_seconds=40, counted=1, attempts=1)

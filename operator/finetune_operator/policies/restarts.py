@@ -19,6 +19,8 @@ SETTLED = timedelta(minutes=10)
 FREE_WITHOUT_PROGRESS = 10
 KEPT = 10
 NO_PROGRESS = "NoProgress"
+ENDED_UNHEARD = (MESSAGE_LOST.reason, JOB_LOST.reason, GATES_CHANGED.reason)
+"""Why storage is asked what an attempt has left behind, which may be all there is to do."""
 INTERRUPTED = (Kind.FREE, Kind.LOST, Kind.MEMORY)
 """Not counted against retries.max, and therefore bounded by the steps that are won."""
 
@@ -245,6 +247,6 @@ def nothing_lost(status: FineTuneJobStatus, *, step: int) -> dict[str, Any]:
     attempts = (status.usage.attempts if status.usage else None) or 0
     facts = corrected(status, resumed=step, attempt=attempts + 1)
     restarts = facts.get("restarts", status.restarts) or []
-    if restarts and restarts[-1].reason in (MESSAGE_LOST.reason, GATES_CHANGED.reason):
+    if restarts and restarts[-1].reason in ENDED_UNHEARD:
         facts["restarts"] = restarts[:-1] or None
     return facts
