@@ -27,7 +27,8 @@ counts and library versions; where they differ, the log of the trainer says so (
 - What storage answers is not believed once its digest is known: bytes are compared with the digests in the log. Bytes
   that were damaged on their way are asked for again. Preflight is the first to read the user's rows and computes
   their digests: what is changed on that one way, which https rules out on the network, is taken for what the user has.
-- A kill in evaluation or publication never trains a step again.
+- A kill in evaluation or publication never trains a step again. What an evaluation has measured is committed every
+  minute, and when it is asked to stop; the next attempt goes on from there.
 """
 _SHOWN = f"""\
 ## How it was shown

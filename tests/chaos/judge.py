@@ -95,7 +95,8 @@ def _storage(job: Job, *, said: str) -> Iterator[str]:
     if log.damaged:
         yield f"the log's records {log.damaged} are damaged"
     live = live_checkpoints(records)
-    kept = [record for record in records if record.kind is not RecordKind.CHECKPOINT or record in live]
+    passing = (RecordKind.CHECKPOINT, RecordKind.MEASURED)
+    kept = [record for record in records if record.kind not in passing or record in live]
     entries = {entry["key"]: entry["digest"] for record in kept for entry in record.body.get("objects") or ()}
     for key, digest in entries.items():
         try:

@@ -139,7 +139,9 @@ class Killer:
         if isinstance(kill, AtCall):
             place = kill.place
             stop = (place.module, place.owner, place.method, kill.call, signal.SIGKILL.value)
-        started = self._ranks.start(job.made, work, stop=stop, trace=trace)
+        # each chunk of an evaluation is committed, as those of a large model are
+        environment = {"MEASURED_EVERY": "0"}
+        started = self._ranks.start(job.made, work, stop=stop, trace=trace, environment=environment)
         # Of a process that nobody has waited for yet: the number cannot be another's.
         descriptor = os.pidfd_open(started.pid)
         try:

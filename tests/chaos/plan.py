@@ -23,12 +23,12 @@ STEP = Place("before a step", "finetune_trainer.training", "Duties", "due", STEP
 PLACES = (
     Place("before an upload", *_S3, "upload", 30),
     Place("between an upload and its verification", *_S3, "_verified", 30),
-    Place("before a record is committed", "finetune_trainer.storage.commit", "RunLog", "put", 15),
+    Place("before a record is committed", "finetune_trainer.storage.commit", "RunLog", "put", 25),
     Place("between a checkpoint's record and the deletion of older ones", *_S3, "delete", 12),
     Place("before a download", *_S3, "download", 8),
     Place("in a download", *_S3, "_fetch_range", 8),
     Place("in an evaluation", "finetune_trainer.evaluate", "Evaluator", "_predictions", 8),
-    Place("before the report is stored", *_S3, "write", 1),
+    Place("before outcomes of rows or the report are stored", *_S3, "write", 10),
     Place("while the model is written", "finetune_trainer.adapt.full", "Full", "save", 1),
     Place("before current.json is replaced", *_S3, "replace", 1),
 )

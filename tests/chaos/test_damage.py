@@ -14,7 +14,7 @@ from finetune_api.contract import ExitCode
 from finetune_trainer.storage.commit import CURRENT
 
 __all__ = ["make_run", "rows", "tiny_base"]
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1800)]  # 249 attempts, five minutes on a quiet machine
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1800)]  # 330 attempts, seven minutes on a quiet machine
 TRAINING = {"maxSteps": 12, "batchSize": 8, "microBatch": 4, "learningRate": 3e-3, "evaluateEvery": {"steps": 6}}
 SPEC = {"training": TRAINING, "checkpoint": {"every": {"steps": 3}}}
 COMMIT = ("finetune_trainer.storage.commit", "Claim", "append")
@@ -90,11 +90,12 @@ def wrong(made: Made, tmp_path: Path, *, wanted: dict[str, bytes], least: int) -
     return {name: said for name, said in found.items() if said is not None}
 
 
-@pytest.mark.parametrize("records", [3, 6], ids=["in-training", "trained"])
+@pytest.mark.parametrize("records", [3, 6, 9], ids=["in-training", "trained", "half-evaluated"])
 def test_a_run_that_is_under_way(make_run: MakeRun, rows: Any, calm: Made, tmp_path: Path, records: int) -> None:
     made = make_run(rows(100), name="run", **SPEC)
-    code, _ = made.run(tmp_path / "work-begun", stop=(*COMMIT, records, signal.SIGKILL))
+    code, _ = made.run(tmp_path / "work-begun", stop=(*COMMIT, records, signal.SIGKILL), MEASURED_EVERY="0")
     assert code == -signal.SIGKILL
+    assert ("measured" in made.kinds()) is (records == 9)
     assert not wrong(made, tmp_path, wanted=model_of(calm), least=20)
 
 

@@ -1,24 +1,24 @@
 """After training: what the published weights are worth, beside baselines on the same rows, and how sure that is.
 
-Two records of the run's log hold it: `baseline` and `evaluated`. Beside them lie the outcomes of every row, so that an
-attempt that is killed in between repeats at most one of them and still compares both models row by row.
+Two records of the run's log hold it: `baseline` and `evaluated`. Beside them lie the outcomes of every row, so that
+both models are compared row by row, whichever attempt measured them. Before them come the pieces of what is not done.
 """
 
-import gzip
 import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from finetune_api.status import EvaluationStatus, Gain, Interval, SliceStatus
-from finetune_trainer import adapt
+from finetune_trainer import adapt, measured
 from finetune_trainer.attempt import Attempt
 from finetune_trainer.data.order import Rows, derive, permute
 from finetune_trainer.errors import errors_of
-from finetune_trainer.evaluate import PLACE, packed, unpacked
+from finetune_trainer.evaluate import PLACE
 from finetune_trainer.gates import BASELINES, best_baseline, judge_retention
 from finetune_trainer.intervals import Draws, Samples, gains, interval, intervals
 from finetune_trainer.memorisation import METRIC as MEMORISATION
@@ -27,7 +27,7 @@ from finetune_trainer.model import trunk_of
 from finetune_trainer.retention import compare, of_base
 from finetune_trainer.run import TEST, TRAIN, VALIDATION
 from finetune_trainer.slices import LEAST_ROWS, by_values
-from finetune_trainer.storage.commit import Record, RecordKind, find, object_entry
+from finetune_trainer.storage.commit import RecordKind, find
 from finetune_trainer.tasks import Metrics, Outcomes
 from finetune_trainer.world import World
 
@@ -55,20 +55,25 @@ def assess(attempt: Attempt, tuned_model: TunedModel, evaluation: str) -> Evalua
     attempt.ask_base(np.concatenate([rows, *samples]), world=_alone(attempt))
     weights = attempt.config.output.weights
     about = {"evaluationId": evaluation, "on": on, "rows": len(rows)}
-    rivals: dict[str, Outcomes] | None = None
     baseline = _done(attempt, RecordKind.BASELINE, evaluationId=evaluation)
+    tuned = _done(attempt, RecordKind.EVALUATED, evaluationId=evaluation, weights=weights)
+    rivals: dict[str, Outcomes] | None = None
+    if baseline is not None and tuned is None:
+        rivals = measured.committed(attempt, baseline)
+        baseline = None if rivals is None else baseline
     if baseline is None:
-        rivals, suspects, shares = _baselines(attempt, rows)
-        measured = {
+        rivals, suspects, shares = _baselines(attempt, rows, evaluation)
+        metrics = {
             name: {**_metrics(attempt, rivals[name]), **shares.get(name, {})} if name in rivals else None
             for name in BASELINES
         }
-        baseline = _append(attempt, RecordKind.BASELINE, {**about, **measured, "suspects": suspects}, rivals)
-    tuned = _done(attempt, RecordKind.EVALUATED, evaluationId=evaluation, weights=weights)
+        baseline = _append(attempt, RecordKind.BASELINE, {**about, **metrics, "suspects": suspects}, rivals)
     if tuned is None:
-        rivals = _stored(attempt, baseline) if rivals is None else rivals
+        assert rivals is not None
         before = of_base(attempt, beat=attempt.heart.beat_or_stop)  # while there is no other model in memory
-        outcomes, found = _tuned(attempt, tuned_model()[1], rows, baseline=baseline, rivals=rivals)
+        outcomes, found = _tuned(
+            attempt, tuned_model()[1], rows, evaluation=evaluation, baseline=baseline, rivals=rivals
+        )
         found["retention"] = compare(attempt, before, lambda: tuned_model()[1])
         about = {**about, "weights": weights, "rows": len(outcomes[PLACE])}  # of one row of data may be several there
         tuned = _append(attempt, RecordKind.EVALUATED, {**about, **found}, {"tuned": outcomes})
@@ -87,22 +92,22 @@ def _append(
     attempt: Attempt, kind: RecordKind, body: Mapping[str, Any], outcomes: Mapping[str, Outcomes]
 ) -> Mapping[str, Any]:
     """Commit a record, with the outcomes of all rows beside it."""
-    assert attempt.claim is not None
     for name in (*BASELINES, "metrics"):
         if body.get(name):
             _log.info("%s: %s", name, body[name])
-    key = f"{attempt.claim.prefix}evaluation/{body['evaluationId']}/{kind.value}.json.gz"
-    entry = object_entry(attempt.store.write(key, gzip.compress(packed(dict(outcomes)), mtime=0)))
-    record: Record = attempt.claim.append(kind, {**body, "objects": [entry]})
-    return record.body
+    name = f"evaluation/{body['evaluationId']}/{kind.value}"
+    return measured.commit(attempt, kind, body, outcomes, name=name).body
 
 
-def _stored(attempt: Attempt, body: Mapping[str, Any]) -> dict[str, Outcomes]:
-    """The outcomes beside a record; none where they are gone, because only intervals are lost with them."""
-    for entry in body.get("objects") or ():
-        if attempt.store.head(entry["key"]) is not None:
-            return unpacked(gzip.decompress(attempt.store.read(entry["key"])))
-    return {}
+def _outcomes(
+    attempt: Attempt, model: Any, rows: Rows, *, evaluation: str, of: str | None, generate: bool = True
+) -> Outcomes:
+    """What a model makes of rows, in pieces that are kept. `of` is the digest of the checkpoint's record, None the
+    base."""
+    about = {"evaluationId": evaluation, "encoded": attempt.record.encoded.digest, "of": of}
+    evaluator = attempt.evaluator(_alone(attempt))
+    inputs_of = attempt.inputs_of
+    return measured.outcomes(attempt, evaluator, model, rows, of=about, inputs_of=inputs_of, generate=generate)
 
 
 def _metrics(attempt: Attempt, outcomes: Outcomes) -> Metrics:
@@ -114,7 +119,9 @@ def _alone(attempt: Attempt) -> World:
     return World(device=attempt.world.device)
 
 
-def _baselines(attempt: Attempt, rows: Rows) -> tuple[dict[str, Outcomes], list[dict[str, Any]], dict[str, Metrics]]:
+def _baselines(
+    attempt: Attempt, rows: Rows, evaluation: str
+) -> tuple[dict[str, Outcomes], list[dict[str, Any]], dict[str, Metrics]]:
     """What is to be beaten, training rows that are likely mislabelled, which the probe finds by the way, and what a
     baseline knows of training rows by heart.
 
@@ -131,7 +138,7 @@ def _baselines(attempt: Attempt, rows: Rows) -> tuple[dict[str, Outcomes], list[
         loaded = attempt.load()
         base = loaded.model.to(attempt.world.device)
         if "base" in wanted and not loaded.fresh:
-            found["base"] = evaluator.outcomes(base, rows, inputs_of=attempt.inputs_of)
+            found["base"] = _outcomes(attempt, base, rows, evaluation=evaluation, of=None)
             shares["base"] = share_of(known_by_heart(attempt, base))
         if "probe" in wanted and attempt.learner.probe is not None:
             seed = attempt.config.training.seed
@@ -142,11 +149,18 @@ def _baselines(attempt: Attempt, rows: Rows) -> tuple[dict[str, Outcomes], list[
 
 
 def _tuned(
-    attempt: Attempt, model: Any, rows: Rows, *, baseline: Mapping[str, Any], rivals: Mapping[str, Outcomes]
+    attempt: Attempt,
+    model: Any,
+    rows: Rows,
+    *,
+    evaluation: str,
+    baseline: Mapping[str, Any],
+    rivals: Mapping[str, Outcomes],
 ) -> tuple[Outcomes, dict[str, Any]]:
     """Outcomes of the tuned model, and the body of its record."""
     learner = attempt.learner
-    outcomes = attempt.evaluator(_alone(attempt)).outcomes(model, rows, inputs_of=attempt.inputs_of)
+    measure = partial(_outcomes, attempt, model, evaluation=evaluation, of=attempt.result.sha256)
+    outcomes = measure(rows)
     samples = _samples(attempt, outcomes)
     by_heart = known_by_heart(attempt, model)
     over = best_baseline(attempt.config.primary, {name: baseline.get(name) for name in BASELINES})
@@ -158,7 +172,7 @@ def _tuned(
         "intervals": {**intervals(samples), **share_interval(by_heart)},
         "askedByHeart": len(by_heart),
         "gains": {"over": over[0] if over else None, "intervals": better},
-        "fit": _fit(attempt, model, outcomes),
+        "fit": _fit(attempt, measure, outcomes),
         "slices": _slices(attempt, outcomes),
         "errors": errors_of(learner, outcomes, attempt.heart.beat_or_stop),
     }
@@ -200,16 +214,12 @@ def sample(rows: Rows) -> Rows:
     return rows[np.sort(permute(np.arange(count), size=len(rows), key=derive(0, "sample")))]
 
 
-def _fit(attempt: Attempt, model: Any, outcomes: Outcomes) -> dict[str, Any]:
+def _fit(attempt: Attempt, measure: Callable[..., Outcomes], outcomes: Outcomes) -> dict[str, Any]:
     """Metrics on training rows and on validation rows, and by how much the former are better. Nothing is generated."""
-    evaluator = attempt.evaluator(_alone(attempt))
-
-    def measured(split: int) -> Outcomes:
-        rows = sample(attempt.encoded.rows(split))
-        return evaluator.outcomes(model, rows, inputs_of=attempt.inputs_of, generate=False)
-
-    train = measured(TRAIN)
-    held = measured(VALIDATION) if len(attempt.encoded.rows(TEST)) else outcomes
+    train = measure(sample(attempt.encoded.rows(TRAIN)), generate=False)
+    held = outcomes
+    if len(attempt.encoded.rows(TEST)):
+        held = measure(sample(attempt.encoded.rows(VALIDATION)), generate=False)
     metrics = {"train": _metrics(attempt, train), "validation": _metrics(attempt, held)}
     names = [name for name in (attempt.config.primary, "loss") if all(name in found for found in metrics.values())]
     gap = None

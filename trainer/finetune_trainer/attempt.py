@@ -234,6 +234,18 @@ class Attempt:
         """How training ended, None while there is something left to train."""
         return training_end(self.records, partial=self.finish_now)
 
+    @property
+    def result(self) -> Record:
+        """The checkpoint whose weights will be published, once training is over. Raises Damaged."""
+        assert self.trained is not None
+        number = self.trained.body["weights"][self.config.output.weights]
+        record = next((record for record in self.records if record.number == number), None)
+        if record is None:
+            raise Damaged(
+                "CheckpointsDamaged", f"Record {number} of the run's log, which holds the trained weights, is damaged."
+            )
+        return record
+
 
 def begin(attempt: Attempt, *, halve: bool = False) -> bool:
     """Claim the run, settle the numerics and tell the other ranks; whether training is over already.

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -61,6 +61,16 @@ class Probed:
     suspects: list[Suspect]
 
 
+class Pieces(Protocol):
+    """Predictions for chunks of rows that outlast this process."""
+
+    found: dict[int, Outcomes]
+    """What is known, by the chunk's number."""
+
+    def add(self, number: int, predictions: Outcomes) -> None:
+        """Keep those for one chunk."""
+
+
 @dataclass(frozen=True)
 class Evaluator:
     """Measures models on rows of the encoded store. Each chunk of rows is worked on by one rank of `world`."""
@@ -79,11 +89,13 @@ class Evaluator:
         to eval mode."""
         return self.learner.metrics(self.outcomes(model, rows, inputs_of=inputs_of, generate=generate))
 
-    def outcomes(self, model: Any, rows: Rows, *, inputs_of: InputsOf, generate: bool = True) -> Outcomes:
-        """Truth and predictions, settled."""
+    def outcomes(
+        self, model: Any, rows: Rows, *, inputs_of: InputsOf, generate: bool = True, pieces: Pieces | None = None
+    ) -> Outcomes:
+        """Truth and predictions, settled. With `pieces`, on one rank alone, chunks that are known are not measured."""
         model.eval()
         rows = self.longest_first(rows)
-        found: dict[int, Outcomes] = {}
+        found: dict[int, Outcomes] = {} if pieces is None else pieces.found
         hooks = [
             plain_of(part).register_forward_pre_hook(lambda _module, _inputs: self.alive()) for part in parts_of(model)
         ]
@@ -92,8 +104,10 @@ class Evaluator:
             for start in range(0, len(chunks), self.world.size):
                 self.beat()
                 number = start + self.world.rank
-                if number < len(chunks):
+                if number < len(chunks) and number not in found:
                     found[number] = self._predictions(model, chunks[number], inputs_of, generate)
+                    if pieces is not None:
+                        pieces.add(number, found[number])
         finally:
             for hook in hooks:
                 hook.remove()

@@ -23,7 +23,7 @@ from finetune_trainer.report import page
 from finetune_trainer.report.gather import gather
 from finetune_trainer.run import TRAIN, retained, tested
 from finetune_trainer.saving import NOT_DELETED
-from finetune_trainer.storage import Damaged, StorageError
+from finetune_trainer.storage import StorageError
 from finetune_trainer.storage.commit import (
     STOPPED,
     Fenced,
@@ -60,7 +60,7 @@ def finish(attempt: Attempt) -> tuple[TrainOutcome, str | None]:
         attempt.reporter.update(stage="Loading", **steps)
         fetch_inputs(attempt)
         attempt.reporter.update(stage="Evaluating", **steps)
-        tuned = cache(partial(_tuned_model, attempt, trained))
+        tuned = cache(partial(_tuned_model, attempt))
         status = assess(attempt, tuned, evaluation)
         attempt.reporter.update(stage="Publishing")
         outcome = _publish(attempt, trained, tuned, status, evaluation=evaluation, publication=publication)
@@ -97,14 +97,9 @@ def _published(attempt: Attempt, publication: str) -> TrainOutcome | None:
     return None
 
 
-def _tuned_model(attempt: Attempt, trained: Record) -> tuple[adapt.Method, Any]:
+def _tuned_model(attempt: Attempt) -> tuple[adapt.Method, Any]:
     """The base with the weights that will be published."""
-    number = trained.body["weights"][attempt.config.output.weights]
-    record = next((record for record in attempt.records if record.number == number), None)
-    if record is None:
-        raise Damaged(
-            "CheckpointsDamaged", f"Record {number} of the run's log, which holds the trained weights, is damaged."
-        )
+    record = attempt.result
     directory = checkpoint.directory_of(attempt.work, record.sha256)
     checkpoint.fetch(record.body, attempt.store, directory, beat=attempt.heart.beat_or_stop)
     method = attempt.method

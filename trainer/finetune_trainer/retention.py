@@ -4,10 +4,9 @@ Each measurement is a record of its own in the run's log, with the outcome of ev
 measures twice, and both models are compared row by row. Rank 0 measures alone.
 """
 
-import gzip
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -18,7 +17,7 @@ import torch
 from finetune_api.contract import RetentionConfig
 from finetune_api.resolve import digest
 from finetune_api.tasks import PROBE
-from finetune_trainer import tasks
+from finetune_trainer import measured, tasks
 from finetune_trainer.attempt import Attempt
 from finetune_trainer.data.batch import Encoded
 from finetune_trainer.data.order import derive
@@ -30,7 +29,7 @@ from finetune_trainer.retained import config_of, probed
 from finetune_trainer.run import TRAIN, VALIDATION
 from finetune_trainer.shared import parts_of
 from finetune_trainer.signs import Stopped
-from finetune_trainer.storage.commit import RecordKind, find, object_entry
+from finetune_trainer.storage.commit import RecordKind, find
 from finetune_trainer.tasks import Facts, Learner, Outcomes
 from finetune_trainer.world import World
 
@@ -107,8 +106,9 @@ def compare(attempt: Attempt, before: Sequence[Outcomes], tuned_model: Callable[
     `difference` is by how much the tuned model's metric is above that of the base, `interval` its 95 % interval, of
     rows drawn alike for both. None stands for what is no number. Raises Stopped, Fenced, StorageError, ModelError.
     """
-    sets, weights, beat = sets_of(attempt), attempt.config.output.weights, attempt.heart.beat_or_stop
-    after = [_outcomes(attempt, one, tuned_model, of=weights, beat=beat) for one in sets]
+    sets, of, beat = sets_of(attempt), attempt.config.output.weights, attempt.heart.beat_or_stop
+    weights = attempt.result.sha256
+    after = [_outcomes(attempt, one, tuned_model, of=of, beat=beat, weights=weights) for one in sets]
     return [_compared(attempt, *found) for found in zip(sets, before, after, strict=True)]
 
 
@@ -140,35 +140,44 @@ def _finite(value: float) -> float | None:
 
 
 def _outcomes(
-    attempt: Attempt, one: RetentionSet, model: Callable[[], Any], *, of: str, beat: Callable[[], None]
+    attempt: Attempt,
+    one: RetentionSet,
+    model: Callable[[], Any],
+    *,
+    of: str,
+    beat: Callable[[], None],
+    weights: str | None = None,
 ) -> Outcomes:
-    """Outcomes of a set's rows: those of the log, or new ones, which are committed. `of` is the base, or which
-    weights; `model` gives them."""
-    known = _known(attempt, one, of)
+    """Outcomes of a set's rows: those of the log, or new ones, which are committed.
+
+    `of` is the base, or which weights; `weights` is then the digest of the checkpoint's record, since those of a run
+    that was ended before its time are others when it goes on. `model` gives them.
+    """
+    about = {"key": one.key, "of": of, "weights": weights}
+    known = _known(attempt, about)
     if known is not None:
         return known
-    assert attempt.claim is not None
-    outcomes = _measured(attempt, one, model(), beat)
+    outcomes = _measured(attempt, one, model(), about=about, beat=beat)
     metrics = {name: value for name, value in one.learner.metrics(outcomes).items() if math.isfinite(value)}
     _log.info("retention set %s, %s: %s", one.config.name, of, metrics)
-    key = f"{attempt.claim.prefix}retention/{one.key}/{of}.json.gz"
-    entry = object_entry(attempt.store.write(key, gzip.compress(packed({of: outcomes}), mtime=0)))
-    body = {"set": one.config.name, "key": one.key, "of": of, "rows": len(outcomes[PLACE]), "metrics": metrics}
-    attempt.claim.append(RecordKind.RETENTION, {**body, "objects": [entry]})
+    body = {"set": one.config.name, **about, "rows": len(outcomes[PLACE]), "metrics": metrics}
+    measured.commit(attempt, RecordKind.RETENTION, body, {of: outcomes}, name=f"retention/{one.key}/{of}")
     return unpacked(packed({of: outcomes}))[of]
 
 
-def _known(attempt: Attempt, one: RetentionSet, of: str) -> Outcomes | None:
+def _known(attempt: Attempt, about: Mapping[str, Any]) -> Outcomes | None:
     """What the log has of a set and a model; None where that is nothing, or its outcomes are gone."""
     for record in reversed(find(attempt.records, RecordKind.RETENTION)):
-        if (record.body.get("key"), record.body.get("of")) == (one.key, of):
-            (entry,) = record.body["objects"]
-            if attempt.store.head(entry["key"]) is not None:
-                return unpacked(gzip.decompress(attempt.store.read(entry["key"])))[of]
+        if {name: record.body.get(name) for name in about} == about:
+            found = measured.committed(attempt, record.body)
+            if found is not None:
+                return found[about["of"]]
     return None
 
 
-def _measured(attempt: Attempt, one: RetentionSet, model: Any, beat: Callable[[], None]) -> Outcomes:
+def _measured(
+    attempt: Attempt, one: RetentionSet, model: Any, *, about: Mapping[str, Any], beat: Callable[[], None]
+) -> Outcomes:
     """What a model makes of a set's rows, or what a linear probe makes of its features of them."""
     encoded, alone = one.encoded, World(device=attempt.world.device)
     evaluator = Evaluator(one.learner, encoded, alone, attempt.accelerator.autocast, beat, attempt.heart.beat)
@@ -178,7 +187,7 @@ def _measured(attempt: Attempt, one: RetentionSet, model: Any, beat: Callable[[]
         return attempt.tensors(one.learner.collate(encoded, chunk))
 
     if not probed(one.config):
-        return evaluator.outcomes(model, rows, inputs_of=inputs_of, generate=False)
+        return measured.outcomes(attempt, evaluator, model, rows, of=about, inputs_of=inputs_of, generate=False)
     seed, fitted = attempt.config.training.seed, encoded.rows(TRAIN)
     found = evaluator.probe(Features(model), fitted, rows, inputs_of=inputs_of, seed=seed, suspicious=False)
     assert found is not None, "preflight has found several labels"

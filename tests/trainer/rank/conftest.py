@@ -150,6 +150,8 @@ for line in sys.stdin:
         log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(log, 1), os.dup2(log, 2)
         os.environ.update(order["environment"])
+        if "MEASURED_EVERY" in os.environ:
+            finetune_trainer.measured.EVERY = float(os.environ["MEASURED_EVERY"])
         if order["audit"]:
             sys.addaudithook(refuse)
         if order["trace"]:

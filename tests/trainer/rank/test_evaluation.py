@@ -1,6 +1,7 @@
 """What is measured after training, and what follows from it: intervals, baselines, gates."""
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,79 @@ def test_an_evaluation_killed_halfway_ends_in_the_same_figures(make_run: Any, ro
     assert ours == theirs
     assert ours["gain"]["low"] is not None
     assert json.loads(made.store.read(CURRENT))["runId"] == made.record.run_id
+
+
+CHUNKS = "MEASURED_EVERY"
+"""Seconds between pieces of a measurement, for a rank of the tests."""
+
+
+def pieces(made: Any) -> dict[str, list[int]]:
+    """Which chunks of rows have been committed of each measurement, in order."""
+    found: dict[str, list[int]] = {}
+    for body in bodies(made, RecordKind.MEASURED):
+        found.setdefault(body["of"], []).extend(body["chunks"])
+    return found
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_an_evaluation_goes_on_from_its_last_chunk_and_no_chunk_is_measured_twice(
+    make_run: Any, rows: Any, tmp_path: Path, number: signal.Signals
+) -> None:
+    """The training has 90 validation rows, which are two chunks; the end has 300 test rows, five chunks."""
+    spec = {"training": {**FAST, "maxSteps": 6, "epochs": None}, "test": rows(300, seed=1)}
+    calm = make_run(rows(900), name="calm", **spec)
+    assert calm.run(tmp_path / "work-calm")[0] == 0
+    assert not pieces(calm), "what takes less than a minute is one record"
+    made = make_run(rows(900), name="ended", **spec)
+    # A kill costs what was found since the last piece, here nothing but its own chunk; a stop costs nothing.
+    environment = {CHUNKS: "0"} if number == signal.SIGKILL else {}
+    codes, seen = [], 0
+    for attempt in range(1, 20):
+        stop = ("finetune_trainer.evaluate", "Evaluator", "_predictions", 6 if attempt == 1 else 4, number.value)
+        codes.append(made.run(tmp_path / f"work-{attempt}", stop=stop, **environment)[0])
+        if codes[-1] == 0:
+            break
+        before, seen = seen, sum(map(len, pieces(made).values()))
+        assert seen > before or attempt == 1
+    assert codes[-1] == 0
+    assert len(codes) > 4
+    assert set(codes[:-1]) == {-9 if number == signal.SIGKILL else 45}
+    found = pieces(made)
+    assert len(found) == 3, "test, training and validation rows by the tuned model"
+    assert all(chunks == sorted(set(chunks)) for chunks in found.values()), found
+    ours, theirs = (run.published()["outcome"]["evaluation"] for run in (made, calm))
+    assert ours == theirs
+    (one,), (two,) = (bodies(run, RecordKind.EVALUATED) for run in (made, calm))
+    assert {**one, "objects": [], "evaluationId": ""} == {**two, "objects": [], "evaluationId": ""}
+    assert [entry["digest"] for entry in one["objects"]] == [entry["digest"] for entry in two["objects"]]
+    assert not [info.key for info in made.store.list() if "/measured/" in info.key], "none is needed any more"
+
+
+@pytest.mark.parametrize("damage", ["flipped", "deleted"])
+@pytest.mark.parametrize("part", ["evaluation/", "measured/"])
+def test_damaged_outcomes_are_named_and_measured_again(
+    make_run: Any, rows: Any, tmp_path: Path, part: str, damage: str
+) -> None:
+    spec = {"training": {**FAST, "maxSteps": 6, "epochs": None}, "test": rows(300, seed=1)}
+    calm = make_run(rows(100), name="calm", **spec)
+    assert calm.run(tmp_path / "work-calm")[0] == 0
+    made = make_run(rows(100), name="killed", **spec)
+    stop = ("finetune_trainer.evaluate", "Evaluator", "_predictions", 5, 9)  # 1 is the evaluation while training
+    assert made.run(tmp_path / "first", stop=stop, **{CHUNKS: "0"})[0] == -9
+    key = next(info.key for info in made.store.list() if part in info.key)
+    path = Path(made.store.uri.removeprefix("file://")) / key
+    if damage == "deleted":
+        path.unlink()
+    else:
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+    code, log = made.run(tmp_path / "second")
+    assert code == 0, log
+    word = "missing" if damage == "deleted" else "damaged"
+    assert f"{key} is {word}; what it held is measured again" in log
+    ours, theirs = (run.published()["outcome"]["evaluation"] for run in (made, calm))
+    assert ours == theirs
 
 
 @pytest.mark.parametrize(("baseline", "left"), [("None", set()), ("Probe", {"probe"})])

@@ -344,7 +344,8 @@ def test_a_paused_attempt_that_goes_on_beside_a_newer_one_ends_with_44_and_leave
 def needed(made: Any) -> set[str]:
     """Keys below the attempts that the log still needs: not those of checkpoints that were dropped."""
     live = live_checkpoints(made.records)
-    records = [record for record in made.records if record.kind is not RecordKind.CHECKPOINT or record in live]
+    passing = (RecordKind.CHECKPOINT, RecordKind.MEASURED)
+    records = [record for record in made.records if record.kind not in passing or record in live]
     return {entry["key"] for record in records for entry in record.body.get("objects") or ()}
 
 
@@ -573,4 +574,4 @@ def test_a_run_of_the_head_commits_the_head_alone(make_run: Any, rows: Any, tmp_
     cached = json.loads(made.last(STATE).read_bytes())["evaluations"][-1]["metrics"]
     (evaluated,) = [record.body for record in made.records if record.kind is RecordKind.EVALUATED]
     assert cached == pytest.approx(evaluated["metrics"], abs=1e-5)
-    assert {record.kind for record in made.records} == set(RecordKind) - {RecordKind.RETENTION}
+    assert {record.kind for record in made.records} == set(RecordKind) - {RecordKind.RETENTION, RecordKind.MEASURED}

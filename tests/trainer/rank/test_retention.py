@@ -11,7 +11,7 @@ import pytest
 from tests.matrix.cells import with_files
 from tests.matrix.kinds import COLOURS, KINDS, WORDS, Rows, coloured, marching, tagged
 from tests.trainer.rank import writers
-from tests.trainer.rank.conftest import Made, write
+from tests.trainer.rank.conftest import STEP, Made, write
 from tests.trainer.rank.test_seq2seq import translations
 
 from finetune_api.contract import LastMessage
@@ -161,6 +161,23 @@ def test_what_was_measured_is_not_measured_again_however_often_the_run_is_killed
         ("Best", 200),
     ]
     assert only(made, tmp_path / "four") == only(calm, tmp_path / "work-calm")
+
+
+def test_what_was_measured_of_a_part_of_the_run_is_not_taken_for_the_whole(
+    march: Callable[..., Made], tmp_path: Path
+) -> None:
+    spec = {"training": {"maxSteps": 18, "epochs": None}, "checkpoint": {"every": {"steps": 2}}}
+    calm = march("calm", **spec)
+    assert calm.run(tmp_path / "work-calm")[0] == 0
+    made = march("ended", **spec)
+    assert made.run(tmp_path / "one", stop=(*STEP, 5, signal.SIGTERM.value))[0] == 45
+    code, log = made.run(tmp_path / "two", options=("--finish-now",))
+    assert code == 0, log
+    code, log = made.run(tmp_path / "three")
+    assert code == 0, log
+    assert only(made, tmp_path / "two").tuned != only(made, tmp_path / "three").tuned
+    assert only(made, tmp_path / "three") == only(calm, tmp_path / "work-calm")
+    assert [r.body["of"] for r in made.records if r.kind is RecordKind.RETENTION] == ["base", "Best", "Best"]
 
 
 def test_two_processes_come_to_the_same_figure(march: Callable[..., Made], tmp_path: Path, free_port: int) -> None:

@@ -47,6 +47,7 @@ class RecordKind(StrEnum):
     CHECKPOINT = "checkpoint"
     BASELINE = "baseline"
     RETENTION = "retention"
+    MEASURED = "measured"
     TRAINED = "trained"
     EVALUATED = "evaluated"
     PUBLISHED = "published"
@@ -352,17 +353,18 @@ def read_current(store: Store) -> dict[str, Any] | None:
 def collect_garbage(claim: Claim) -> list[str]:
     """Delete what no valid record needs any more; returns the keys. Raises Fenced when a newer attempt holds the run.
 
-    Of older attempts, everything goes that is not committed by a live checkpoint or by another kind of record, but for
-    the model that `current.json` names. Of this attempt, only checkpoints go that were committed and are no longer
-    live, since what no record names may be on its way. What older attempts have begun to write and not finished goes,
+    Of older attempts, everything goes that is not committed by a record that is needed: checkpoints are while they are
+    live, pieces of measurements until a model is published, all others for ever; but for the model that `current.json`
+    names. Of this attempt, only what was committed and is no longer needed goes, since what no record names may be on
+    its way. What older attempts have begun to write and not finished goes,
     too, where the store shows it. No age is asked for: older attempts are fenced, so what no
     record names now none ever will, and what was dropped is never live again.
     """
     claim.check()
     store, root = claim.log.store, f"runs/{claim.log.run_id}/attempts/"
-    live = set(_live(claim.records))
-    kept = [record for record in claim.records if record.kind is not RecordKind.CHECKPOINT or record.number in live]
-    dropped = [r for r in claim.records if r.kind is RecordKind.CHECKPOINT and r.number not in live]
+    needed = _needed(claim.records)
+    kept = [record for record in claim.records if record.number in needed]
+    dropped = [record for record in claim.records if record.number not in needed]
     garbage: list[str] = []
     unnamed: list[str] = []
     for info in store.list(root):
@@ -380,6 +382,18 @@ def collect_garbage(claim: Claim) -> list[str]:
     if claim.number > 1:
         store.end_unfinished(root, lambda key: 0 < _attempt_in(key, root) < claim.number)
     return garbage
+
+
+def _needed(records: Sequence[Record]) -> set[int]:
+    """Numbers of the records whose objects are still good for something."""
+    live, last = set(_live(records)), published(records)
+
+    def needed(record: Record) -> bool:
+        if record.kind is RecordKind.CHECKPOINT:
+            return record.number in live
+        return record.kind is not RecordKind.MEASURED or last is None or record.number > last.number
+
+    return {record.number for record in records if needed(record)}
 
 
 def decode(data: bytes) -> Record | None:
