@@ -166,7 +166,7 @@ def test_what_was_measured_is_not_measured_again_however_often_the_run_is_killed
 def test_what_was_measured_of_a_part_of_the_run_is_not_taken_for_the_whole(
     march: Callable[..., Made], tmp_path: Path
 ) -> None:
-    spec = {"training": {"maxSteps": 18, "epochs": None}, "checkpoint": {"every": {"steps": 2}}}
+    spec = {"training": {"maxSteps": 18, "epochs": None}, "checkpoint": {"every": {"steps": 2}}, "bound": None}
     calm = march("calm", **spec)
     assert calm.run(tmp_path / "work-calm")[0] == 0
     made = march("ended", **spec)
@@ -204,7 +204,7 @@ def test_a_stop_while_the_base_is_measured_ends_both_processes_before_training(
         for rank in range(2)
     ]
     assert [process.wait() for process in started] == [45, 45], "\n".join(process.log for process in started)
-    assert both.kinds() == ["claim"]
+    assert both.kinds() == ["claim", "measured"]
 
 
 def made_before_training(made: Made) -> bool:
