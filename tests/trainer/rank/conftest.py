@@ -135,6 +135,18 @@ def trace_to(path):
         os.write(trace, f"saved {state.step}\\n".encode())
     loop.step, checkpoints.save = traced, saved
 
+def lose_at(number, times):
+    loop = finetune_trainer.loop
+    step = loop.step
+    def lost(setup, state, before_update):
+        nonlocal times
+        loss, norm = step(setup, state, before_update)
+        if state.step + 1 == number and times:
+            times -= 1
+            loss = loss * float("nan")
+        return loss, norm
+    loop.step = lost
+
 gc.freeze()  # no child walks over everything that was imported
 for line in sys.stdin:
     order = json.loads(line)
@@ -152,6 +164,8 @@ for line in sys.stdin:
         os.environ.update(order["environment"])
         if "MEASURED_EVERY" in os.environ:
             finetune_trainer.measured.EVERY = float(os.environ["MEASURED_EVERY"])
+        if "NAN_AT" in os.environ:
+            lose_at(*map(int, os.environ["NAN_AT"].split(",")))
         if order["audit"]:
             sys.addaudithook(refuse)
         if order["trace"]:

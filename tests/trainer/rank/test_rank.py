@@ -432,6 +432,31 @@ def test_an_infinite_loss_ends_the_run_and_names_the_step(
     assert made.kinds() == ["claim"]
 
 
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_divergence_is_tried_once_more_from_the_last_checkpoint(
+    make_run: Any, rows: Any, tmp_path: Path, times: int
+) -> None:
+    """As after a bit that flipped in a GPU: the second try ends like a run without it, or the run ends."""
+    spec = {"training": {**FAST, "maxSteps": 12, "epochs": None}, "checkpoint": {"every": {"steps": 4}}}
+    calm = make_run(rows(200), name="calm", **spec)
+    assert calm.run(tmp_path / "work-calm")[0] == 0
+    made = make_run(rows(200), name="lost", **spec)
+    code, log = made.run(tmp_path / "work", NAN_AT=f"10,{times}")
+    assert "the loss of step 10 is NaN or infinite" in log
+    assert "going on from the checkpoint of step 8" in log
+    assert made.kinds().count("claim") == 1
+    message = made.message(tmp_path / "work")
+    if times == 2:
+        assert (code, message.reason, message.step) == (47, "Diverged", 8)
+        assert made.kinds()[-1] == "checkpoint", "what was committed before stays"
+        return
+    assert code == 0, log
+    assert message.resumed_from_step is None, "the attempt itself began at the beginning"
+    for name in (WEIGHTS, OPTIMIZER, STATE):
+        assert made.last(name).read_bytes() == calm.last(name).read_bytes()
+    assert made.published()["outcome"]["model"]["digest"] == calm.published()["outcome"]["model"]["digest"]
+
+
 def test_changed_inputs_are_refused_and_named(make_run: Any, rows: Any, tiny_base: Path, tmp_path: Path) -> None:
     base = tmp_path / "base"
     shutil.copytree(tiny_base, base)
