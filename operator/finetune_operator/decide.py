@@ -12,7 +12,7 @@ from datetime import datetime
 
 from finetune_api.status import FineTuneJobStatus
 from finetune_operator.policies.accept import Refusal, Target, accept, target_of
-from finetune_operator.policies.attempt import POLL, STARTED, attempt, stopped
+from finetune_operator.policies.attempt import BESIDE, POLL, STARTED, attempt, stopped
 from finetune_operator.policies.groups import turn
 from finetune_operator.policies.ledger import with_attempt
 from finetune_operator.policies.limits import REASONS, reached
@@ -287,8 +287,8 @@ def _beside(o: Observed, verdict: Verdict, job: Child, *, now: datetime) -> Verd
     if old.again_after == 0.0:  # told before anything else, which may be refused
         return old
     trouble = verdict.final or verdict.stalled
-    said = f"generation {generation} was refused" if verdict.final else f"generation {generation}"
-    message = f"{old.message}; {said}: {verdict.message}"
+    said = " was refused" if verdict.final else ""
+    message = f"{old.message}{BESIDE}{generation}{said}: {verdict.message}"
     again = [seconds for seconds in (verdict.again_after, old.again_after) if seconds is not None]
     return Verdict(
         old.phase,

@@ -2274,6 +2274,16 @@ def test_a_refused_generation_still_gets_the_model_of_the_old_run() -> None:
     assert status.model == RESULT.model
 
 
+def test_what_is_said_of_a_refused_generation_is_not_said_again_with_each_look_at_a_trainer_that_is_silent() -> None:
+    told = _status(world(REFUSED2, *RUNNING, progress(), **CHANGED))
+    assert told.message == "step 40 of 100; generation 2 was refused: as it was"
+    later = NOW + timedelta(seconds=100)
+    assert decide(world(told, *RUNNING, **CHANGED), now=later).status is None
+    again = decide(world(told, *RUNNING), now=later).status  # the document was changed back
+    assert again is not None
+    assert again.message == "step 40 of 100"
+
+
 def test_of_an_old_run_that_failed_a_refused_generation_says_nothing() -> None:
     status = _status(world(REFUSED2, t(), ended(t(), 47, message(47, "Diverged")), **CHANGED))
     assert (status.phase, status.message, status.model) == ("Failed", "as it was", None)

@@ -47,6 +47,8 @@ QUESTIONS, QUESTIONS_STARTING = 8.0, 20.0
 at most; more often to those that start or end, as they are few at a time."""
 POLL_QUEUE = 60.0
 """Seconds between two questions why a queue lets a Job wait. That it waits no more is an event of the Job itself."""
+BESIDE = "; generation "
+"""What is said of the document as it is by now follows what is said of an attempt of the one before."""
 STARTED = ("Queued", "Starting", "Training", "Evaluating")
 """Phases of a job that has a train Job."""
 STAGES: dict[str, Phase] = {
@@ -192,9 +194,8 @@ def _silent(o: Observed, facts: dict[str, object]) -> Verdict:
     phase, run = o.subject.status.phase, facts["run"]
     assert isinstance(run, RunStatus)
     if phase in ("Training", "Evaluating") and run.started_at is not None:
-        return Verdict(
-            phase, phase, o.subject.status.message or "running", facts=facts, again_after=_poll(o, training=True)
-        )
+        said = (o.subject.status.message or "running").partition(BESIDE)[0]
+        return Verdict(phase, phase, said, facts=facts, again_after=_poll(o, training=True))
     return Verdict("Starting", "Loading", "the trainer starts", facts=facts, again_after=_poll(o))
 
 
