@@ -129,6 +129,7 @@ def said(
     stalled: bool = False,
     run: str | None = RUN,
     run_generation: int | None = None,
+    run_at: datetime | None = None,
     **facts: Any,
 ) -> FineTuneJobStatus:
     """A status as the operator itself wrote it before."""
@@ -137,7 +138,9 @@ def said(
         PreflightPassed=Mark(passed, reason, "as it was")
     )
     if run is not None:
-        facts = {"run": RunStatus(id=run, generation=run_generation or generation, started_at="t"), **facts}
+        placed = format_time(run_at) if run_at is not None else None
+        made = RunStatus(id=run, generation=run_generation or generation, started_at="t", placed_at=placed)
+        facts = {"run": made, **facts}
     return compose(blank, verdict.stating(**facts), now=ago(100))
 
 
@@ -319,6 +322,10 @@ TRAINING = said(
     checkpoint=CheckpointStatus(step=30),
     usage=Usage(attempts=1),
 )
+PLACED = TRAINING.model_copy(
+    update={"run": RunStatus(id=RUN, generation=1, started_at="t", placed_at=format_time(ago(55)))}
+)
+"""Its pod has a node since 55 seconds ago."""
 FAILED = said("Failed", "ColumnMissing", passed="False", run=None)
 SUCCEEDED = said("Succeeded", "Trained", passed="True")
 WAITING = said("Pending", "IdenticalRunInProgress", passed="True")
@@ -727,6 +734,59 @@ TRAINING_ROWS = [
     ),
     Row("a trainer that evaluates", world(TRAINING, *RUNNING, progress("Evaluating")), "Evaluating", "Evaluating"),
     Row("a trainer that publishes", world(TRAINING, *RUNNING, progress("Publishing")), "Evaluating", "Publishing"),
+    Row("a pod that is gone before its Job says so changes nothing", world(PLACED, t()), None, again=5.0),
+    Row(
+        "nor one of several",
+        world(
+            PLACED,
+            t(key=pinned(TWO_NODES).key),
+            pod(t(key=pinned(TWO_NODES).key)),
+            subject=subject(TWO_NODES),
+            pinned={1: pinned(TWO_NODES)},
+        ),
+        None,
+    ),
+    Row(
+        "nor one that was asked to go before",
+        world(said("Training", "Stopping", passed="True", run_at=ago(55), usage=Usage(attempts=1)), t()),
+        None,
+    ),
+    Row(
+        "nor one that had only begun",
+        world(said("Starting", "PodsStarting", passed="True", run_at=ago(55), usage=Usage(attempts=1)), t()),
+        None,
+    ),
+    Row(
+        "what is said of a changed document goes on beside it",
+        world(
+            REFUSED2.model_copy(update={"run": PLACED.run, "message": "step 40 of 100; generation 2 was refused: no"}),
+            t(),
+            **CHANGED,
+        ),
+        "Training",
+        "ColumnMissing",
+        says="step 40 of 100; generation 2 was refused: as it was",
+        passed="False",
+    ),
+    Row(
+        "an attempt that follows has had no pod yet",
+        world(PLACED, t(2, created=ago(1))),
+        "Queued",
+        "PodsPending",
+    ),
+    Row(
+        "nor has one that was suspended meanwhile",
+        world(PLACED, t(released=ago(1))),
+        "Queued",
+        "PodsPending",
+    ),
+    Row(
+        "what a cluster refuses to create is told",
+        world(PLACED, t(), refusals={t().uid: "exceeded quota"}),
+        "Queued",
+        "PodsRefused",
+        stalled=True,
+    ),
     Row("a trainer that says nothing changes nothing", world(TRAINING, *RUNNING), None, again=5.0),
     Row(
         "that it trains is not believed where no trainer has said it",

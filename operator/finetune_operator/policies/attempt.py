@@ -29,11 +29,20 @@ from finetune_operator.policies.restarts import (
 )
 from finetune_operator.policies.rivals import ahead, wait_for
 from finetune_operator.policies.success import last_checkpoint, not_good_enough, succeeded
-from finetune_operator.policies.waiting import HELD, NEVER_BEGAN, SILENT, STARTING, STOPPING, answered, wait_of
+from finetune_operator.policies.waiting import (
+    HELD,
+    NEVER_BEGAN,
+    PENDING,
+    SILENT,
+    STARTING,
+    STOPPING,
+    answered,
+    wait_of,
+)
 from finetune_operator.policies.ways import BUDGET_EXHAUSTED, BUDGET_RAISED, GATES_CHANGED, GROUP_INCOMPLETE, Kind, Way
 from finetune_operator.verdict import IDENTICAL, CreateTrain, DeleteJob, Mark, Observed, Verdict, mark_of, reason_of
 from finetune_operator.verdict import STOPPING as STOPPING_PREVIOUS
-from finetune_operator.views import Child, format_time
+from finetune_operator.views import Child, format_time, told_time
 
 POLL = 5.0
 POLL_STARTING = 2.0
@@ -114,6 +123,8 @@ def _going_on(o: Observed, target: Target, job: Child, *, now: datetime, superse
         verdict = _running(o, job, facts)
         return replace(verdict, reason=STOPPING.reason, message=STOPPING.happened, again_after=POLL_STARTING)
     wait = wait_of(o, job, nodes=target.config.pods.nodes, now=now)
+    if wait is not None and wait.cause is PENDING and _is_gone(o, job, nodes=target.config.pods.nodes):
+        return _as_before(o, facts)
     if wait is not None:
         phase: Phase = "Starting" if wait.placed else "Queued"
         again = POLL_QUEUE if wait.cause in HELD and answered(o, job, now=now) else max(POLL, _poll(o))
@@ -126,6 +137,21 @@ def _have_stopped(o: Observed, job: Child) -> bool:
     """Whether its pods were asked to go and have ended in order, and the Job does not say so yet."""
     codes = [pod.exit.code if pod.exit is not None and pod.was_asked_to_go else None for pod in o.pods_of(job)]
     return bool(codes) and not job.suspended and all(code in (ExitCode.DONE, ExitCode.STOPPED) for code in codes)
+
+
+def _is_gone(o: Observed, job: Child, *, nodes: int) -> bool:
+    """Whether it had all its pods, and one is gone: its Job makes no other, but does not say yet that it has failed."""
+    status, pods = o.subject.status, o.pods_of(job)
+    began = told_time(status.run.placed_at) if status.run is not None and status.run.id == job.run else None
+    had_all = status.phase in ("Starting", "Training", "Evaluating") and began is not None and began >= job.released
+    return had_all and len(pods) < nodes and all(pod.node is not None for pod in pods)
+
+
+def _as_before(o: Observed, facts: dict[str, object]) -> Verdict:
+    verdict, reason = _silent(o, facts), reason_of(o.subject.status)
+    if reason not in (STARTING.reason, STOPPING.reason, SILENT.reason):
+        return verdict
+    return replace(verdict, reason=reason, message=(o.subject.status.message or "").partition(BESIDE)[0])
 
 
 def _brief(o: Observed, job: Child, verdict: Verdict, *, within: timedelta, now: datetime) -> Verdict:
