@@ -9,6 +9,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from tests.storage.network import Listener, hang_up
 
 from finetune_trainer.storage import StorageSettings, Store, open_store
 
@@ -23,7 +24,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
 
 
 @dataclass
-class Proxy:
+class Proxy(Listener):
     """Forwards TCP to the real server, except for what is armed.
 
     `drop_answers` answers to requests that contain `drop_marker` never come back, though the server has acted.
@@ -45,26 +46,12 @@ class Proxy:
     dropped: int = 0
     requests: int = 0
 
-    def __post_init__(self) -> None:
-        self._lock = threading.Lock()
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.endpoint = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        self._sockets: list[socket.socket] = [self._listener]
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def close(self) -> None:
-        for item in self._sockets:
-            _close(item)
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                client, _ = self._listener.accept()
-                server = socket.create_connection(self.upstream)
-                self._sockets += [client, server]
-                state = {"drop": False}
-                threading.Thread(target=self._requests, args=(client, server, state), daemon=True).start()
-                threading.Thread(target=self._answers, args=(client, server, state), daemon=True).start()
+    def _take(self, client: socket.socket) -> None:
+        server = socket.create_connection(self.upstream)
+        self._sockets.append(server)
+        state = {"drop": False}
+        threading.Thread(target=self._requests, args=(client, server, state), daemon=True).start()
+        threading.Thread(target=self._answers, args=(client, server, state), daemon=True).start()
 
     def _requests(self, client: socket.socket, server: socket.socket, state: dict[str, bool]) -> None:
         with contextlib.suppress(OSError):
@@ -83,8 +70,8 @@ class Proxy:
                     client.sendall(canned)
                     break
                 server.sendall(data)
-        _close(client)
-        _close(server)
+        hang_up(client)
+        hang_up(server)
 
     def _answers(self, client: socket.socket, server: socket.socket, state: dict[str, bool]) -> None:
         passed = 0
@@ -102,14 +89,8 @@ class Proxy:
                         data = data.replace(self.damage, self.damage[:-1] + self.damages.pop(0))
                 client.sendall(data)
                 passed += len(data)
-        _close(client)
-        _close(server)
-
-
-def _close(item: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        item.shutdown(socket.SHUT_RDWR)
-    item.close()
+        hang_up(client)
+        hang_up(server)
 
 
 @pytest.fixture
@@ -123,4 +104,4 @@ def proxy(s3_settings: StorageSettings) -> Iterator[Proxy]:
 @pytest.fixture
 def proxied(proxy: Proxy, s3_settings: StorageSettings, s3_bucket: str) -> Store:
     """A store that reaches the real server through the proxy."""
-    return open_store(f"s3://{s3_bucket}/some/prefix", replace(s3_settings, endpoint=proxy.endpoint))
+    return open_store(f"s3://{s3_bucket}/some/prefix", replace(s3_settings, endpoint=proxy.url))

@@ -42,8 +42,43 @@ def _run(command: list[str | Path]) -> None:
     subprocess.run(command, check=True, capture_output=True)
 
 
+class Listener:
+    """Takes connections to a port of the loopback, each in its own way, until it is closed."""
+
+    def __post_init__(self) -> None:
+        self._lock = threading.Lock()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._listener.getsockname()[1])
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._sockets = [self._listener]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        """With all connections."""
+        for item in self._sockets:
+            hang_up(item)
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                self._sockets.append(client)
+                self._take(client)
+
+    def _take(self, client: socket.socket) -> None:
+        """Must not wait for what the client sends."""
+        raise NotImplementedError
+
+
+def hang_up(item: socket.socket) -> None:
+    """Also for who waits for it in another thread."""
+    with contextlib.suppress(OSError):
+        item.shutdown(socket.SHUT_RDWR)
+    item.close()
+
+
 @dataclass
-class ForwardProxy:
+class ForwardProxy(Listener):
     """Takes absolute URLs over plain HTTP and opens tunnels by CONNECT, as proxies of companies do.
 
     It knows names below DOMAIN as the loopback, which this machine need not. `seen` are the hosts that were asked for,
@@ -56,24 +91,8 @@ class ForwardProxy:
     cut_after: int = 0
     seen: list[str] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
-        self._lock = threading.Lock()
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = int(self._listener.getsockname()[1])
-        self.url = f"http://127.0.0.1:{self.port}"
-        self._sockets = [self._listener]
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def close(self) -> None:
-        for item in self._sockets:
-            _close(item)
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                client, _ = self._listener.accept()
-                self._sockets.append(client)
-                threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+    def _take(self, client: socket.socket) -> None:
+        threading.Thread(target=self._serve, args=(client,), daemon=True).start()
 
     def _serve(self, client: socket.socket) -> None:
         server: socket.socket | None = None
@@ -105,9 +124,9 @@ class ForwardProxy:
                 while left and (data := source.read1(min(left, 1 << 16))):
                     server.sendall(data)
                     left -= len(data)
-        _close(client)
+        hang_up(client)
         if server is not None:
-            _close(server)
+            hang_up(server)
 
     @property
     def _wanted(self) -> str:
@@ -130,8 +149,8 @@ class ForwardProxy:
                 passed += len(data)
                 if cut:
                     break
-        _close(client)
-        _close(server)
+        hang_up(client)
+        hang_up(server)
 
 
 def _head(source: BinaryIO) -> list[str]:
@@ -140,12 +159,6 @@ def _head(source: BinaryIO) -> list[str]:
     while line := source.readline().decode("latin-1").rstrip("\r\n"):
         lines.append(line)
     return lines
-
-
-def _close(item: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        item.shutdown(socket.SHUT_RDWR)
-    item.close()
 
 
 @contextmanager

@@ -241,7 +241,7 @@ def test_what_is_refused_is_not_tried_again(proxied: Store, proxy: Any, status: 
 
 
 def test_errors_of_the_server_end_at_the_deadline(proxy: Any, s3_settings: StorageSettings, s3_bucket: str) -> None:
-    store = open_store(f"s3://{s3_bucket}", replace(s3_settings, endpoint=proxy.endpoint, deadline=1.0))
+    store = open_store(f"s3://{s3_bucket}", replace(s3_settings, endpoint=proxy.url, deadline=1.0))
     proxy.answers += [answer("503 Slow", "SlowDown")] * 1000
     started = time.monotonic()
     with pytest.raises(Unavailable, match="HTTP 503 SlowDown") as caught:
@@ -282,7 +282,7 @@ def test_a_server_that_is_no_s3_is_told(proxy: Any, s3_settings: StorageSettings
         "HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 15\r\nConnection: close\r\n\r\n<p>Welcome!</p>\n"
     )
     proxy.answers += [page.encode()] * 1000
-    store = open_store("s3://bucket", replace(s3_settings, endpoint=proxy.endpoint, connect_deadline=0.3, deadline=0.3))
+    store = open_store("s3://bucket", replace(s3_settings, endpoint=proxy.url, connect_deadline=0.3, deadline=0.3))
     for use in (lambda: store.head("a"), lambda: store.write("a", b"1"), lambda: list(store.list())):
         with pytest.raises(StorageError):
             use()
@@ -411,7 +411,7 @@ def test_bytes_damaged_on_their_way_to_the_store_are_sent_again(
 def test_bytes_that_are_damaged_each_time_are_refused(
     proxy: Any, s3_settings: StorageSettings, s3_bucket: str, tmp_path: Path, known: bool
 ) -> None:
-    store = open_store(f"s3://{s3_bucket}/some/prefix", replace(s3_settings, endpoint=proxy.endpoint, deadline=2.0))
+    store = open_store(f"s3://{s3_bucket}/some/prefix", replace(s3_settings, endpoint=proxy.url, deadline=2.0))
     large_file(tmp_path / "source")
     if not known:
         without_crc32(proxy)
