@@ -377,7 +377,7 @@ def collect_garbage(claim: Claim) -> list[str]:
             unnamed.append(info.key)
     if unnamed:  # also of a publication whose record is damaged
         released = (read_current(store) or {}).get("model")
-        garbage += [key for key in unnamed if not f"{store.uri}/{key}".startswith(f"{released}/")]
+        garbage += [key for key in unnamed if not released or not f"{store.uri}/{key}".startswith(f"{released}/")]
     store.delete(garbage)
     if claim.number > 1:
         store.end_unfinished(root, lambda key: 0 < _attempt_in(key, root) < claim.number)
