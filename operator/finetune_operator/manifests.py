@@ -110,11 +110,12 @@ def service(subject: Subject) -> Manifest:
 
 
 def preflight_job(
-    subject: Subject, config: RunConfig, *, key: str, ordinal: int, counters: Counters, attempts: int
+    subject: Subject, config: RunConfig, *, key: str, ordinal: int, counters: Counters, attempts: int, run: str | None
 ) -> Manifest:
     """One pod without a GPU that looks at the document, the data and what storage already holds.
 
-    `attempts`: train Jobs before it; once there is another one, what it said is acted upon.
+    `attempts`: train Jobs before it; once there is another one, what it said is acted upon. `run`: the one that was
+    begun for this document.
     """
     container: Manifest = {
         "name": CONTAINERS["preflight"],
@@ -125,6 +126,8 @@ def preflight_job(
     name = child_name(subject, "preflight", ordinal)
     pod = _pod(subject, config, container, job=name)
     pod.pop("runtimeClassName", None)  # a GPU's runtime is of no use here
+    if run is not None:  # no argument: an image that was pinned before there was one would refuse it
+        container["env"].append({"name": "FINETUNE_RUN", "value": run})
     labels = _labels(subject, role="preflight", generation=config.generation)
     spec = {"template": _template(config, pod, labels, key)}
     if config.pods.queue is not None and config.pods.queue.preflight:

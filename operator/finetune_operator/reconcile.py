@@ -232,9 +232,9 @@ class Reconciler:
         match action:
             case CreateConfig(config, key):
                 await self._create(subject, manifests.config_map(subject, config, key=key))
-            case CreatePreflight(config, key, ordinal, counters, attempts):
+            case CreatePreflight(config, key, ordinal, counters, attempts, run):
                 job = manifests.preflight_job(
-                    subject, config, key=key, ordinal=ordinal, counters=counters, attempts=attempts
+                    subject, config, key=key, ordinal=ordinal, counters=counters, attempts=attempts, run=run
                 )
                 await self._create(subject, job)
             case CreateTrain(config, key, run_id, ordinal, counters):

@@ -131,6 +131,8 @@ class CreatePreflight:
     counters: Counters
     attempts: int
     """Observed.attempts when it begins."""
+    run: str | None
+    """The run that was begun for this document before, if any."""
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from finetune_api.profile import FineTuneProfileSpec
 from finetune_api.resolve import Defaults, digest, evaluation_id, publication_id, resolve
 from finetune_api.status import EvaluationStatus, GateStatus, ModelStatus
 from finetune_trainer import preflight
+from finetune_trainer.__main__ import main as command_line
 from finetune_trainer.gates import ON_VALIDATION
 from finetune_trainer.run import RunRecord, read_record
 from finetune_trainer.storage import StorageSettings, open_store, split_uri
@@ -76,11 +77,16 @@ class Bench:
         profile = FineTuneProfileSpec(allowed_endpoints=["http://*"])
         return resolve(spec, profile, job="default/test", job_uid="uid", generation=1, defaults=defaults)
 
-    def run(self) -> LastMessage:
+    def run(self, *, begun: str | None = None) -> LastMessage:
+        """`begun`: the run that the status names."""
         (self.root / "config.json").write_text(self.config().model_dump_json(by_alias=True))
         message = self.root / "message"
         code = preflight.main(
-            config=self.root / "config.json", credentials=self.credentials, message=message, work=self.root / "work"
+            config=self.root / "config.json",
+            credentials=self.credentials,
+            message=message,
+            work=self.root / "work",
+            run=begun,
         )
         data = message.read_bytes()
         assert len(data) <= MESSAGE_LIMIT
@@ -88,8 +94,8 @@ class Bench:
         assert last.code == code
         return last
 
-    def refused(self, code: ExitCode, reason: str, *parts: str) -> LastMessage:
-        last = self.run()
+    def refused(self, code: ExitCode, reason: str, *parts: str, begun: str | None = None) -> LastMessage:
+        last = self.run(begun=begun)
         assert (last.code, last.reason) == (code, reason), last.message
         for part in parts:
             assert part in last.message
@@ -630,6 +636,168 @@ def test_a_run_record_of_another_version_is_refused_as_such(bench: Bench) -> Non
     record["schemaVersion"] = 1
     bench.put(key, json.dumps({**record, "sha256": digest(record)}).encode())
     bench.refused(ExitCode.INVALID, "UnknownFormat", "schema 1", "use the version that wrote it")
+
+
+# --- a run that was begun goes on with the rows it began with ---
+
+CHANGED = "changed since this run began; the run goes on with the rows it began with"
+
+
+def warnings(last: LastMessage) -> list[str]:
+    assert last.preflight is not None
+    return last.preflight.summary.warnings or []
+
+
+def test_a_run_that_was_begun_goes_on_though_its_rows_have_changed_and_none_is_read(bench: Bench) -> None:
+    bench.put("train.jsonl", jsonl([*rows(), *rows(9)]))
+    one = bench.run()
+    assert one.preflight is not None
+    assert warnings(one)
+    written = (bench.root / f"output/runs/{one.run_id}/run.json").stat().st_mtime_ns
+    commit(bench, one, RecordKind.CHECKPOINT, {"step": 12, "objects": []})
+    quiet = bench.run(begun=one.run_id)
+    assert warnings(quiet) == warnings(one)
+    bench.put("train.jsonl", b"rows of today, which no reader can read")
+    for _ in range(2):
+        last = bench.run(begun=one.run_id)
+        assert (last.code, last.run_id, last.step) == (0, one.run_id, 12)
+        assert last.preflight is not None
+        assert last.preflight.state == "Resume"
+        assert warnings(last) == [
+            f"train/0 {bench.uri('train.jsonl')} has {CHANGED}; change the document to train on the new ones.",
+            *warnings(one),
+        ]
+        assert last.preflight.summary.model_copy(
+            update={"warnings": None, "report_uri": None}
+        ) == one.preflight.summary.model_copy(update={"warnings": None, "report_uri": None})
+    assert (bench.root / f"output/runs/{one.run_id}/run.json").stat().st_mtime_ns == written
+
+
+def test_without_its_name_a_run_is_the_one_of_the_rows_as_they_are(bench: Bench) -> None:
+    one = bench.run()
+    bench.put("train.jsonl", jsonl(rows(61)))
+    assert bench.run().run_id != one.run_id
+
+
+def test_a_preflight_pod_is_told_of_its_run_by_its_environment(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = bench.run()
+    bench.put("train.jsonl", jsonl(rows(61)))
+    command = ["preflight", "--config", str(bench.root / "config.json"), "--work", str(bench.root / "work")]
+    command += ["--message", str(bench.root / "message")]
+    for name, same in ((str(one.run_id), True), ("", False)):
+        monkeypatch.setenv("FINETUNE_RUN", name)
+        assert command_line(command) == 0
+        last = LastMessage.model_validate_json((bench.root / "message").read_bytes())
+        assert (last.run_id == one.run_id) is same
+
+
+@pytest.mark.parametrize(("wanted", "names"), [("*.jsonl", ("train/0",)), ("b.jsonl", ())])
+def test_a_file_that_a_pattern_matches_since_is_told_of(bench: Bench, wanted: str, names: tuple[str, ...]) -> None:
+    for name in "ab":
+        bench.put(f"rows/{name}.jsonl", jsonl(rows()))
+    bench.spec["data"]["train"] = [{"uri": bench.uri(f"rows/{wanted}").replace("%2A", "*")}]
+    one = bench.run()
+    bench.put("rows/c.jsonl", jsonl(fresh(4)))
+    last = bench.run(begun=one.run_id)
+    assert last.run_id == one.run_id
+    assert [sentence.split()[0] for sentence in warnings(last) if CHANGED in sentence] == [*names]
+
+
+def test_the_very_bytes_uploaded_again_are_no_news(bench: Bench) -> None:
+    one = bench.run()
+    for name in ("train.jsonl", "model/model.safetensors"):
+        bench.put(f"{name}.new", (bench.root / name).read_bytes())
+        (bench.root / f"{name}.new").replace(bench.root / name)
+    last = bench.run(begun=one.run_id)
+    assert (last.code, last.run_id) == (0, one.run_id)
+    assert not [sentence for sentence in warnings(last) if CHANGED in sentence]
+    etags = {entry.role: entry.etag for entry in bench.record(last).manifest}
+    before = (bench.root / "model/model.safetensors").stat()
+    assert etags["model/model.safetensors"] == f"{before.st_size}-{before.st_mtime_ns}-{before.st_ino}"
+
+
+def test_rows_that_are_gone_stop_no_run_that_was_begun(bench: Bench) -> None:
+    one = bench.run()
+    (bench.root / "train.jsonl").unlink()
+    last = bench.run(begun=one.run_id)
+    assert (last.code, last.run_id) == (0, one.run_id)
+    assert CHANGED in warnings(last)[0]
+
+
+def test_a_run_whose_base_has_changed_is_refused_and_the_file_named(bench: Bench) -> None:
+    one = bench.run()
+    save_file({"weight": np.zeros(12, dtype=np.float32)}, bench.root / "model/model.safetensors")
+    bench.refused(
+        ExitCode.INVALID, "InputChanged", bench.uri("model/model.safetensors"), "restore it", begun=one.run_id
+    )
+    (bench.root / "model/model.safetensors").unlink()
+    bench.refused(ExitCode.STORAGE, "ObjectNotFound", bench.uri("model/model.safetensors"), begun=one.run_id)
+
+
+def test_a_model_that_is_published_needs_neither_rows_nor_base(bench: Bench) -> None:
+    one = bench.run()
+    outcome = publish(bench, one)
+    (bench.root / "train.jsonl").unlink()
+    shutil.rmtree(bench.root / "model")
+    last = bench.run(begun=one.run_id)
+    assert (last.code, last.reason, last.result) == (0, "Reused", outcome)
+
+
+def test_a_run_of_another_document_is_never_gone_on_with(bench: Bench) -> None:
+    """Whoever writes into a status may name any run of the output."""
+    bench.put("other.jsonl", jsonl(rows(80)))
+    one = bench.run()
+    bench.spec["data"]["train"] = [{"uri": bench.uri("other.jsonl")}]  # else the same: but for its rows the very run
+    other = bench.run(begun=one.run_id)
+    assert other.run_id not in (None, one.run_id)
+    assert "has the inputs of another document" in warnings(other)[0]
+    assert f"make another run, {other.run_id}" in warnings(other)[0]
+    bench.spec["training"] = {"learningRate": 0.001}
+    faster = bench.run(begun=other.run_id)
+    assert faster.run_id not in (None, one.run_id, other.run_id)
+    assert "is of another document" in warnings(faster)[0]
+
+
+@pytest.mark.parametrize("name", ["0" * 16, "../../x", "--config", "", "A" * 16])
+def test_a_run_that_is_made_up_changes_nothing(bench: Bench, name: str) -> None:
+    one = bench.run()
+    last = bench.run(begun=name)
+    assert (last.code, last.run_id) == (0, one.run_id)
+    assert [sentence.partition(",")[0] for sentence in warnings(last)] == [f"Run {name}"]
+
+
+def test_a_record_under_the_name_of_another_run_is_not_believed(bench: Bench) -> None:
+    one = bench.run()
+    bench.put(f"output/runs/{'f' * 16}/run.json", (bench.root / f"output/runs/{one.run_id}/run.json").read_bytes())
+    assert bench.run(begun="f" * 16).run_id == one.run_id
+
+
+def test_what_is_measured_anew_is_read_anew(bench: Bench) -> None:
+    """A slice of rows, a set of rows: the encoded store has neither."""
+    bench.put("train.jsonl", jsonl([{**row, "kind": n % 3} for n, row in enumerate(rows())]))
+    one = bench.run()
+    bench.spec["evaluation"] = {"slices": ["kind"]}
+    sliced = bench.run(begun=one.run_id)
+    assert sliced.run_id == one.run_id
+    assert list(bench.record(sliced).slices) == ["kind"]
+    retention(bench, jsonl(fresh(40)))
+    kept = bench.run(begun=one.run_id)
+    assert kept.run_id == one.run_id
+    assert list(bench.record(kept).retention) == ["kept"]
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"x" * path.stat().st_size)])
+def test_without_its_encoded_store_a_run_reads_its_rows_again(bench: Bench, damage: Callable[[Path], Any]) -> None:
+    one = bench.run()
+    damage(bench.root / "output" / bench.record(one).encoded.key)
+    last = bench.run(begun=one.run_id)
+    assert (last.code, last.run_id) == (0, one.run_id)
+    bench.put("train.jsonl", jsonl(rows(80)))
+    if not (bench.root / "output" / bench.record(one).encoded.key).read_bytes().startswith(b"x"):
+        (bench.root / "output" / bench.record(one).encoded.key).unlink()
+    other = bench.run(begun=one.run_id)
+    assert other.run_id != one.run_id
+    assert bench.record(one).encoded.key in warnings(other)[0]
 
 
 # --- bad content: 42, and nothing is left behind ---

@@ -67,6 +67,8 @@ PATIENT = {**SPEC, "retries": {"max": 1}}
 """The same run: only a live field differs."""
 STRICTER = {**SPEC, "evaluation": {"gates": [{"metric": "f1", "atLeast": 0.95}]}}
 """The same run, judged by a gate."""
+SEARCHED = {**SPEC, "data": {**SPEC["data"], "audit": "Full"}}
+"""The same run, whose rows are searched otherwise for what is wrong."""
 TWO_NODES = {**SPEC, "resources": {"nodes": 2, "perNode": {"gpus": 1}}}
 PROFILES = {"default": Profile("default", {})}
 RESULT = TrainOutcome(
@@ -1898,7 +1900,7 @@ def _carried_out(o: Observed, decision: Decision) -> Observed:
         match action:
             case CreateConfig(config, key):
                 known[config.generation] = Pinned(config.generation, config, key, o.subject.asked)
-            case CreatePreflight(config, key, ordinal, counters, attempts):
+            case CreatePreflight(config, key, ordinal, counters, attempts, _):
                 job = p(ordinal, uid=f"new-p{ordinal}", key=key, counters=counters, attempts=attempts, created=NOW)
                 children.append(replace(job, retry=o.subject.retry or "", generation=config.generation))
             case CreateTrain(config, key, run_id, ordinal, counters):
@@ -1910,6 +1912,64 @@ def _carried_out(o: Observed, decision: Decision) -> Observed:
 
 
 # --- facts that a row is too short for ---
+
+
+IDLE_AT_30 = said("Suspended", "Suspended", usage=Usage(attempts=1), checkpoint=CheckpointStatus(step=30))
+BEGUN: dict[str, tuple[Observed, str | None]] = {
+    "a new document": (world(), None),
+    "a document that was suspended": (world(IDLE_AT_30, **RESUMED), RUN),
+    "a live field was changed as well": (
+        world(
+            IDLE_AT_30,
+            subject=subject(PATIENT, generation=2),
+            pinned={1: pinned(), 2: pinned(PATIENT, generation=2)},
+        ),
+        RUN,
+    ),
+    "a gate was changed": (world(IDLE_AT_30, **GATED), RUN),
+    "another run is asked for": (world(IDLE_AT_30, **CHANGED), None),
+    "it is asked for again": (
+        world(IDLE_AT_30, subject=subject(generation=3), pinned={1: pinned(), 2: pinned(FASTER, generation=2)}),
+        RUN,
+    ),
+    "the search of the rows was changed": (
+        world(
+            IDLE_AT_30,
+            subject=subject(SEARCHED, generation=2),
+            pinned={1: pinned(), 2: pinned(SEARCHED, generation=2)},
+        ),
+        None,
+    ),
+    "the train Job was deleted": (world(TRAINING.model_copy(update={"usage": Usage(attempts=1, counted=1)})), RUN),
+    "storage went away": (world(TRAINING, t(), ended(t(), 49, message(49, "Unreachable"), at=300)), RUN),
+    "another attempt had it": (world(TRAINING, t(), ended(t(), 44, message(44, "Fenced"), at=900)), RUN),
+    "its message is lost": (world(TRAINING, t(ended="Complete", ended_at=ago(300))), RUN),
+    "it has failed and is tried again": (
+        world(
+            said("Failed", "Diverged", passed="True", usage=Usage(attempts=1, counted=1)),
+            subject=subject(retry="now", status=said("Failed", "Diverged", passed="True")),
+        ),
+        RUN,
+    ),
+    "its configuration was deleted": (world(IDLE_AT_30, pinned={}), None),
+    "what names it is no run": (world(said("Suspended", "Suspended", run="--config")), None),
+}
+
+
+@pytest.mark.parametrize("fact", BEGUN)
+def test_a_preflight_of_the_same_document_is_told_of_the_run_that_was_begun(fact: str) -> None:
+    """What an attempt has cost may have to be told first."""
+    given, run = BEGUN[fact]
+    decision = decide(given, now=NOW)
+    for _ in range(4):
+        begun = [action.run for action in decision.actions if isinstance(action, CreatePreflight)]
+        if begun:
+            break
+        given = _carried_out(given, decision)
+        if decision.status is not None:
+            given = replace(given, subject=replace(given.subject, status=decision.status))
+        decision = decide(given, now=NOW)
+    assert begun == [run]
 
 
 def test_an_attempt_of_the_document_before_does_not_answer_a_preflight_of_this_one() -> None:

@@ -102,9 +102,9 @@ class World:
                         config.generation: Pinned(config.generation, config, key, self.o.subject.asked),
                     },
                 )
-            case CreatePreflight(config, key, ordinal, counters, attempts):
+            case CreatePreflight(config, key, ordinal, counters, attempts, run):
                 job = manifests.preflight_job(
-                    self.o.subject, config, key=key, ordinal=ordinal, counters=counters, attempts=attempts
+                    self.o.subject, config, key=key, ordinal=ordinal, counters=counters, attempts=attempts, run=run
                 )
                 self._begin(job)
             case CreateTrain(config, key, run_id, ordinal, counters):

@@ -79,7 +79,7 @@ def test_what_an_accepted_document_yields_has_valid_names_and_labels(
     made = [
         manifests.config_map(subject, pinned, key="k"),
         manifests.service(subject),
-        manifests.preflight_job(subject, pinned, key="k", ordinal=1, counters=counters, attempts=0),
+        manifests.preflight_job(subject, pinned, key="k", ordinal=1, counters=counters, attempts=0, run="a" * 16),
         manifests.train_job(subject, pinned, key="k", run_id=run, ordinal=12345, counters=counters),
     ]
     for manifest in made:

@@ -83,9 +83,11 @@ def train(spec: dict[str, Any], profile: dict[str, Any] | None = None) -> manife
     )
 
 
-def preflight(spec: dict[str, Any], profile: dict[str, Any] | None = None) -> manifests.Manifest:
+def preflight(
+    spec: dict[str, Any], profile: dict[str, Any] | None = None, *, run: str | None = None
+) -> manifests.Manifest:
     return manifests.preflight_job(
-        SUBJECT, config(spec, profile), key="k" * 16, ordinal=1, counters=Counters(), attempts=0
+        SUBJECT, config(spec, profile), key="k" * 16, ordinal=1, counters=Counters(), attempts=0, run=run
     )
 
 
@@ -97,6 +99,7 @@ DOCUMENTS = {
     ),
     "train-job-another-gpu": train(SPEC, {"gpu": {"resourceName": "amd.com/gpu"}}),
     "preflight-job-rich": preflight(RICH),
+    "preflight-job-of-a-run-that-was-begun": preflight(SPEC, run="a" * 16),
     "train-job-rich": train(RICH, PROFILE),
     "service": manifests.service(SUBJECT),
     "config-map": manifests.config_map(SUBJECT, config(SPEC), key="k" * 16),

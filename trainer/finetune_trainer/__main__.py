@@ -1,6 +1,7 @@
 """The command line. What a command does not need is not imported: `validate` starts in a fraction of a second."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -98,6 +99,12 @@ def _parser() -> argparse.ArgumentParser:
     where.set_defaults(action=_where)
     preflight = commands.add_parser("preflight", help="check a resolved run on a CPU (what a preflight pod does)")
     _pod_options(preflight)
+    preflight.add_argument(
+        "--run-id",
+        metavar="ID",
+        default=os.environ.get("FINETUNE_RUN") or None,
+        help="the run that was begun for this document: it goes on with its rows (default: $FINETUNE_RUN, else none)",
+    )
     preflight.set_defaults(action=_preflight)
     train = commands.add_parser("train", help="train a resolved run (what a train pod does)")
     _pod_options(train)
@@ -185,7 +192,11 @@ def _preflight(options: argparse.Namespace) -> int:
     from finetune_trainer import preflight
 
     return preflight.main(
-        config=options.config, credentials=options.credentials, message=options.message, work=options.work
+        config=options.config,
+        credentials=options.credentials,
+        message=options.message,
+        work=options.work,
+        run=options.run_id,
     )
 
 

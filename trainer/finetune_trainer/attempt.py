@@ -25,7 +25,7 @@ from finetune_trainer.data.packing import Packs
 from finetune_trainer.evaluate import Evaluator
 from finetune_trainer.foresight import bytes_of
 from finetune_trainer.model import Loaded, load
-from finetune_trainer.run import VALIDATION, EncodedRef, Input, RunRecord
+from finetune_trainer.run import VALIDATION, EncodedRef, Input, RunRecord, input_changed
 from finetune_trainer.signs import Heart, Reporter, Signals, Stopped, wait_for
 from finetune_trainer.storage import (
     Damaged,
@@ -354,11 +354,7 @@ def _download(attempt: Attempt, entry: Input, path: Path) -> None:
     try:
         store.download(key, path, if_match=entry.etag, digest=entry.digest, progress=beat)
     except (PreconditionFailed, Damaged) as error:
-        raise StorageError(
-            "InputChanged",
-            f"{entry.uri} is not what preflight found; restore it, or change the document to use the new one.",
-            environment=False,
-        ) from error
+        raise input_changed(entry.uri) from error
 
 
 def _once(attempt: Attempt, path: Path, download: Callable[[Path], Any]) -> None:

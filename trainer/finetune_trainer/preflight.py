@@ -26,7 +26,7 @@ from pydantic import ValidationError
 from finetune_api.contract import ExitCode, LastMessage, PreflightOutcome, RunConfig, TrainOutcome
 from finetune_api.resolve import digest, evaluation_id, publication_id, run_id, train_identity
 from finetune_api.status import PreflightStatus, RowCounts
-from finetune_trainer import gates, lastmessage, tasks
+from finetune_trainer import gates, lastmessage, pinned, tasks
 from finetune_trainer.base_model import BaseModel, check_dropout, model_digest, read_base_model
 from finetune_trainer.config import read_config, storage_settings
 from finetune_trainer.data.batch import Encoded as EncodedRows
@@ -55,6 +55,7 @@ from finetune_trainer.run import (
 )
 from finetune_trainer.storage import (
     AlreadyExists,
+    NotFound,
     PreconditionFailed,
     StorageError,
     StorageSettings,
@@ -84,11 +85,11 @@ FINISHED = ("complete", "early-stopped")
 _TRIES = 5
 
 
-def main(*, config: Path, credentials: Path | None, message: Path | None, work: Path) -> int:
+def main(*, config: Path, credentials: Path | None, message: Path | None, work: Path, run: str | None = None) -> int:
     """`finetune preflight`: returns the exit code, having written the last message to `message`."""
     secrets = lastmessage.secrets_of(credentials)
     with _quiet_on_bad_input() as outcome:
-        outcome.message = preflight(read_config(config), credentials=credentials, work=work)
+        outcome.message = preflight(read_config(config), credentials=credentials, work=work, run=run)
     last = outcome.message
     assert last is not None
     print(lastmessage.scrub(f"{last.reason}: {last.message}", secrets), file=sys.stderr, flush=True)
@@ -132,11 +133,21 @@ def _quiet_on_bad_input() -> Iterator[_Outcome]:
         )
 
 
-def preflight(config: RunConfig, *, credentials: Path | None, work: Path) -> LastMessage:
-    """Do all of it and say what was found. Raises DataError and StorageError."""
+def preflight(config: RunConfig, *, credentials: Path | None, work: Path, run: str | None = None) -> LastMessage:
+    """Do all of it and say what was found. Raises DataError and StorageError.
+
+    `run`: the one that was begun for this document, which goes on with the inputs it began with.
+    """
     settings = storage_settings(config, credentials)
     output = open_store(config.output.uri, settings)
     check_output(output)
+    lost = None
+    if run is not None:
+        try:
+            return _go_on(config, run, output=output, settings=settings, scratch=work)
+        except pinned.CannotGoOnError as error:
+            lost = _Lost(run, str(error))
+            log.warning("run %s is not gone on with: %s", run, error)
     task = tasks.get(config)
     base = read_base_model(open_store(config.model, settings), reads=task.reads)
     log.info("base model %s: %d files", base.uri, len(base.files))
@@ -158,6 +169,7 @@ def preflight(config: RunConfig, *, credentials: Path | None, work: Path) -> Las
             kept=kept,
             settings=settings,
             license_name=license_name,
+            lost=lost,
         )
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -213,36 +225,26 @@ class Data:
 
 
 @dataclass(frozen=True)
-class _Source:
-    """One file of rows. `split` None: its rows are divided between training and validation."""
+class _File:
+    """One file of rows."""
 
     role: str
     place: Located
-    split: int | None
-    part: str = ""
-    """Of which of several tasks the rows are."""
+    source: pinned.Source
+
+    @property
+    def split(self) -> int | None:
+        return self.source.split
 
 
-def _sources(config: RunConfig, settings: StorageSettings) -> list[_Source]:
+def _files(config: RunConfig, settings: StorageSettings) -> list[_File]:
     """All files, those a pattern matches in the order of their names. Raises DataError, StorageError."""
-    data = config.data
-    split = None if data.validation_fraction is not None else TRAIN
-    parts = data.train_tasks or [""] * len(data.train)
-    asked: list[tuple[str, str, int | None, str]] = [
-        (f"train/{n}", uri, split, part) for n, (uri, part) in enumerate(zip(data.train, parts, strict=True))
-    ]
-    for role, uri, sources, held in (
-        ("validation", data.validation_uri, data.validation_sources, VALIDATION),
-        ("test", data.test_uri, data.test_sources, TEST),
-    ):
-        asked += [(role, uri, held, "")] if uri is not None else []
-        asked += [(f"{role}/{n}/{one.task}", one.uri, held, one.task) for n, one in enumerate(sources or ())]
     found = []
-    for role, uri, side_of, part in asked:
-        places = locate(uri, settings)
-        several = len(places) > 1 or places[0].uri != uri
+    for source in pinned.sources(config):
+        places = locate(source.uri, settings)
+        several = len(places) > 1 or places[0].uri != source.uri
         found += [
-            _Source(f"{role}/{number}" if several else role, place, side_of, part)
+            _File(f"{source.role}/{number}" if several else source.role, place, source)
             for number, place in enumerate(places)
         ]
     return found
@@ -262,15 +264,15 @@ class _Reading:
     scratch: Path
     inputs: list[Input] = field(default_factory=list)
 
-    def read(self, source: _Source, position: int) -> None:
+    def read(self, file: _File, position: int) -> None:
         """Check, split and encode the rows of one file, whose place in the manifest is `position`."""
         started = time.monotonic()
-        place, data = source.place, self.config.data
-        wanted = list(self.task.parts[source.part].columns.values())
-        grouped = source.split is None and data.validation_group_by is not None
+        place, data = file.place, self.config.data
+        wanted = list(self.task.parts[file.source.part].columns.values())
+        grouped = file.split is None and data.validation_group_by is not None
         if grouped:
             wanted.append(str(data.validation_group_by))
-        sliced = self.config.evaluation.slices if self._measured(source) else []
+        sliced = self.config.evaluation.slices if self._measured(file) else []
         wanted += sliced
         try:
             rows = Rows(place.store, place.key, uri=place.uri, wanted=wanted, scratch=self.scratch)
@@ -278,9 +280,9 @@ class _Reading:
             self.problems.add(error)
             return
         count = 0
-        for example in self.checker.each(rows, part=source.part, group=grouped):
+        for example in self.checker.each(rows, part=file.source.part, group=grouped):
             count += 1
-            split = source.split
+            split = file.split
             if split is None:
                 split = side(example.key, data.validation_fraction or 0.0)
             self.survey.add(example, split=split, source=position)
@@ -298,13 +300,13 @@ class _Reading:
                 self.encoder.add(example, split=split, source=position)
         if rows.digest is not None:
             info = rows.info
-            entry = Input(role=source.role, uri=place.uri, size=info.size, etag=info.etag, digest=rows.digest)
+            entry = Input(role=file.role, uri=place.uri, size=info.size, etag=info.etag, digest=rows.digest)
             self.inputs.append(entry)
         log.info("%s: %d rows in %.1f s", place.uri, count, time.monotonic() - started)
 
-    def _measured(self, source: _Source) -> bool:
+    def _measured(self, file: _File) -> bool:
         """Whether the model is evaluated on rows of this file in the end."""
-        return source.split == TEST if self.config.data.tested else source.split != TRAIN
+        return file.split == TEST if self.config.data.tested else file.split != TRAIN
 
 
 def read_data(
@@ -319,9 +321,9 @@ def read_data(
         if wanted is not None:
             _check_wanted(wanted, field=f"{field_of(name)}.labels")
             checker.labels[name] = [label_in(name, label) for label in wanted]
-    sources = _sources(config, settings)
+    files = _files(config, settings)
     models = [f"{base.uri}/{name}" for name in base.files]
-    names = models + [source.place.uri for source in sources]
+    names = models + [file.place.uri for file in files]
     inspector = Inspector(config, text=task.reads == "text", scratch=scratch)
     encoder = Encoder(
         task,
@@ -334,10 +336,10 @@ def read_data(
     )
     reading = _Reading(config, task, checker, survey, inspector, encoder, problems, scratch)
     labels: list[str] | None = None
-    for position, source in enumerate(sources, start=len(models)):
-        if source.split == TEST and labels is None:
+    for position, file in enumerate(files, start=len(models)):
+        if file.split == TEST and labels is None:
             labels = _fix_labels(reading, base=base)
-        reading.read(source, position)
+        reading.read(file, position)
     if labels is None:
         labels = _fix_labels(reading, base=base)
     _raise_problems(problems)
@@ -423,13 +425,13 @@ def _commit(
     kept: Mapping[str, Prepared],
     settings: StorageSettings,
     license_name: str | None,
+    lost: "_Lost | None",
 ) -> LastMessage:
     """Everything is right: find the identity, write what train pods need, and say what is left to do."""
     manifest = _model_inputs(base, output=output, settings=settings) + data.inputs
     manifest += [entry for one in kept.values() for entry in one.inputs]
     digests = {entry.role: entry.digest for entry in data.inputs}
     digests = {role: content for role, content in digests.items() if role.partition("/")[0] not in MEASURED}
-    test = tested(manifest)
     if data.quality.leaked:
         digests["leaked"] = digest([f"{content:016x}" for content in data.quality.leaked])
     model = model_digest([entry for entry in manifest if entry.role.startswith("model/")])
@@ -439,6 +441,7 @@ def _commit(
         run_id=run,
         identity=identity,
         manifest=manifest,
+        addresses=pinned.addresses(config),
         labels=data.labels,
         form=data.form,
         model_max_length=tools.text.max_length if tools.text else 0,
@@ -450,14 +453,112 @@ def _commit(
         retention={name: one.record for name, one in kept.items()},
     )
     record = pin(output, record, [data.encoded, *(one.encoded for one in kept.values())])
+    standing = _standing(config, record, output)
+    foresight = foresee(config, record, model=base.config, shapes=base.shapes, encoded=EncodedRows(data.encoded.path))
+    unlikely = memory_warning(foresight, config.pods)
+    lasting = [*([unlikely] if unlikely else []), *data.quality.warnings]
+    warnings = [*standing.trouble, *([lost.sentence(run)] if lost is not None and lost.run != run else []), *lasting]
+    where = f"{output.uri}/{_report_key(run)}"
+    summary = _summary(config, data=data, foresight=foresight, warnings=warnings, report=where)
+    log.info("%d steps; predicted memory: %s", foresight.steps, summary.predicted_memory or foresight.why)
+    memory = asdict(foresight.memory) if foresight.memory else {"unknown": foresight.why}
+    more = {
+        "summary": summary.document(),
+        "warnings": warnings,
+        _LASTING: lasting,
+        "memory": memory,
+        "publicationId": standing.publication,
+    }
+    output.write(_report_key(run), _report(record, data=data, more=more))
+    return _passed(run, standing, summary=summary)
+
+
+_LASTING = "lastingWarnings"
+"""Of the report: what is to be said again when the run goes on."""
+
+
+@dataclass(frozen=True)
+class _Lost:
+    """A run that the status tells of, and that is not gone on with."""
+
+    run: str
+    why: str
+
+    def sentence(self, other: str) -> str:
+        return (
+            f"Run {self.run}, which was begun before, cannot be gone on with ({self.why}); the rows as they are now "
+            f"make another run, {other}."
+        )
+
+
+def _go_on(config: RunConfig, run: str, *, output: Store, settings: StorageSettings, scratch: Path) -> LastMessage:
+    """No row is read: what was found of them stands in the last report.
+
+    Raises CannotGoOnError, StorageError; DataError where the license is not allowed any more.
+    """
+    record = pinned.begun(config, output, run)
+    standing = _standing(config, record, output)
+    if standing.result is None or standing.result.partial:
+        pinned.check_stores(output, _stores(record))
+        manifest = pinned.same_base(record, settings)
+        license_name = license_of(open_store(config.model, settings), config)
+        record = pin(output, record.model_copy(update={"manifest": manifest, "license": license_name}), [])
+    news = pinned.news_of_rows(config, record, settings, scratch)
+    report = _last_report(output, run)
+    lasting = report.get(_LASTING, [])
+    warnings = [*standing.trouble, *([news] if news is not None else []), *lasting]
+    summary = PreflightStatus.model_validate(report.get("summary", {})).model_copy(
+        update={"warnings": _first_ten(warnings), "report_uri": f"{output.uri}/{_report_key(run)}"}
+    )
+    more = {
+        "checkedAt": _now(),
+        "summary": summary.document(),
+        "warnings": warnings,
+        "publicationId": standing.publication,
+        "record": record.document(),
+    }
+    output.write(_report_key(run), _json({**report, **more}))
+    return _passed(run, standing, summary=summary)
+
+
+def _last_report(output: Store, run: str) -> dict[str, Any]:
+    """What the last preflight of a run has told people; nothing where none can be read."""
+    found = sorted(output.list(f"runs/{run}/preflight/"), key=lambda info: (info.modified is None, info.modified))
+    for info in reversed(found):
+        try:
+            report = json.loads(output.read(info.key))
+            PreflightStatus.model_validate(report["summary"])
+        except (NotFound, ValueError, TypeError, KeyError, RecursionError):
+            continue
+        told = report.get(_LASTING, report["summary"].get("warnings") or [])
+        return {**report, _LASTING: [str(sentence) for sentence in told] if isinstance(told, list) else []}
+    return {}
+
+
+@dataclass(frozen=True)
+class _Standing:
+    """How far a run is, by its log."""
+
+    publication: str
+    result: TrainOutcome | None
+    """That of the whole run, or of one that was ended before its time and may go on."""
+    step: int | None
+    unmet: str | None
+    """Why a model that is there already is not good enough by the gates that are asked for now."""
+    trouble: list[str]
+    """What is wrong with what was published."""
+
+
+def _standing(config: RunConfig, record: RunRecord, output: Store) -> _Standing:
+    run = record.run_id
     records = RunLog(output, run).read()
     trained = training_end(records, partial=True)
     partial = trained is not None and trained.body.get("end") == STOPPED
     evaluation = evaluation_id(
         run,
         config,
-        test=test,
-        retention=retained(manifest),
+        test=tested(record.manifest),
+        retention=retained(record.manifest),
         stopped_at=trained.body["step"] if trained is not None and partial else None,
     )
     publication = publication_id(evaluation, config)
@@ -469,23 +570,11 @@ def _commit(
             gates.release(output, run, publication, result)
     if partial and unmet is not None:  # it is judged where it is asked for: the run may go on, and become good enough
         result, unmet = None, None
-    foresight = foresee(config, record, model=base.config, shapes=base.shapes, encoded=EncodedRows(data.encoded.path))
-    unlikely = memory_warning(foresight, config.pods)
-    warnings = [*trouble, *([unlikely] if unlikely else []), *data.quality.warnings]
-    where = f"{output.uri}/{_report_key(run)}"
-    summary = _summary(config, data=data, foresight=foresight, warnings=warnings, report=where)
-    log.info("%d steps; predicted memory: %s", foresight.steps, summary.predicted_memory or foresight.why)
-    memory = asdict(foresight.memory) if foresight.memory else {"unknown": foresight.why}
-    more = {"summary": summary.document(), "warnings": warnings, "memory": memory, "publicationId": publication}
-    output.write(_report_key(run), _report(record, data=data, more=more))
-    return _passed(run, result=result, step=step, summary=summary, unmet=unmet)
+    return _Standing(publication, result, step, unmet, trouble)
 
 
-def _passed(
-    run: str, *, result: TrainOutcome | None, step: int | None, summary: PreflightStatus, unmet: str | None
-) -> LastMessage:
-    """`result` is that of the whole run, or of one that was ended before its time and may go on. `unmet`: why a model
-    that is there already is not good enough by the gates that are asked for now."""
+def _passed(run: str, standing: _Standing, *, summary: PreflightStatus) -> LastMessage:
+    result, step, unmet = standing.result, standing.step, standing.unmet
     state: Literal["Fresh", "Resume", "Reused"]
     if result is not None and not result.partial:
         state, sentence = "Reused", f"Run {run} is trained and published already; its model is reused."
@@ -508,7 +597,7 @@ def _report(record: RunRecord, *, data: Data, more: Mapping[str, Any]) -> bytes:
     """The full report, for people."""
     names = ((TRAIN, "train"), (VALIDATION, "validation"), (TEST, "test"))
     report = {
-        "checkedAt": datetime.now(UTC).isoformat(timespec="seconds"),
+        "checkedAt": _now(),
         **more,
         "labels": {name: dict(sorted(data.survey.labels[split].items())) for split, name in names},
         "repeated": data.quality.repeated.document(),
@@ -518,7 +607,19 @@ def _report(record: RunRecord, *, data: Data, more: Mapping[str, Any]) -> bytes:
         "record": record.document(),
         "versions": {name: version(name) for name in ("numpy", "tokenizers", "pyarrow", "safetensors")},
     }
+    return _json(report)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _json(report: Mapping[str, Any]) -> bytes:
     return json.dumps(report, indent=1, sort_keys=True, ensure_ascii=False).encode()
+
+
+def _first_ten(warnings: Sequence[str]) -> list[str] | None:
+    return [sentence[:1024] for sentence in warnings][:10] or None
 
 
 def _report_key(run: str) -> str:
@@ -545,7 +646,7 @@ def _summary(
         truncated_percent=round(100 * encoded.truncated / max(1, encoded.rows), 2),
         dropped=data.quality.dropped if any(data.quality.dropped.document().values()) else None,
         audit=list(data.quality.figures) or None,
-        warnings=[sentence[:1024] for sentence in warnings][:10] or None,
+        warnings=_first_ten(warnings),
         steps=foresight.steps,
         predicted_memory=quantity(foresight.memory.total) if foresight.memory else None,
         report_uri=report,
@@ -605,7 +706,7 @@ def pin(output: Store, record: RunRecord, encoded: Sequence[Encoded]) -> RunReco
             same = (known.manifest, known.slices) == (record.manifest, record.slices)
             same = same and _asked(known) == _asked(record)
             if same and all(output.head(ref.key) is not None for ref in _stores(known)):
-                if known.license == record.license:
+                if (known.license, known.addresses) == (record.license, record.addresses):
                     return known
                 record = record.model_copy(update={"encoded": known.encoded, "retention": known.retention})
         for ref in _stores(record):

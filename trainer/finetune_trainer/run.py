@@ -90,6 +90,9 @@ class RunRecord(Model):
     run_id: str
     identity: dict[str, Any]
     manifest: list[Input]
+    addresses: dict[str, str] = Field(
+        default={}, description="what the document calls the inputs, by role; all files of a pattern have one"
+    )
     labels: list[str] = Field(description="in the order of the model's outputs")
     form: str = Field(description="how all rows are written, where a task reads several ways")
     model_max_length: int = Field(description="tokens: data.maxLength, or the model's limit if that is lower; or 0")
@@ -127,6 +130,15 @@ def read_record(output: Store, key: str, etag: str | None = None) -> RunRecord:
             f"{output.uri}/{key} is not what a preflight writes; restore it, or delete it so that it is made anew.",
         )
     return record
+
+
+def input_changed(uri: str) -> StorageError:
+    """An input that every later attempt needs is not the one that was pinned."""
+    return StorageError(
+        "InputChanged",
+        f"{uri} is not what preflight found; restore it, or change the document to use the new one.",
+        environment=False,
+    )
 
 
 def _check_version(name: str, version: object) -> None:

@@ -12,7 +12,6 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from finetune_api.contract import ExitCode, RunConfig
-from finetune_api.resolve import train_identity
 from finetune_trainer import lastmessage
 from finetune_trainer.batches import leading, learner_of, mixture_of, order_of, possible_packs, steps_of
 from finetune_trainer.config import storage_settings
@@ -21,6 +20,7 @@ from finetune_trainer.data.order import Rows
 from finetune_trainer.data.packing import Packs
 from finetune_trainer.data.read import DataError
 from finetune_trainer.local import InvalidDocumentError, load
+from finetune_trainer.pinned import is_of
 from finetune_trainer.run import RunRecord, read_record, run_key
 from finetune_trainer.storage import Damaged, StorageError, Store, open_store
 from finetune_trainer.storage.commit import RecordKind, RunLog, find
@@ -91,7 +91,7 @@ def _record(config: RunConfig, output: Store, run: str | None) -> RunRecord:
         except StorageError as error:
             if run is not None or not (isinstance(error, Damaged) or error.reason == "UnknownFormat"):
                 raise  # of others, a damaged one, or another version's, is not in the way
-    mine = [entry for entry in found if _is_of(config, entry[2])]
+    mine = [entry for entry in found if is_of(config, entry[2])]
     if mine:
         return max(mine, key=lambda entry: (entry[0] is not None, entry[0], entry[1]))[2]
     if run is not None and found:
@@ -102,10 +102,6 @@ def _record(config: RunConfig, output: Store, run: str | None) -> RunRecord:
         if run is not None
         else f"{output.uri} has no run of this document as it stands: start it, or give the document as it was.",
     )
-
-
-def _is_of(config: RunConfig, record: RunRecord) -> bool:
-    return train_identity(config, labels=record.labels, inputs=record.identity["inputs"]) == record.identity
 
 
 def _packs(config: RunConfig, record: RunRecord, encoded: Encoded, output: Store) -> Packs | None:

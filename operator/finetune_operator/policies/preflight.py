@@ -1,5 +1,6 @@
 """What does a pod without a GPU find out: may the run begin, go on, or is it done already?"""
 
+import re
 from dataclasses import replace
 from datetime import datetime, timedelta
 
@@ -25,6 +26,8 @@ from finetune_operator.policies.waiting import HELD, ORDINARY, queue_of, wait_of
 from finetune_operator.policies.ways import PREFLIGHT_LOST, Kind
 from finetune_operator.verdict import PASSED, CreatePreflight, DeleteJob, Mark, Observed, Verdict, condition, mark_of
 from finetune_operator.views import Child, Counters, format_time, told_time
+
+RUN_ID = re.compile(r"[0-9a-f]{16}")
 
 
 def preflight(o: Observed, target: Target, *, now: datetime, carried: Counters | None = None) -> Verdict:
@@ -90,7 +93,23 @@ def _begin(o: Observed, target: Target, *, counters: Counters) -> Verdict:
 
 
 def _another(o: Observed, target: Target, counters: Counters) -> CreatePreflight:
-    return CreatePreflight(target.config, target.key, o.next_ordinal("preflight"), counters, o.attempts)
+    ordinal = o.next_ordinal("preflight")
+    return CreatePreflight(target.config, target.key, ordinal, counters, o.attempts, _begun(o, target))
+
+
+def _begun(o: Observed, target: Target) -> str | None:
+    """The run that was begun for this very document: it goes on with the rows it began with, whatever lies there now.
+
+    Two documents are the same where they differ in nothing but when, for how long and how well; also where a profile or
+    a newer operator makes other pods of them. Preflight believes none of it before it has seen the run's record.
+    """
+    run = o.subject.status.run
+    before = o.pinned.get(run.generation) if run is not None else None
+    if run is None or before is None or not RUN_ID.fullmatch(run.id):
+        return None
+    audited = before.config.data.audit == target.config.data.audit
+    same = before.asked == o.subject.asked or (before.key == target.key and audited)
+    return run.id if same else None
 
 
 def _checking(o: Observed, counters: Counters) -> Verdict:
