@@ -41,7 +41,8 @@ the status, too (`status.preflightJob`): it does not go with the Job.
 `retries.max` bounds only what is counted, over the whole run. What is not counted is bounded by what it wins: an
 attempt that commits one more step starts the count (`status.run.interruptions`) anew. Evaluation commits no step, so
 {interruptions} interruptions in a row end it as well; baselines and evaluations that are finished are kept.
-After `Failed`, change the annotation `finetune.dev/retry` (any other value) to go on from the last committed step.
+After `Failed`, change the annotation `finetune.dev/retry` (any other value) to go on from the last committed step, with
+the rows the run began with ([when the rows change](data.md#when-the-rows-change)).
 
 ## Ways of ending
 

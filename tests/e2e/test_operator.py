@@ -327,6 +327,8 @@ class Kubelet(threading.Thread):
         self.scripts: dict[str, Script] = {}
         self.seen: dict[str, tuple[str, str]] = {}
         """By Job UID: name of the Job and of the FineTuneJob."""
+        self.begun: dict[str, str | None] = {}
+        """By UID of a preflight Job, the oldest first: the run that its pod is told of."""
         self.room: int | None = None
         """Pods that have a node at a time, if not all may."""
         self.address = "127.0.0.9"
@@ -367,6 +369,9 @@ class Kubelet(threading.Thread):
         name, _, tail = job["name"].rpartition("-")
         owner = name.rpartition("-")[0]
         self.seen[job["uid"]] = (job["name"], owner)
+        if labels["finetune.dev/role"] == "preflight":
+            environment = {one["name"]: one.get("value") for one in pod["spec"]["containers"][0]["env"]}
+            self.begun[job["uid"]] = environment.get("FINETUNE_RUN")
         phase = pod["status"].get("phase")
         if "deletionTimestamp" in meta:
             if phase == "Running":
@@ -701,6 +706,7 @@ def test_a_retry_annotation_brings_a_failure_back_once(place: Place) -> None:
     place.plane.patch(place.path("one"), {"metadata": {"annotations": {"finetune.dev/retry": "now"}}})
     job = becomes(place, "one", "succeeded-retried", "Succeeded", "Trained")
     assert job["status"]["lastHandledRetry"] == "now"
+    assert [*place.kubelet.begun.values()] == [None, None], "what was refused is no run: its rows are read again"
 
 
 def test_storage_that_is_not_there_is_waited_for_and_the_job_recovers(place: Place) -> None:
@@ -873,6 +879,7 @@ def test_a_changed_document_waits_for_preflight_before_the_old_run_is_stopped(pl
     change(1e-4)
     becomes(place, "one", "succeeded-changed", "Succeeded", "Trained")
     assert [job for job in place.kubelet.jobs_of("one") if job[0] == "t"] == ["t1", "t2"]
+    assert [*place.kubelet.begun.values()] == [None, None, None], "another document has its rows read"
 
 
 def test_a_live_change_restarts_nothing(place: Place) -> None:
@@ -897,6 +904,7 @@ def test_a_suspended_job_has_no_pods_and_goes_on_when_it_is_resumed(place: Place
     place.plane.patch(place.path("one"), {"spec": {"suspend": False}})
     becomes(place, "one", "succeeded-resumed", "Succeeded", "Trained")
     assert [job for job in place.kubelet.jobs_of("one") if job[0] == "t"] == ["t1", "t2"]
+    assert [*place.kubelet.begun.values()] == [None, "a" * 16], "the second preflight is told of the run that was begun"
 
 
 def test_a_job_that_is_born_suspended_has_no_pods(place: Place) -> None:

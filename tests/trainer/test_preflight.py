@@ -787,17 +787,65 @@ def test_what_is_measured_anew_is_read_anew(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"x" * path.stat().st_size)])
-def test_without_its_encoded_store_a_run_reads_its_rows_again(bench: Bench, damage: Callable[[Path], Any]) -> None:
+def test_without_its_encoded_store_a_run_reads_its_rows_again_and_takes_no_others(
+    bench: Bench, damage: Callable[[Path], Any]
+) -> None:
     one = bench.run()
-    damage(bench.root / "output" / bench.record(one).encoded.key)
+    key = bench.record(one).encoded.key
+    damage(bench.root / "output" / key)
     last = bench.run(begun=one.run_id)
     assert (last.code, last.run_id) == (0, one.run_id)
+    damage(bench.root / "output" / key)
     bench.put("train.jsonl", jsonl(rows(80)))
-    if not (bench.root / "output" / bench.record(one).encoded.key).read_bytes().startswith(b"x"):
-        (bench.root / "output" / bench.record(one).encoded.key).unlink()
-    other = bench.run(begun=one.run_id)
-    assert other.run_id != one.run_id
-    assert bench.record(one).encoded.key in warnings(other)[0]
+    bench.refused(ExitCode.INVALID, "InputChanged", key, f"run {one.run_id}", "restore", begun=one.run_id)
+    bench.put("train.jsonl", jsonl(rows()))
+    last = bench.run(begun=one.run_id)
+    assert (last.code, last.run_id) == (0, one.run_id)
+
+
+def test_a_run_whose_record_is_damaged_is_refused_whatever_the_rows_are_by_now(bench: Bench) -> None:
+    one = bench.run()
+    bench.put(f"output/runs/{one.run_id}/run.json", b"{}")
+    bench.put("train.jsonl", jsonl(rows(80)))
+    bench.refused(ExitCode.DAMAGED, "RunRecordDamaged", f"{one.run_id}/run.json", begun=one.run_id)
+
+
+def test_everything_that_is_measured_stays_as_well(bench: Bench) -> None:
+    """Labels in their order, rows of a pattern, of tests and of retention sets, slices: none is read again."""
+    named = [{**row, "kind": n % 3} for n, row in enumerate([*rows(), *fresh(20)])]
+    for name, some in (("rows/a", named[:30]), ("rows/b", named[30:60]), ("test", named[60:])):
+        bench.put(f"{name}.jsonl", jsonl(some))
+    bench.spec["task"]["labels"] = ["b", "a"]
+    bench.spec["data"]["train"] = [{"uri": bench.uri("rows/*.jsonl").replace("%2A", "*")}]
+    bench.spec["data"]["test"] = {"uri": bench.uri("test.jsonl")}
+    retention(bench, jsonl(fresh(40)))
+    bench.spec["evaluation"]["slices"] = ["kind"]
+    one = bench.run()
+    record = bench.record(one)
+    assert (record.labels, [*record.slices], [*record.retention]) == (["b", "a"], ["kind"], ["kept"])
+    for name in ("rows/a", "rows/b", "test", "kept"):
+        bench.put(f"{name}.jsonl", b"rows of today, which no reader can read")
+    last = bench.run(begun=one.run_id)
+    assert (last.code, last.run_id) == (0, one.run_id)
+    assert bench.record(last) == record
+    roles = ("train/0", "test", "retention/kept")
+    assert [role for role in roles if f"{role} {bench.root.as_uri()}" in warnings(last)[0]] == [*roles]
+    assert f"have {CHANGED}" in warnings(last)[0]
+
+
+def test_a_base_of_the_hub_stays_at_its_commit(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serve() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        files = {path.name: path.read_bytes() for path in (bench.root / "model").iterdir()}
+        hub.commit("org/tiny", {**files, "README.md": b"---\nlicense: apache-2.0\n---\n"})
+        bench.spec["model"] = {"uri": "hf://org/tiny"}
+        one = bench.run()
+        record = bench.record(one)
+        assert record.license == "apache-2.0"
+        hub.commit("org/tiny", {"config.json": b"{}", "README.md": b"---\nlicense: other\n---\n"})
+        last = bench.run(begun=one.run_id)
+        assert (last.code, last.run_id) == (0, one.run_id), last.message
+        assert bench.record(last) == record
 
 
 # --- bad content: 42, and nothing is left behind ---

@@ -24,7 +24,7 @@ from finetune_trainer.run import (
     read_record,
     run_key,
 )
-from finetune_trainer.storage import Damaged, NotFound, StorageError, StorageSettings, Store, open_store, split_uri
+from finetune_trainer.storage import NotFound, StorageError, StorageSettings, Store, open_store, split_uri
 from finetune_trainer.storage.base import hash_object
 
 _log = logging.getLogger("finetune.preflight")
@@ -35,6 +35,10 @@ _NAMED = 3
 
 class CannotGoOnError(Exception):
     """The run is not to be gone on with, and why in a few words: everything is read anew."""
+
+
+class RowsLostError(CannotGoOnError):
+    """Nothing but the encoded rows is lost: the same rows bring them back, and others must not take their place."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,7 @@ def is_of(config: RunConfig, record: RunRecord) -> bool:
 
 def begun(config: RunConfig, output: Store, run: str) -> RunRecord:
     """The record of a run that was begun for this very document. `run` comes from a status, which anybody may have
-    written: nothing is believed of it. Raises CannotGoOnError, StorageError."""
+    written: nothing is believed of it. Raises CannotGoOnError, and StorageError also where the record is damaged."""
     if not _RUN_ID.fullmatch(run):
         raise CannotGoOnError("that is no run")
     key = run_key(run)
@@ -88,10 +92,6 @@ def begun(config: RunConfig, output: Store, run: str) -> RunRecord:
         if error.reason != "ObjectNotFound":
             raise
         raise CannotGoOnError(f"{key} is missing") from error
-    except StorageError as error:
-        if not isinstance(error, Damaged) and error.reason != "UnknownFormat":
-            raise
-        raise CannotGoOnError(f"{key} cannot be read") from error
     if not (record.run_id == run == run_id(record.identity) and is_of(config, record)):
         raise CannotGoOnError(f"{key} is of another document")
     if not record.addresses:
@@ -106,13 +106,13 @@ def begun(config: RunConfig, output: Store, run: str) -> RunRecord:
 
 
 def check_stores(output: Store, stores: Sequence[EncodedRef]) -> None:
-    """Raises CannotGoOnError where an encoded store is not there, or not whole."""
+    """Raises RowsLostError where an encoded store is not there, or not whole."""
     for stored in stores:
         info = output.head(stored.key)
         if info is None:
-            raise CannotGoOnError(f"{stored.key} is missing")
+            raise RowsLostError(f"{stored.key} is missing")
         if hash_object(output, info, like=stored.digest) != stored.digest:
-            raise CannotGoOnError(f"{stored.key} is damaged")
+            raise RowsLostError(f"{stored.key} is damaged")
 
 
 def same_base(record: RunRecord, settings: StorageSettings) -> list[Input]:
@@ -133,6 +133,12 @@ def same_base(record: RunRecord, settings: StorageSettings) -> list[Input]:
                 entry = entry.model_copy(update={"etag": info.etag})
         found.append(entry)
     return found
+
+
+def base_of(record: RunRecord) -> str:
+    """The URI of the base model as it was pinned: of the Hub it names the commit."""
+    entry = next(entry for entry in record.manifest if entry.role.startswith("model/"))
+    return entry.uri.removesuffix(f"/{entry.role.removeprefix('model/')}")
 
 
 def news_of_rows(config: RunConfig, record: RunRecord, settings: StorageSettings, scratch: Path) -> str | None:

@@ -146,7 +146,7 @@ def preflight(config: RunConfig, *, credentials: Path | None, work: Path, run: s
         try:
             return _go_on(config, run, output=output, settings=settings, scratch=work)
         except pinned.CannotGoOnError as error:
-            lost = _Lost(run, str(error))
+            lost = _Lost(run, str(error), rows=isinstance(error, pinned.RowsLostError))
             log.warning("run %s is not gone on with: %s", run, error)
     task = tasks.get(config)
     base = read_base_model(open_store(config.model, settings), reads=task.reads)
@@ -437,6 +437,8 @@ def _commit(
     model = model_digest([entry for entry in manifest if entry.role.startswith("model/")])
     identity = train_identity(config, labels=data.labels, inputs={"model": model, **digests})
     run = run_id(identity)
+    if lost is not None and lost.rows and lost.run != run:
+        raise lost.refusal()
     record = RunRecord(
         run_id=run,
         identity=identity,
@@ -483,6 +485,16 @@ class _Lost:
 
     run: str
     why: str
+    rows: bool
+    """It is the document's, and only its encoded rows are lost."""
+
+    def refusal(self) -> StorageError:
+        return StorageError(
+            "InputChanged",
+            f"{self.why}, and the rows are not those any more that run {self.run} began with, so that they cannot be "
+            "encoded again: restore the object or the rows, or change the document to train on the rows as they are.",
+            environment=False,
+        )
 
     def sentence(self, other: str) -> str:
         return (
@@ -499,9 +511,9 @@ def _go_on(config: RunConfig, run: str, *, output: Store, settings: StorageSetti
     record = pinned.begun(config, output, run)
     standing = _standing(config, record, output)
     if standing.result is None or standing.result.partial:
-        pinned.check_stores(output, _stores(record))
         manifest = pinned.same_base(record, settings)
-        license_name = license_of(open_store(config.model, settings), config)
+        license_name = license_of(open_store(pinned.base_of(record), settings), config)
+        pinned.check_stores(output, _stores(record))
         record = pin(output, record.model_copy(update={"manifest": manifest, "license": license_name}), [])
     news = pinned.news_of_rows(config, record, settings, scratch)
     report = _last_report(output, run)
