@@ -1,7 +1,8 @@
 """After training: baseline, evaluation of the weights that will be published, publication. On rank 0 alone.
 
-Each is a record of its own in the run's log, so an attempt that is killed in between repeats at most one of them and
-never trains again; another test set or another form of publication does not train again either.
+Each is a record of its own in the run's log, and so are pieces of an evaluation that goes on (measured.py): an attempt
+that is killed in between repeats little and never trains again. Another test set or another form of publication does
+not train again either.
 """
 
 import json
