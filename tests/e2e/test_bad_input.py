@@ -107,6 +107,12 @@ WAITING: dict[str, Case] = {
         (r"provide AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the Secret PREFIX",),
         spec={"storage": {"credentialsSecret": "PREFIX"}},
     ),
+    "authority-missing": Case(
+        "Pending",
+        "CertificateAuthorityMissing",
+        (r"ca\.crt of the ConfigMap PREFIX is missing", r"put the certificate of the authority there, in PEM"),
+        spec={"storage": {"caConfigMap": "PREFIX"}},
+    ),
     "endpoint-unreachable": Case(
         "Pending",
         "EndpointUnreachable",
@@ -228,6 +234,10 @@ def mend(bad: Bad, name: str) -> Any:
         bad.upload(f"{name}/train.jsonl", GOOD)
     elif name in ("wrong-credentials", "secret-missing"):
         world.secret(bad.namespace, name, world.keys)
+    elif name == "authority-missing":  # any will do: the server of these documents shows no certificate
+        known = world.look(f"/api/v1/namespaces/{bad.namespace}/configmaps/kube-root-ca.crt")["data"]
+        authority = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": known}
+        world.apply(authority, bad.namespace)
     elif name == "output-not-writable":
         world.secret(bad.namespace, "reader", world.keys)
     elif name == "endpoint-unreachable":

@@ -19,20 +19,20 @@ DOMAIN = "s3.localhost"
 
 @dataclass(frozen=True)
 class Authority:
-    """A certificate authority that nobody knows, and what it has signed: a server on the loopback."""
+    """A certificate authority that nobody knows, and what it has signed: a server of this machine."""
 
     ca_file: Path
     tls: Tls
 
 
-def authority(directory: Path) -> Authority:
-    """Made by openssl, with keys that are quickly made."""
+def authority(directory: Path, *, host: str = "127.0.0.1") -> Authority:
+    """Made by openssl, with keys that are quickly made. `host` is the server's address."""
     ca, key = directory / "ca.crt", directory / "ca.key"
     new = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
     own = ["-subj", "/CN=an authority of the tests", "-addext", "keyUsage=critical,keyCertSign,cRLSign"]
     _run([*new, "-days", "2", "-keyout", key, "-out", ca, *own])
     tls = Tls(directory / "server.crt", directory / "server.key", DOMAIN)
-    names = f"subjectAltName=IP:127.0.0.1,DNS:{DOMAIN},DNS:*.{DOMAIN}"
+    names = f"subjectAltName=IP:{host},DNS:{DOMAIN},DNS:*.{DOMAIN}"
     leaf = ["-CA", ca, "-CAkey", key, "-subj", "/CN=server", "-addext", names, "-addext", "basicConstraints=CA:FALSE"]
     _run([*new, "-days", "2", "-keyout", tls.key, "-out", tls.certificate, *leaf])
     return Authority(ca, tls)
