@@ -336,6 +336,10 @@ def controller(raw: Raw) -> str:
     return next((str(ref["uid"]) for ref in references if ref.get("controller")), "")
 
 
+SIGKILLED = 137
+"""Exit code of a container that somebody has killed: the kernel, the kubelet at the end of a grace period, a person."""
+
+
 @dataclass(frozen=True, slots=True)
 class Exit:
     """How a container ended."""
@@ -397,7 +401,6 @@ class Pod:
         waiting = state.get("waiting")
         ended, running = _exit(state.get("terminated")), "running" in state
         disrupted, words = _disruption(status)
-        asked = _asked_to_go(meta)
         return cls(
             name=meta["name"],
             uid=meta["uid"],
@@ -412,7 +415,7 @@ class Pod:
             placed=_transition(status, "PodScheduled", "True"),
             started=parse_time(status.get("startTime")),
             gone_by=parse_time(meta.get("deletionTimestamp")),
-            was_asked_to_go=asked is not None and (ended is None or ended.at is None or ended.at >= asked),
+            was_asked_to_go=_asked_to_go(meta, ended),
             disrupted=disrupted,
             words=words,
             never_began=status.get("phase") == "Failed" and ended is None,
@@ -444,10 +447,18 @@ def _true(status: Raw, kind: str) -> Raw:
     return condition if condition.get("status") == "True" else {}
 
 
-def _asked_to_go(meta: Raw) -> datetime | None:
-    """When its deletion was asked for."""
+def _asked_to_go(meta: Raw, ended: Exit | None) -> bool:
+    """Whether its deletion was asked for, and it had not ended before. Both times are whole seconds: what has ended in
+    the very second did so for that, unless by a SIGKILL, which comes at the end of a grace period.
+    """
     deadline = parse_time(meta.get("deletionTimestamp"))
-    return deadline - timedelta(seconds=int(meta.get("deletionGracePeriodSeconds") or 0)) if deadline else None
+    if deadline is None:
+        return False
+    if ended is None or ended.at is None:
+        return True
+    grace = timedelta(seconds=int(meta.get("deletionGracePeriodSeconds") or 0))
+    asked = deadline - grace
+    return ended.at > asked or (ended.at == asked and not (grace and ended.code == SIGKILLED))
 
 
 def _unreachable(ready: Raw) -> bool:

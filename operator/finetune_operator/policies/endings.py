@@ -19,14 +19,14 @@ from finetune_operator.policies.ways import (
     Kind,
     Way,
 )
-from finetune_operator.views import Child, Exit, Pod
+from finetune_operator.views import SIGKILLED, Child, Exit, Pod
 
 STOPPED, HUNG = CODES[ExitCode.STOPPED], CODES[ExitCode.HUNG]
 TELLING = [code for code, way in CODES.items() if way.kind not in (Kind.DONE, Kind.FREE) and way is not HUNG]
 """Codes that say the same whatever else has happened, the most telling first."""
 OVERDUE = timedelta(seconds=30)
 """How long after the end of its grace period a pod is still waited for."""
-VANISHED = {("ContainerStatusUnknown", 137), ("Unknown", 255)}
+VANISHED = {("ContainerStatusUnknown", SIGKILLED), ("Unknown", 255)}
 """What kubelet and containerd report of a container that they cannot find after the node started anew."""
 
 
@@ -128,7 +128,7 @@ class _Look:
         lost = next((pod for pod in self.pods if pod.disrupted or _node_lost(pod)), None)
         own = [e for pod, e in failed if e.code != ExitCode.STOPPED and not pod.was_asked_to_go]
         if lost is None and own:  # otherwise peers that hang or crash only saw that one go
-            return self._own(next((e for e in own if e.code == ExitCode.HUNG), own[0]))
+            return self._own(min(own, key=_cause))
         return self._taken(lost, next((e for _, e in failed if e.code == ExitCode.STOPPED), None))
 
     def _result(self) -> Exit | None:
@@ -146,7 +146,7 @@ class _Look:
             remedy = "raise spec.resources.perNode.memory" if self.child.role == "train" else "split the files of rows"
             message = f"a pod of Job {self.child.name} used more memory than its limit and was killed for it; {remedy}"
             return self._end(OOM_KILLED, message, exit_)
-        return self._told(KILLED if exit_.code == 137 else CRASHED, exit_)
+        return self._told(KILLED if exit_.code == SIGKILLED else CRASHED, exit_)
 
     def _taken(self, lost: Pod | None, stopped: Exit | None) -> End:
         """By the cluster: the trainer may have had the time to commit a checkpoint and say so."""
@@ -185,6 +185,11 @@ class _Look:
             reached=max((m.reached_step for m in said if m.reached_step is not None), default=None),
             began_at=next((m.resumed_from_step for m in said if m.resumed_from_step is not None), None),
         )
+
+
+def _cause(exit_: Exit) -> int:
+    """The order of the table: ranks that lose one that was killed crash for it, and may be seen to before."""
+    return [exit_.code == ExitCode.HUNG, exit_.reason == "OOMKilled", exit_.code == SIGKILLED, True].index(True)
 
 
 def _node_lost(pod: Pod) -> bool:
