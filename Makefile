@@ -39,7 +39,7 @@ e2e: e2e-ready ## The tests on a real cluster: brings it up, builds the images, 
 	  hack/timed "tests/e2e" $(BIN)/pytest tests/e2e tests/chart -m "not slow" --durations=20
 	@hack/timed "20 runs of make chaos" $(BIN)/pytest -m chaos tests/chaos/test_chaos.py tests/storage
 
-e2e-slow: e2e-ready ## Those of them that take minutes: an upgrade over 22 jobs, a run killed three times, a base of 4 GB, Kueue
+e2e-slow: e2e-ready ## Those of them that take minutes: an upgrade over 22 jobs, runs killed three times or in one pod of two, a base of 4 GB, Kueue
 	@hack/timed "Kueue" hack/kueue
 	@PATH="$$PATH:$$(dirname "$$(hack/kubectl)")" KUBECONFIG=$(STATE)/kubeconfig \
 	  hack/timed "tests/e2e, slow" $(BIN)/pytest tests/e2e -m slow --durations=20

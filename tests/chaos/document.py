@@ -58,6 +58,36 @@ Steps lost are counted in forked attempts. A step of this job takes a few hundre
 many steps. So training waits for most checkpoints here, and kills fall into uploads far more often than in a real run.
 """
 
+_PODS = """\
+## As pods
+
+`make chaos` needs no cluster. On a real node, with the operator, its Jobs and the containers of the release, these die
+or are taken away, and the status says so; each run ends in the weights and the losses of an undisturbed one.
+`make e2e` runs them, `make e2e-slow` those marked *slow*.
+
+|What happens|Shown by (`tests/e2e/test_job.py`)|
+|-|-|
+"""
+_DEATHS = {
+    "a container killed": ["test_a_killed_trainer_goes_on_from_its_last_checkpoint"],
+    "three times, at drawn instants: the container killed, or its pod forced out while it runs on (slow)": [
+        "test_three_deaths_at_drawn_instants_change_nothing"
+    ],
+    "one of two pods killed, either one (slow)": ["test_a_killed_pod_of_two_takes_the_group_back_to_one_record"],
+    "a pod evicted, as `kubectl drain` does: no step is lost": ["test_an_evicted_run_loses_no_step"],
+    "a node that falls silent, and wakes when the next attempt has begun": [
+        "test_a_node_that_falls_silent_holds_no_run_and_its_zombie_commits_nothing"
+    ],
+    "the operator killed, alone or as one of two replicas": [
+        "test_the_operator_killed_in_mid_training_changes_nothing",
+        "test_a_killed_leader_is_replaced_by_the_other_replica_and_changes_nothing",
+    ],
+    "the operator away, and the Job deleted that was done meanwhile": [
+        "test_a_result_made_while_the_operator_was_down_and_its_job_deleted_is_found"
+    ],
+    "the API server started again": ["test_a_restart_of_the_api_server_changes_nothing"],
+}
+
 
 @dataclass
 class Results:
@@ -92,6 +122,7 @@ def document(results: Results) -> str:
         "### Faults of storage\n",
         _table(("fault", "meaning", "times"), _faults(everything)),
     ]
+    parts.append(_PODS + "".join(f"|{what}|{_code(tests)}|\n" for what, tests in _DEATHS.items()))
     if results.bad:
         parts.append("### Runs that broke a promise\n")
         parts += [f"- run {one.run.plan.number}: {'; '.join(one.wrong)}\n" for one in results.bad]
@@ -100,6 +131,10 @@ def document(results: Results) -> str:
         "breaks a promise the command keeps the log and prints how to repeat it alone.\n"
     )
     return "\n".join(parts)
+
+
+def _code(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
 
 
 def _summary(results: Results) -> list[tuple[str, ...]]:

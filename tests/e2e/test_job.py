@@ -423,15 +423,62 @@ def finished(pod: dict[str, Any]) -> datetime:
 
 
 def test_two_pods_give_the_loss_curve_of_one(world: Any) -> None:
-    namespace, name = world.namespace("two-pods"), "two-pods"
-    with world.trainings:
-        near = {"spec": {"topologyKey": "kubernetes.io/hostname"}}  # the first pod finds no other to be near to
-        world.apply(world.small_job(name, resources={"nodes": 2}, podTemplate=near), namespace)
-        world.succeeded(namespace, name)
+    namespace, name = world.once("the undisturbed run of two pods", lambda: run_two_pods(world))
     becomes(world, namespace, name, "two-pods", "Succeeded", "Trained")
     pods = world.train_pods(namespace, name)
     assert [len(pod["spec"]["affinity"]["podAffinity"]) for pod in pods] == [1, 1]
     assert world.training(namespace, name).losses == pytest.approx(world.reference().losses, abs=1e-5)
+
+
+def run_two_pods(world: Any) -> tuple[str, str]:
+    """Its namespace and name. Never called while holding a training's place."""
+    namespace, name = world.namespace("two-pods"), "two-pods"
+    with world.trainings:
+        world.apply(two_pods(world, name), namespace)
+        world.succeeded(namespace, name)
+    return namespace, name
+
+
+def two_pods(world: Any, name: str) -> dict[str, Any]:
+    near = {"spec": {"topologyKey": "kubernetes.io/hostname"}}  # the first pod finds no other to be near to
+    document: dict[str, Any] = world.small_job(name, resources={"nodes": 2}, podTemplate=near)
+    return document
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_pod_of_two_takes_the_group_back_to_one_record(world: Any, rank: int) -> None:
+    """Nobody tells the other one: it finds its peer gone, or is asked to end, and commits nothing alone."""
+    undisturbed = world.once("the undisturbed run of two pods", lambda: run_two_pods(world))
+    namespace, name = world.namespace(f"rank-{rank}-killed"), f"rank-{rank}-killed"
+    document = two_pods(world, name)
+    with world.trainings:
+        world.apply(document, namespace)
+        run = world.wait_for_checkpoint(namespace, name)
+        uid = world.job(namespace, name)["metadata"]["uid"]
+        world.kill(pod_of_rank(world, uid, rank))
+        status = world.succeeded(namespace, name)
+    becomes(world, namespace, name, "killed", "Succeeded", "Trained", without=["lostSteps"])
+    assert Counter(rank_of(pod) for pod in world.train_pods(namespace, name)) == {0: 2, 1: 2}
+    first, second = world.records(document["spec"]["output"]["uri"], run, RecordKind.CLAIM)
+    (restart,) = status["restarts"]
+    committed = checkpoints(world, namespace, name, run)
+    resumed = max(record.body["step"] for record in committed if record.attempt == first.number)
+    assert restart["resumedFromStep"] == resumed
+    assert restart.get("lostSteps", 0) <= document["spec"]["checkpoint"]["every"]["steps"]
+    assert {record.attempt for record in committed} == {first.number, second.number}
+    assert no_step_is_committed_twice(world, namespace, name, run)
+    assert world.training(namespace, name) == world.training(*undisturbed)
+
+
+def pod_of_rank(world: Any, uid: str, rank: int) -> dict[str, Any]:
+    (pod,) = [pod for pod in world.pods.of(uid, "train") if rank_of(pod) == rank]
+    assert pod["status"]["phase"] == "Running"
+    return dict(pod)
+
+
+def rank_of(pod: dict[str, Any]) -> int:
+    return int(pod["metadata"]["annotations"]["batch.kubernetes.io/job-completion-index"])
 
 
 def test_delete_in_mid_run_leaves_nothing_but_the_checkpoints(world: Any) -> None:
