@@ -2198,6 +2198,14 @@ def test_a_run_that_was_done_when_its_job_was_lost_has_no_restart() -> None:
     assert status.usage == Usage(attempts=2, lost_steps=0)
 
 
+def test_a_restart_whose_job_was_lost_stays_when_another_attempt_followed_it() -> None:
+    cost = Restart(attempt=1, reason="JobLost", at="x", resumed_from_step=30, lost_steps=10)
+    usage = Usage(attempts=2, lost_steps=10)
+    looking = said("Preflight", "Checking", restarts=[cost], usage=usage)
+    status = _status(world(looking, p(), ended(p(), 0, outcome("Reused"))))
+    assert (status.phase, status.restarts, status.usage) == ("Succeeded", [cost], usage)
+
+
 def test_an_attempt_that_a_changed_document_stops_is_paid_for() -> None:
     status = _status(world(PASSED2, t(created=ago(50)), pod(t(), started=ago(40)), **CHANGED))
     assert status.usage == Usage(gpu_seconds=40, running_seconds=40, counted=1, attempts=1)

@@ -247,6 +247,6 @@ def nothing_lost(status: FineTuneJobStatus, *, step: int) -> dict[str, Any]:
     attempts = (status.usage.attempts if status.usage else None) or 0
     facts = corrected(status, resumed=step, attempt=attempts + 1)
     restarts = facts.get("restarts", status.restarts) or []
-    if restarts and restarts[-1].reason in ENDED_UNHEARD:
+    if restarts and restarts[-1].attempt == attempts and restarts[-1].reason in ENDED_UNHEARD:
         facts["restarts"] = restarts[:-1] or None
     return facts
