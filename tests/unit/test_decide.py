@@ -758,6 +758,22 @@ TRAINING_ROWS = [
         world(said("Starting", "PodsStarting", passed="True", run_at=ago(55), usage=Usage(attempts=1)), t()),
         None,
     ),
+    *(
+        Row(
+            f"nor one whose container was never started: {reason}",
+            world(
+                said("Starting", reason, stalled=stalled, passed="True", run_at=ago(55), usage=Usage(attempts=1)),
+                t(),
+            ),
+            None,
+        )
+        for reason, stalled in (
+            ("ImagePullBackOff", True),
+            ("SecretNotFound", True),
+            ("InvalidImageName", True),
+            ("UnexpectedAdmissionError", False),
+        )
+    ),
     Row(
         "what is said of a changed document goes on beside it",
         world(

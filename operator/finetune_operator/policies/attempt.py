@@ -40,7 +40,17 @@ from finetune_operator.policies.waiting import (
     wait_of,
 )
 from finetune_operator.policies.ways import BUDGET_EXHAUSTED, BUDGET_RAISED, GATES_CHANGED, GROUP_INCOMPLETE, Kind, Way
-from finetune_operator.verdict import IDENTICAL, CreateTrain, DeleteJob, Mark, Observed, Verdict, mark_of, reason_of
+from finetune_operator.verdict import (
+    IDENTICAL,
+    CreateTrain,
+    DeleteJob,
+    Mark,
+    Observed,
+    Verdict,
+    condition,
+    mark_of,
+    reason_of,
+)
 from finetune_operator.verdict import STOPPING as STOPPING_PREVIOUS
 from finetune_operator.views import Child, format_time, told_time
 
@@ -148,10 +158,13 @@ def _is_gone(o: Observed, job: Child, *, nodes: int) -> bool:
 
 
 def _as_before(o: Observed, facts: dict[str, object]) -> Verdict:
-    verdict, reason = _silent(o, facts), reason_of(o.subject.status)
-    if reason not in (STARTING.reason, STOPPING.reason, SILENT.reason):
+    """Of a trainer that has said nothing yet, nothing else is said: its container may never have been started."""
+    verdict, status = _silent(o, facts), o.subject.status
+    reason, stalled = reason_of(status), condition(status, "Stalled")
+    if reason not in (STOPPING.reason, SILENT.reason) and not (reason and status.phase == "Starting"):
         return verdict
-    return replace(verdict, reason=reason, message=(o.subject.status.message or "").partition(BESIDE)[0])
+    message = (status.message or "").partition(BESIDE)[0]
+    return replace(verdict, reason=reason, message=message, stalled=stalled is not None and stalled.status == "True")
 
 
 def _brief(o: Observed, job: Child, verdict: Verdict, *, within: timedelta, now: datetime) -> Verdict:
