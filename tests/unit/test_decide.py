@@ -223,6 +223,14 @@ REFUSED: dict[str, Any] = {
     "words": "Allocate failed",
 }
 """A pod that its node did not take."""
+DELETED_EARLY: dict[str, Any] = {
+    **REFUSED,
+    "disrupted": "PodNotStarted",
+    "words": "",
+    "gone_by": ago(-1),
+    "was_asked_to_go": True,
+}
+"""A pod that was deleted, and had not begun."""
 
 
 def message(code: int, reason: str, **fields: Any) -> LastMessage:
@@ -725,6 +733,44 @@ TRAINING_ROWS = [
         world(GO, t(), pod(t(), **REFUSED, placed=ago(8))),
         None,
         again=3.0,
+    ),
+    Row(
+        "a pod that was deleted before it began ends no Job that goes on with another",
+        world(
+            GO,
+            t(),
+            pod(t(), **DELETED_EARLY),
+            pod(t(), name="new", running=False, waiting=("ContainerCreating", "")),
+        ),
+        "Starting",
+        "PodsStarting",
+    ),
+    Row(
+        "nor one that has its place in the queue again, and no other pod yet",
+        world(
+            said("Starting", "PodsStarting", passed="True", run_at=ago(55), usage=Usage(attempts=1)),
+            t(queue="team", released=ago(1)),
+            pod(t(), **DELETED_EARLY),
+            kueue=True,
+        ),
+        "Queued",
+        "PodsPending",
+        says="waiting for a node",
+    ),
+    Row(
+        "and while it is not known whether its Job goes on, it changes nothing",
+        world(
+            said("Starting", "ImagePullBackOff", stalled=True, passed="True", run_at=ago(55), usage=Usage(attempts=1)),
+            t(),
+            pod(t(), **DELETED_EARLY),
+        ),
+        None,
+    ),
+    Row(
+        "what the cluster itself says of one that is deleted is told",
+        world(GO, t(), pod(t(), **{**DELETED_EARLY, "disrupted": "PreemptionByScheduler"})),
+        "Starting",
+        "PreemptionByScheduler",
     ),
     Row("a trainer that loads starts", world(GO, *RUNNING, progress("Loading", 0)), "Starting", "Loading"),
     Row(

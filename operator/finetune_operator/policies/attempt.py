@@ -37,6 +37,7 @@ from finetune_operator.policies.waiting import (
     STARTING,
     STOPPING,
     answered,
+    pods_left,
     wait_of,
 )
 from finetune_operator.policies.ways import BUDGET_EXHAUSTED, BUDGET_RAISED, GATES_CHANGED, GROUP_INCOMPLETE, Kind, Way
@@ -151,7 +152,7 @@ def _have_stopped(o: Observed, job: Child) -> bool:
 
 def _is_gone(o: Observed, job: Child, *, nodes: int) -> bool:
     """Whether it had all its pods, and one is gone: its Job makes no other, but does not say yet that it has failed."""
-    status, pods = o.subject.status, o.pods_of(job)
+    status, pods = o.subject.status, pods_left(o, job)
     began = told_time(status.run.placed_at) if status.run is not None and status.run.id == job.run else None
     had_all = status.phase in ("Starting", "Training", "Evaluating") and began is not None and began >= job.released
     return had_all and len(pods) < nodes and all(pod.node is not None for pod in pods)

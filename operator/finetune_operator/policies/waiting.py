@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from finetune_operator.policies.endings import disruption
+from finetune_operator.policies.ways import NOT_STARTED
 from finetune_operator.verdict import Observed, Verdict
-from finetune_operator.views import Child
+from finetune_operator.views import Child, Pod
 
 NORMAL = ("", "ContainerCreating", "PodInitializing")
 PULLING = ("ErrImagePull", "ImagePullBackOff", "RegistryUnavailable", "SignatureValidationFailed")
@@ -133,7 +134,7 @@ class Wait:
 
 def wait_of(o: Observed, child: Child, *, nodes: int, now: datetime) -> Wait | None:
     """None when all pods of the attempt run or have run."""
-    pods, refusal = o.pods_of(child), o.refusals.get(child.uid)
+    pods, refusal = pods_left(o, child), o.refusals.get(child.uid)
     if child.suspended and child.queue:
         return queue_of(o, child.queue) or _admission(o, child, now=now)
     if child.suspended:
@@ -156,6 +157,16 @@ def wait_of(o: Observed, child: Child, *, nodes: int, now: datetime) -> Wait | N
     if any(not pod.running and pod.exit is None for pod in pods):
         return _wait(STARTING, STARTING.happened, placed=True)
     return None
+
+
+def pods_left(o: Observed, child: Child) -> list[Pod]:
+    """Its pods, but those that were deleted before they began without a word of the cluster: such a pod may be what a
+    queue has left of a Job that has its place again, and goes on with another."""
+    return [
+        pod
+        for pod in o.pods_of(child)
+        if not (pod.never_began and pod.gone_by is not None and pod.disrupted == NOT_STARTED.reason)
+    ]
 
 
 def _held(o: Observed, child: Child) -> str:
