@@ -39,8 +39,11 @@ the status, too (`status.preflightJob`): it does not go with the Job.
 {rules}
 
 `retries.max` bounds only what is counted, over the whole run. What is not counted is bounded by what it wins: an
-attempt that commits one more step starts the count (`status.run.interruptions`) anew. Evaluation commits no step, so
-{interruptions} interruptions in a row end it as well; baselines and evaluations that are finished are kept.
+attempt that commits one more step starts the count (`status.run.interruptions`) anew. Baselines, evaluation and
+publication commit no step, so {interruptions} interruptions in a row end them as well, however much each attempt has
+measured: what is to be done before the first step, or after the last, has to fit into {interruptions} attempts.
+Finished measurements are kept, though, and of one that goes on what the model has answered, once a minute: the next
+attempt goes on from there.
 After `Failed`, change the annotation `finetune.dev/retry` (any other value) to go on from the last committed step, with
 the rows the run began with ([when the rows change](data.md#when-the-rows-change)).
 
