@@ -161,7 +161,9 @@ def _misnamed(spec: FineTuneJobSpec) -> Iterator[Refusal]:
         *((f"spec.tolerations[{index}].key", one.key or "") for index, one in enumerate(chosen.tolerations or [])),
     ]
     for path, key in found:
-        if not KEY.fullmatch(key) and not (key == "" and path.startswith("spec.tolerations")):
+        # Of annotations alone Kubernetes looks at the small letters.
+        looked_at = key.lower() if path == "metadata.annotations" else key
+        if not KEY.fullmatch(looked_at) and not (key == "" and path.startswith("spec.tolerations")):
             yield Refusal(
                 "NameInvalid",
                 f"spec.podTemplate.{path}: {key!r} is not what Kubernetes takes as a name, such as team or "

@@ -86,7 +86,8 @@ def test_what_an_accepted_document_yields_has_valid_names_and_labels(
         assert HOST.fullmatch(manifest["metadata"]["name"])
         for metadata in metadata_of(manifest):
             check_labels(metadata.get("labels") or {})
-            assert all(qualified(key) for key in metadata.get("annotations") or {})
+            # As Kubernetes looks at them.
+            assert all(qualified(key.lower()) for key in metadata.get("annotations") or {})
     assert made[1]["metadata"]["name"][0].isalpha()
     event = manifests.event(subject, kind="Normal", reason="Any", message=retry, now="2026-03-01T00:00:00Z")
     assert DNS.fullmatch(event["metadata"]["name"])
@@ -138,3 +139,11 @@ def test_a_name_that_kubernetes_does_not_take_is_refused_with_its_place(template
 @pytest.mark.parametrize("key", ["a", "A_b.c-d", "example.org/team", "a" * 63, f"{'a' * 253}/b"])
 def test_a_name_that_kubernetes_takes_is_fine(key: str) -> None:
     config({**RICH, "podTemplate": {"metadata": {"labels": {key: "x"}, "annotations": {key: "x"}}}})
+
+
+@pytest.mark.parametrize("key", ["Example.org/x", "EXAMPLE.ORG/Team", "Example.org/A_b.C"])
+def test_capitals_before_the_slash_are_fine_in_an_annotation_alone(key: str) -> None:
+    config({**RICH, "podTemplate": {"metadata": {"annotations": {key: "x"}}}})
+    for template in ({"metadata": {"labels": {key: "x"}}}, {"spec": {"nodeSelector": {key: "x"}}}):
+        with pytest.raises(ResolveError, match="is not what Kubernetes takes as a name"):
+            config({**RICH, "podTemplate": template})
