@@ -256,15 +256,20 @@ def test_foreign_names_in_the_log_are_ignored(store: Store) -> None:
     assert RunLog(store, RUN).claim(holder=holder("p")).number == 1
 
 
-def test_a_format_of_a_later_version_is_refused(store: Store) -> None:
-    record = RunLog(store, RUN).claim(holder=holder("p")).record
-    content = {**record.content(), "format": 3}
+@pytest.mark.parametrize("changed", [{"format": 1}, {"format": 99}, {"kind": "dreamt"}])
+def test_a_whole_record_of_another_version_is_refused_and_no_other(store: Store, changed: dict[str, Any]) -> None:
     from finetune_trainer.storage import commit
 
-    content["sha256"] = commit._seal(content)
-    with pytest.raises(StorageError, match="use the version that wrote it") as caught:
-        decode(json.dumps(content).encode())
-    assert caught.value.reason == "UnknownFormat"
+    log = RunLog(store, RUN)
+    content = {**log.claim(holder=holder("p")).record.content(), **changed, "number": 2}
+    sealed = json.dumps({**content, "sha256": commit._seal(content)}).encode()
+    with pytest.raises(StorageError, match=r"^Record 2 .*: use the version that wrote it\.$") as caught:
+        decode(sealed)
+    assert (caught.value.reason, caught.value.environment) == ("UnknownFormat", False)
+    assert decode(json.dumps({**content, "sha256": "0" * 64}).encode()) is None
+    store.create(log.key(2), sealed)
+    with pytest.raises(StorageError, match="use the version that wrote it"):
+        log.claim(holder=holder("q"))
 
 
 def test_what_is_no_json_is_refused_before_anything_is_written(store: Store) -> None:

@@ -397,12 +397,21 @@ def _needed(records: Sequence[Record]) -> set[int]:
 
 
 def decode(data: bytes) -> Record | None:
-    """The record in an object's bytes, or None when they are none. Raises StorageError for another version's format."""
+    """The record in an object's bytes, or None when they are none. Raises StorageError for one that is whole and of
+    another version: of another format, or of a kind that this one does not know."""
     try:
         content = json.loads(data)
-        record = Record(
-            number=int(content["number"]),
-            kind=RecordKind(content["kind"]),
+        number, kind, version = int(content["number"]), str(content["kind"]), content.get("format")
+        whole = _seal({key: value for key, value in content.items() if key != _SEAL}) == content[_SEAL]
+        if not whole:
+            return None
+        if version != _FORMAT:
+            raise _of_another_version(number, f"has format {version}, this version knows {_FORMAT}")
+        if kind not in set(RecordKind):
+            raise _of_another_version(number, f"is of kind {kind}, which this version does not know")
+        return Record(
+            number=number,
+            kind=RecordKind(kind),
             attempt=int(content["attempt"]),
             previous=str(content["previous"]),
             body=dict(content["body"]),
@@ -410,17 +419,12 @@ def decode(data: bytes) -> Record | None:
             at=datetime.fromisoformat(content["at"]),
             sha256=str(content[_SEAL]),
         )
-        whole = _seal({key: value for key, value in content.items() if key != _SEAL}) == record.sha256
     except (ValueError, TypeError, KeyError, AttributeError):
         return None
-    if whole and content.get("format") != _FORMAT:
-        raise StorageError(
-            "UnknownFormat",
-            f"Record {record.number} has format {content.get('format')}, this version knows {_FORMAT}: "
-            "use the version that wrote it.",
-            environment=False,
-        )
-    return record if whole else None
+
+
+def _of_another_version(number: int, why: str) -> StorageError:
+    return StorageError("UnknownFormat", f"Record {number} {why}: use the version that wrote it.", environment=False)
 
 
 def _sealed(
