@@ -24,7 +24,7 @@ from finetune_trainer import preflight
 from finetune_trainer.__main__ import main as command_line
 from finetune_trainer.gates import ON_VALIDATION
 from finetune_trainer.run import RunRecord, read_record
-from finetune_trainer.storage import StorageSettings, open_store, split_uri
+from finetune_trainer.storage import StorageSettings, Store, open_store, split_uri
 from finetune_trainer.storage.commit import CURRENT, Holder, RecordKind, RunLog, publish_current, read_current
 from finetune_trainer.storage.digests import digest_of
 
@@ -791,16 +791,30 @@ def test_without_its_encoded_store_a_run_reads_its_rows_again_and_takes_no_other
     bench: Bench, damage: Callable[[Path], Any]
 ) -> None:
     one = bench.run()
-    key = bench.record(one).encoded.key
-    damage(bench.root / "output" / key)
-    last = bench.run(begun=one.run_id)
-    assert (last.code, last.run_id) == (0, one.run_id)
+    key, whole = bench.record(one).encoded.key, bench.record(one).encoded.digest
+    for named in (one.run_id, None):
+        damage(bench.root / "output" / key)
+        last = bench.run(begun=named)
+        assert (last.code, last.run_id) == (0, one.run_id)
+        assert digest_of((bench.root / "output" / key).read_bytes()) == whole
     damage(bench.root / "output" / key)
     bench.put("train.jsonl", jsonl(rows(80)))
     bench.refused(ExitCode.INVALID, "InputChanged", key, f"run {one.run_id}", "restore", begun=one.run_id)
     bench.put("train.jsonl", jsonl(rows()))
     last = bench.run(begun=one.run_id)
     assert (last.code, last.run_id) == (0, one.run_id)
+    assert digest_of((bench.root / "output" / key).read_bytes()) == whole
+
+
+def test_the_encoded_store_of_a_retention_set_is_mended_as_well(bench: Bench) -> None:
+    retention(bench, jsonl(fresh(40)))
+    one = bench.run()
+    stored = bench.record(one).retention["kept"].encoded
+    path = bench.root / "output" / stored.key
+    path.write_bytes(b"x" * path.stat().st_size)
+    last = bench.run(begun=one.run_id)
+    assert (last.code, last.run_id) == (0, one.run_id)
+    assert digest_of(path.read_bytes()) == stored.digest
 
 
 def test_a_run_whose_record_is_damaged_is_refused_whatever_the_rows_are_by_now(bench: Bench) -> None:
@@ -1071,6 +1085,28 @@ def test_a_good_document_passes_on_s3_twice(s3_bench: Bench) -> None:
     one, two = s3_bench.run(), s3_bench.run()
     assert (one.code, one.reason, two.reason) == (0, "PreflightPassed", "PreflightPassed")
     assert one.run_id == two.run_id
+
+
+def damage(store: Store, server: Any, key: str) -> None:
+    """Other bytes behind the store's back: what it tells of the object stays as it was."""
+    place = {"Bucket": store.uri.split("/")[2], "Key": "/".join([*store.uri.split("/")[3:], key])}
+    client = server.client()
+    told = client.head_object(**place)
+    client.put_object(**place, Body=b"x" * told["ContentLength"], Metadata=told["Metadata"])
+
+
+def s3_output(bench: Bench, server: Any) -> Store:
+    settings = StorageSettings(endpoint=server.endpoint, credentials_dir=server.admin)
+    return open_store(bench.spec["output"]["uri"], settings)
+
+
+def test_a_damaged_encoded_store_is_mended_on_s3(s3_bench: Bench, s3_server: Any) -> None:
+    one, output = s3_bench.run(), s3_output(s3_bench, s3_server)
+    stored = read_record(output, f"runs/{one.run_id}/run.json").encoded
+    damage(output, s3_server, stored.key)
+    last = s3_bench.run(begun=one.run_id)
+    assert (last.code, last.run_id) == (0, one.run_id), last.message
+    assert digest_of(output.read(stored.key)) == stored.digest
 
 
 def test_the_same_rows_are_the_same_run_on_s3_and_in_a_directory(bench: Bench, request: pytest.FixtureRequest) -> None:

@@ -707,8 +707,8 @@ def pin(output: Store, record: RunRecord, encoded: Sequence[Encoded]) -> RunReco
 
     The identity fixes the content of all inputs but those that are only measured; what may differ from an earlier
     preflight is where they lie, what the run is measured on, and which columns slice that. Then run.json is replaced,
-    with If-Match. When nothing differs, earlier encoded stores stay, even if this version of the tokenizer library
-    would make others.
+    with If-Match. When nothing differs, earlier encoded stores stay where they are whole, even if this version of the
+    tokenizer library would make others. Without `encoded` there is nothing to mend them with: they were checked before.
     """
     key = run_key(record.run_id)
     for _ in range(_TRIES):
@@ -717,7 +717,7 @@ def pin(output: Store, record: RunRecord, encoded: Sequence[Encoded]) -> RunReco
             known = read_record(output, key, info.etag)
             same = (known.manifest, known.slices) == (record.manifest, record.slices)
             same = same and _asked(known) == _asked(record)
-            if same and all(output.head(ref.key) is not None for ref in _stores(known)):
+            if same and (not encoded or _are_whole(output, _stores(known))):
                 if (known.license, known.addresses) == (record.license, record.addresses):
                     return known
                 record = record.model_copy(update={"encoded": known.encoded, "retention": known.retention})
@@ -738,6 +738,15 @@ def pin(output: Store, record: RunRecord, encoded: Sequence[Encoded]) -> RunReco
 def _asked(record: RunRecord) -> dict[str, Any]:
     """How the rows of retention sets are read: the same files may be read in another way."""
     return {name: one.task for name, one in record.retention.items()}
+
+
+def _are_whole(output: Store, stores: Sequence[EncodedRef]) -> bool:
+    try:
+        pinned.check_stores(output, stores)
+    except pinned.RowsLostError as error:
+        log.warning("%s; it is written again", error)
+        return False
+    return True
 
 
 def _stores(record: RunRecord) -> list[EncodedRef]:

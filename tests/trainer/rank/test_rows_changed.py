@@ -102,3 +102,23 @@ def test_a_run_ends_on_the_rows_it_began_with_and_the_next_generation_has_the_ne
     following = preflight(run, tmp_path)
     assert following.preflight is not None
     assert (following.run_id == name, following.preflight.state) == (False, "Fresh")
+
+
+def test_a_run_whose_encoded_store_is_damaged_goes_on_once_preflight_has_mended_it(
+    bucket: Store, ranks: Ranks, s3_settings: StorageSettings, s3_server: Any, tmp_path: Path
+) -> None:
+    upload_rows(bucket, tmp_path, seed=0)
+    run = run_of(bucket, tmp_path / "damaged", ranks, s3_settings)
+    code, log = run.run(tmp_path / "work-first", stop=(*STEP, 8, signal.SIGTERM.value))
+    assert code == 45, log
+    stored, client = run.record.encoded, s3_server.client()
+    place = {"Bucket": bucket.uri.removeprefix("s3://"), "Key": f"damaged/{stored.key}"}
+    told = client.head_object(**place)
+    client.put_object(**place, Body=b"x" * told["ContentLength"], Metadata=told["Metadata"])
+    assert run.run(tmp_path / "work-damaged")[0] == 43
+    resumed = preflight(run, tmp_path, begun=run.record.run_id)
+    assert resumed.preflight is not None
+    assert (resumed.run_id, resumed.preflight.state, resumed.step) == (run.record.run_id, "Resume", 8)
+    code, log = run.run(tmp_path / "work-last")
+    assert code == 0, log
+    assert "going on from the checkpoint of step 8" in log
