@@ -1109,6 +1109,16 @@ def test_a_damaged_encoded_store_is_mended_on_s3(s3_bench: Bench, s3_server: Any
     assert digest_of(output.read(stored.key)) == stored.digest
 
 
+def test_a_run_goes_on_though_its_last_report_is_damaged(s3_bench: Bench, s3_server: Any) -> None:
+    """It is for people: all that is lost is what they were told."""
+    one, output = s3_bench.run(), s3_output(s3_bench, s3_server)
+    (report,) = output.list(f"runs/{one.run_id}/preflight/")
+    damage(output, s3_server, report.key)
+    last = s3_bench.run(begun=one.run_id)
+    assert (last.code, last.run_id) == (0, one.run_id), last.message
+    assert json.loads(output.read(report.key))["record"]["runId"] == one.run_id
+
+
 def test_the_same_rows_are_the_same_run_on_s3_and_in_a_directory(bench: Bench, request: pytest.FixtureRequest) -> None:
     one = bench.run()
     assert request.getfixturevalue("s3_bench").run().run_id == one.run_id

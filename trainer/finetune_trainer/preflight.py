@@ -55,6 +55,7 @@ from finetune_trainer.run import (
 )
 from finetune_trainer.storage import (
     AlreadyExists,
+    Damaged,
     NotFound,
     PreconditionFailed,
     StorageError,
@@ -540,7 +541,7 @@ def _last_report(output: Store, run: str) -> dict[str, Any]:
         try:
             report = json.loads(output.read(info.key))
             PreflightStatus.model_validate(report["summary"])
-        except (NotFound, ValueError, TypeError, KeyError, RecursionError):
+        except (Damaged, NotFound, ValueError, TypeError, KeyError, RecursionError):
             continue
         told = report.get(_LASTING, report["summary"].get("warnings") or [])
         return {**report, _LASTING: [str(sentence) for sentence in told] if isinstance(told, list) else []}
