@@ -786,6 +786,38 @@ def test_what_is_measured_anew_is_read_anew(bench: Bench) -> None:
     assert list(bench.record(kept).retention) == ["kept"]
 
 
+def test_slices_in_another_order_are_numbered_anew_in_record_and_store_alike(bench: Bench) -> None:
+    bench.put("train.jsonl", jsonl([{**row, "kind": n % 3, "old": n % 2 == 0} for n, row in enumerate(rows())]))
+    bench.spec["evaluation"] = {"slices": ["kind", "old"]}
+    one = bench.run()
+    old = bench.record(one)
+    assert [*old.slices] == ["kind", "old"]
+    before = load_file(bench.root / "output" / old.encoded.key)
+    bench.spec["evaluation"] = {"slices": ["old", "kind"]}
+    last = bench.run(begun=one.run_id)
+    assert last.run_id == one.run_id
+    record = bench.record(last)
+    assert [*record.slices.items()] == [(name, old.slices[name]) for name in ("old", "kind")]
+    after = load_file(bench.root / "output" / record.encoded.key)
+    for number, other in ((0, 1), (1, 0)):
+        assert np.array_equal(after[f"slice.{number}"], before[f"slice.{other}"])
+    bench.put("train.jsonl", b"rows of today, which no reader can read")
+    assert bench.run(begun=one.run_id).code == 0, "the next time no row is read"
+
+
+def test_retention_sets_in_another_order_are_the_same_ones_and_no_row_is_read(bench: Bench) -> None:
+    retention(bench, jsonl(fresh(40)))
+    (kept,) = bench.spec["evaluation"]["retention"]
+    bench.spec["evaluation"]["retention"] = [kept, {**kept, "name": "other"}]
+    one = bench.run()
+    bench.spec["evaluation"]["retention"].reverse()
+    for name in ("train", "kept"):
+        bench.put(f"{name}.jsonl", b"rows of today, which no reader can read")
+    last = bench.run(begun=one.run_id)
+    assert (last.code, last.run_id) == (0, one.run_id), last.message
+    assert bench.record(last) == bench.record(one)
+
+
 @pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"x" * path.stat().st_size)])
 def test_without_its_encoded_store_a_run_reads_its_rows_again_and_takes_no_others(
     bench: Bench, damage: Callable[[Path], Any]

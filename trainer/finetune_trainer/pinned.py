@@ -98,8 +98,8 @@ def begun(config: RunConfig, output: Store, run: str) -> RunRecord:
         raise CannotGoOnError(f"{key} is of a version that did not tell by which addresses the inputs were asked for")
     if record.addresses != addresses(config) or config.task.labels not in (None, record.labels):
         raise CannotGoOnError(f"{key} has the inputs of another document")
-    measured = [(one.name, one.task.document()) for one in config.evaluation.retention]
-    kept = [(name, one.task) for name, one in record.retention.items()]
+    measured = {one.name: one.task.document() for one in config.evaluation.retention}
+    kept = {name: one.task for name, one in record.retention.items()}
     if list(record.slices) != config.evaluation.slices or kept != measured:
         raise CannotGoOnError("other rows are measured by now, or other slices of them")
     return record

@@ -716,8 +716,9 @@ def pin(output: Store, record: RunRecord, encoded: Sequence[Encoded]) -> RunReco
         info = output.head(key)
         if info is not None:
             known = read_record(output, key, info.etag)
-            same = (known.manifest, known.slices) == (record.manifest, record.slices)
-            same = same and _asked(known) == _asked(record)
+            same = (known.manifest, _asked(known)) == (record.manifest, _asked(record))
+            # Columns have numbers in the store: in another order they are of another store.
+            same = same and [*known.slices.items()] == [*record.slices.items()]
             if same and (not encoded or _are_whole(output, _stores(known))):
                 if (known.license, known.addresses) == (record.license, record.addresses):
                     return known

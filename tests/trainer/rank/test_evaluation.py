@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.trainer.rank.conftest import Ranks, made, write
 
 from finetune_trainer.storage.commit import CURRENT, RecordKind
 
@@ -186,3 +187,34 @@ def test_slices_show_who_is_served_worse_and_can_be_a_gate(make_run: Any, rows: 
     assert region.low < region.gap < region.high
     assert 0 < region.equalized_odds <= 1
     assert any(said.startswith("region: accuracy is better by") for said in message.result.evaluation.warnings or [])
+
+
+def test_slices_in_another_order_are_measured_alike(tiny_base: Path, ranks: Ranks, rows: Any, tmp_path: Path) -> None:
+    """The same run on the same files: its weights are there, and are measured for columns in another order."""
+    named = [
+        {"text": text, "label": label, "region": "north" if number % 3 else "south", "age": str(number % 4)}
+        for number, (text, label) in enumerate(zip(*rows(300), strict=True))
+    ]
+    write(tmp_path / "train.jsonl", named[:150])
+    write(tmp_path / "held.jsonl", named[150:])
+    held = {"uri": (tmp_path / "held.jsonl").as_uri()}
+    document = {
+        "model": {"uri": tiny_base.as_uri()},
+        "resources": {"perNode": {"gpus": 0}},
+        "task": {"type": "text-classification"},
+        "data": {"train": [{"uri": (tmp_path / "train.jsonl").as_uri()}], "validation": held},
+        "training": {**FAST, "epochs": 1.0},
+        "output": {"uri": (tmp_path / "output").as_uri()},
+    }
+    found, runs = [], set()
+    for number, slices in enumerate((["region", "age"], ["age", "region"])):
+        run = made(tmp_path, {**document, "evaluation": {"slices": slices, "baseline": "Trivial"}}, ranks)
+        code, log = run.run(tmp_path / f"work-{number}")
+        assert code == 0, log
+        runs.add(run.record.run_id)
+        measured = bodies(run, RecordKind.EVALUATED)[-1]["slices"]
+        assert [one["column"] for one in measured] == slices
+        assert all(len(one["values"]) > 1 for one in measured)
+        found.append({one["column"]: one for one in measured})
+    assert len(runs) == 1
+    assert found[0] == found[1]
