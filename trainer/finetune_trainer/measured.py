@@ -17,7 +17,7 @@ from finetune_trainer.data.order import Rows
 from finetune_trainer.evaluate import CHUNK, Evaluator, packed, unpacked
 from finetune_trainer.signs import Stopped
 from finetune_trainer.storage import Damaged, NotFound
-from finetune_trainer.storage.commit import Record, RecordKind, find, object_entry
+from finetune_trainer.storage.commit import Record, RecordKind, find, needed, object_entry
 from finetune_trainer.storage.digests import digest_of
 from finetune_trainer.tasks import Outcomes
 
@@ -85,8 +85,8 @@ class Pieces:
     def __init__(self, attempt: Attempt, key: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._attempt, self._key, self._clock = attempt, key, clock
         self.found: dict[int, Outcomes] = {}
-        """All that is known, of earlier attempts, too."""
-        for record in find(attempt.records, RecordKind.MEASURED):
+        """All that is known, of earlier attempts, too, unless a publication has made it needless."""
+        for record in find(needed(attempt.records), RecordKind.MEASURED):
             if record.body.get("of") == key:
                 known = committed(attempt, record.body) or {}
                 self.found |= {int(number): predictions for number, predictions in known.items()}

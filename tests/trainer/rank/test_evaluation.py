@@ -145,6 +145,18 @@ def test_damaged_outcomes_are_named_and_measured_again(
     assert ours == theirs
 
 
+def test_pieces_that_a_publication_has_made_needless_are_not_looked_for(
+    make_run: Any, rows: Any, tmp_path: Path
+) -> None:
+    spec = {"training": {**FAST, "maxSteps": 6, "epochs": None}, "test": rows(100, seed=1)}
+    for weights in ("Best", "Last"):  # which are the same ones here
+        made = make_run(rows(100), output={"weights": weights}, **spec)
+        code, log = made.run(tmp_path / f"work-{weights}", **{CHUNKS: "0"})
+        assert code == 0, log
+        assert "is missing" not in log
+    assert any(chunks.count(0) == 2 for chunks in pieces(made).values()), "the same measurement was asked for twice"
+
+
 @pytest.mark.parametrize(("baseline", "left"), [("None", set()), ("Probe", {"probe"})])
 def test_only_the_baselines_asked_for_are_measured(
     make_run: Any, rows: Any, tmp_path: Path, baseline: str, left: set[str]

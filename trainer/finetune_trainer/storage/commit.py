@@ -362,9 +362,9 @@ def collect_garbage(claim: Claim) -> list[str]:
     """
     claim.check()
     store, root = claim.log.store, f"runs/{claim.log.run_id}/attempts/"
-    needed = _needed(claim.records)
-    kept = [record for record in claim.records if record.number in needed]
-    dropped = [record for record in claim.records if record.number not in needed]
+    kept = needed(claim.records)
+    numbers = {record.number for record in kept}
+    dropped = [record for record in claim.records if record.number not in numbers]
     garbage: list[str] = []
     unnamed: list[str] = []
     for info in store.list(root):
@@ -384,16 +384,16 @@ def collect_garbage(claim: Claim) -> list[str]:
     return garbage
 
 
-def _needed(records: Sequence[Record]) -> set[int]:
-    """Numbers of the records whose objects are still good for something."""
+def needed(records: Sequence[Record]) -> list[Record]:
+    """Those whose objects are still good for something; the others' may be gone."""
     live, last = set(_live(records)), published(records)
 
-    def needed(record: Record) -> bool:
+    def is_needed(record: Record) -> bool:
         if record.kind is RecordKind.CHECKPOINT:
             return record.number in live
         return record.kind is not RecordKind.MEASURED or last is None or record.number > last.number
 
-    return {record.number for record in records if needed(record)}
+    return [record for record in records if is_needed(record)]
 
 
 def decode(data: bytes) -> Record | None:
