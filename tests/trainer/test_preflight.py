@@ -1,6 +1,7 @@
 """Preflight on real stores: what passes, what it leaves behind, and one clear sentence for every bad input."""
 
 import gzip
+import io
 import json
 import re
 import shutil
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.numpy import load_file, save_file
 from tests.storage import forgetful
 from tests.storage.hub import serve
@@ -714,6 +716,43 @@ def test_the_very_bytes_uploaded_again_are_no_news(bench: Bench) -> None:
     etags = {entry.role: entry.etag for entry in bench.record(last).manifest}
     before = (bench.root / "model/model.safetensors").stat()
     assert etags["model/model.safetensors"] == f"{before.st_size}-{before.st_mtime_ns}-{before.st_ino}"
+
+
+@pytest.fixture
+def pictures(bench: Bench) -> Bench:
+    """Images beside a file that names them, and a model of them."""
+    model = bench.root / "model"
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (model / name).unlink()
+    (model / "config.json").write_text(json.dumps({"model_type": "resnet", "num_channels": 3}))
+    processor = {"image_processor_type": "ViTImageProcessor", "size": {"height": 8, "width": 8}}
+    processor |= {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    (model / "preprocessor_config.json").write_text(json.dumps(processor))
+    draw, named = np.random.default_rng(0), []
+    for number in range(40):
+        out = io.BytesIO()
+        Image.fromarray(draw.integers(0, 255, (8, 8, 3), dtype=np.uint8)).save(out, "PNG")
+        bench.put(f"images/{'ab'[number % 2]}/{number}.png", out.getvalue())
+        named.append({"image": f"images/{'ab'[number % 2]}/{number}.png", "label": "ab"[number % 2]})
+    bench.put("train.jsonl", jsonl(named))
+    bench.spec["task"] = {"type": "image-classification"}
+    return bench
+
+
+@pytest.mark.parametrize("name", ["train.jsonl", "images/"])
+def test_what_names_images_and_was_written_again_is_not_said_to_have_changed(pictures: Bench, name: str) -> None:
+    pictures.spec["data"]["train"] = [{"uri": pictures.uri(name) + ("/" if name.endswith("/") else "")}]
+    one = pictures.run()
+    assert one.code == 0, one.message
+    again = "train.jsonl" if name == "train.jsonl" else "images/a/0.png"
+    data = (pictures.root / again).read_bytes()
+    for content, said in ((data, "been written again since this run began"), (data + b"\n", CHANGED)):
+        pictures.put(again, content)
+        last = pictures.run(begun=one.run_id)
+        assert (last.code, last.run_id) == (0, one.run_id), last.message
+        (told,) = [sentence for sentence in warnings(last) if "since this run began" in sentence]
+        assert told.startswith("train/0 ")
+        assert f"has {said}" in told
 
 
 def test_rows_that_are_gone_stop_no_run_that_was_begun(bench: Bench) -> None:

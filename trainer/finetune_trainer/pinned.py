@@ -9,9 +9,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from finetune_api.contract import RunConfig
 from finetune_api.resolve import run_id, train_identity
+from finetune_trainer import tasks
 from finetune_trainer.data.read import DataError, Rows, locate
 from finetune_trainer.run import (
     TEST,
@@ -141,42 +143,60 @@ def base_of(record: RunRecord) -> str:
     return entry.uri.removesuffix(f"/{entry.role.removeprefix('model/')}")
 
 
-def news_of_rows(config: RunConfig, record: RunRecord, settings: StorageSettings, scratch: Path) -> str | None:
-    """In words that rows under the same address are others by now; None while they are not. Nothing depends on them:
-    what cannot be looked at is no reason to wait."""
+def news_of_rows(config: RunConfig, record: RunRecord, settings: StorageSettings, scratch: Path) -> list[str]:
+    """In words that rows under the same address are others by now, or may be. Nothing depends on them: what cannot be
+    looked at is no reason to wait."""
     kept = [Source(f"retention/{one.name}", one.uri, VALIDATION) for one in config.evaluation.retention]
-    other = [source for source in [*sources(config), *kept] if not _as_pinned(source, record, settings, scratch)]
-    if not other:
-        return None
-    named = ", ".join(f"{source.role} {source.uri}" for source in other[:_NAMED])
-    more = f" and {len(other) - _NAMED} more" if len(other) > _NAMED else ""
-    have = "has" if len(other) == 1 else "have"
-    return (
-        f"{named}{more} {have} changed since this run began; the run goes on with the rows it began with; change the "
-        "document to train on the new ones."
-    )
+    named = tasks.get(config).reads == "images"
+    found: dict[_Since, list[Source]] = {"same": [], "written": [], "changed": []}
+    for source in [*sources(config), *kept]:
+        found[_since(source, record, settings, scratch, images=named)].append(source)
+    news = []
+    if changed := found["changed"]:
+        news.append(f"{_named(changed)} changed since this run began; {_GOES_ON} the new ones.")
+    if written := found["written"]:
+        said = "been written again since this run began, perhaps with the same content: that of images is not compared"
+        news.append(f"{_named(written)} {said}; {_GOES_ON} new ones.")
+    return news
 
 
-def _as_pinned(source: Source, record: RunRecord, settings: StorageSettings, scratch: Path) -> bool:
-    """By tags, and where these differ by content: the very bytes may have been uploaded again."""
+_GOES_ON = "the run goes on with the rows it began with; change the document to train on"
+
+
+def _named(some: Sequence[Source]) -> str:
+    named = ", ".join(f"{source.role} {source.uri}" for source in some[:_NAMED])
+    more = f" and {len(some) - _NAMED} more" if len(some) > _NAMED else ""
+    return f"{named}{more} {'has' if len(some) == 1 else 'have'}"
+
+
+_Since = Literal["same", "written", "changed"]
+"""What has come of rows; those that were written again may be the same ones."""
+
+
+def _since(source: Source, record: RunRecord, settings: StorageSettings, scratch: Path, *, images: bool) -> _Since:
+    """By tags, and where these differ by content: the very bytes may have been uploaded again. The digest of a folder
+    of images, and of rows that name images beside them, covers every image, and these are not read for it."""
     pinned = [entry for entry in record.manifest if _is_part(entry.role, source.role)]
+    found: _Since = "same"
     try:
         places = locate(source.uri, settings)
         if len(places) != len(pinned):
-            return False
+            return "changed"
         for place, entry in zip(places, pinned, strict=True):
             info = Rows(place.store, place.key, uri=place.uri, wanted=(), scratch=scratch).info
             if info.etag == entry.etag:
                 continue
-            if place.uri.endswith("/") or info.size != entry.size:
-                return False
-            if hash_object(place.store, info, like=entry.digest) != entry.digest:
-                return False
+            if info.size != entry.size:
+                return "changed"
+            if place.uri.endswith("/") or hash_object(place.store, info, like=entry.digest) != entry.digest:
+                if not images:
+                    return "changed"
+                found = "written"
     except (DataError, NotFound):
-        return False  # they are gone
+        return "changed"  # they are gone
     except StorageError as error:
         _log.warning("%s %s cannot be compared with what the run began with: %s", source.role, source.uri, error)
-    return True
+    return found
 
 
 def _is_part(role: str, of: str) -> bool:

@@ -519,7 +519,7 @@ def _go_on(config: RunConfig, run: str, *, output: Store, settings: StorageSetti
     news = pinned.news_of_rows(config, record, settings, scratch)
     report = _last_report(output, run)
     lasting = report.get(_LASTING, [])
-    warnings = [*standing.trouble, *([news] if news is not None else []), *lasting]
+    warnings = [*standing.trouble, *news, *lasting]
     summary = PreflightStatus.model_validate(report.get("summary", {})).model_copy(
         update={"warnings": _first_ten(warnings), "report_uri": f"{output.uri}/{_report_key(run)}"}
     )
