@@ -34,15 +34,16 @@ chaos: .venv ## Kill 200 runs at random and one at each step while storage misbe
 	@$(BIN)/python -m tests.chaos
 	@hack/timed "damage" $(BIN)/pytest -m chaos tests/chaos/test_damage.py
 
+# Without pytest's logging, which walks over all loggers while tests in other threads make new ones.
 e2e: e2e-ready ## The tests on a real cluster: brings it up, builds the images, runs tests/e2e and tests/chart; 20 runs of make chaos
 	@PATH="$$PATH:$$(dirname "$$(hack/kubectl)")" KUBECONFIG=$(STATE)/kubeconfig \
-	  hack/timed "tests/e2e" $(BIN)/pytest tests/e2e tests/chart -m "not slow" --durations=20
+	  hack/timed "tests/e2e" $(BIN)/pytest -p no:logging tests/e2e tests/chart -m "not slow" --durations=20
 	@hack/timed "20 runs of make chaos" $(BIN)/pytest -m chaos tests/chaos/test_chaos.py tests/storage
 
 e2e-slow: e2e-ready ## Those of them that take minutes: an upgrade over 22 jobs, runs killed three times or in one pod of two, a base of 4 GB, Kueue
 	@hack/timed "Kueue" hack/kueue
 	@PATH="$$PATH:$$(dirname "$$(hack/kubectl)")" KUBECONFIG=$(STATE)/kubeconfig \
-	  hack/timed "tests/e2e, slow" $(BIN)/pytest tests/e2e -m slow --durations=20
+	  hack/timed "tests/e2e, slow" $(BIN)/pytest -p no:logging tests/e2e -m slow --durations=20
 
 e2e-ready: .venv
 	@hack/timed "cluster" hack/cluster/up

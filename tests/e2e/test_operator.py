@@ -361,7 +361,7 @@ class Kubelet(threading.Thread):
 
     def jobs_of(self, name: str) -> list[str]:
         """Names of all Jobs that ever had a pod, without the prefix, one for each UID."""
-        return sorted(job.rsplit("-", 1)[1] for job, owner in self.seen.values() if owner == name)
+        return sorted(job.rsplit("-", 1)[1] for job, owner in list(self.seen.values()) if owner == name)
 
     def _tend(self, path: str, pod: Document) -> None:
         meta, labels = pod["metadata"], pod["metadata"]["labels"]

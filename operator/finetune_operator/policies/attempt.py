@@ -59,9 +59,9 @@ POLL = 5.0
 POLL_STARTING = 2.0
 """Seconds between two questions to a trainer."""
 BRIEF = timedelta(seconds=3)
-BRIEFLY = {STARTING: BRIEF, NEVER_BEGAN: timedelta(seconds=10)}
+BRIEFLY = {STARTING: BRIEF, NEVER_BEGAN: timedelta(seconds=30)}
 """How long after a pod got its node this is over, as a rule. Where the image is there, a container starts within a
-second or two; of a pod that its node refuses the Job says soon that it has failed."""
+second or two; of a pod that its node refuses the Job says soon that it has failed, where the cluster is not busy."""
 QUESTIONS, QUESTIONS_STARTING = 8.0, 20.0
 """A second, to all trainers together: where many train, each is asked less often. More often than progress is written
 at most; more often to those that start or end, as they are few at a time."""
