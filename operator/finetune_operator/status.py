@@ -94,7 +94,7 @@ def worth_writing(
     Further apart where so many trainings go on that together they would write more often than PROGRESS_WRITES. What is
     `brief` is told with what follows, if nothing went wrong before.
     """
-    if _same(before, after) or (brief and _waits_for_pods(before)):
+    if _same(before, after) or (brief and (_waits_for_pods(before) or _starts(before))):
         return False
     last = last_write or _told_at(before, now=now)
     if not mere_progress(before, after) or last is None:
@@ -128,6 +128,10 @@ def _told_at(status: FineTuneJobStatus, *, now: datetime) -> datetime | None:
 def _waits_for_pods(status: FineTuneJobStatus) -> bool:
     """That the train Job is made meanwhile is told with what follows, which the pods' own state says."""
     return status.phase == "Queued" and reason_of(status) in (PASSED, PENDING.reason)
+
+
+def _starts(status: FineTuneJobStatus) -> bool:
+    return status.phase == "Starting" and reason_of(status) == STARTING.reason
 
 
 def _loud(status: FineTuneJobStatus, *, alike: bool) -> tuple[object, ...]:

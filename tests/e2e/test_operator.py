@@ -1291,7 +1291,8 @@ def test_it_ends_cleanly_when_asked(place: Place) -> None:
     eventually("it is healthy", lambda: place.operator.page("/healthz") == "ok\n")
     place.apply("one")
     place.reaches("one", "Succeeded")
-    assert 'finetune_jobs{phase="Succeeded",reason="Trained"} 1.0' in (place.operator.page("/metrics") or "")
+    counted = 'finetune_jobs{phase="Succeeded",reason="Trained"} 1.0'
+    eventually("it is counted", lambda: counted in (place.operator.page("/metrics") or ""))
     started = time.monotonic()
     place.operator.signal(signal.SIGTERM)
     assert place.operator.ended() == 0, place.operator.log.read_text()

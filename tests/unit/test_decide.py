@@ -735,6 +735,16 @@ TRAINING_ROWS = [
         again=3.0,
     ),
     Row(
+        "also where it was said already that its container starts",
+        world(
+            said("Starting", "PodsStarting", passed="True", usage=Usage(attempts=1)),
+            t(),
+            pod(t(), **REFUSED, placed=ago(8)),
+        ),
+        None,
+        again=3.0,
+    ),
+    Row(
         "a pod that was deleted before it began ends no Job that goes on with another",
         world(
             GO,

@@ -17,6 +17,7 @@ from tests.unit.test_decide import (
     SPEC,
     TRAINED,
     TRAINING,
+    TWO_NODES,
     Row,
     ago,
     ended,
@@ -548,6 +549,17 @@ def test_a_result_that_is_looked_at_again_is_paid_once() -> None:
     assert again is not None
     assert again.usage is not None
     assert again.usage.gpu_seconds == 3660
+
+
+def test_a_raised_budget_is_why_the_run_goes_on_also_where_pods_are_others_by_then() -> None:
+    """The profile has more than one node, or a newer operator another image: such Jobs have another key."""
+    raised = {**TWO_NODES, "budget": {"gpuHours": 2}}
+    pins = {1: pinned(BUDGET), 2: pinned(raised, generation=2)}
+    passed = said("Queued", "PreflightPassed", generation=2, passed="True", usage=OVER)
+    job, pods = FINISHING, ended(FINISHING, 0, PARTIAL)
+    status = settled(world(passed, job, pods, subject=subject(raised, generation=2), pinned=pins)).status
+    assert status is not None
+    assert [restart.reason for restart in status.restarts or []] == ["BudgetRaised"]
 
 
 def test_a_partial_success_shows_how_much_is_done() -> None:

@@ -330,6 +330,8 @@ def stopped(o: Observed, job: Child, *, reason: str, now: datetime) -> dict[str,
     end = ending(job, o.pods_of(job), nodes=target.config.pods.nodes, now=now)
     if end is not None:
         o = _knowing_where_it_began(o, job, end)
+        if end.last is not None and end.last.result is not None and end.last.result.partial:
+            end = End(BUDGET_RAISED, BUDGET_RAISED.reason, BUDGET_RAISED.happened, end.at, committed=end.committed)
         return recorded(o, job, end, cost_of(o, target, job, end, now=now)) if same else {}
     aside = set_aside(o, target, job, status.usage or Usage(), now=now)
     o = o.knowing(aside)
