@@ -67,7 +67,7 @@ class Listener:
 
     def _take(self, client: socket.socket) -> None:
         """Must not wait for what the client sends."""
-        raise NotImplementedError
+        raise NotImplementedError  # each proxy has its own
 
 
 def hang_up(item: socket.socket) -> None:
