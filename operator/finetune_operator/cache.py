@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import lru_cache
 from math import inf
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 from pydantic import ValidationError
 
@@ -137,7 +137,9 @@ class Cache:
         self._entries: dict[str, Entry] = {}
         self._of: dict[str, set[str]] = defaultdict(set)
         self._outputs: dict[str, set[str]] = defaultdict(set)
-        self._training: set[str] = set()
+        self._underway: set[str] = set()
+        self._running: dict[str, set[str]] = defaultdict(set)
+        """By UID of a train Job: its pods that run."""
         self._ends: dict[str, float] = {}
         """By UID of a Job or a pod: when its end became known, by the monotonic clock."""
         self._gone: OrderedDict[str, float] = OrderedDict()
@@ -146,9 +148,14 @@ class Cache:
         """By UID of a FineTuneJob, and by Job and index: pods that are gone, and since when by the monotonic clock."""
 
     @property
+    def underway(self) -> int:
+        """Train Jobs that have not ended, of all FineTuneJobs, whether they have pods or wait for them."""
+        return len(self._underway)
+
+    @property
     def trainings(self) -> int:
-        """Train Jobs that have not ended, of all FineTuneJobs."""
-        return len(self._training)
+        """Those of which a pod runs: a cluster may have room for few of many."""
+        return len(self._running)
 
     def apply(self, kind: Kind, raw: Raw) -> frozenset[str]:
         """Take an object as it is now. Returns the UIDs of the FineTuneJobs it concerns.
@@ -175,8 +182,10 @@ class Cache:
         self._of[entry.subject].add(uid)
         if isinstance(entry.view, Subject | Rested):
             self._outputs[entry.view.output].add(uid)
-        if _trains(entry.view):
-            self._training.add(uid)
+        if _is_underway(entry.view):
+            self._underway.add(uid)
+        if _runs(entry.view):
+            self._running[entry.view.owner].add(uid)
         if _ended(entry.view):
             self._ends[uid] = ended if ended is not None else time.monotonic()
         return self._concerned(entry) | (self._concerned(before) if before is not None else frozenset())
@@ -364,7 +373,9 @@ class Cache:
         entry = self._entries.get(uid)
         if entry is None:
             return
-        self._training.discard(uid)
+        self._underway.discard(uid)
+        if isinstance(entry.view, Pod):
+            _discard(self._running, entry.view.owner, uid)
         self._ends.pop(uid, None)
         _discard(self._of, entry.subject, uid)
         if isinstance(entry.view, Subject | Rested):
@@ -382,8 +393,12 @@ def _version(raw: Raw) -> int:
     return int(text) if text.isdigit() else 0
 
 
-def _trains(view: View) -> bool:
+def _is_underway(view: View) -> bool:
     return isinstance(view, Child) and view.role == "train" and view.ended is None and not view.deleting
+
+
+def _runs(view: View) -> TypeGuard[Pod]:
+    return isinstance(view, Pod) and view.role == "train" and view.running
 
 
 def _ended(view: View) -> bool:

@@ -72,6 +72,7 @@ class Observer:
             kueue=kueue is not None,
             admissions=admissions,
             known_for=self._cache.known_for(uid),
+            underway=self._cache.underway,
             trainings=self._cache.trainings,
             last_write=last_write,
             begun=begun,

@@ -69,8 +69,10 @@ class Observed:
     """By UID of a suspended child Job that Kueue has looked at: why it has not admitted it."""
     known_for: Mapping[str, timedelta] = field(default_factory=dict, hash=False)
     """By UID of a child Job that has ended: since when that is known, by a clock that nobody sets."""
+    underway: int = 1
+    """Train Jobs that have not ended, of all FineTuneJobs: those that wait for pods share the looks."""
     trainings: int = 1
-    """Train Jobs that go on, of all FineTuneJobs: they share what is asked of trainers and told of mere progress."""
+    """Those of which a pod runs: they share what is asked of trainers and told of mere progress."""
     room: bool = True
     """Mere progress may be written: not so many others did just now."""
     last_write: datetime | None = None

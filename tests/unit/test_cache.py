@@ -16,6 +16,7 @@ SUCCEEDED = {
     "lastTransitionTime": "2026-01-01T00:00:00Z",
     "observedGeneration": 1,
 }
+RUNNING = {"containerStatuses": [{"name": "trainer", "state": {"running": {}}}]}
 
 
 def meta(name: str, version: int, **fields: Any) -> dict[str, Any]:
@@ -203,16 +204,39 @@ def test_what_we_wrote_ourselves_concerns_only_others_when_the_watch_brings_it()
     assert cache.apply("jobs", child("t1", 8)) == frozenset()
 
 
-def test_a_train_job_trains_until_it_ends_or_goes() -> None:
+def test_a_train_job_is_underway_until_it_ends_or_goes() -> None:
     cache = Cache()
     for name in ("t1", "t2", "t3"):
         cache.apply("jobs", child(name, 1))
-    assert cache.trainings == 3
+    assert cache.underway == 3
     done = {"conditions": [{"type": "Complete", "status": "True"}]}
     cache.apply("jobs", {**child("t1", 2), "status": done})
-    assert cache.trainings == 2
+    assert cache.underway == 2
     cache.forget("uid-t2")
+    assert cache.underway == 1
+
+
+def test_only_jobs_of_which_a_pod_runs_train() -> None:
+    """Where a thousand wait for ten GPUs, ten share what is asked of trainers."""
+    cache = Cache()
+    for number in range(1000):
+        held = {**child(f"t{number}"), "spec": {"suspend": number >= 10}}
+        cache.apply("jobs", held)
+    assert (cache.underway, cache.trainings) == (1000, 0)
+    for name in ("a", "b"):
+        cache.apply("pods", pod(name, 2, owner="uid-t1"))
+    assert cache.trainings == 0
+    for name in ("a", "b"):
+        cache.apply("pods", {**pod(name, 3, owner="uid-t1"), "status": RUNNING})
     assert cache.trainings == 1
+    looks = pod("p", 3, owner="uid-p1")
+    looks["metadata"]["labels"][ROLE] = "preflight"
+    cache.apply("pods", {**looks, "status": RUNNING})
+    assert cache.trainings == 1
+    cache.apply("pods", pod("a", 4, owner="uid-t1"))
+    assert cache.trainings == 1
+    cache.removed(pod("b", 4, owner="uid-t1"))
+    assert (cache.underway, cache.trainings) == (1000, 0)
 
 
 def test_how_a_jobs_pods_ended_may_become_known_a_little_after_its_end(monkeypatch: pytest.MonkeyPatch) -> None:

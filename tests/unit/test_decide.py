@@ -2442,6 +2442,17 @@ def test_trainers_are_asked_less_often_where_many_train() -> None:
     assert decide(replace(loading, trainings=500), now=NOW).again_after == 25.0
 
 
+def test_attempts_that_wait_for_a_node_are_looked_at_less_often_where_there_are_many_and_slow_no_trainer_down() -> None:
+    waits = world(GO, t(), pod(t(), node=None, running=False, unschedulable="Insufficient nvidia.com/gpu"))
+    assert decide(waits, now=NOW).again_after == 5.0
+    assert decide(replace(waits, underway=1000, trainings=10), now=NOW).again_after == 50.0
+    trains = replace(world(GO, *RUNNING, progress(step=40)), underway=1000, trainings=10)
+    assert decide(trains, now=NOW).again_after == 5.0
+    told = decide(trains, now=NOW).status
+    later = replace(world(told, *RUNNING, progress(step=41)), underway=1000, trainings=10, last_write=ago(11))
+    assert decide(later, now=NOW).status is not None
+
+
 def test_mere_progress_waits_while_others_tell_theirs() -> None:
     told = _status(world(GO, *RUNNING, progress(step=40)))
     crowded = replace(world(told, *RUNNING, progress(step=80)), last_write=ago(61), room=False)

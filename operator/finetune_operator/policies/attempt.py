@@ -64,7 +64,8 @@ BRIEFLY = {STARTING: BRIEF, NEVER_BEGAN: timedelta(seconds=30)}
 second or two; of a pod that its node refuses the Job says soon that it has failed, where the cluster is not busy."""
 QUESTIONS, QUESTIONS_STARTING = 8.0, 20.0
 """A second, to all trainers together: where many train, each is asked less often. More often than progress is written
-at most; more often to those that start or end, as they are few at a time."""
+at most; more often to those that start or end, as they are few at a time. Attempts that wait for pods are looked at as
+often, all together, and keep no trainer from being asked."""
 POLL_QUEUE = 60.0
 """Seconds between two questions why a queue lets a Job wait. That it waits no more is an event of the Job itself."""
 BESIDE = "; generation "
@@ -138,7 +139,8 @@ def _going_on(o: Observed, target: Target, job: Child, *, now: datetime, superse
         return _as_before(o, facts)
     if wait is not None:
         phase: Phase = "Starting" if wait.placed else "Queued"
-        again = POLL_QUEUE if wait.cause in HELD and answered(o, job, now=now) else max(POLL, _poll(o))
+        told = wait.cause in HELD and answered(o, job, now=now)
+        again = POLL_QUEUE if told else max(POLL, o.underway / QUESTIONS_STARTING)
         said = Verdict(phase, wait.reason, wait.message, stalled=wait.stalled, facts=facts, again_after=again)
         return _brief(o, job, said, within=BRIEFLY[wait.cause], now=now) if wait.cause in BRIEFLY else said
     return _running(o, job, facts)
