@@ -140,6 +140,8 @@ class Cache:
         self._underway: set[str] = set()
         self._running: dict[str, set[str]] = defaultdict(set)
         """By UID of a train Job: its pods that run."""
+        self._going: dict[str, set[str]] = defaultdict(set)
+        """By run: UIDs of its train Jobs and their pods that have not ended."""
         self._ends: dict[str, float] = {}
         """By UID of a Job or a pod: when its end became known, by the monotonic clock."""
         self._gone: OrderedDict[str, float] = OrderedDict()
@@ -186,6 +188,8 @@ class Cache:
             self._underway.add(uid)
         if _runs(entry.view):
             self._running[entry.view.owner].add(uid)
+        if isinstance(entry.view, Child | Pod) and entry.view.run and _goes_on(entry.view):
+            self._going[entry.view.run].add(uid)
         if _ended(entry.view):
             self._ends[uid] = ended if ended is not None else time.monotonic()
         return self._concerned(entry) | (self._concerned(before) if before is not None else frozenset())
@@ -356,6 +360,12 @@ class Cache:
         uids = self._outputs.get(subject.output, set()) - {subject.uid} if subject.output else set()
         return [view for uid in uids if isinstance(view := self._entries[uid].view, Subject)]
 
+    def unattended(self, run: str, namespace: str) -> list[Child | Pod]:
+        """What has not ended of a run in a namespace, though its FineTuneJob is done, goes away or is gone."""
+        found = (self._entries[uid] for uid in sorted(self._going.get(run, ())))
+        here = (entry for entry in found if entry.namespace == namespace and self.rests(entry.subject))
+        return [entry.view for entry in here if isinstance(entry.view, Child | Pod)]
+
     def _views(self, subject: str) -> Iterator[View]:
         return (self._entries[uid].view for uid in self._of.get(subject, ()) if uid != subject)
 
@@ -378,6 +388,8 @@ class Cache:
             _discard(self._running, entry.view.owner, uid)
         self._ends.pop(uid, None)
         _discard(self._of, entry.subject, uid)
+        if isinstance(entry.view, Child | Pod) and entry.view.run:
+            _discard(self._going, entry.view.run, uid)
         if isinstance(entry.view, Subject | Rested):
             _discard(self._outputs, entry.view.output, uid)
 
@@ -399,6 +411,10 @@ def _is_underway(view: View) -> bool:
 
 def _runs(view: View) -> TypeGuard[Pod]:
     return isinstance(view, Pod) and view.role == "train" and view.running
+
+
+def _goes_on(view: Child | Pod) -> bool:
+    return not view.over if isinstance(view, Pod) else _is_underway(view)
 
 
 def _ended(view: View) -> bool:

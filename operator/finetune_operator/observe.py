@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from finetune_api.base import at
 from finetune_api.contract import Progress
@@ -55,6 +55,7 @@ class Observer:
         if subject is None:
             return None
         pinned = self._cache.pinned(uid)
+        rivals = [r for other in self._cache.same_output(subject) for r in self._rivals(other, now=now)]
         several = self._nodes(subject) > 1 or any(one.config.pods.nodes > 1 for one in pinned.values())
         return Observed(
             subject=subject,
@@ -64,7 +65,7 @@ class Observer:
             unreadable=self._cache.unreadable(uid),
             children=self._cache.children(uid),
             pods=self._cache.pods(uid),
-            rivals=tuple(r for other in self._cache.same_output(subject) for r in self._rivals(other, now=now)),
+            rivals=(*rivals, *self._unattended(subject, now=now)),
             groups=self._groups(subject) if several else (),
             progress=progress,
             silent=self._silence(uid, answered=progress is not None),
@@ -108,6 +109,18 @@ class Observer:
             )
             for one in runs
         ]
+
+    def _unattended(self, subject: Subject, *, now: datetime) -> list[Rival]:
+        """Pods of the run whose FineTuneJob is done, goes away or is gone, and Jobs that are still to make theirs.
+
+        They commit a last checkpoint if nobody fences them; what goes on has begun before what is to begin.
+        """
+        run = subject.status.run
+        left = self._cache.unattended(run.id, subject.namespace) if run is not None else []
+        names = [f"pod {pod.name}" for pod in left if isinstance(pod, Pod) and still_there(pod, now=now)]
+        jobs = [job for job in left if isinstance(job, Child)]
+        names += [f"Job {job.name}" for job in jobs if not self._pods_of(job, job.owner)]
+        return [_unattended(name, run.id) for name in names if run is not None]
 
     def _nodes(self, subject: Subject) -> int:
         """How many pods it may want to train together, as far as its document and its profile say so."""
@@ -200,6 +213,12 @@ class Observer:
 
     def _pods_of(self, child: Child, uid: str) -> list[Pod]:
         return [pod for pod in self._cache.pods(uid) if pod.owner == child.uid]
+
+
+def _unattended(name: str, run: str) -> Rival:
+    """The newest of all: who trains already does not make room for it, it is fenced by then."""
+    newest = datetime.max.replace(tzinfo=UTC)
+    return Rival(name=name, uid="", created=newest, run=run, unfinished=True, holding=True, attended=False)
 
 
 def _profile(subject: Subject) -> str:

@@ -26,6 +26,7 @@ from finetune_operator.verdict import (
     CreateTrain,
     Decision,
     DeleteJob,
+    Group,
     Note,
     Rival,
 )
@@ -148,7 +149,8 @@ class Reconciler:
             self._forget(key)
             return None
         rivals = (*observed.rivals, *self._claiming(observed.rivals))
-        observed = replace(observed, room=self._pace.room(key), rivals=rivals)
+        groups = tuple(self._starting(observed.groups))
+        observed = replace(observed, room=self._pace.room(key), rivals=rivals, groups=groups)
         decision = self._paced(key, decide(observed, now=now))
         try:
             with self._claimed(key, decision):
@@ -183,7 +185,7 @@ class Reconciler:
 
     @contextmanager
     def _claimed(self, key: str, decision: Decision) -> Iterator[None]:
-        """A twin that is looked at meanwhile does not see the train Job before the API server has answered."""
+        """A twin or a group that is looked at meanwhile does not see the train Job before the API server answers."""
         run = next((action.run_id for action in decision.actions if isinstance(action, CreateTrain)), None)
         if run is None:
             yield
@@ -204,9 +206,19 @@ class Reconciler:
 
     def _claiming(self, rivals: Iterable[Rival]) -> Iterator[Rival]:
         for rival in rivals:
-            run, until = self._claims.get(rival.uid, ("", -inf))
-            if time.monotonic() < until:
+            run = self._beginning(rival.uid)
+            if run:
                 yield replace(rival, run=run, holding=True)
+
+    def _starting(self, groups: Iterable[Group]) -> Iterator[Group]:
+        """One that is being begun has no Job yet, and does not wait for an older one any more."""
+        for group in groups:
+            yield replace(group, starts=True) if self._beginning(group.uid) else group
+
+    def _beginning(self, uid: str) -> str:
+        """The run of which an attempt is being begun, or an empty string."""
+        run, until = self._claims.get(uid, ("", -inf))
+        return run if time.monotonic() < until else ""
 
     def _paced(self, key: str, decision: Decision) -> Decision:
         if not decision.routine:

@@ -17,7 +17,7 @@ STOPPING = "StoppingPreviousRun"
 
 @dataclass(frozen=True)
 class Rival:
-    """Another FineTuneJob with the same output."""
+    """Another FineTuneJob with the same output, or what is left of one."""
 
     name: str
     """namespace/name"""
@@ -27,6 +27,8 @@ class Rival:
     unfinished: bool
     holding: bool
     """It has a train Job that has not ended."""
+    attended: bool = True
+    """False: a Job or a pod (so named) of a FineTuneJob that is done, goes away or is gone."""
 
 
 @dataclass(frozen=True)

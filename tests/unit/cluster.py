@@ -165,10 +165,12 @@ class Cluster:
                 found.append(lambda uid=uid: self._let_go(uid))
             elif not state and "deletionTimestamp" not in meta:
                 found.append(lambda uid=uid: self._start(uid))
+        going = {raw["metadata"]["uid"] for raw in self.subjects() if "deletionTimestamp" in raw["metadata"]}
         for raw in (*self.jobs(), *self.all("configmaps")):
-            if controller(raw) not in self.there:
+            if controller(raw) in going or controller(raw) not in self.there:
                 found.append(lambda uid=raw["metadata"]["uid"]: self.remove(uid))
-        return found
+        owners = {controller(raw) for _, raw in self.there.values()}
+        return [*found, *(lambda uid=uid: self.remove(uid) for uid in sorted(going - owners))]
 
     def _chores_of_job(self, job: Raw) -> list[Callable[[], None]]:
         uid, ended = job["metadata"]["uid"], (job.get("status") or {}).get("conditions")
@@ -392,9 +394,14 @@ class Process:
         while key in self.flights:
             self.go_on(key)
 
+    def drop(self, key: str) -> None:
+        """The look waits for no answer any more."""
+        if key in self.flights:
+            self.flights.pop(key).close()
+
     def die(self) -> None:
-        for flight in self.flights.values():
-            flight.close()
+        for key in list(self.flights):
+            self.drop(key)
 
 
 class _Kube:

@@ -661,6 +661,15 @@ BEGINNING = [
     Row(
         "a twin that has ended does not matter", world(GO, rival(unfinished=False)), "Queued", "PodsPending", "begin t1"
     ),
+    Row(
+        "a pod of a FineTuneJob that was deleted is waited for",
+        world(GO, p(), rival("pod two-t1-x", holding=True, attended=False)),
+        "Pending",
+        "IdenticalRunInProgress",
+        "delete p1",
+        says="pod two-t1-x of a FineTuneJob that is over still trains the very same model",
+        again=5.0,
+    ),
     Row("one that waits keeps waiting", world(WAITING, rival()), "Pending", "IdenticalRunInProgress", again=60.0),
     Row(
         "when the twin is done preflight looks again",

@@ -1,5 +1,6 @@
 """Decisions in every order of events: watches that lag, answers that are lost, looks that overlap, an operator that
-dies between any two writes and forgets everything, and two FineTuneJobs that ask for the same run.
+dies between any two writes and forgets everything, one whose last requests arrive when another leads already, and two
+FineTuneJobs that ask for the same run, are deleted and applied again.
 
 The operator's own Reconciler, Observer and Cache decide and act; the cluster around them is cluster.py. What fails here
 is shrunk to the few steps that it takes.
@@ -10,7 +11,7 @@ from typing import Any
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from tests.unit.cluster import (
     DONE_STEP,
     LAG,
@@ -23,6 +24,7 @@ from tests.unit.cluster import (
     state_of,
 )
 
+from finetune_api.status import Usage
 from finetune_operator.cache import Kind
 from finetune_operator.verdict import reason_of
 from finetune_operator.views import ROLE, RUN, Subject
@@ -57,6 +59,10 @@ class Operator(RuleBasedStateMachine):
         self.handed: dict[str, int] = {}
         """By run, how often it was handed over without an excuse."""
         self.writes = 0
+        self.late: list[tuple[Process, str]] = []
+        """Looks of operators that lead no more, each with one request on its way."""
+        self.told: dict[str, dict[str, float]] = {}
+        """By UID: what its status said last of what only grows."""
 
     # --- what must never be ---
 
@@ -80,12 +86,25 @@ class Operator(RuleBasedStateMachine):
         self.excused.discard(uid)
 
     def put(self, kind: Kind, raw: Raw) -> None:
-        if kind == "finetunejobs" and gave_up(raw):
-            self.excused.add(raw["metadata"]["uid"])
+        if kind == "finetunejobs":
+            self.never_back(raw)
+            if gave_up(raw):
+                self.excused.add(raw["metadata"]["uid"])
         if kind == "pods" and "running" in state_of(raw):
             run = raw["metadata"]["labels"].get(RUN)
             together = [pod for pod in self.cluster.running("train") if pod["metadata"]["labels"][RUN] == run]
             assert len(together) <= 1, f"{[pod['metadata']['name'] for pod in together]} train together"
+
+    def never_back(self, raw: Raw) -> None:
+        """What the status has counted stays counted, unless somebody has wiped it."""
+        status = Subject.of(raw).status
+        usage = (status.usage or Usage()).settled
+        grows = {"generation": status.observed_generation, "attempts": usage.attempts, "counted": usage.counted}
+        grows |= {"gpuSeconds": usage.gpu_seconds, "runningSeconds": usage.running_seconds}
+        now = {name: value for name, value in grows.items() if value is not None}
+        before = self.told.get(raw["metadata"]["uid"], {}) if raw.get("status") else {}
+        assert all(now.get(name, 0) >= value for name, value in before.items()), f"{before} became {now}"
+        self.told[raw["metadata"]["uid"]] = now
 
     def changed(self, subject: Raw) -> None:
         self.excused.add(subject["metadata"]["uid"])
@@ -106,22 +125,33 @@ class Operator(RuleBasedStateMachine):
             self.apply("two")
         self.process.catch_up()
 
-    @precondition(lambda self: not self.cluster.named("finetunejobs", "two"))
-    @rule()
-    def a_twin(self) -> None:
-        self.apply("two")
+    @rule(name=st.sampled_from(["one", "two"]))
+    def apply_again(self, name: str) -> None:
+        if not self.cluster.named("finetunejobs", name):
+            self.apply(name)
+
+    @rule(n=which, foreground=st.booleans())
+    def delete_a_document(self, n: int, foreground: bool) -> None:
+        """In the foreground it stays until all that it owns is gone."""
+        if (subject := self.pick(self.cluster.subjects(), n)) is not None:
+            self.changed(subject)
+            if foreground:
+                meta = {**subject["metadata"], "deletionTimestamp": self.cluster.time()}
+                self.cluster.put("finetunejobs", {**subject, "metadata": meta})
+            else:
+                self.cluster.remove(subject["metadata"]["uid"])
 
     @rule(n=which, spec=st.sampled_from(SPECS))
     def edit(self, n: int, spec: Raw) -> None:
-        subject = self.pick(self.cluster.subjects(), n)
-        self.cluster.edit(subject, spec)
-        self.changed(subject)
+        if (subject := self.pick(self.cluster.subjects(), n)) is not None:
+            self.cluster.edit(subject, spec)
+            self.changed(subject)
 
     @rule(n=which)
     def wipe(self, n: int) -> None:
-        subject = self.pick(self.cluster.subjects(), n)
-        self.cluster.put("finetunejobs", {**subject, "status": {}})
-        self.changed(subject)
+        if (subject := self.pick(self.cluster.subjects(), n)) is not None:
+            self.cluster.put("finetunejobs", {**subject, "status": {}})
+            self.changed(subject)
 
     @rule(n=which)
     def delete_a_job(self, n: int) -> None:
@@ -159,7 +189,9 @@ class Operator(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([0.5, 2.0, 5.0, 60.0, 700.0]))
     def wait(self, seconds: float) -> None:
-        for key in list(self.process.flights):  # no request takes that long
+        while self.late:  # no request takes that long
+            self.a_late_request_arrives(0)
+        for key in list(self.process.flights):
             self.process.finish(key)
         self.cluster.seconds += seconds
         self.cluster.kill_overdue()
@@ -190,6 +222,20 @@ class Operator(RuleBasedStateMachine):
     def die(self) -> None:
         self.process.die()
         self.process = Process(self.cluster)
+
+    @rule()
+    def another_leads(self) -> None:
+        self.late += [(self.process, key) for key in self.process.flights]
+        self.process = Process(self.cluster)
+
+    @rule(n=which)
+    def a_late_request_arrives(self, n: int) -> None:
+        """Of an operator that leads no more. It sends no other."""
+        if (late := self.pick(self.late, n)) is not None:
+            self.late.remove(late)
+            process, key = late
+            process.go_on(key)
+            process.drop(key)
 
     @rule(later=which, told=st.booleans())
     def the_cluster_goes_on(self, later: int, told: bool) -> None:
@@ -237,10 +283,15 @@ class Operator(RuleBasedStateMachine):
             if sys.exc_info()[0] is None:
                 self.ends()
         finally:
+            for process, key in self.late:
+                process.drop(key)
             self.process.die()
             self.undo()
 
     def ends(self) -> None:
+        self.wait(0.0)
+        if not self.cluster.subjects():
+            self.apply("one")
         for subject in self.cluster.subjects():
             if subject["spec"] in SPECS[3:]:
                 self.cluster.edit(subject, SPEC)

@@ -12,6 +12,7 @@ from finetune_operator.cache import Cache
 from finetune_operator.kube import ApiError, Kube
 from finetune_operator.manifests import config_map
 from finetune_operator.observe import Observer
+from finetune_operator.policies.rivals import ahead
 from finetune_operator.progress import ProgressReader
 from finetune_operator.refusals import Refusals
 from finetune_operator.verdict import Observed
@@ -184,6 +185,69 @@ async def test_a_twin_holds_the_run_until_its_pods_have_ended(
     cache.apply("pods", pod)
     (rival,) = (await seen(cache)).rivals
     assert (rival.holding, rival.run) == (holds, RUN_ID if holds or not suspended else None)
+
+
+def train_pod(owner: str, *, phase: str = "Running", **meta: Any) -> dict[str, Any]:
+    labels = {ROLE: "train", JOB_UID: f"uid-{owner}", RUN: RUN_ID}
+    references = [{"uid": f"uid-{owner}-t1", "controller": True}]
+    fixed = {"name": f"{owner}-t1-x", "namespace": "ns", "uid": f"uid-{owner}-t1-x", "resourceVersion": "1"}
+    return {"metadata": {**fixed, "labels": labels, "ownerReferences": references, **meta}, "status": {"phase": phase}}
+
+
+GOING = {"deletionTimestamp": "2026-03-01T12:01:00Z"}
+FAILED = {"conditions": [{"type": "Failed", "status": "True", "lastTransitionTime": "2026-03-01T11:59:59Z"}]}
+
+
+@pytest.mark.parametrize(
+    ("left", "waited_for"),
+    [
+        ([train_pod("two", **GOING)], "pod two-t1-x"),
+        ([train_job("two"), train_pod("two")], "pod two-t1-x"),
+        ([train_job("two")], "Job two-t1"),
+        ([train_job("two", **FAILED)], None),
+        ([train_job("two"), train_pod("two", phase="Succeeded")], None),
+        ([train_pod("two", deletionTimestamp="2026-03-01T11:58:59Z")], None),
+        ([train_pod("two", namespace="another", **GOING)], None),
+        ([train_pod("two", labels={ROLE: "train", JOB_UID: "uid-two", RUN: "b" * 16}, **GOING)], None),
+    ],
+    ids=[
+        "its pod commits a checkpoint",
+        "nobody has asked its pod to end",
+        "its Job is still to make a pod",
+        "its Job has ended",
+        "its pod has ended",
+        "its pod is on a dead node",
+        "in another namespace",
+        "of another run",
+    ],
+)
+@pytest.mark.parametrize("over", ["gone", "going", "failed"])
+async def test_what_is_left_of_a_fine_tune_job_that_is_over_holds_its_run(
+    left: list[dict[str, Any]], waited_for: str | None, over: str
+) -> None:
+    """Deleted and applied again, the one that comes goes on from what the one that goes has committed."""
+    cache = Cache()
+    cache.apply("finetunejobs", document("one", run=run()))
+    two = document("two", run=run(), phase="Failed" if over == "failed" else "Training", observedGeneration=1)
+    two["metadata"] |= GOING if over == "going" else {}
+    cache.apply("finetunejobs", two)
+    for raw in left:
+        cache.apply("jobs" if raw["metadata"]["name"] == "two-t1" else "pods", raw)
+    if over == "gone":
+        cache.forget("uid-two")
+    found = [(rival.name, rival.run, rival.holding) for rival in (await seen(cache)).rivals if not rival.attended]
+    assert found == ([(waited_for, RUN_ID, True)] if waited_for else [])
+
+
+async def test_who_trains_does_not_make_room_for_what_is_left_of_another() -> None:
+    cache = Cache()
+    cache.apply("finetunejobs", document("one", run=run()))
+    cache.apply("pods", train_pod("two", **GOING))
+    observed = await seen(cache)
+    assert ahead(observed, RUN_ID, holding=True) is None
+    assert ahead(observed, RUN_ID, holding=False) is not None
+    cache.forget("uid-two-t1-x")
+    assert (await seen(cache)).rivals == ()
 
 
 async def test_events_are_read_only_for_a_job_that_has_no_pods_for_a_while() -> None:

@@ -284,3 +284,24 @@ async def test_a_twin_begins_nothing_while_the_first_attempt_of_the_run(fails: b
         api.create = comes_meanwhile  # type: ignore[method-assign]
         await look("uid-younger")
     assert api.begun == ["younger-uid-y-t1"]
+
+
+async def test_a_group_begins_nothing_while_another_is_being_begun() -> None:
+    """The older one goes first where both may, but not while the younger one's Job is on its way."""
+    api, cache = Slow(fails=False), Cache()
+
+    def group(name: str, *, created: str) -> dict[str, Any]:
+        raw = twin(name, created=created)
+        return {**raw, "spec": {**raw["spec"], "output": {"uri": f"s3://{name}/"}, "resources": {"nodes": 2}}}
+
+    cache.apply("finetunejobs", group("younger", created="2026-03-01T00:00:00Z"))
+    look = api.look = reconciler(api, cache=cache, now=datetime(2026, 3, 1, 1, tzinfo=UTC))
+    create = api.create
+
+    async def comes_meanwhile(manifest: dict[str, Any]) -> dict[str, Any]:
+        cache.apply("finetunejobs", group("older", created="2026-02-01T00:00:00Z"))
+        return await create(manifest)
+
+    api.create = comes_meanwhile  # type: ignore[method-assign]
+    await look("uid-younger")
+    assert api.begun == ["younger-uid-y-t1"]

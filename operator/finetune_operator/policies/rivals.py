@@ -18,5 +18,8 @@ def _rank(rival: Rival) -> tuple[bool, datetime, str]:
 
 
 def wait_for(rival: Rival) -> Verdict:
+    if not rival.attended:
+        message = f"{rival.name} of a FineTuneJob that is over still trains the very same model; it is waited for"
+        return Verdict("Pending", IDENTICAL, message, again_after=5.0)
     message = f"{rival.name} asks for the very same model and is older or further; its result will be used"
     return Verdict("Pending", IDENTICAL, message, again_after=60.0)
