@@ -80,6 +80,8 @@ class Attempt:
     """Training is over, however far it is: the best checkpoint is evaluated and published."""
     of_base: OfBase | None = None
     """What the untouched base has said of rows, where the loss compares with it."""
+    passed_over: set[int] = field(default_factory=set)
+    """Numbers of checkpoints that are still live and were found to be damaged. Rank 0 only."""
 
     @cached_property
     def cache(self) -> Cache | None:

@@ -230,10 +230,13 @@ def open_fetched(directory: Path) -> Restored:
         ) from error
 
 
-def newest_whole(records: list[Record], store: Store, work: Path, *, beat: Callable[[], None]) -> Record | None:
+def newest_whole(
+    records: list[Record], store: Store, work: Path, *, beat: Callable[[], None], passed_over: set[int] | None = None
+) -> Record | None:
     """The newest live checkpoint whose every byte is right, downloaded below `work`; None when there is no checkpoint.
 
-    Raises Damaged when there are checkpoints and all are damaged.
+    The numbers of damaged ones are added to `passed_over`. Raises Damaged when there are checkpoints and all are
+    damaged.
     """
     last: StorageError | None = None
     for record in live_checkpoints(records):
@@ -245,6 +248,8 @@ def newest_whole(records: list[Record], store: Store, work: Path, *, beat: Calla
         except (Damaged, NotFound) as error:
             _log.warning("the checkpoint of step %s is passed over: %s", record.body.get("step"), error)
             shutil.rmtree(directory, ignore_errors=True)
+            if passed_over is not None:
+                passed_over.add(record.number)
             last = error
     if last is not None:
         raise Damaged("CheckpointsDamaged", f"No checkpoint of the run is whole; of the oldest: {last}") from last

@@ -10,7 +10,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as done
 from contextlib import contextmanager
@@ -55,15 +55,17 @@ class Checkpoints:
         prefix: str,
         work: Path,
         keep_last: int,
+        passed_over: Collection[int] = (),
         world: World | None = None,
         committed: Callable[[Record], None] = lambda record: None,
         beat: Callable[[], None] = lambda: None,
     ) -> None:
-        """`prefix` is where the attempt's objects lie; `committed` is called by the thread."""
+        """`prefix` is where the attempt's objects lie; `passed_over` are the numbers of checkpoints that are known to
+        be damaged, `committed` is called by the thread."""
         self._world = world or World()
         self._store, self._claim, self._prefix = store, claim, prefix
         self._work = work / f"upload-{self._world.rank}"  # ranks of a node share its work directory
-        self._keep_last = keep_last
+        self._keep_last, self._passed_over = keep_last, passed_over
         self._committed = committed
         self._beat = beat
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -182,8 +184,9 @@ class Checkpoints:
         return entries
 
     def _kept(self, claim: Claim, best: Best | None) -> list[int]:
-        """Earlier checkpoints that stay live beside the one being written: the last ones, and the best of each."""
-        records = live_checkpoints(claim.records)
+        """Earlier checkpoints that stay live beside the one being written: the last ones that are not known to be
+        damaged, and the best of each."""
+        records = [record for record in live_checkpoints(claim.records) if record.number not in self._passed_over]
         last = records[: self._keep_last - 1]
         needed = {(record.body["bestSoFar"] or {}).get("step") for record in last} | {best.step if best else None}
         bests: dict[int, int] = {}

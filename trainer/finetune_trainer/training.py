@@ -52,6 +52,7 @@ def train_what_is_left(attempt: Attempt) -> None:
         prefix=attempt_prefix(attempt.record.run_id, attempt.number),
         work=attempt.work,
         keep_last=attempt.config.checkpoint.keep_last,
+        passed_over=attempt.passed_over,
         world=attempt.world,
         committed=lambda record: _committed(attempt, record),
         beat=attempt.heart.beat,
@@ -99,7 +100,7 @@ def _train(attempt: Attempt, checkpoints: Checkpoints) -> None:
 
 def _trained(attempt: Attempt, state: State) -> dict[str, Any]:
     """The body of the trained record; `weights` are the numbers of the checkpoints that hold them."""
-    records = live_checkpoints(attempt.records)
+    records = [record for record in live_checkpoints(attempt.records) if record.number not in attempt.passed_over]
     last = next((r for r in records if r.body["step"] == state.step), records[0])
     best = next((r for r in records if state.best and r.body["best"] and r.body["step"] == state.best.step), None)
     return {
@@ -242,7 +243,10 @@ def _newest(attempt: Attempt) -> Restored | None:
     """The newest whole checkpoint, chosen by rank 0, on every rank."""
     news: dict[str, Any] | None = None
     if attempt.world.leads:
-        record = checkpoint.newest_whole(attempt.records, attempt.store, attempt.work, beat=attempt.heart.beat)
+        beat, passed_over = attempt.heart.beat, attempt.passed_over
+        record = checkpoint.newest_whole(
+            attempt.records, attempt.store, attempt.work, beat=beat, passed_over=passed_over
+        )
         news = {"sha256": record.sha256, "body": dict(record.body)} if record else {}
     news = attempt.world.share(news)
     if not news:

@@ -414,6 +414,24 @@ def test_a_damaged_checkpoint_is_passed_over(make_run: Any, rows: Any, tmp_path:
     assert f"going on from the checkpoint of step {before.body['step']}" in log
 
 
+def test_a_damaged_checkpoint_that_was_passed_over_is_not_kept_in_place_of_a_whole_one(
+    make_run: Any, rows: Any, tmp_path: Path
+) -> None:
+    made = make_run(rows(200), training=FAST, checkpoint={"every": {"steps": 5}, "keepLast": 2})
+    kept, codes = [], []
+    for name, count in (("first", 4), ("second", 3)):  # each is killed before the record of one checkpoint more
+        stop = ("finetune_trainer.storage.commit", "RunLog", "put", count, signal.SIGKILL.value)
+        codes.append(made.run(tmp_path / name, stop=stop)[0])
+        kept.append([record.body["step"] for record in live_checkpoints(made.records)])
+        weights = made.last(WEIGHTS)
+        weights.write_bytes(weights.read_bytes()[:-1] + b"\0")
+    assert codes == [-9, -9]
+    assert kept == [[10, 5], [10, 5]]
+    code, log = made.run(tmp_path / "third")
+    assert code == 0, log
+    assert "going on from the checkpoint of step 5" in log
+
+
 def test_an_infinite_loss_ends_the_run_and_names_the_step(
     make_run: Any, rows: Any, tiny_base: Path, tmp_path: Path
 ) -> None:
