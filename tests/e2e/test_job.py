@@ -581,22 +581,22 @@ def no_step_is_committed_twice(world: Any, namespace: str, name: str, run: str) 
 def a_step_is_committed_again_only_for_its_missed_evaluation(world: Any, namespace: str, name: str, run: str) -> bool:
     """A stop may come before a due evaluation, or in its midst; the next attempt makes up for it, and for no other."""
     records = checkpoints(world, namespace, name, run)
+    evaluated = {evaluation["step"] for evaluation in state_of(world, namespace, name, records[-1])["evaluations"]}
     for before, after in pairwise(records):
         if before.body["step"] > after.body["step"]:
             return False
-        if before.body["step"] == after.body["step"] and not makes_up_for(world, namespace, name, before, after):
+        if before.body["step"] == after.body["step"] and not (
+            after.body["step"] in evaluated and makes_up_for(before, after)
+        ):
             return False
     return True
 
 
-def makes_up_for(world: Any, namespace: str, name: str, before: Any, after: Any) -> bool:
-    """The first commit lacks the evaluation, the second one, by a later attempt, has it; nothing else has changed."""
-    first, second = (state_of(world, namespace, name, record) for record in (before, after))
-    evaluated = [evaluation["step"] for evaluation in second["evaluations"]]
+def makes_up_for(before: Any, after: Any) -> bool:
+    """A later attempt commits the same weights. The first commit may be gone by now, and knew no figure of them."""
     return (
         before.attempt < after.attempt
-        and evaluated[-1:] == [second["step"]]
-        and first["evaluations"] == second["evaluations"][:-1]
+        and not before.body["best"]
         and all(digest_of(before, file) == digest_of(after, file) for file in (WEIGHTS, OPTIMIZER))
     )
 
@@ -608,7 +608,7 @@ def checkpoints(world: Any, namespace: str, name: str, run: str) -> list[Any]:
 
 
 def state_of(world: Any, namespace: str, name: str, record: Any) -> dict[str, Any]:
-    """A checkpoint's state.json: it stays for some minutes after the checkpoint has made room for newer ones."""
+    """The state.json of a checkpoint that is kept, such as the last one."""
     store = world.store(world.job(namespace, name)["spec"]["output"]["uri"])
     state: dict[str, Any] = json.loads(store.read(file_of(record, STATE)["key"]))
     assert state["step"] == record.body["step"]
