@@ -3,6 +3,9 @@
 Entries are keyed by UID, so that a namesake is never mistaken for the object it followed, and the higher resource
 version wins, so that an old event never undoes what a newer answer said. That holds for what is gone, too: an object
 that lost the label which the watches select by is gone for them, and back in a later version once it has it again.
+
+Who may create objects in one namespace may write the UID of any FineTuneJob into them: only what lies in the namespace
+of a FineTuneJob is its own.
 """
 
 import json
@@ -184,9 +187,12 @@ class Cache:
         self._of[entry.subject].add(uid)
         if isinstance(entry.view, Subject | Rested):
             self._outputs[entry.view.output].add(uid)
-        if _is_underway(entry.view):
+            for other in self._of[uid]:
+                if not self._is_own(self._entries[other]):
+                    self._uncount(other)
+        if _is_underway(entry.view) and self._is_own(entry):
             self._underway.add(uid)
-        if _runs(entry.view):
+        if _runs(entry.view) and self._is_own(entry):
             self._running[entry.view.owner].add(uid)
         if isinstance(entry.view, Child | Pod) and entry.view.run and _goes_on(entry.view):
             self._going[entry.view.run].add(uid)
@@ -206,8 +212,9 @@ class Cache:
             # How it ended may come with the news that it is gone: one event stands for several.
             self._entries[uid] = replace(entry, view=Pod.of(raw))
         concerned = self.forget(uid, version=_version(raw) or inf)
-        owner = (raw["metadata"].get("labels") or {}).get(JOB_UID)
-        return frozenset({owner}) if unseen and owner else concerned
+        owner = (raw["metadata"].get("labels") or {}).get(JOB_UID, "")
+        at_home = self._is_home(owner, raw["metadata"].get("namespace", ""))
+        return frozenset({owner}) if unseen and owner and at_home else concerned
 
     def forget(self, uid: str, *, version: float = inf) -> frozenset[str]:
         """An object is gone, for good or as of a resource version. Returns UIDs of the FineTuneJobs it concerned."""
@@ -220,7 +227,7 @@ class Cache:
         if entry is None:
             return frozenset()
         concerned = self._concerned(entry)
-        if isinstance(entry.view, Pod):
+        if isinstance(entry.view, Pod) and self._is_own(entry):
             self._remember(entry.view, entry.subject)
         self._left.pop(uid, None)
         self._unlink(uid)
@@ -363,11 +370,20 @@ class Cache:
     def unattended(self, run: str, namespace: str) -> list[Child | Pod]:
         """What has not ended of a run in a namespace, though its FineTuneJob is done, goes away or is gone."""
         found = (self._entries[uid] for uid in sorted(self._going.get(run, ())))
-        here = (entry for entry in found if entry.namespace == namespace and self.rests(entry.subject))
+        here = (e for e in found if e.namespace == namespace and self._is_own(e) and self.rests(e.subject))
         return [entry.view for entry in here if isinstance(entry.view, Child | Pod)]
 
     def _views(self, subject: str) -> Iterator[View]:
-        return (self._entries[uid].view for uid in self._of.get(subject, ()) if uid != subject)
+        entries = (self._entries[uid] for uid in self._of.get(subject, ()) if uid != subject)
+        return (entry.view for entry in entries if self._is_own(entry))
+
+    def _is_own(self, entry: Entry) -> bool:
+        return self._is_home(entry.subject, entry.namespace)
+
+    def _is_home(self, subject: str, namespace: str) -> bool:
+        """Whether a namespace is that of a FineTuneJob. Of one that is not known yet, or no more, each may be."""
+        entry = self._entries.get(subject)
+        return entry is None or entry.namespace == namespace
 
     def _concerned(self, entry: Entry) -> frozenset[str]:
         match entry.view:
@@ -377,21 +393,25 @@ class Cache:
                 }
             case Profile():
                 return frozenset(subject.uid for subject in self.working())
-        return frozenset({entry.subject}) if entry.subject else frozenset()
+        return frozenset({entry.subject}) if entry.subject and self._is_own(entry) else frozenset()
 
     def _unlink(self, uid: str) -> None:
         entry = self._entries.get(uid)
         if entry is None:
             return
-        self._underway.discard(uid)
-        if isinstance(entry.view, Pod):
-            _discard(self._running, entry.view.owner, uid)
+        self._uncount(uid)
         self._ends.pop(uid, None)
         _discard(self._of, entry.subject, uid)
         if isinstance(entry.view, Child | Pod) and entry.view.run:
             _discard(self._going, entry.view.run, uid)
         if isinstance(entry.view, Subject | Rested):
             _discard(self._outputs, entry.view.output, uid)
+
+    def _uncount(self, uid: str) -> None:
+        view = self._entries[uid].view
+        self._underway.discard(uid)
+        if isinstance(view, Pod):
+            _discard(self._running, view.owner, uid)
 
 
 def _discard(index: dict[str, set[str]], key: str, uid: str) -> None:
@@ -438,7 +458,7 @@ def _subject_of(raw: Raw, view: View) -> str:
             return uid
         case Profile():
             return ""
-    return controller(raw)
+    return controller(raw, "FineTuneJob")
 
 
 def _view(kind: Kind, raw: Raw) -> View:

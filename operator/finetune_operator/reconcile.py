@@ -271,7 +271,7 @@ class Reconciler:
             if error.reason != "AlreadyExists":
                 raise
             there = await self._kube.get(kind, subject.namespace, name)
-            if controller(there) != subject.uid:
+            if controller(there, "FineTuneJob") != subject.uid:
                 message = f"{kind} {name} is in the way: it belongs to something else; delete it"
                 raise ApiError(422, NAME_TAKEN, message) from error
             if kind in KINDS and (there["metadata"].get("labels") or {}).get(MANAGED_BY) != MANAGER:

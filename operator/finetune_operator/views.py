@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
+from finetune_api import GROUP
 from finetune_api.contract import LastMessage, RunConfig
 from finetune_api.status import FineTuneJobStatus, PreflightStatus
 
@@ -255,7 +256,7 @@ class Child:
         return cls(
             name=meta["name"],
             uid=meta["uid"],
-            owner=controller(raw),
+            owner=controller(raw, "FineTuneJob"),
             role="train" if labels.get(ROLE) == "train" else "preflight",
             generation=number_of(labels.get(GENERATION)),
             run=labels.get(RUN),
@@ -330,10 +331,22 @@ class Admission:
         )
 
 
-def controller(raw: Raw) -> str:
-    """UID of the controlling owner, or an empty string."""
+OWNERS: Mapping[str, str] = {"FineTuneJob": GROUP, "Job": "batch"}
+"""API groups of the kinds that own something here."""
+
+
+def controller(raw: Raw, kind: Literal["FineTuneJob", "Job"]) -> str:
+    """UID of the controlling owner, or an empty string where none is of that kind.
+
+    Anybody may write any owner, and the garbage collector lets what an unknown kind owns be for ever.
+    """
     references = raw["metadata"].get("ownerReferences") or []
-    return next((str(ref["uid"]) for ref in references if ref.get("controller")), "")
+    return next((str(ref["uid"]) for ref in references if ref.get("controller") and _is_of(ref, kind)), "")
+
+
+def _is_of(reference: Raw, kind: str) -> bool:
+    group = str(reference.get("apiVersion", "")).rpartition("/")[0]
+    return reference.get("kind") == kind and group == OWNERS[kind]
 
 
 SIGKILLED = 137
@@ -404,7 +417,7 @@ class Pod:
         return cls(
             name=meta["name"],
             uid=meta["uid"],
-            owner=controller(raw),
+            owner=controller(raw, "Job"),
             subject=labels.get(JOB_UID, ""),
             key=notes.get(RESTART_KEY, ""),
             role=labels.get(ROLE, ""),

@@ -677,6 +677,66 @@ def test_children_belong_to_the_job_and_the_pinned_run_cannot_be_changed(place: 
     assert json.loads(pinned["data"]["config.json"])["generation"] == 1
 
 
+def test_what_somebody_makes_in_another_namespace_decides_nothing(place: Place) -> None:
+    """The API server takes any owner and any label from who may create objects there."""
+    plane, other = place.plane, f"{place.name}-other"
+    plane.create("/api/v1/namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": other}})
+    place.operator.kill()
+    place.operator.namespaces.append(other)
+    place.operator.start()
+    script: Script = lambda role, ordinal: passes() if role == "preflight" else None  # noqa: E731
+    uid = place.apply("one", script, suspend=True)["metadata"]["uid"]
+    configs, jobs, pods = (
+        "/api/v1/namespaces/{}/configmaps",
+        "/apis/batch/v1/namespaces/{}/jobs",
+        "/api/v1/namespaces/{}/pods",
+    )
+    first = eventually("it is pinned", lambda: _named(plane.items(configs.format(place.name)), f"one-{uid[:5]}-g1"))
+    config = json.loads(first["data"]["config.json"]) | {"generation": 2}
+    config["pods"] |= {"trainerImage": "evil", "preflightImage": "evil"}
+    container = {"containers": [{"name": "trainer", "image": "evil"}], "restartPolicy": "Never"}
+    # Of a kind that nobody serves, or held by the finalizer, they are not collected.
+    for owner in ({"apiVersion": "x/v1", "kind": "Nope"}, {}):
+        forged = _forged(first, **owner)
+        forged["metadata"]["labels"]["finetune.dev/generation"] = "2"
+        plane.create(configs.format(other), {**forged, "data": {"config.json": json.dumps(config)}})
+        forged["metadata"]["labels"] |= {"finetune.dev/role": "train", "finetune.dev/run": "a" * 16}
+        forged["metadata"]["annotations"] |= {"finetune.dev/ordinal": "99"}
+        job = {"suspend": True, "template": {"spec": container}}
+        plane.create(jobs.format(other), {**forged, "apiVersion": "batch/v1", "kind": "Job", "spec": job})
+    plane.patch(place.path("one"), {"spec": {"suspend": False}})
+    place.reaches("one", "Starting")
+    forged = _forged(plane.items(pods.format(place.name))[-1])
+    plane.create(pods.format(other), {**forged, "apiVersion": "v1", "kind": "Pod", "spec": container})
+    ended = {"exitCode": 0, "message": json.dumps(trained().message)}
+    state = {"name": "trainer", "image": "evil", "imageID": "", "restartCount": 0, "ready": False}
+    status = {"phase": "Succeeded", "containerStatuses": [{**state, "state": {"terminated": ended}}]}
+    plane.patch(f"{pods.format(other)}/{forged['metadata']['name']}/status", {"status": status})
+    time.sleep(3)
+    assert (place.status("one")["phase"], place.status("one")["usage"]["attempts"]) == ("Starting", 1)
+    assert place.children("jobs") == [f"one-{uid[:5]}-p1", f"one-{uid[:5]}-t1"]
+    templates = [job["spec"]["template"]["spec"] for job in plane.items(jobs.format(place.name))]
+    assert {one["image"] for template in templates for one in template["containers"]} == {"preflight:1", "trainer:1"}
+
+
+def _forged(like: Document, **owner: str) -> Document:
+    """The metadata of an object that somebody makes like one of ours."""
+    meta = like["metadata"]
+    references = [{**reference, **owner} for reference in meta["ownerReferences"]]
+    name, labels, notes = f"forged-{next(_number)}", dict(meta["labels"]), dict(meta["annotations"])
+    kept = {"ownerReferences": references, "finalizers": ["example.com/stays"]}
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": name, "labels": labels, "annotations": notes, **kept},
+    }
+
+
+def _named(items: Sequence[Document], name: str) -> Document:
+    """The one of that name, or an empty one."""
+    return next((item for item in items if item["metadata"]["name"] == name), {})
+
+
 def test_a_job_that_goes_as_it_should_has_one_event_its_end(place: Place) -> None:
     place.apply("one")
     place.reaches("one", "Succeeded")

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any, TypeVar
 from unittest.mock import patch
 
+from finetune_api import GROUP, VERSION
 from finetune_api.contract import LastMessage, PreflightOutcome, Progress, TrainOutcome
 from finetune_api.resolve import Defaults
 from finetune_api.status import EvaluationStatus, ModelStatus, PreflightStatus
@@ -36,6 +37,12 @@ GRACE, COMMIT = 120.0, 10.0
 """Seconds that a pod has after it was asked to go, and that a trainer takes of them."""
 FIRST_ERROR, LONGEST_ERROR = 0.5, 30.0
 DONE_STEP = 9
+
+
+def controlled_by(kind: str, uid: str) -> Raw:
+    """An owner reference as an API server holds it, as far as it matters."""
+    version = {"Job": "batch/v1", "FineTuneJob": f"{GROUP}/{VERSION}"}[kind]
+    return {"apiVersion": version, "kind": kind, "uid": uid, "controller": True}
 
 
 @types.coroutine
@@ -129,7 +136,7 @@ class Cluster:
 
     def pods(self, job: Raw | None = None) -> list[Raw]:
         pods = self.all("pods")
-        return pods if job is None else [pod for pod in pods if controller(pod) == job["metadata"]["uid"]]
+        return pods if job is None else [pod for pod in pods if controller(pod, "Job") == job["metadata"]["uid"]]
 
     def running(self, role: str = "") -> list[Raw]:
         """Pods in which a container runs."""
@@ -159,7 +166,7 @@ class Cluster:
         for pod in self.pods():
             uid, meta = pod["metadata"]["uid"], pod["metadata"]
             state = state_of(pod)
-            if controller(pod) not in self.there and "deletionTimestamp" not in meta:
+            if controller(pod, "Job") not in self.there and "deletionTimestamp" not in meta:
                 found.append(lambda uid=uid: self.ask_to_go(uid))
             elif "deletionTimestamp" in meta and not self._commits(pod):
                 found.append(lambda uid=uid: self._let_go(uid))
@@ -167,9 +174,9 @@ class Cluster:
                 found.append(lambda uid=uid: self._start(uid))
         going = {raw["metadata"]["uid"] for raw in self.subjects() if "deletionTimestamp" in raw["metadata"]}
         for raw in (*self.jobs(), *self.all("configmaps")):
-            if controller(raw) in going or controller(raw) not in self.there:
+            if controller(raw, "FineTuneJob") in going or controller(raw, "FineTuneJob") not in self.there:
                 found.append(lambda uid=raw["metadata"]["uid"]: self.remove(uid))
-        owners = {controller(raw) for _, raw in self.there.values()}
+        owners = {controller(raw, "FineTuneJob") for _, raw in self.there.values()}
         return [*found, *(lambda uid=uid: self.remove(uid) for uid in sorted(going - owners))]
 
     def _chores_of_job(self, job: Raw) -> list[Callable[[], None]]:
@@ -199,7 +206,7 @@ class Cluster:
             "namespace": "ns",
             "labels": template["labels"],
             "annotations": template["annotations"],
-            "ownerReferences": [{"uid": job, "controller": True}],
+            "ownerReferences": [controlled_by("Job", job)],
         }
         self.create("pods", {"metadata": meta, "spec": {}, "status": {"phase": "Pending"}})
 
@@ -429,7 +436,7 @@ class _Kube:
         kind, name = KINDS[manifest["kind"]], manifest["metadata"]["name"]
         if self._cluster.named(kind, name) is not None:
             raise ApiError(409, "AlreadyExists", name)
-        self._cluster.on_write(controller(manifest), "create", manifest)
+        self._cluster.on_write(controller(manifest, "FineTuneJob"), "create", manifest)
         return self._cluster.create(kind, manifest)
 
     async def get(self, kind: str, namespace: str, name: str) -> Raw:
@@ -445,7 +452,7 @@ class _Kube:
         def effect() -> None:
             raw = self._cluster.named("jobs", name)
             if raw is not None and raw["metadata"]["uid"] == uid:
-                self._cluster.on_write(controller(raw), "delete", raw)
+                self._cluster.on_write(controller(raw, "FineTuneJob"), "delete", raw)
                 self._cluster.remove(uid)
 
         await self._request(effect)

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.unit.cluster import controlled_by
 
-from finetune_operator.cache import Cache
+from finetune_operator.cache import Cache, Kind
 from finetune_operator.views import GENERATION, JOB_UID, RESTART_KEY, RETRY, ROLE, RUN, Subject
 
 SUCCEEDED = {
@@ -35,14 +36,20 @@ def job(
 
 
 def child(name: str, version: int = 1, *, owner: str = "uid-one", uid: str | None = None) -> dict[str, Any]:
-    references = [{"uid": owner, "controller": True}]
+    references = [controlled_by("FineTuneJob", owner)]
     labels = {ROLE: "train", RUN: "r", GENERATION: "1"}
     return {"metadata": meta(name, version, uid=uid or f"uid-{name}", ownerReferences=references, labels=labels)}
 
 
 def pod(name: str, version: int = 1, *, owner: str = "uid-t1") -> dict[str, Any]:
-    references = [{"uid": owner, "controller": True}]
+    references = [controlled_by("Job", owner)]
     return {"metadata": meta(name, version, ownerReferences=references, labels={JOB_UID: "uid-one", ROLE: "train"})}
+
+
+def config(name: str) -> dict[str, Any]:
+    """A ConfigMap that pins a run."""
+    labels = {GENERATION: "1", JOB_UID: "uid-one"}
+    return {"metadata": meta(name, 1, ownerReferences=[controlled_by("FineTuneJob", "uid-one")], labels=labels)}
 
 
 @given(st.permutations([1, 2, 3, 4, 5]))
@@ -100,6 +107,51 @@ def test_children_are_known_by_their_controller_and_not_by_their_name() -> None:
     cache.apply("jobs", child("t1", owner="somebody else"))
     assert cache.children("uid-one") == ()
     assert [c.name for c in cache.children("somebody else")] == ["t1"]
+
+
+@pytest.mark.parametrize("first", ["the FineTuneJob", "what is forged"])
+def test_what_lies_in_another_namespace_is_nobodys_whatever_uids_it_names(first: str) -> None:
+    """The API server takes any owner and any label from who may create objects there."""
+    forged: list[tuple[Kind, dict[str, Any]]] = [
+        ("configmaps", {**config("g1"), "data": {"config.json": '{"of": "the forger"}'}}),
+        ("jobs", child("t9")),
+        ("jobs", failed("t8", 1)),
+        ("pods", {**pod("y"), "status": RUNNING}),
+        ("pods", ended("x", 1)),
+    ]
+    for _, raw in forged:
+        raw["metadata"]["namespace"] = "other"
+    cache = Cache()
+    if first == "the FineTuneJob":
+        cache.apply("finetunejobs", job("one"))
+        assert [cache.apply(kind, raw) for kind, raw in forged] == [frozenset()] * len(forged)
+    else:
+        for kind, raw in forged:
+            cache.apply(kind, raw)
+        cache.apply("finetunejobs", job("one"))
+    assert (cache.children("uid-one"), cache.pods("uid-one"), cache.underway, cache.trainings) == ((), (), 0, 0)
+    assert (cache.pinned("uid-one"), cache.unreadable("uid-one")) == ({}, frozenset())
+    assert (cache.known_for("uid-one"), cache.unsettled("uid-one")) == ({}, False)
+    gone = [{"metadata": {**raw["metadata"], "resourceVersion": "9"}} for _, raw in forged]
+    assert [cache.removed(raw) for raw in gone] == [frozenset()] * len(gone)
+    assert cache.pods("uid-one") == (), "nor is remembered what it said last"
+    never_seen = {"metadata": {**gone[-1]["metadata"], "uid": "uid-never-seen"}}
+    assert cache.removed(never_seen) == frozenset()
+
+
+def test_an_owner_of_another_kind_is_none() -> None:
+    """What a kind that nobody serves owns is never collected: it would count for good."""
+    cache = Cache()
+    cache.apply("finetunejobs", job("one"))
+    for name, reference in {
+        "kind": {"apiVersion": "finetune.dev/v1alpha1", "kind": "Nope"},
+        "group": {"apiVersion": "example.com/v1", "kind": "FineTuneJob"},
+        "none": {},
+    }.items():
+        references = [{**reference, "uid": "uid-one", "controller": True}]
+        assert cache.apply("jobs", {"metadata": {**child(name)["metadata"], "ownerReferences": references}}) == set()
+        cache.apply("configmaps", {**config(f"c-{name}"), "metadata": meta(name, 1, ownerReferences=references)})
+    assert (cache.children("uid-one"), cache.unreadable("uid-one")) == ((), frozenset())
 
 
 def test_pods_are_known_after_their_job_is_gone() -> None:
@@ -376,7 +428,7 @@ def test_a_list_of_one_namespace_says_nothing_of_another() -> None:
 
 def test_a_config_that_cannot_be_read_is_known_as_such() -> None:
     cache = Cache()
-    references = [{"uid": "uid-one", "controller": True}]
+    references = [controlled_by("FineTuneJob", "uid-one")]
     metadata = meta("g2", 1, ownerReferences=references, labels={GENERATION: "2"}, annotations={RESTART_KEY: "k"})
     cache.apply("configmaps", {"metadata": metadata, "data": {"config.json": '{"of": "the future"}'}})
     assert cache.unreadable("uid-one") == {2}
@@ -396,7 +448,7 @@ def test_a_config_with_labels_that_somebody_made_up_harms_nobody(generation: str
     cache = Cache()
     forged = {
         "metadata": {
-            **meta("forged", 1, ownerReferences=[{"uid": "uid-one", "controller": True}]),
+            **meta("forged", 1, ownerReferences=[controlled_by("FineTuneJob", "uid-one")]),
             "labels": {"finetune.dev/generation": generation},
         },
         "data": {"config.json": "{}"},

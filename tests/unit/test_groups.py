@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.unit.cluster import controlled_by
 from tests.unit.test_decide import (
     GO,
     NOW,
@@ -342,7 +343,7 @@ def _placed_pod(index: int) -> dict[str, Any]:
             "uid": f"uid-pod-{index}",
             "resourceVersion": "1",
             "labels": {"finetune.dev/role": "train", "finetune.dev/job-uid": "uid-two"},
-            "ownerReferences": [{"uid": "uid-two-t1", "controller": True}],
+            "ownerReferences": [controlled_by("Job", "uid-two-t1")],
         },
         "spec": {"nodeName": "node0"},
         "status": {"phase": "Pending"},

@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from typing import Any, cast
 
 import pytest
+from tests.unit.cluster import controlled_by
 from tests.unit.test_decide import SPEC, resolved
 
 from finetune_api.resolve import Defaults
@@ -74,7 +75,7 @@ def train_job(owner: str, *, created: str = "2026-03-01T11:59:50Z", **status: An
             "resourceVersion": "1",
             "creationTimestamp": created,
             "labels": {ROLE: "train", RUN: RUN_ID, GENERATION: "1", JOB_UID: f"uid-{owner}"},
-            "ownerReferences": [{"uid": f"uid-{owner}", "controller": True}],
+            "ownerReferences": [controlled_by("FineTuneJob", f"uid-{owner}")],
         },
         "status": status,
     }
@@ -189,7 +190,7 @@ async def test_a_twin_holds_the_run_until_its_pods_have_ended(
 
 def train_pod(owner: str, *, phase: str = "Running", **meta: Any) -> dict[str, Any]:
     labels = {ROLE: "train", JOB_UID: f"uid-{owner}", RUN: RUN_ID}
-    references = [{"uid": f"uid-{owner}-t1", "controller": True}]
+    references = [controlled_by("Job", f"uid-{owner}-t1")]
     fixed = {"name": f"{owner}-t1-x", "namespace": "ns", "uid": f"uid-{owner}-t1-x", "resourceVersion": "1"}
     return {"metadata": {**fixed, "labels": labels, "ownerReferences": references, **meta}, "status": {"phase": phase}}
 
@@ -484,7 +485,7 @@ async def test_how_long_running_pods_say_nothing_is_measured_by_a_clock_that_can
             "uid": "uid-pod",
             "resourceVersion": "1",
             "labels": {ROLE: "train", JOB_UID: "uid-one"},
-            "ownerReferences": [{"uid": "uid-one-t1", "controller": True}],
+            "ownerReferences": [controlled_by("Job", "uid-one-t1")],
         },
         "status": {"phase": "Running", "containerStatuses": [{"name": "trainer", "state": {"running": {}}}]},
     }

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import pytest
 from prometheus_client import REGISTRY
+from tests.unit.cluster import controlled_by
 
 from finetune_api.resolve import Defaults
 from finetune_operator.__main__ import _Json
@@ -67,7 +68,7 @@ class Api:
 def ours(**labels: str) -> dict[str, Any]:
     """An object of the FineTuneJob."""
     meta = {"name": "any", "namespace": "ns", "uid": "gone", "resourceVersion": "5", "labels": labels}
-    return {"metadata": {**meta, "ownerReferences": [{"uid": "uid-one", "controller": True}]}}
+    return {"metadata": {**meta, "ownerReferences": [controlled_by("FineTuneJob", "uid-one")]}}
 
 
 def reconciler(
