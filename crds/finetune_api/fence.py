@@ -20,6 +20,7 @@ DIVERTING = {"HF_ENDPOINT", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"}
 RESERVED = {
     "decides whose credentials are used and where they are sent": ("AWS_*",),
     "decides which servers are trusted": ("CURL_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_DIR", "SSL_CERT_FILE"),
+    "decides which devices a pod gets": ("NVIDIA_*", "ASCEND_*", "*_VISIBLE_DEVICES"),
     "decides which code runs": (
         *("LD_*", "PYTHON*", "PATH", "BASH_ENV", "BROWSER", "CC", "CXX", "GCONV_PATH", "GLIBC_TUNABLES"),
         *("OPENSSL_CONF", "OPENSSL_ENGINES", "OPENSSL_MODULES", "OMP_TOOL_LIBRARIES", "CUDA_INJECTION64_PATH"),
@@ -27,7 +28,11 @@ RESERVED = {
     ),
 }
 """Patterns of environment variables that only a profile may set, by the reason. Code may lie in a shared cache."""
-HARMLESS = {"AWS_REGION", "AWS_DEFAULT_REGION", "PYTHONFAULTHANDLER", "PYTHONHASHSEED", "PYTHONUNBUFFERED"}
+HARMLESS = {
+    *("AWS_REGION", "AWS_DEFAULT_REGION", "PYTHONFAULTHANDLER", "PYTHONHASHSEED", "PYTHONUNBUFFERED"),
+    *("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "NVIDIA_TF32_OVERRIDE"),
+}
+"""The devices among them are some of those that the pod has."""
 _DNS = r"[a-z0-9](?:[-a-z0-9]*[a-z0-9])?"
 KEY = re.compile(rf"(?:(?=[^/]{{1,253}}/){_DNS}(?:\.{_DNS})*/)?[A-Za-z0-9](?:[-A-Za-z0-9_.]{{0,61}}[A-Za-z0-9])?")
 """What Kubernetes takes as the name of a label or an annotation. No schema can say it of the keys of a map."""
@@ -200,8 +205,8 @@ def _names(
 
 def endpoint_matches(endpoint: str, pattern: str) -> bool:
     """Scheme, host and port must match as a whole; * never crosses a slash. What could move the end of the host's name,
-    user information, a query or a fragment, is never allowed."""
-    if any(sign in endpoint for sign in "@?#\\"):
+    user information, a query, a fragment, or what another program reads as a slash, is never allowed."""
+    if not endpoint.isascii() or not endpoint.isprintable() or any(sign in endpoint for sign in "@?#\\$% "):
         return False
     parts, wanted = endpoint.rstrip("/").split("/"), pattern.rstrip("/").split("/")
     return len(parts) == len(wanted) and all(fnmatch.fnmatchcase(a, b) for a, b in zip(parts, wanted, strict=True))

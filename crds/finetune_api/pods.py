@@ -98,7 +98,9 @@ class EnvVar(Model):
     name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=128)] = spec_field(
         "attempt", "Name of the environment variable.", required=True
     )
-    value: Annotated[str, StringConstraints(max_length=4096)] = spec_field("attempt", "Its value.", required=True)
+    value: Annotated[str, StringConstraints(max_length=4096)] = spec_field(
+        "attempt", "Its value, to the letter: $(NAME) is not replaced.", required=True
+    )
 
 
 class Toleration(Model):

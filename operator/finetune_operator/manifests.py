@@ -50,6 +50,7 @@ Manifest = dict[str, Any]
 
 USER = 65532
 """The images' own user; a platform may run them as another, so only the group of the files is set."""
+NVIDIA_DEVICES = "NVIDIA_VISIBLE_DEVICES"
 MOUNT = "/etc/finetune"
 CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HF_TOKEN")
 
@@ -124,7 +125,7 @@ def preflight_job(
         "resources": {"requests": {"cpu": "250m", "memory": "512Mi"}, "limits": {"memory": "2Gi"}},
     }
     name = child_name(subject, "preflight", ordinal)
-    pod = _pod(subject, config, container, job=name)
+    pod = _pod(subject, config, container, job=name, gpus=0)
     pod.pop("runtimeClassName", None)  # a GPU's runtime is of no use here
     if run is not None:  # no argument: an image that was pinned before there was one would refuse it
         container["env"].append({"name": "FINETUNE_RUN", "value": run})
@@ -149,7 +150,7 @@ def train_job(
         "ports": [{"name": "metrics", "containerPort": PROGRESS_PORT}],
         "resources": {"requests": {"cpu": pods.cpu, **amounts}, "limits": amounts},
     }
-    pod = _pod(subject, config, container, job=name)
+    pod = _pod(subject, config, container, job=name, gpus=pods.gpus)
     pod["terminationGracePeriodSeconds"] = pods.grace_seconds
     container["volumeMounts"].append({"name": "shm", "mountPath": "/dev/shm"})  # noqa: S108 (what torch shares tensors by)
     pod["volumes"].append({"name": "shm", "emptyDir": {"medium": "Memory"}})
@@ -279,12 +280,12 @@ def _template(config: RunConfig, pod: Manifest, labels: dict[str, str], key: str
     }
 
 
-def _pod(subject: Subject, config: RunConfig, container: Manifest, *, job: str) -> Manifest:
+def _pod(subject: Subject, config: RunConfig, container: Manifest, *, job: str, gpus: int) -> Manifest:
     """What both kinds of pods share; satisfies the Pod Security Standard `restricted`."""
     theirs = config.pods.template.spec or PodSpec()
     container |= {
         "imagePullPolicy": config.pods.pull_policy,
-        "env": _environment(config, theirs, job=job),
+        "env": _environment(config, theirs, job=job, gpus=gpus),
         "terminationMessagePolicy": "File",
         "securityContext": {
             "allowPrivilegeEscalation": False,
@@ -334,14 +335,23 @@ def _file_of(config_map: str, key: str, path: str, **more: bool) -> Manifest:
     return {"configMap": {"name": config_map, **more, "items": items}}
 
 
-def _environment(config: RunConfig, theirs: PodSpec, *, job: str) -> list[Manifest]:
+def _environment(config: RunConfig, theirs: PodSpec, *, job: str, gpus: int) -> list[Manifest]:
+    named = theirs.env or []
+    # Images of CUDA ask NVIDIA's runtime for all GPUs of the node; a profile may say what it shall do instead.
+    none = not any(variable.name == NVIDIA_DEVICES for variable in named) and not gpus
     return [
-        *({"name": variable.name, "value": variable.value} for variable in theirs.env or []),
+        *({"name": variable.name, "value": _literal(variable.value)} for variable in named),
+        *([{"name": NVIDIA_DEVICES, "value": "void"}] if none else []),
         {"name": "HOME", "value": "/tmp"},  # noqa: S108
         {"name": "FINETUNE_OWNER", "value": job},
         {"name": "FINETUNE_POD_UID", "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}},
         {"name": "FINETUNE_NODES", "value": str(config.pods.nodes)},
     ]
+
+
+def _literal(value: str) -> str:
+    """The kubelet would put other variables in place of $(NAME), after the profile has judged the value."""
+    return value.replace("$", "$$")
 
 
 def _placement(theirs: PodSpec) -> Manifest:

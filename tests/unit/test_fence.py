@@ -235,6 +235,10 @@ def test_a_hub_or_proxy_that_the_profile_allows_or_uses_itself_is_fine(spec: dic
         ("HF_ENDPOINT", ""),
         ("HF_ENDPOINT", "http://proxy:3128"),
         ("HF_ENDPOINT", "https://user@hub.example.org"),
+        ("HF_ENDPOINT", "https://$(A).example.org"),
+        ("HF_ENDPOINT", "https://evil.org%2f.example.org"),
+        ("HF_ENDPOINT", "https://evil.org\uff0f.example.org"),
+        ("HF_ENDPOINT", "https://evil.org\n.example.org"),
         ("https_proxy", "http://evil.org:3128"),
         ("HTTPS_PROXY", "evil.org:3128"),
         ("all_proxy", "socks5://evil.org"),
@@ -262,6 +266,11 @@ def test_a_hub_or_proxy_that_the_profile_does_not_know_gets_no_token(name: str, 
         ("PYTHONWARNINGS", "decides which code runs"),
         ("NCCL_NET_PLUGIN", "decides which code runs"),
         ("PATH", "decides which code runs"),
+        ("NVIDIA_VISIBLE_DEVICES", "decides which devices a pod gets"),
+        ("NVIDIA_DRIVER_CAPABILITIES", "decides which devices a pod gets"),
+        ("AMD_VISIBLE_DEVICES", "decides which devices a pod gets"),
+        ("HABANA_VISIBLE_DEVICES", "decides which devices a pod gets"),
+        ("ASCEND_RUNTIME_OPTIONS", "decides which devices a pod gets"),
     ],
 )
 def test_a_variable_that_could_send_the_pods_credentials_elsewhere_is_the_profiles(name: str, why: str) -> None:
@@ -277,7 +286,11 @@ def test_a_variable_that_could_send_the_pods_credentials_elsewhere_is_the_profil
 
 
 @pytest.mark.parametrize(
-    "name", ["AWS_REGION", "AWS_DEFAULT_REGION", "PYTHONHASHSEED", "NCCL_DEBUG", "LDAP", "MY_PATH"]
+    "name",
+    [
+        *("AWS_REGION", "AWS_DEFAULT_REGION", "PYTHONHASHSEED", "NCCL_DEBUG", "LDAP", "MY_PATH"),
+        *("CUDA_VISIBLE_DEVICES", "NVIDIA_TF32_OVERRIDE"),
+    ],
 )
 def test_other_variables_are_the_jobs(name: str) -> None:
     resolved(env(**{name: "x"}))

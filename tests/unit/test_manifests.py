@@ -57,7 +57,7 @@ RICH: dict[str, Any] = {
             "serviceAccountName": "trainer",
             "imagePullSecrets": [{"name": "registry"}],
             "terminationGracePeriodSeconds": 300,
-            "env": [{"name": "NCCL_DEBUG", "value": "WARN"}],
+            "env": [{"name": "NCCL_DEBUG", "value": "WARN"}, {"name": "NOTE", "value": "$(NCCL_DEBUG) $$HOME"}],
         },
     },
 }
@@ -177,6 +177,40 @@ def test_preflight_never_asks_for_a_gpu(name: str) -> None:
     assert {*container["resources"]["requests"], *container["resources"]["limits"]} == {"cpu", "memory"}
 
 
+def test_a_variables_value_is_what_the_document_says_to_the_letter() -> None:
+    """The kubelet puts other variables in place of $(NAME): a profile could not judge where an address leads."""
+    asked = {"A": "evil.org/", "B": "https://$(A).example.org", "C": "a$b", "D": "$$(A)", "E": "$"}
+    env = [{"name": name, "value": value} for name, value in asked.items()]
+    found = environment(train({**SPEC, "podTemplate": {"spec": {"env": env}}}))
+    assert {name: expanded(found[name], found) for name in asked} == asked
+
+
+def expanded(value: str, variables: dict[str, str]) -> str:
+    """As the kubelet does it: $$ is $, $(NAME) the variable, and $(NAME) itself where there is none."""
+
+    def one(match: re.Match[str]) -> str:
+        return "$" if match[0] == "$$" else variables.get(match[1], match[0])
+
+    return re.sub(r"\$\$|\$\(([^)]*)\)", one, value)
+
+
+def environment(job: manifests.Manifest) -> dict[str, str]:
+    """The last one of a name counts."""
+    return {v["name"]: v.get("value", "") for v in job["spec"]["template"]["spec"]["containers"][0]["env"]}
+
+
+CPUS = {**SPEC, "resources": {"perNode": {"gpus": 0}}}
+
+
+def test_a_pod_that_asked_for_no_gpu_is_shown_none() -> None:
+    """Images of CUDA ask for all, and NVIDIA's runtime believes them."""
+    for job in (preflight(SPEC), preflight(CPUS), train(CPUS)):
+        assert environment(job)["NVIDIA_VISIBLE_DEVICES"] == "void"
+    assert "NVIDIA_VISIBLE_DEVICES" not in environment(train(SPEC)), "the device plugin says which"
+    theirs = {"podTemplate": {"spec": {"env": [{"name": "NVIDIA_VISIBLE_DEVICES", "value": "none"}]}}}
+    assert environment(train(CPUS, theirs))["NVIDIA_VISIBLE_DEVICES"] == "none", "the profile knows better"
+
+
 @pytest.mark.parametrize("name", ["preflight-job-rich", "train-job-rich"])
 def test_labels_of_ours_win_over_the_templates(name: str) -> None:
     labels = DOCUMENTS[name]["spec"]["template"]["metadata"]["labels"]
@@ -260,8 +294,7 @@ def test_jobs_and_their_pods_stay_as_long_as_is_asked_for(asked: str | None, sec
 
 def test_the_rendezvous_name_is_the_first_pods_host_name() -> None:
     job = DOCUMENTS["train-job-rich"]
-    environment = {v["name"]: v.get("value") for v in job["spec"]["template"]["spec"]["containers"][0]["env"]}
-    name, service = environment["FINETUNE_MASTER"].split(".")
+    name, service = environment(job)["FINETUNE_MASTER"].split(".")
     assert name == f"{job['metadata']['name']}-0"
     assert service == job["spec"]["template"]["spec"]["subdomain"] == DOCUMENTS["service"]["metadata"]["name"]
     selector = DOCUMENTS["service"]["spec"]["selector"]
