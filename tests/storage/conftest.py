@@ -3,6 +3,7 @@
 import contextlib
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,7 +31,8 @@ class Proxy(Listener):
     `drop_answers` answers to requests that contain `drop_marker` never come back, though the server has acted.
     `cuts` connections are closed after `cut_after` bytes of answers. `answers` are sent instead of asking the
     server, to requests that contain `answer_marker`. In answers that contain `damage`, its last byte is changed, as
-    many times as `damages` has bytes to put there; in requests, those of `damages_sent` are put there.
+    many times as `damages` has bytes to put there; in requests, those of `damages_sent` are put there. Each 64 KiB of a
+    request take `pause` seconds.
     """
 
     upstream: tuple[str, int]
@@ -43,6 +45,7 @@ class Proxy(Listener):
     damage: bytes = b""
     damages: list[bytes] = field(default_factory=list)
     damages_sent: list[bytes] = field(default_factory=list)
+    pause: float = 0.0
     dropped: int = 0
     requests: int = 0
 
@@ -56,6 +59,7 @@ class Proxy(Listener):
     def _requests(self, client: socket.socket, server: socket.socket, state: dict[str, bool]) -> None:
         with contextlib.suppress(OSError):
             while data := client.recv(1 << 16):
+                time.sleep(self.pause)
                 with self._lock:
                     starts = data.split(b" ", 1)[0] in (b"GET", b"PUT", b"HEAD", b"POST", b"DELETE")
                     self.requests += starts

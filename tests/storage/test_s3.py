@@ -1,6 +1,7 @@
 """What is particular to S3, on a real server: errors told apart, broken connections, credentials, endpoints."""
 
 import errno
+import itertools
 import os
 import socket
 import threading
@@ -458,6 +459,43 @@ def test_an_upload_is_read_back_unless_the_store_tells_the_checksums_of_its_part
     sent = proxied.upload(tmp_path / "source", "big")
     assert (len(read_back), proxy.damages) == (0 if told else 1, [])
     assert sent.digest == digest_of(data)
+
+
+def test_a_slow_upload_tells_every_second_that_it_goes_on(proxied: Store, proxy: Any, tmp_path: Path) -> None:
+    large_file(tmp_path / "source")
+    proxied.write("warm", b"1")
+    proxy.pause, told = 0.02, [time.monotonic()]
+    proxied.upload(tmp_path / "source", "big", progress=lambda _done: told.append(time.monotonic()))
+    assert told[-1] - told[0] > 4, "a part takes this long"
+    assert max(later - sooner for sooner, later in itertools.pairwise(told)) < 3
+
+
+def test_what_progress_raises_ends_an_upload_in_the_midst_of_a_part(proxied: Store, proxy: Any, tmp_path: Path) -> None:
+    large_file(tmp_path / "source")
+    proxied.write("warm", b"1")
+    proxy.pause, started = 0.2, time.monotonic()  # 50 s for a part
+
+    def stop(_done: int) -> None:
+        if time.monotonic() - started > 2:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        proxied.upload(tmp_path / "source", "big", progress=stop)
+    assert time.monotonic() - started < 20
+    proxy.pause = 0
+    assert proxied.head("big") is None
+    assert not list(proxied._unfinished(""))  # type: ignore[attr-defined]
+
+
+def test_an_upload_that_is_read_back_tells_of_that_too(
+    proxied: Store, proxy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large_file(tmp_path / "source")
+    proxied.write("warm", b"1")
+    proxy.damage, proxy.damages = b"X-Amz-Checksum-Crc32:", [b";"]
+    seen: list[int] = []
+    sent = proxied.upload(tmp_path / "source", "big", progress=seen.append)
+    assert seen.count(sent.size) > sent.size // (4 * MIB)
 
 
 def test_a_file_that_is_cut_while_it_is_uploaded_is_told_at_once(

@@ -133,8 +133,10 @@ def test_a_large_file_goes_up_and_down_unchanged(store: Store, tmp_path: Path) -
     data = os.urandom(64 * MIB + 12345)
     source, target, seen = tmp_path / "source", tmp_path / "deep" / "target", list[int]()
     source.write_bytes(data)
-    sent = store.upload(source, "big/model.safetensors")
+    sent = store.upload(source, "big/model.safetensors", progress=seen.append)
     assert (sent.size, sent.digest) == (len(data), digest_of(data))
+    assert (len(seen) > 4, seen, seen[-1]) == (True, sorted(seen), len(data))
+    seen.clear()
     got = store.download(sent.key, target, if_match=sent.etag, digest=sent.digest, progress=seen.append)
     assert target.read_bytes() == data
     assert (got.size, got.digest, got.etag) == (len(data), sent.digest, sent.etag)

@@ -87,7 +87,7 @@ def _published(attempt: Attempt, publication: str) -> TrainOutcome | None:
     """The outcome of the publication that is asked for, if it exists and is whole."""
     for record in reversed(find(attempt.records, RecordKind.PUBLISHED)):
         if record.body.get("publicationId") == publication:
-            wrong = what_is_wrong(attempt.store, record.body.get("objects") or [])
+            wrong = what_is_wrong(attempt.store, record.body.get("objects") or [], beat=attempt.heart.beat_or_stop)
             if wrong is not None:
                 _log.warning("the published model is not whole (%s); it is made again", wrong)
                 continue
@@ -137,6 +137,7 @@ def _publish(
         files=attempt.learner.files(),
         usage=attempt.learner.usage(),
         license_name=attempt.record.license,
+        beat=attempt.heart.beat_or_stop,
     )
     prefix = f"{attempt.claim.prefix}model/"
     objects = publish.upload_directory(directory, attempt.store, prefix, beat=attempt.heart.beat_or_stop)

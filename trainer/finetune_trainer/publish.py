@@ -37,8 +37,10 @@ def write_directory(
     files: Mapping[str, str],
     usage: str,
     license_name: str | None,
+    beat: Callable[[], None] = lambda: None,
 ) -> str:
-    """Write the whole directory, `files` in place of the base's; returns its digest.
+    """Write the whole directory, `files` in place of the base's; returns its digest. `beat` is called as often as it
+    can be.
 
     Raises ModelError when a merge changes the model's answers.
     """
@@ -46,7 +48,9 @@ def write_directory(
     directory.mkdir(parents=True)
     model.eval()
     counts = parameter_counts(model)  # before a merge
+    beat()
     method.save(model, directory, merge=config.output.merge, example=example)
+    beat()
     plain = plain_of(model)
     if config.decoding is not None and not (directory / "generation_config.json").exists():
         plain.generation_config.save_pretrained(directory)  # methods that save additions alone leave it out
@@ -57,7 +61,7 @@ def write_directory(
     for name, text in files.items():
         for place in method.places(directory):
             (place / name).write_text(text, encoding="utf-8")
-    found = directory_digest(directory)
+    found = directory_digest(directory, beat=beat)
     merge = config.output.merge
     card = model_card(
         config,
@@ -73,10 +77,10 @@ def write_directory(
     return found
 
 
-def directory_digest(directory: Path) -> str:
+def directory_digest(directory: Path, *, beat: Callable[[], None] = lambda: None) -> str:
     """`sha256:` and the SHA-256 over names and digests of all files but the card, which tells of circumstances."""
     lines = [
-        f"{path.relative_to(directory).as_posix()} {_sha256(path)}\n"
+        f"{path.relative_to(directory).as_posix()} {_sha256(path, beat)}\n"
         for path in sorted(directory.rglob("*"))
         if path.is_file() and path.name != CARD
     ]
@@ -84,18 +88,20 @@ def directory_digest(directory: Path) -> str:
 
 
 def upload_directory(directory: Path, store: Store, prefix: str, *, beat: Callable[[], None]) -> list[dict[str, Any]]:
-    """Upload every file, verified; returns the entries of a record's `objects`."""
+    """Upload every file, verified; returns the entries of a record's `objects`. `beat` is called all the while."""
     objects = []
     for path in sorted(directory.rglob("*")):
         if path.is_file():
             beat()
-            objects.append(object_entry(store.upload(path, prefix + path.relative_to(directory).as_posix())))
+            key = prefix + path.relative_to(directory).as_posix()
+            objects.append(object_entry(store.upload(path, key, progress=lambda _done: beat())))
     return objects
 
 
-def _sha256(path: Path) -> str:
+def _sha256(path: Path, beat: Callable[[], None]) -> str:
     sha256 = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(_BLOCK):
+            beat()
             sha256.update(block)
     return sha256.hexdigest()

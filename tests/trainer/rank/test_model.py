@@ -14,10 +14,11 @@ from safetensors import SafetensorError
 from tests.trainer.memory import Memory, config_of, learner_of
 
 from finetune_api.contract import MethodConfig
-from finetune_trainer import adapt, checkpoint, numerics, saving
+from finetune_trainer import adapt, checkpoint, numerics, publish, saving
 from finetune_trainer.checkpoint import Best, State
 from finetune_trainer.model import Loaded, ModelError, load
 from finetune_trainer.saving import Checkpoints
+from finetune_trainer.signs import Stopped
 from finetune_trainer.storage import Damaged, StorageError, StorageSettings, open_store
 from finetune_trainer.storage.commit import Fenced, Holder, RecordKind, RunLog, live_checkpoints
 from finetune_trainer.tasks.probe import _fit, classify, log_loss
@@ -194,6 +195,26 @@ def committed(tmp_path: Path, keep_last: int = 2) -> tuple[Checkpoints, RunLog, 
     log = RunLog(store, "run")
     claim = log.claim(holder=Holder())
     return Checkpoints(store, claim, prefix=claim.prefix, work=tmp_path, keep_last=keep_last), log, store
+
+
+def test_a_model_of_one_large_file_shows_signs_of_life_while_it_is_published(tmp_path: Path) -> None:
+    directory, store = tmp_path / "model", open_store((tmp_path / "output").as_uri(), StorageSettings())
+    directory.mkdir()
+    (directory / "model.safetensors").write_bytes(bytes(40 * 1024 * 1024))
+    beats: list[int] = []
+    publish.directory_digest(directory, beat=lambda: beats.append(1))
+    assert len(beats) == 10
+
+    def stop() -> None:
+        if len(beats) == 13:
+            raise Stopped
+        beats.append(1)
+
+    with pytest.raises(Stopped):
+        publish.upload_directory(directory, store, "model/", beat=stop)
+    assert list((tmp_path / "output").rglob("*.safetensors")) == []
+    publish.upload_directory(directory, store, "model/", beat=lambda: beats.append(1))
+    assert len(beats) == 24
 
 
 def test_the_last_and_the_best_of_each_stay_live(tmp_path: Path) -> None:

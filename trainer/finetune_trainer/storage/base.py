@@ -168,8 +168,12 @@ class Store(Protocol):
         """Write an object, replacing whatever is there."""
         ...
 
-    def upload(self, path: Path, key: str) -> ObjectInfo:
-        """Copy a file to an object, verified on arrival by size and checksum; the returned info carries its digest."""
+    def upload(self, path: Path, key: str, *, progress: Callable[[int], None] | None = None) -> ObjectInfo:
+        """Copy a file to an object, verified on arrival by size and checksum; the returned info carries its digest.
+
+        `progress` is called with the bytes done so far, also while a large file is on its way; what it raises ends the
+        upload.
+        """
         ...
 
     def create(self, key: str, data: bytes) -> ObjectInfo:
@@ -249,17 +253,21 @@ def split_uri(uri: str) -> tuple[str, str]:
     )
 
 
-def hash_object(store: Store, info: ObjectInfo, *, like: str | None = None) -> str:
-    """The digest of an object as it is stored, in a stream of bounded memory, of the kind of `like`."""
+def hash_object(
+    store: Store, info: ObjectInfo, *, like: str | None = None, beat: Callable[[], None] = lambda: None
+) -> str:
+    """The digest of an object as it is stored, in a stream of bounded memory, of the kind of `like`. `beat` is called
+    for each block."""
     hasher = Hasher(like)
-    read_through(store, info, hasher)
+    read_through(store, info, hasher, beat=beat)
     return hasher.digest()
 
 
-def read_through(store: Store, info: ObjectInfo, *hashers: Hasher) -> None:
+def read_through(store: Store, info: ObjectInfo, *hashers: Hasher, beat: Callable[[], None] = lambda: None) -> None:
     """Let digests be taken of an object as it is stored, in a stream of bounded memory."""
     with store.stream(info.key, if_match=info.etag) as source:
         while block := source.read(4 * MIB):
+            beat()
             for hasher in hashers:
                 hasher.update(block)
 

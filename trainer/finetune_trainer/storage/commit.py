@@ -14,7 +14,7 @@ import hashlib
 import json
 import threading
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -301,11 +301,13 @@ def object_entry(info: ObjectInfo) -> dict[str, Any]:
     return {"key": info.key, "size": info.size, "digest": info.digest, "etag": info.etag}
 
 
-def what_is_wrong(store: Store, entries: Sequence[Mapping[str, Any]]) -> str | None:
+def what_is_wrong(
+    store: Store, entries: Sequence[Mapping[str, Any]], *, beat: Callable[[], None] = lambda: None
+) -> str | None:
     """The first of the objects that is gone or damaged, in words; None when all are whole.
 
     An object whose tag is still that of its record has not been written since; another is read and compared with its
-    digest.
+    digest, with a call of `beat` for each block.
     """
     for entry in entries:
         key = str(entry["key"])
@@ -314,7 +316,8 @@ def what_is_wrong(store: Store, entries: Sequence[Mapping[str, Any]]) -> str | N
             return f"{key} is missing"
         if info.size != entry["size"]:
             return f"{key} has {info.size} bytes instead of {entry['size']}"
-        if info.etag != entry.get("etag") and hash_object(store, info, like=entry["digest"]) != entry["digest"]:
+        like = entry["digest"]
+        if info.etag != entry.get("etag") and hash_object(store, info, like=like, beat=beat) != like:
             return f"{key} is damaged"
     return None if entries else "it names no objects"
 

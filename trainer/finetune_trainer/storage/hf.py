@@ -129,7 +129,7 @@ class HfStore:
     def write(self, key: str, data: bytes) -> ObjectInfo:
         self._refuse(key)
 
-    def upload(self, path: Path, key: str) -> ObjectInfo:
+    def upload(self, path: Path, key: str, *, progress: Callable[[int], None] | None = None) -> ObjectInfo:
         self._refuse(key)
 
     def create(self, key: str, data: bytes) -> ObjectInfo:

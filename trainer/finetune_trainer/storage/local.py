@@ -110,11 +110,11 @@ class LocalStore:
     def write(self, key: str, data: bytes) -> ObjectInfo:
         return self._store(key, data, self._rename)
 
-    def upload(self, path: Path, key: str) -> ObjectInfo:
+    def upload(self, path: Path, key: str, *, progress: Callable[[int], None] | None = None) -> ObjectInfo:
         final = self._path(key, writing=True)
         _tidy(final.parent)
         with self._errors("upload", key), open(path, "rb") as source, temporary(final) as target:
-            found, size = _copy(source, target, None)
+            found, size = _copy(source, target, progress)
             if size != os.fstat(source.fileno()).st_size:
                 raise file_changed(path)
             return self._finish(key, target, final, found, self._rename)

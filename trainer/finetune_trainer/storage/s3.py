@@ -93,6 +93,7 @@ from .transfer import (
     FileBody,
     FilePart,
     Response,
+    Stopped,
     Target,
     fetch_ranges,
     part_size,
@@ -229,7 +230,8 @@ class S3Store:
     def write(self, key: str, data: bytes) -> ObjectInfo:
         return self._put("write", key, data)
 
-    def upload(self, path: Path, key: str) -> ObjectInfo:
+    def upload(self, path: Path, key: str, *, progress: Callable[[int], None] | None = None) -> ObjectInfo:
+        advance = progress or (lambda done: None)
         with open(path, "rb") as source:
             size = os.fstat(source.fileno()).st_size
             if size <= _SINGLE_PUT:
@@ -237,17 +239,18 @@ class S3Store:
                 if len(data) != size:
                     raise file_changed(path)
                 info = self._put("upload", key, data)
+                advance(size)
                 return self._verified(key, info, proven=True)
             before = _stamp(path)
             try:
-                info, proven = self._put_parts(key, source, size)
+                info, proven = self._put_parts(key, source, size, advance)
             except StorageError:
                 if _stamp(path) != before:
                     raise file_changed(path) from None
                 raise
         if info.size != size:
             raise file_changed(path)
-        return self._verified(key, info, proven=proven)
+        return self._verified(key, info, proven=proven, beat=lambda: advance(size))
 
     def create(self, key: str, data: bytes) -> ObjectInfo:
         try:
@@ -341,18 +344,24 @@ class S3Store:
         answer = self._call("head", key, lambda client: client.head_object(**self._target(key)))
         return _info(key, answer, answer["ContentLength"]) if answer["Metadata"].get(_NONCE) == nonce else None
 
-    def _put_parts(self, key: str, source: BinaryIO, size: int) -> tuple[ObjectInfo, bool]:
+    def _put_parts(
+        self, key: str, source: BinaryIO, size: int, progress: Callable[[int], None]
+    ) -> tuple[ObjectInfo, bool]:
         """A multipart upload; returns what was sent, with the etag that most servers make of it, and whether the
         store has shown for every part that it received these bytes."""
         self._check_bucket()
         upload, crc = self._begin_parts(key)
-        whole = Hasher()
+        whole, stopped, arrived = Hasher(), threading.Event(), list[int]()
 
         def send(number: int, part: FilePart) -> _Sent:
-            return self._send_part(key, {**upload, "PartNumber": number}, part, crc=crc)
+            sent = self._send_part(key, {**upload, "PartNumber": number}, part, crc=crc)
+            arrived.append(part.size)
+            return sent
 
+        parts = read_parts(source, part_size(size), whole=whole, each=Crc32 if crc else _new_md5, stopped=stopped)
         try:
-            sent = send_parts(send, read_parts(source, part_size(size), whole=whole, each=Crc32 if crc else _new_md5))
+            sent = send_parts(send, parts, beat=lambda: progress(sum(arrived)), stop=stopped.set)
+            progress(sum(arrived))
             etag = _etag_of_parts([part.listed["ETag"] for part in sent])
             listed = [{"PartNumber": number, **part.listed} for number, part in enumerate(sent, 1)]
             self._complete(key, {**upload, "MultipartUpload": {"Parts": listed}}, etag)
@@ -398,7 +407,9 @@ class S3Store:
             if found is None or found.etag != expected:
                 raise
 
-    def _verified(self, key: str, sent: ObjectInfo, *, proven: bool) -> ObjectInfo:
+    def _verified(
+        self, key: str, sent: ObjectInfo, *, proven: bool, beat: Callable[[], None] = lambda: None
+    ) -> ObjectInfo:
         """What the store holds, compared with what was sent: by size and etag where the store has proven what that
         stands for, else read back."""
         found = self.head(key)
@@ -408,14 +419,14 @@ class S3Store:
             raise mismatch(self._name(key), wanted=f"{sent.size} bytes", found=f"{found.size} bytes")
         info = replace(found, digest=sent.digest)
         if not proven or found.etag != sent.etag:
-            self._read_back(info)
+            self._read_back(info, beat)
         return info
 
-    def _read_back(self, info: ObjectInfo) -> None:
+    def _read_back(self, info: ObjectInfo, beat: Callable[[], None] = lambda: None) -> None:
         """Encrypted and some foreign stores have etags of their own; only the bytes can prove the upload then."""
 
         def fetch() -> tuple[None, str, str | None]:
-            return None, hash_object(self, info, like=info.digest), info.digest
+            return None, hash_object(self, info, like=info.digest, beat=beat), info.digest
 
         self._whole(info.key, fetch)
 
@@ -720,7 +731,7 @@ class Connection:
             raise StorageError("InvalidUri", f"The {request} cannot be sent: {detail}.", environment=False) from None
         if isinstance(error, SSLError) and (detail := _refused_certificate(error)):
             raise untrusted(request, detail) from None
-        if isinstance(error, HTTPClientError) and isinstance(error.kwargs.get("error"), StorageError):
+        if isinstance(error, HTTPClientError) and isinstance(error.kwargs.get("error"), StorageError | Stopped):
             raise error.kwargs["error"] from None  # of the file that was to be sent
         if isinstance(error, ProxyConnectionError):
             return self._not_through(request, _cause(error))

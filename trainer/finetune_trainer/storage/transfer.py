@@ -9,9 +9,9 @@ import threading
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http.client import HTTPException, HTTPResponse
 from itertools import islice
 from pathlib import Path
@@ -30,6 +30,8 @@ many processors want many of them. Two are busy with four: more would only let t
 AHEAD = WORKERS + 1
 """Ranges begun before the digest comes to them. More would take its processor, and leave it to do at the end."""
 UPLOAD_WORKERS = 4
+_BEAT = 1.0
+"""Seconds after which whoever waits for a part is told that it is still on its way."""
 # S3 allows 10,000 parts; a range is large enough to hide the latency of its request and small enough to be repeated.
 _MAX_PARTS = 10_000
 _MIN_PART = 16 * MIB
@@ -48,7 +50,7 @@ _UNKNOWN_CALL = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 class Stopped(Exception):
-    """The transfer ended with an error elsewhere; this range need not go on."""
+    """The transfer ended with an error elsewhere; this range or part need not go on."""
 
 
 class Disconnected(Exception):
@@ -302,6 +304,8 @@ class FilePart:
     offset: int
     size: int
     checksum: bytes
+    stopped: threading.Event = field(default_factory=threading.Event)
+    """Set when the part need not be sent any more."""
 
     def body(self) -> "FileBody":
         """The bytes as a file of their own."""
@@ -318,7 +322,8 @@ class FileBody:
         return self.part.size
 
     def read(self, size: int = -1) -> bytes:
-        """The next bytes, none at the end. Raises StorageError FileChanged when the file has become shorter."""
+        """The next bytes, none at the end. Raises FileChanged when the file has become shorter, Stopped."""
+        self.check()
         left = self.part.size - self._position
         wanted = left if size < 0 else min(size, left)
         data = os.pread(self.part.source.fileno(), wanted, self.part.offset + self._position)
@@ -326,6 +331,11 @@ class FileBody:
             raise file_changed(Path(self.part.source.name))
         self._position += wanted
         return data
+
+    def check(self) -> None:
+        """Raise Stopped when the part need not be sent any more."""
+        if self.part.stopped.is_set():
+            raise Stopped
 
     def tell(self) -> int:
         """Where the next bytes are read."""
@@ -340,10 +350,12 @@ class FileBody:
 def send_file(body: FileBody, sock: socket.socket) -> None:
     """Send the rest of a body by sendfile(2), or as it is read where the file's system does not know that.
 
-    Raises StorageError FileChanged when the file has become shorter, TimeoutError when the other end takes nothing.
+    Raises StorageError FileChanged when the file has become shorter, TimeoutError when the other end takes nothing,
+    Stopped.
     """
     part = body.part
     while body.tell() < part.size:
+        body.check()
         at = part.offset + body.tell()
         try:
             sent = os.sendfile(sock.fileno(), part.source.fileno(), at, part.size - body.tell())
@@ -369,12 +381,15 @@ def _wait(sock: socket.socket, until: int) -> None:
         raise TimeoutError("timed out")
 
 
-def read_parts(source: BinaryIO, size: int, *, whole: Hasher, each: Callable[[], Checksum]) -> Iterator[FilePart]:
+def read_parts(
+    source: BinaryIO, size: int, *, whole: Hasher, each: Callable[[], Checksum], stopped: threading.Event | None = None
+) -> Iterator[FilePart]:
     """Cut a file into parts of `size` bytes with a checksum of each() and add all bytes to `whole`, in order.
 
     The bytes are read again when they are sent, out of the page cache: that is cheaper than to keep them in memory.
     """
     buffer, offset = memoryview(bytearray(BLOCK)), 0
+    stopped = stopped or threading.Event()
     while True:
         checksum, length = each(), 0
         while read := os.preadv(source.fileno(), [buffer[: size - length]], offset + length):
@@ -382,21 +397,40 @@ def read_parts(source: BinaryIO, size: int, *, whole: Hasher, each: Callable[[],
             checksum.update(buffer[:read])
             length += read
         if length:
-            yield FilePart(source, offset, length, checksum.digest())
+            yield FilePart(source, offset, length, checksum.digest(), stopped)
         if length < size:
             return
         offset += length
 
 
-def send_parts(send: Callable[[int, D], T], parts: Iterator[D]) -> list[T]:
+def send_parts(
+    send: Callable[[int, D], T],
+    parts: Iterator[D],
+    *,
+    beat: Callable[[], None] = lambda: None,
+    stop: Callable[[], None] = lambda: None,
+) -> list[T]:
     """Call send(number from 1, part) for every part, UPLOAD_WORKERS at a time; returns the results in order.
 
-    At most UPLOAD_WORKERS + 1 parts are taken and not done. The first error is raised when those under way have ended.
+    At most UPLOAD_WORKERS + 1 parts are taken and not done. `beat` is called for each part and every second. The first
+    error, of a part or of `beat`, is raised when those under way have ended, which `stop` is to bring about.
     """
     results: list[Future[T]] = []
     with ThreadPoolExecutor(UPLOAD_WORKERS, "upload") as pool:
-        for number, part in enumerate(parts, 1):
-            if number > UPLOAD_WORKERS:
-                results[number - 1 - UPLOAD_WORKERS].result()
-            results.append(pool.submit(send, number, part))
-        return [result.result() for result in results]
+        try:
+            for number, part in enumerate(parts, 1):
+                beat()
+                if number > UPLOAD_WORKERS:
+                    _awaited(results[number - 1 - UPLOAD_WORKERS], beat)
+                results.append(pool.submit(send, number, part))
+            return [_awaited(result, beat) for result in results]
+        except BaseException:
+            stop()
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def _awaited(result: Future[T], beat: Callable[[], None]) -> T:
+    while not wait([result], timeout=_BEAT).done:
+        beat()
+    return result.result()
