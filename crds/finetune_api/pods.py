@@ -5,7 +5,18 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import StringConstraints
 
 from finetune_api.base import Model, Rule, exactly_one_of, spec_field
-from finetune_api.scalars import Duration, Key, LabelValue, Name, Quantity, QueueName, S3OrFile, Text, TopologyKey, Uri
+from finetune_api.scalars import (
+    Duration,
+    Key,
+    LabelValue,
+    Name,
+    PositiveQuantity,
+    QueueName,
+    S3OrFile,
+    Text,
+    TopologyKey,
+    Uri,
+)
 
 
 class CheckpointEvery(Model):
@@ -73,8 +84,8 @@ class Storage(Model):
 
 class PerNode(Model):
     gpus: int | None = spec_field("attempt", "GPUs a pod; 0 trains on CPUs. Default: 1.", ge=0, le=64)
-    cpu: Quantity | None = spec_field("attempt", 'CPU request a pod, such as "4". Default: "2".')
-    memory: Quantity | None = spec_field("attempt", "Memory request and limit a pod. Default: 8Gi.")
+    cpu: PositiveQuantity | None = spec_field("attempt", 'CPU request a pod, such as "4". Default: "2".')
+    memory: PositiveQuantity | None = spec_field("attempt", "Memory request and limit a pod. Default: 8Gi.")
 
 
 class Resources(Model):

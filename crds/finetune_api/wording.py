@@ -21,6 +21,7 @@ PATTERNS = {
     scalars.Name: "must be lower-case letters, digits, - and . only, a letter or digit first and last",
     scalars.NamePattern: "must be lower-case letters, digits, -, . and * only",
     scalars.Quantity: 'must be an amount such as "2", 500m, 16Gi or 1.5G',
+    scalars.PositiveQuantity: 'must be an amount such as "2", 500m, 16Gi or 1.5G, and more than 0',
     scalars.Duration: "must be a time such as 90s, 10m or 1h30m",
     scalars.LabelValue: "must be letters, digits, -, _ and . only, a letter or digit first and last",
 }

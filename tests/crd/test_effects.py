@@ -18,6 +18,7 @@ TEXTS = {
     "^(s3|": ("s3://bucket/one", "s3://bucket/two"),
     "^([0-9]+h)": ("10m", "20m"),
     "^[0-9]+": ("3", "5"),
+    "^(0*[1-9]": ("3", "5"),
     "^https?": ("http://one", "http://two"),
 }
 BESIDE: dict[str, dict[str, Any]] = {

@@ -3,6 +3,7 @@
 from typing import Any, get_args
 
 import pytest
+from pydantic import ValidationError
 from tests.unit.test_decide import NOW, SPEC, TRAINING, pinned, progress, subject, t, world
 from tests.unit.test_decide import pod as pod_of
 from tests.unit.test_resolve import resolved
@@ -76,6 +77,23 @@ def test_a_pod_may_not_ask_for_more_than_the_profile_allows(
 ) -> None:
     resources = {"resources": {"perNode": asked}} if asked else {}
     assert refused(resources, {"limits": limits}) == ("LimitExceeded", f"spec.resources.perNode.{message}")
+
+
+@pytest.mark.parametrize("name", ["cpu", "memory"])
+@pytest.mark.parametrize("amount", ["0", "0.0Gi", "0m", "00", "0.00"])
+def test_nothing_is_no_amount(name: str, amount: str) -> None:
+    """A limit of 0 is none to the kubelet, and yet no more than what a profile allows."""
+    for spec, profile in (
+        ({}, {"resources": {"perNode": {name: amount}}}),
+        ({"resources": {"perNode": {name: amount}}}, {}),
+    ):
+        with pytest.raises(ValidationError):
+            resolved(spec, {**profile, "limits": {name: "16"}})
+
+
+@pytest.mark.parametrize("amount", ["1", "0.5", "010.0Gi", "0.010Gi", "100m"])
+def test_a_little_is_an_amount(amount: str) -> None:
+    assert resolved({"resources": {"perNode": {"memory": amount}}}).pods.memory == amount
 
 
 def test_amounts_are_compared_whatever_their_units() -> None:
