@@ -33,8 +33,10 @@ not. The tables are the operator's own, written by `hack/failures.py`: it knows 
 
 Delays count from the end of the attempt before. A preflight pod that is taken away or lost is tried again after
 {preflight}. So is a preflight Job that somebody deletes, up to a half
-sooner or later, so that many that one program has deleted do not come back at one moment. What was counted stands in
-the status, too (`status.preflightJob`): it does not go with the Job.
+sooner or later, so that many that one program has deleted do not come back at one moment. What was counted, and when
+the next try is due, stands in the status, too (`status.run`, `status.preflightJob`): neither goes with the Job that
+has failed, which `ttlAfterFinished` or a program may delete. Where it is gone, the next attempt begins with a
+preflight.
 
 {rules}
 
@@ -104,6 +106,9 @@ COUNTED = (
     ("usage.ongoing", "what of these sums is of the attempt that goes on, as of the last write of the status"),
     ("usage.counted", "the last attempt that has ended and is in these sums: each is added once"),
     ("run.interruptions", "endings in a row that were not counted and won no step"),
+    ("run.failures", "crashes, which `retries.max` bounds; those of another document do not count"),
+    ("run.halve", "the next attempt begins with half the micro-batch, after the kernel has killed the one before"),
+    ("run.nextAt", "when the next attempt begins, while the run rests after the one before"),
     (
         "preflightJob",
         "what the next preflight Job carries, and when it begins, until one has said what it found: crashes "

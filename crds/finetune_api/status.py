@@ -27,6 +27,13 @@ class RunStatus(Model):
         description="How often in a row an attempt ended through no fault of its own and without one more committed step; at "
         "10 the run is given up.",
     )
+    failures: int | None = Field(
+        None, description="Crashes so far, preflights' before an attempt's included, which retries.max bounds."
+    )
+    halve: bool | None = Field(None, description="The next attempt begins with half the micro-batch.")
+    next_at: Time | None = Field(
+        None, description="When the next attempt begins, after one that has ended; absent where none is waited for."
+    )
 
 
 class BestCheckpoint(Model):

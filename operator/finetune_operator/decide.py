@@ -17,7 +17,7 @@ from finetune_operator.policies.groups import turn
 from finetune_operator.policies.ledger import with_attempt
 from finetune_operator.policies.limits import REASONS, reached
 from finetune_operator.policies.preflight import preflight
-from finetune_operator.policies.restarts import forgotten, lost
+from finetune_operator.policies.restarts import carried, forgotten, lost
 from finetune_operator.policies.rivals import ahead, wait_for
 from finetune_operator.policies.suspend import SUSPENDING, last_words, still_there, suspend
 from finetune_operator.policies.vanished import gone, vanished
@@ -39,7 +39,7 @@ from finetune_operator.verdict import (
     mark_of,
     reason_of,
 )
-from finetune_operator.views import Child, Counters, Pod, told_time
+from finetune_operator.views import Child, Pod, told_time
 
 REFUSED_AGAIN = 60.0
 KUEUE_AGAIN = 30.0
@@ -181,7 +181,7 @@ def _run(o: Observed, target: Target, job: Child | None, *, now: datetime) -> Ve
     cost = lost(o, now=now) if unseen or _lost(o) else {}
     if cost:  # what a preflight has said before is out of date
         return gone(o, cost, now=now).doing(*(DeleteJob.of(child) for child in o.jobs("preflight")))
-    return vanished(o, now=now) or preflight(o, target, now=now)
+    return vanished(o, target, now=now) or preflight(o, target, now=now)
 
 
 def _leftovers(o: Observed, job: Child, verdict: Verdict) -> list[DeleteJob]:
@@ -240,7 +240,8 @@ def _start(o: Observed, target: Target, *, now: datetime) -> Verdict:
     if later is not None:
         return later
     looked = next(reversed(o.jobs("preflight")), None)
-    counters = replace(looked.counters if looked else Counters(), interruptions=0, finish=limit is not None)
+    counters = looked.counters if looked else carried(o, target)
+    counters = replace(counters, interruptions=0, finish=limit is not None)
     ordinal = o.next_ordinal("train")
     action = CreateTrain(target.config, target.key, run.id, ordinal, counters)
     usage = with_attempt(o.subject.status.usage, ordinal)

@@ -30,6 +30,9 @@ def compose(subject: Subject, verdict: Verdict, *, now: datetime) -> FineTuneJob
     progress = facts.get("progress", subject.status.progress)
     if progress is not None and verdict.phase != "Training":
         facts["progress"] = progress.model_copy(update={"estimated_completion_time": None})
+    run = facts.get("run", subject.status.run)
+    if run is not None and run.next_at is not None and verdict.phase != "Starting":
+        facts["run"] = run.model_copy(update={"next_at": None})
     return subject.status.model_copy(
         update={
             **facts,

@@ -21,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
+from math import inf
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -780,17 +781,23 @@ def test_storage_that_is_not_there_is_waited_for_and_the_job_recovers(place: Pla
 
 
 @contextmanager
-def a_program_that_deletes(place: Place, role: str) -> Iterator[set[str]]:
-    """Every Job of this role, as soon as it is there. Yields the UIDs of those that it has deleted."""
+def a_program_that_deletes(place: Place, role: str, *, failed: bool = False) -> Iterator[set[str]]:
+    """Every Job of this role as soon as it is there, or a second after it has `failed`. Yields what it has deleted."""
     jobs = f"/apis/batch/v1/namespaces/{place.name}/jobs"
     deleted: set[str] = set()
+    since: dict[str, float] = {}
     ended = threading.Event()
 
     def run() -> None:
         while not ended.wait(0.05):
             for job in place.plane.items(jobs):
-                if job["metadata"]["labels"]["finetune.dev/role"] == role:
-                    deleted.add(job["metadata"]["uid"])
+                uid, conditions = job["metadata"]["uid"], (job.get("status") or {}).get("conditions") or []
+                if job["metadata"]["labels"]["finetune.dev/role"] != role:
+                    continue
+                if failed and any(one["type"] == "Failed" for one in conditions):
+                    since.setdefault(uid, time.monotonic())
+                if not failed or time.monotonic() - since.get(uid, inf) > 1:
+                    deleted.add(uid)
                     place.plane.delete(f"{jobs}/{job['metadata']['name']}")
 
     program = threading.Thread(target=run, daemon=True)
@@ -826,6 +833,18 @@ def test_a_program_that_deletes_every_train_job_is_told_and_not_raced_with(place
     assert {restart["reason"] for restart in place.status("one")["restarts"]} == {"JobLost"}
     place.kubelet.scripts["one"] = ordinary
     place.reaches("one", "Succeeded", seconds=75)
+
+
+def test_a_program_that_deletes_every_failed_train_job_makes_no_crash_forgotten(place: Place) -> None:
+    with a_program_that_deletes(place, "train", failed=True) as deleted:
+        script = {"preflight": passes(), "train": Ends(1)}
+        place.apply("one", lambda role, ordinal: script[role], retries={"max": 1})
+        eventually("it has deleted one", lambda: deleted)
+        status = place.reaches("one", "Starting", "Crashed")
+        assert status["message"].endswith(f"at {status['run']['nextAt']}")
+        status = place.reaches("one", "Failed", "Crashed")
+    assert place.kubelet.jobs_of("one") == ["p1", "p2", "t1", "t2"]
+    assert (status["run"]["failures"], len(status["restarts"])) == (2, 2)
 
 
 def test_a_train_job_that_is_deleted_a_second_time_is_asked_of_storage_after_a_rest(place: Place) -> None:

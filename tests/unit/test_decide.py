@@ -2153,6 +2153,84 @@ def test_what_a_preflight_job_has_counted_is_not_lost_with_it() -> None:
     assert [a.counters for a in decision.actions if isinstance(a, CreatePreflight)] == [Counters(failures=3)]
 
 
+def test_what_a_train_job_has_counted_is_not_lost_with_it() -> None:
+    """ttlAfterFinished may take it within its rest: what is told of the next attempt holds all the same."""
+    job = t(counters=Counters(failures=2), ended="Failed", ended_at=NOW)
+    crashed = _status(world(TRAINING, job, ended(job, 1)))
+    assert crashed.run is not None
+    assert (crashed.run.failures, crashed.run.next_at) == (3, format_time(ago(-20)))
+    assert crashed.message is not None
+    assert crashed.message.endswith("going on from step 30 at 2026-03-01T12:00:20Z")
+    resting = decide(world(crashed), now=NOW)
+    assert (resting.status, resting.actions, resting.again_after) == (None, (), 20.0)
+    looked = decide(world(crashed), now=NOW + timedelta(seconds=20))
+    (begun,) = looked.actions
+    assert isinstance(begun, CreatePreflight)
+    assert begun.counters == Counters(failures=3)
+    assert looked.status is not None
+    assert looked.status.run is not None
+    assert looked.status.run.next_at is None
+    passed = _status(world(looked.status, p(counters=begun.counters), ended(p(), 0, outcome("Resume", 30))))
+    for there in ((), (p(counters=begun.counters), ended(p(), 0, outcome("Resume", 30)))):
+        (train,) = decide(world(passed, *there), now=NOW).actions
+        assert isinstance(train, CreateTrain)
+        assert train.counters == Counters(failures=3), "whether somebody has deleted the preflight Job, too"
+
+
+def test_crashes_stay_counted_when_the_next_attempt_vanishes_while_it_runs() -> None:
+    second = t(2, counters=Counters(failures=1))
+    running = _status(world(TRAINING, second, pod(second), progress(step=50)))
+    assert running.run is not None
+    assert running.run.failures == 1
+    gone = _status(world(running))
+    (begun,) = decide(world(gone), now=NOW).actions
+    assert isinstance(begun, CreatePreflight)
+    assert begun.counters == Counters(failures=1)
+
+
+def test_half_a_micro_batch_is_not_lost_with_the_job_that_ran_out_of_memory() -> None:
+    crashed = _status(world(TRAINING, t(), ended(t(), 137, word="OOMKilled")))
+    assert crashed.run is not None
+    assert crashed.run.halve is True
+    (begun,) = decide(world(crashed), now=NOW).actions
+    assert isinstance(begun, CreatePreflight)
+    assert begun.counters == Counters(halve=True)
+    again = p(counters=begun.counters)
+    crashed = _status(world(_status(world(crashed, again, pod(again))), again, ended(again, 1)))
+    (begun,) = decide(world(crashed), now=NOW + timedelta(seconds=5)).actions
+    assert isinstance(begun, CreatePreflight)
+    assert begun.counters == Counters(failures=1, halve=True), "whatever befalls the preflight and its Job meanwhile"
+    passed = _status(world(crashed, p(counters=begun.counters), ended(p(), 0, outcome("Resume", 30))))
+    (train,) = decide(world(passed), now=NOW).actions
+    assert isinstance(train, CreateTrain)
+    assert train.counters.halve
+    status = _status(world(passed, t(2, counters=train.counters), pod(t(2))))
+    assert status.run is not None
+    assert status.run.halve is None, "once it has begun it is done"
+
+
+def test_storage_that_is_missing_is_asked_as_seldom_when_the_job_that_missed_it_is_gone() -> None:
+    job = t(counters=Counters(failures=1, tries=3))
+    waits = _status(world(TRAINING, job, ended(job, 49, message(49, "BucketNotFound"))))
+    assert waits.preflight_job == PreflightJobStatus(generation=1, next_at=format_time(ago(-80)), failures=1, tries=4)
+    resting = decide(world(waits), now=NOW)
+    assert (resting.status, resting.actions, resting.again_after) == (None, (), 80.0)
+
+
+def test_another_document_begins_with_a_clean_sheet() -> None:
+    job = t(counters=Counters(failures=2))
+    crashed = _status(world(TRAINING, job, ended(job, 1)))
+    (_, begun) = decide(world(crashed, subject=subject(FASTER, generation=2)), now=NOW).actions
+    assert isinstance(begun, CreatePreflight)
+    assert begun.counters == Counters()
+    halted = _status(world(crashed, **HALTED))
+    assert halted.run is not None
+    assert (halted.run.failures, halted.run.next_at) == (3, None), "suspended it waits for nothing"
+    failed = _status(world(FAILED.model_copy(update={"run": crashed.run}), subject=RETRY))
+    assert failed.run is not None
+    assert failed.run.failures is None, "whoever asks for another try gets all of them"
+
+
 def test_a_preflight_job_that_is_not_there_any_more_is_not_waited_for_once_it_has_said_what_it_found() -> None:
     there = p(), pod(p())
     running = _status(world(None, *there))

@@ -434,6 +434,29 @@ def test_crashes_are_counted_also_where_each_job_that_has_failed_is_deleted_at_o
     assert all(gap >= crash_delay(number) - timedelta(seconds=1) for number, gap in enumerate(gaps)), gaps
 
 
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**32), dies=st.booleans())
+def test_crashes_of_attempts_are_counted_also_where_each_job_that_has_ended_is_deleted(seed: int, dies: bool) -> None:
+    world = bounded(seed, retries={"max": 3})
+    for _ in range(5):
+        pod = until_it_trains(world, dies=dies)
+        if pod is None:
+            break
+        world._exit(pod, 1, None)
+        world.reconcile(dies=False)
+        for child in world.o.children:
+            if world.dice.random() < 0.5:
+                world.vanish(child.uid)
+        world.reconcile(dies=False)
+        for child in world.o.children:
+            world.vanish(child.uid)
+    status = world.o.subject.status
+    assert (status.phase, reason_of(status)) == ("Failed", "Crashed"), status.message
+    assert [name[-2:] for name in world.begun if "-t" in name] == ["t1", "t2", "t3", "t4"]
+    gaps = [after - before for before, after in pairwise(world.times)]
+    assert all(gap >= crash_delay(number) - timedelta(seconds=1) for number, gap in enumerate(gaps)), gaps
+
+
 @settings(max_examples=40, deadline=None)
 @given(order=st.lists(st.sampled_from(INTERRUPTIONS), min_size=1, max_size=10), seed=st.integers(0, 2**32))
 def test_interruptions_that_win_steps_never_end_a_run_also_where_nobody_saw_it(order: list[str], seed: int) -> None:

@@ -27,7 +27,7 @@ from tests.unit.cluster import (
 from finetune_api.status import Usage
 from finetune_operator.cache import Kind
 from finetune_operator.verdict import reason_of
-from finetune_operator.views import ROLE, RUN, Subject
+from finetune_operator.views import GENERATION, ORDINAL, ROLE, RUN, Subject
 
 Raw = dict[str, Any]
 SPEC: Raw = {
@@ -38,7 +38,16 @@ SPEC: Raw = {
     "retries": {"max": 100},
 }
 OTHER: Raw = {**SPEC, "training": {"learningRate": 0.5}}
-SPECS = [SPEC, OTHER, {**SPEC, "retries": {"max": 50}}, {**SPEC, "suspend": True}, {**SPEC, "task": "bad"}]
+FEW = 2
+SPECS = [
+    SPEC,
+    OTHER,
+    {**SPEC, "retries": {"max": 50}},
+    {**SPEC, "retries": {"max": FEW}},
+    {**SPEC, "suspend": True},
+    {**SPEC, "task": "bad"},
+]
+CRASHES = ("Crashed", "Killed")
 ROUNDS = 80
 TTL = 3600.0
 which = st.integers(0, 5)
@@ -58,6 +67,12 @@ class Operator(RuleBasedStateMachine):
         """UIDs of FineTuneJobs that gave up since they began their last attempt, or that somebody changed."""
         self.handed: dict[str, int] = {}
         """By run, how often it was handed over without an excuse."""
+        self.begun: dict[str, int] = {}
+        """By UID of a FineTuneJob: the number of the last attempt that was begun."""
+        self.before: dict[str, int] = {}
+        """The same when somebody changed it last."""
+        self.crashes: dict[str, set[int]] = {}
+        """Attempts begun since then that it has told to have crashed."""
         self.writes = 0
         self.late: list[tuple[Process, str]] = []
         """Looks of operators that lead no more, each with one request on its way."""
@@ -74,6 +89,10 @@ class Operator(RuleBasedStateMachine):
         labels = raw["metadata"].get("labels") or {}
         if what != "create" or labels.get(ROLE) != "train":
             return
+        crashes = self.crashes.get(uid, set())
+        if subject is not None and labels[GENERATION] == str(subject.generation):
+            assert len(crashes) <= subject.spec["retries"]["max"], f"it goes on after the crashes of {crashes}"
+        self.begun[uid] = int(raw["metadata"]["annotations"][ORDINAL])
         run = labels[RUN]
         alive = [job for job in self.cluster.jobs("train") if self.cluster.live(job)]
         rivals = [job["metadata"]["name"] for job in alive if job["metadata"]["labels"][RUN] == run]
@@ -90,6 +109,7 @@ class Operator(RuleBasedStateMachine):
             self.never_back(raw)
             if gave_up(raw):
                 self.excused.add(raw["metadata"]["uid"])
+            self.count_crashes(raw)
         if kind == "pods" and "running" in state_of(raw):
             run = raw["metadata"]["labels"].get(RUN)
             together = [pod for pod in self.cluster.running("train") if pod["metadata"]["labels"][RUN] == run]
@@ -106,8 +126,16 @@ class Operator(RuleBasedStateMachine):
         assert all(now.get(name, 0) >= value for name, value in before.items()), f"{before} became {now}"
         self.told[raw["metadata"]["uid"]] = now
 
+    def count_crashes(self, raw: Raw) -> None:
+        uid, told = raw["metadata"]["uid"], Subject.of(raw).status.restarts or []
+        new = {r.attempt for r in told if r.reason in CRASHES and r.attempt > self.before.get(uid, 0)}
+        self.crashes.setdefault(uid, set()).update(new)
+
     def changed(self, subject: Raw) -> None:
-        self.excused.add(subject["metadata"]["uid"])
+        uid = subject["metadata"]["uid"]
+        self.excused.add(uid)
+        self.before[uid] = self.begun.get(uid, 0)
+        self.crashes.pop(uid, None)
         self.handed.clear()
 
     def pick(self, items: list[Any], number: int) -> Any:
@@ -293,7 +321,7 @@ class Operator(RuleBasedStateMachine):
         if not self.cluster.subjects():
             self.apply("one")
         for subject in self.cluster.subjects():
-            if subject["spec"] in SPECS[3:]:
+            if subject["spec"] in SPECS[4:]:
                 self.cluster.edit(subject, SPEC)
                 self.changed(subject)
         for _ in range(ROUNDS):
@@ -312,7 +340,8 @@ class Operator(RuleBasedStateMachine):
         status = subject.status
         assert subject.finished, (subject.name, status.phase, status.message)
         if status.phase == "Failed":
-            assert reason_of(status) == "NoProgress", status.message
+            used_up = subject.spec["retries"]["max"] == FEW and reason_of(status) in CRASHES
+            assert used_up or reason_of(status) == "NoProgress", status.message
             return
         assert status.run is not None
         assert self.cluster.stored(status.run.id).published

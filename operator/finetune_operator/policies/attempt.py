@@ -11,7 +11,7 @@ from finetune_operator.policies.endings import End, ending, stopping
 from finetune_operator.policies.groups import missing
 from finetune_operator.policies.ledger import cost_of, placed, set_aside, so_far, with_attempt, with_cost
 from finetune_operator.policies.limits import Limit, reached
-from finetune_operator.policies.preflight import preflight
+from finetune_operator.policies.preflight import preflight, told
 from finetune_operator.policies.restarts import (
     DELAYS,
     FREE_WITHOUT_PROGRESS,
@@ -20,6 +20,7 @@ from finetune_operator.policies.restarts import (
     checkpoint_at,
     committed_step,
     corrected,
+    counted,
     crash_delay,
     due_at,
     free_delay,
@@ -223,8 +224,11 @@ def _run_facts(o: Observed, target: Target, job: Child, *, superseded: bool) -> 
     status = o.subject.status
     same = status.run is not None and status.run.id == job.run
     before = status.run if same and status.run is not None else RunStatus(id=job.run or "", generation=job.generation)
-    generation = before.generation if superseded else target.config.generation
-    run = placed(o, job, before.model_copy(update={"generation": generation}))
+    if not superseded:
+        before = counted(before, replace(job.counters, halve=False)).model_copy(
+            update={"generation": target.config.generation}
+        )
+    run = placed(o, job, before)
     return {"run": run, "usage": with_attempt(status.usage, job.ordinal)}
 
 
@@ -292,6 +296,7 @@ def _ended(o: Observed, target: Target, job: Child, end: End, *, now: datetime, 
     facts = recorded(o, job, end, cost_of(o, target, job, end, now=now))
     run = facts.get("run") or o.subject.status.run
     interruptions = (run.interruptions if isinstance(run, RunStatus) else None) or 0
+    o = o.knowing({"run": run})
     if end.kind is Kind.FINAL:
         verdict = Verdict("Failed", end.reason, end.message)
     elif end.kind in INTERRUPTED and interruptions >= FREE_WITHOUT_PROGRESS:
@@ -307,7 +312,7 @@ def _ended(o: Observed, target: Target, job: Child, end: End, *, now: datetime, 
         verdict = _through_preflight(o, target, job, end, now=now, interruptions=interruptions)
     if facts and verdict.actions:  # told before the Job goes, or an operator that dies in between forgets it
         return replace(verdict, facts=facts, actions=(), again_after=0.0)
-    return verdict.stating(**facts)
+    return replace(verdict, facts={**facts, **verdict.facts})
 
 
 def _knowing_where_it_began(o: Observed, job: Child, end: End) -> Observed:
@@ -412,7 +417,9 @@ def _next(
     where = f"going on from step {committed_step(o, end)}"
     if now < due:
         message = f"{end.message}; {where} at {format_time(due)}"
-        return Verdict("Starting", end.reason, message, again_after=(due - now).total_seconds())
+        verdict = Verdict("Starting", end.reason, message, again_after=(due - now).total_seconds())
+        run = o.subject.status.run
+        return verdict if run is None else verdict.stating(run=run.model_copy(update={"next_at": format_time(due)}))
     ordinal = o.next_ordinal("train")
     counters = replace(after(job, end), finish=limit is not None)
     action = CreateTrain(target.config, target.key, job.run or "", ordinal, counters)
@@ -427,12 +434,13 @@ def _through_preflight(
     """Storage knows more than we do: let a preflight Job look before anything is tried again."""
     times = interruptions if end.kind in INTERRUPTED else job.counters.tries
     due = due_at(o, job, end, DELAYS[end.kind](times) if end.kind in DELAYS else timedelta(0), now=now)
-    unknown = Mark("Unknown", end.reason, end.message)
     if not o.jobs("preflight") and now < due:
         stalled = end.kind is Kind.ENVIRONMENT
         phase: Phase = "Pending" if stalled else "Preflight"
         message = f"{end.message}; next try at {format_time(due)}"
         verdict = Verdict(phase, end.reason, message, stalled=stalled, again_after=(due - now).total_seconds())
-        return verdict.marking(PreflightPassed=unknown)
+        return verdict.marking(PreflightPassed=Mark("Unknown", end.reason, message)).stating(
+            preflight_job=told(o, after(job, end), due)
+        )
     looked = preflight(o, target, now=now, carried=after(job, end))
     return looked.doing(DeleteJob.of(job))

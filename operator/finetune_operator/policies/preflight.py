@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 
 from finetune_api.contract import LastMessage, PreflightOutcome, TrainOutcome
 from finetune_api.status import CheckpointStatus, FineTuneJobStatus, Phase, PreflightJobStatus, RunStatus
+from finetune_operator.policies import restarts
 from finetune_operator.policies.accept import Target
 from finetune_operator.policies.endings import End, ending
 from finetune_operator.policies.limits import reached
@@ -41,7 +42,7 @@ def preflight(o: Observed, target: Target, *, now: datetime, carried: Counters |
     failed = _failed_before(o)
     if failed is not None:
         return failed
-    verdict = _without(o, target, carried or Counters(), now=now)
+    verdict = _without(o, target, carried or restarts.carried(o, target), now=now)
     return verdict.doing(*(DeleteJob.of(job) for job in o.remaining("preflight")))
 
 
@@ -56,13 +57,13 @@ def _without(o: Observed, target: Target, carried: Counters, *, now: datetime) -
 
     What its annotations counted stands in the status as well, or whoever deletes it would have another one at once.
     """
-    told = o.subject.status.preflight_job
-    if told is None or told.generation != o.subject.generation:
+    last = o.subject.status.preflight_job
+    if last is None or last.generation != o.subject.generation:
         return _begin(o, target, counters=carried)
-    counters = Counters(failures=told.failures or 0, tries=told.tries or 0, interruptions=told.interruptions or 0)
-    if told.next_at is None:
+    counters = Counters(last.failures or 0, last.tries or 0, last.interruptions or 0, halve=carried.halve)
+    if last.next_at is None:
         return _deleted(o, target, counters, now=now)
-    due = told_time(told.next_at)
+    due = told_time(last.next_at)
     if due is None or not now < due <= now + LONGEST:
         return _begin(o, target, counters=counters)
     mark = mark_of(o.subject, "PreflightPassed") or Mark("Unknown", PREFLIGHT_LOST.reason, PREFLIGHT_LOST.happened)
@@ -115,10 +116,10 @@ def _begun(o: Observed, target: Target) -> str | None:
 def _checking(o: Observed, counters: Counters) -> Verdict:
     reason, message = "Checking", "checking storage, data and labels"
     verdict = Verdict("Preflight", reason, message).marking(PreflightPassed=Mark("Unknown", reason, message))
-    return verdict.stating(preflight_job=_told(o, counters))
+    return verdict.stating(preflight_job=told(o, counters))
 
 
-def _told(o: Observed, counters: Counters, due: datetime | None = None) -> PreflightJobStatus:
+def told(o: Observed, counters: Counters, due: datetime | None = None) -> PreflightJobStatus:
     return PreflightJobStatus(
         generation=o.subject.generation,
         next_at=format_time(due) if due is not None else None,
@@ -140,15 +141,15 @@ def _look(o: Observed, target: Target, job: Child, *, now: datetime) -> Verdict:
     phase: Phase = "Pending" if wait.stalled else "Queued" if wait.cause in HELD else "Preflight"
     unknown = Mark("Unknown", wait.reason, wait.message)
     verdict = Verdict(phase, wait.reason, wait.message, stalled=wait.stalled, again_after=30.0)
-    return verdict.marking(PreflightPassed=unknown).stating(preflight_job=_told(o, job.counters))
+    return verdict.marking(PreflightPassed=unknown).stating(preflight_job=told(o, job.counters))
 
 
 def _ended(o: Observed, target: Target, job: Child, end: End, *, now: datetime) -> Verdict:
     outcome = end.last.preflight if end.last else None
     if end.kind is Kind.DONE and end.last is not None and outcome is not None:
-        return _passed(o, target, end.last, outcome, now=now)
+        return _passed(o, target, job, end.last, outcome, now=now)
     if end.kind is Kind.FINAL and end.last is not None and end.last.result is not None and outcome is not None:
-        return _not_good_enough(o, target, end.last, outcome, now=now)
+        return _not_good_enough(o, target, job, end.last, outcome, now=now)
     if end.kind is Kind.FINAL:
         return _failure(end.reason, end.message)
     return _given_up(target, job.counters, end) or _again(o, target, job, end, now=now)
@@ -168,10 +169,10 @@ def _given_up(target: Target, before: Counters, end: End) -> Verdict | None:
 def _next(before: Counters, end: End) -> tuple[Counters, timedelta]:
     """What the next Job carries, and how long after this end it begins."""
     if end.kind in (Kind.CRASH, Kind.MEMORY):  # a preflight has no micro-batch to halve
-        return Counters(failures=before.failures + 1), crash_delay(before.failures)
+        return Counters(failures=before.failures + 1, halve=before.halve), crash_delay(before.failures)
     # Also what is free or lost is spaced, or a cluster that takes every pod away would be hammered.
     interruptions = before.interruptions + 1 if end.kind in (Kind.FREE, Kind.LOST) else 0
-    counters = Counters(before.failures, tries=before.tries + 1, interruptions=interruptions)
+    counters = replace(before, tries=before.tries + 1, interruptions=interruptions)
     return counters, environment_delay(before.tries)
 
 
@@ -182,13 +183,13 @@ def _again(o: Observed, target: Target, job: Child, end: End, *, now: datetime) 
         return _rest(o, end, counters, due, now=now)
     mark = Mark("Unknown", end.reason, f"{end.message}; looking again now")
     verdict = _resting(mark, stalled=end.kind is Kind.ENVIRONMENT, again_after=None)
-    return verdict.stating(preflight_job=_told(o, counters)).doing(_another(o, target, counters), DeleteJob.of(job))
+    return verdict.stating(preflight_job=told(o, counters)).doing(_another(o, target, counters), DeleteJob.of(job))
 
 
 def _rest(o: Observed, end: End, counters: Counters, due: datetime, *, now: datetime) -> Verdict:
     mark = Mark("Unknown", end.reason, f"{end.message}; next try at {format_time(due)}")
     verdict = _resting(mark, stalled=end.kind is Kind.ENVIRONMENT, again_after=(due - now).total_seconds())
-    return verdict.stating(preflight_job=_told(o, counters, due))
+    return verdict.stating(preflight_job=told(o, counters, due))
 
 
 def _resting(mark: Mark, *, stalled: bool, again_after: float | None) -> Verdict:
@@ -202,13 +203,15 @@ def _failure(reason: str, message: str) -> Verdict:
     return verdict.stating(preflight_job=None)
 
 
-def _passed(o: Observed, target: Target, last: LastMessage, outcome: PreflightOutcome, *, now: datetime) -> Verdict:
+def _passed(
+    o: Observed, target: Target, job: Child, last: LastMessage, outcome: PreflightOutcome, *, now: datetime
+) -> Verdict:
     result = last.result
     if result is not None and result.partial:
         limit = reached(o.knowing({"checkpoint": last_checkpoint(None, result)}), target)
         if limit is None or not limit.publish:
             result = None  # there is budget left: the run goes on from where it was stopped
-    facts = {"preflight": outcome.summary, "preflight_job": None, **_run_facts(o, target, outcome, result)}
+    facts = {"preflight": outcome.summary, "preflight_job": None, **_run_facts(o, target, job, outcome, result)}
     if result is not None:
         verdict = succeeded(result, reason="Reused", now=now, metric=target.config.primary)
         reused = verdict.marking(PreflightPassed=Mark("True", "Reused", "the very model is published already"))
@@ -219,7 +222,7 @@ def _passed(o: Observed, target: Target, last: LastMessage, outcome: PreflightOu
 
 
 def _not_good_enough(
-    o: Observed, target: Target, last: LastMessage, outcome: PreflightOutcome, *, now: datetime
+    o: Observed, target: Target, job: Child, last: LastMessage, outcome: PreflightOutcome, *, now: datetime
 ) -> Verdict:
     """The very model is published, but does not meet the gates that are asked for now."""
     assert last.result is not None
@@ -228,14 +231,14 @@ def _not_good_enough(
     facts = {
         "preflight": outcome.summary,
         "preflight_job": None,
-        **_run_facts(o, target, outcome, last.result),
+        **_run_facts(o, target, job, outcome, last.result),
         **verdict.facts,
     }
     return verdict.stating(**{**facts, "checkpoint": last_checkpoint(None, last.result)})
 
 
 def _run_facts(
-    o: Observed, target: Target, outcome: PreflightOutcome, result: TrainOutcome | None
+    o: Observed, target: Target, job: Child, outcome: PreflightOutcome, result: TrainOutcome | None
 ) -> dict[str, object]:
     """The run's name in the status; another run than before begins with a clean sheet, the model stays."""
     status = o.subject.status
@@ -243,8 +246,10 @@ def _run_facts(
     if before is None or before.id != outcome.run_id:
         checkpoint = CheckpointStatus(step=outcome.step) if outcome.step is not None else None
         run = RunStatus(id=outcome.run_id, generation=target.config.generation)
+        run = restarts.counted(run, job.counters)
         return {"run": run, "progress": None, "checkpoint": checkpoint, "restarts": None}
     run = before.model_copy(update={"generation": target.config.generation})
+    run = restarts.counted(run, job.counters)
     if o.jobs("train"):
         return {"run": run}
     return {"run": run, **_settled(status.model_copy(update={"run": run}), outcome, result)}

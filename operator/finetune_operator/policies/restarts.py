@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from finetune_api.status import CheckpointStatus, FineTuneJobStatus, ProgressStatus, Restart, RunStatus, Usage
+from finetune_operator.policies.accept import Target
 from finetune_operator.policies.endings import End
 from finetune_operator.policies.ledger import Cost, with_attempt, with_cost
 from finetune_operator.policies.ways import GATES_CHANGED, JOB_LOST, MESSAGE_LOST, OOM_KILLED, Kind
@@ -92,6 +93,15 @@ def after(child: Child, end: End) -> Counters:
     return Counters(failures=before.failures, tries=0)
 
 
+def carried(o: Observed, target: Target) -> Counters:
+    """The same, as the status has it: the Job that counted may be gone. Another document begins with a clean sheet."""
+    run = o.subject.status.run
+    before = o.pinned.get(run.generation) if run is not None else None
+    if run is None or before is None or before.key != target.key:
+        return Counters()
+    return Counters(failures=run.failures or 0, halve=bool(run.halve))
+
+
 def no_progress(o: Observed, message: str) -> Verdict:
     """The end of retries that cost the user nothing but time. `message` tells the last ending."""
     advice = "look why it ends before a checkpoint is committed: lower checkpoint.every, or ask for nodes that stay"
@@ -123,10 +133,17 @@ def recorded(o: Observed, child: Child, end: End, cost: Cost) -> dict[str, Any]:
     """The status fields that tell of an ended attempt; empty when they do so already."""
     status = o.subject.status
     run = status.run if status.run is not None and status.run.id == child.run else None
-    run = run or RunStatus(id=child.run or "", generation=child.generation)
+    run = counted(run or RunStatus(id=child.run or "", generation=child.generation), after(child, end))
     usage = with_cost(status, cost)
     told = _Ended(child.ordinal, end.kind, end.reason, end.at, end.reached, end.began_at)
     return _told(o, run, told, usage=usage, committed=committed_step(o, end))
+
+
+def counted(run: RunStatus, counters: Counters) -> RunStatus:
+    """The run with what its next attempt carries, as its Job does, which may be deleted before."""
+    return run.model_copy(
+        update={"failures": counters.failures or None, "halve": counters.halve or None, "next_at": None}
+    )
 
 
 def lost(o: Observed, *, now: datetime) -> dict[str, Any]:
@@ -184,7 +201,7 @@ def _told(o: Observed, run: RunStatus, ended: _Ended, *, usage: Usage, committed
     facts: dict[str, Any] = {
         "restarts": [*restarts, restart][-KEPT:],
         "usage": usage.model_copy(update=totals),
-        "run": run.model_copy(update={"interruptions": interruptions or None}),
+        "run": run.model_copy(update={"interruptions": interruptions or None, "next_at": None}),
         "checkpoint": checkpoint_at(status.checkpoint, committed),
     }
     # A failure that is final shows where it happened.
@@ -206,7 +223,8 @@ def rewound(progress: ProgressStatus | None, step: int) -> ProgressStatus | None
 
 def forgotten(status: FineTuneJobStatus) -> dict[str, Any]:
     """The status fields of a run that failed and begins anew: from its checkpoint, with a clean sheet."""
-    run = status.run.model_copy(update={"started_at": None, "interruptions": None}) if status.run else None
+    clean = {"started_at": None, "interruptions": None, "failures": None, "halve": None, "next_at": None}
+    run = status.run.model_copy(update=clean) if status.run else None
     progress = rewound(status.progress, status.checkpoint.step if status.checkpoint else 0)
     return {"run": run, "restarts": None, "progress": progress, "preflight_job": None}
 
