@@ -67,6 +67,12 @@ then it goes on by itself.
 
 {causes}
 
+## What the API server refuses
+
+Each is tried again every minute, and goes on by itself once it may. Meanwhile `Stalled` is true and has this reason.
+
+{refusals}
+
 ## A node that dies
 
 1. Kubernetes notices after about 50 seconds: the pod is no longer Ready, and the status says `NodeSilent`. Its peers
@@ -91,6 +97,29 @@ A pod that ends in order says how far it was. One that is killed without a word 
 the operator read last, which it does every 5 seconds.
 """
 
+REFUSALS = (
+    (
+        "`CreateForbidden` and others",
+        "a quota, a policy or a missing right refuses a Job, a ConfigMap or a Service",
+        "what the message names",
+    ),
+    (
+        "`CreateInternalError`",
+        "an admission webhook for them does not answer, a queue's or a policy's; told after three looks in a row",
+        "mend the webhook, or remove it",
+    ),
+    (
+        "`DeleteForbidden`, `DeleteInternalError` and others",
+        "the same of a Job that has to end first; phase and `Succeeded` say what waits for its end",
+        "the same, or delete the Job",
+    ),
+    ("`NameTaken`", "an object of somebody else has the name", "delete it"),
+    (
+        "`LabelLost`",
+        "an object of the job is there without the label by which it is found",
+        "put the label back, or delete the object",
+    ),
+)
 COUNTED = (
     ("usage.attempts", "train Jobs begun, over all runs of the FineTuneJob"),
     ("restarts", f"attempts of this run that ended before it was done, each once; the last {KEPT}"),
@@ -152,6 +181,7 @@ def text() -> str:
             ["What happened", "Recognised by", "Rule", "`status` says", "What to do"],
             ([way.happened, way.sign, way.kind.value, f"`{way.reason}`", way.remedy] for way in WAYS),
         ),
+        refusals=table(["Reason", "What happened", "What to do"], REFUSALS),
         counted=table(["Field", "What"], ([f"`{field}`", what] for field, what in COUNTED)),
         causes=table(
             ["`status` says", "What happened", "`Stalled`", "What to do"],

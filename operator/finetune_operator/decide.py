@@ -7,6 +7,7 @@ counted once, whoever dies when). A generation is
 pinned before anything of it is begun, and after what has to end: ending needs nothing that may be refused.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
 
@@ -42,25 +43,30 @@ from finetune_operator.verdict import (
 from finetune_operator.views import Child, Pod, told_time
 
 REFUSED_AGAIN = 60.0
+SPARE_AGAIN = 5.0
+"""Seconds until the next look at least, where a Job that nothing waits for could not be deleted."""
 KUEUE_AGAIN = 30.0
 """Seconds between two looks whether Kueue is there."""
 
 
 def decide(o: Observed, *, now: datetime) -> Decision:
     """The one entry: nothing for a FineTuneJob that goes away or is done."""
-    subject = o.subject
-    if subject.at_rest:
+    if o.subject.at_rest:
         return Decision()
+    verdict = _verdict(o, now=now)
+    after = compose(o.subject, verdict, now=now)
+    return replace(
+        _told(o, after, now=now, brief=verdict.brief), actions=verdict.actions, again_after=verdict.again_after
+    )
+
+
+def _verdict(o: Observed, *, now: datetime) -> Verdict:
+    subject = o.subject
     if subject.suspended:
         verdict = _suspended(o, now=now)
     else:
         verdict = _afresh(o, now=now) if subject.status.phase == "Failed" else _pursue(o, now=now)
-    if subject.retry is not None:
-        verdict = verdict.stating(last_handled_retry=subject.retry)
-    after = compose(subject, verdict, now=now)
-    return replace(
-        _told(o, after, now=now, brief=verdict.brief), actions=verdict.actions, again_after=verdict.again_after
-    )
+    return verdict if subject.retry is None else verdict.stating(last_handled_retry=subject.retry)
 
 
 def _told(o: Observed, after: FineTuneJobStatus, *, now: datetime, brief: bool = False) -> Decision:
@@ -74,13 +80,13 @@ def _told(o: Observed, after: FineTuneJobStatus, *, now: datetime, brief: bool =
 
 
 def refused(o: Observed, *, reason: str, message: str, now: datetime) -> Decision:
-    """The API server did not take an action. Nothing is forgotten: the same is decided again after a while.
+    """The API server did not create what was wanted. Nothing is forgotten: the same is decided again after a while.
 
     Without a train Job nothing was begun, and the phase must not claim it: the next look would take the Job for lost.
     What is suspended and has nothing to end lacks its ConfigMap only, and needs none to stay as it is.
     """
-    halted = _suspended(o, now=now) if o.subject.suspended else None
-    if halted is not None and not any(isinstance(action, DeleteJob) for action in halted.actions):
+    if o.subject.suspended:
+        halted = _suspended(o, now=now)
         unpinned = Mark("Unknown", reason, f"the document is resolved; the API server refuses to pin it: {message}")
         return _unable(o, replace(halted.marking(Accepted=unpinned), again_after=REFUSED_AGAIN), now=now)
     phase = o.subject.status.phase
@@ -89,6 +95,40 @@ def refused(o: Observed, *, reason: str, message: str, now: datetime) -> Decisio
     said = f"the API server refuses what the job needs: {message}; tried again every {REFUSED_AGAIN:.0f} s"
     verdict = Verdict(phase if going_on and phase else "Pending", reason, said, stalled=True, again_after=REFUSED_AGAIN)
     return _unable(o, verdict, now=now)
+
+
+def undeleted(o: Observed, words: Mapping[str, str], *, reason: str, now: datetime) -> Decision:
+    """The API server did not delete these Jobs, with such words; all else of the decision is done. What the decision
+    says holds all the same, and that a Job of which it waits for the end is not deleted is said beside it.
+
+    A Job that nothing waits for is tried again when something is looked at the next time, and goes after its time.
+    """
+    verdict = _verdict(o, now=now)
+    stay = [child for name in words for child in o.children if child.name == name]
+    needed = next((child for child in stay if _is_waited_for(o, verdict, child)), None)
+    if verdict.final:
+        going = next((child for child in stay if child.ended is None), None)
+        why = (
+            f"; Job {going.name} goes on, as the API server refuses to delete it: {words[going.name]}" if going else ""
+        )
+        verdict = replace(verdict, message=f"{verdict.message}{why}")
+    elif needed is not None:
+        why = f"the API server refuses to delete Job {needed.name}: {words[needed.name]}"
+        said = f"{verdict.message}; {why}; tried again every {REFUSED_AGAIN:.0f} s"
+        verdict = replace(verdict, message=said, stalled=True, stalled_by=reason, again_after=REFUSED_AGAIN)
+    elif verdict.again_after is not None:
+        verdict = replace(verdict, again_after=max(verdict.again_after, SPARE_AGAIN))
+    after = compose(o.subject, verdict, now=now)
+    return replace(_told(o, after, now=now, brief=verdict.brief), again_after=verdict.again_after)
+
+
+def _is_waited_for(o: Observed, verdict: Verdict, child: Child) -> bool:
+    """Whether nothing goes on before this Job is gone: no attempt follows it, nor is another one there."""
+    if child.role == "preflight":
+        return verdict.phase == "Suspended" and (verdict.reason == SUSPENDING or child.ended is None)
+    deleted = {action.uid for action in verdict.actions if isinstance(action, DeleteJob)}
+    others = any(job.ended is None and job.uid not in deleted for job in o.jobs("train"))
+    return not others and not any(isinstance(action, CreateTrain) for action in verdict.actions)
 
 
 def _unable(o: Observed, verdict: Verdict, *, now: datetime) -> Decision:

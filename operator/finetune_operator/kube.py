@@ -48,6 +48,12 @@ class ApiError(Exception):
         """The same request would be refused again: somebody has to change something first."""
         return self.code in (400, 403, 413, 422)
 
+    @property
+    def internal(self) -> bool:
+        """The API server answers, and something that it asks does not: an admission webhook that is down, say. Of its
+        own troubles, and etcd's, it speaks otherwise."""
+        return self.code == 500 and self.reason == "InternalError"
+
 
 class NotLeading(Exception):
     """Nothing was sent, because another operator leads or may lead by now."""

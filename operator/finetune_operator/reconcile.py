@@ -1,6 +1,7 @@
 """Observe, decide, act: one look at one FineTuneJob. The status is written once, at the end, if it changed."""
 
 import logging
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -13,7 +14,7 @@ from finetune_api import GROUP, VERSION
 from finetune_api.status import FineTuneJobStatus
 from finetune_operator import manifests, tracing
 from finetune_operator.cache import NEWS_SECONDS, Cache, Kind
-from finetune_operator.decide import decide, refused
+from finetune_operator.decide import decide, refused, undeleted
 from finetune_operator.kube import TROUBLE, ApiError, Kube, NotLeading
 from finetune_operator.manifests import Manifest
 from finetune_operator.metrics import ACTIONS, RECONCILE_SECONDS, RECONCILES, STATUS_WRITES, Spent
@@ -125,7 +126,6 @@ class Reconciler:
                     again = await self._look(key)
             outcome = "done"
             self._behind.pop(key, None)
-            self._failed.pop(key, None)
             return again
         except Behind:
             outcome = "behind"
@@ -152,18 +152,25 @@ class Reconciler:
         groups = tuple(self._starting(observed.groups))
         observed = replace(observed, room=self._pace.room(key), rivals=rivals, groups=groups)
         decision = self._paced(key, decide(observed, now=now))
+        refusal: ApiError | None = None
         try:
             with self._claimed(key, decision):
-                for action in decision.actions:
-                    await self._act(observed.subject, action)
+                undone = await self._carry_out(key, observed.subject, decision.actions)
+            if undone:
+                refusal = next(iter(undone.values()))
+                words = {name: _steady(error.message) for name, error in undone.items()}
+                decision = self._paced(key, undeleted(observed, words, reason=f"Delete{refusal.reason}", now=now))
         except ApiError as error:
-            if not error.lasting:
+            if not self._refuses(key, error):
                 raise
+            refusal = error
             reason = error.reason if error.reason in (NAME_TAKEN, LABEL_LOST) else f"Create{error.reason}"
-            decision = self._paced(key, refused(observed, reason=reason, message=error.message, now=now))
+            decision = self._paced(key, refused(observed, reason=reason, message=_steady(error.message), now=now))
         if decision.status is not None:
             await self._write(observed.subject, decision.status, now=now)
         await self._tell(observed.subject, decision.events, now=now)
+        if refusal is None or refusal.lasting:
+            self._failed.pop(key, None)
         return None if decision.again_after is None else min(decision.again_after, LONGEST_REST)
 
     async def _tell_failure(self, key: str, error: Exception) -> None:
@@ -172,8 +179,9 @@ class Reconciler:
         subject, names = self._cache.subject(key), self._cache.log_names(key)
         words = f"{type(error).__name__}: {error}"
         logger.warning("%s: look %d in a row failed: %s", names.get("job", key), times, words, extra=names)
-        lasting = error.lasting if isinstance(error, ApiError) else not isinstance(error, (*TROUBLE, NotLeading))
-        if subject is None or times != FAILED_LOOKS or not lasting:
+        trouble = isinstance(error, (*TROUBLE, NotLeading))
+        ours = error.lasting or error.internal if isinstance(error, ApiError) else not trouble
+        if subject is None or times != FAILED_LOOKS or not ours:
             return
         note = Note(
             "Warning", "ReconcileError", f"{times} looks in a row failed; tried again until one does not. {words}"
@@ -238,6 +246,27 @@ class Reconciler:
         self._observer.forget(key)
 
     # --- actions ---
+
+    async def _carry_out(self, key: str, subject: Subject, actions: Iterable[Action]) -> dict[str, ApiError]:
+        """By name the Jobs that the API server refuses to delete, which keeps nothing else from being done."""
+        undone: dict[str, ApiError] = {}
+        for action in actions:
+            try:
+                await self._act(subject, action)
+            except ApiError as error:
+                if not isinstance(action, DeleteJob) or not self._refuses(key, error):
+                    raise
+                logger.warning(
+                    "%s/%s: Job %s is not deleted: %s",
+                    *(subject.namespace, subject.name, action.name, error),
+                    extra=subject.log_names,
+                )
+                undone[action.name] = error
+        return undone
+
+    def _refuses(self, key: str, error: ApiError) -> bool:
+        """Whether somebody has to change something first. What is internal may be over the next time."""
+        return error.lasting or (error.internal and self._failed.get(key, 0) + 1 >= FAILED_LOOKS)
 
     async def _act(self, subject: Subject, action: Action) -> None:
         logger.info("%s/%s: %s", subject.namespace, subject.name, _told(action), extra=subject.log_names)
@@ -329,6 +358,11 @@ class Reconciler:
                     continue
                 words = (subject.namespace, subject.name, note.reason, error)
                 logger.warning("%s/%s: no Event %s: %s", *words, extra=subject.log_names)
+
+
+def _steady(words: str) -> str:
+    """Without the port that a connection happened to have: another with each try would be a change of the status."""
+    return re.sub(r"\b(read|write) tcp \S+?->", r"\1 tcp ", words)
 
 
 def _told(action: Action) -> str:

@@ -66,7 +66,7 @@ def _derived(verdict: Verdict) -> dict[str, Mark]:
         "Succeeded": Mark(succeeded, reason, message),  # type: ignore[arg-type]
         "Suspended": Mark("True", reason, message) if suspended else Mark("False", "NotSuspended", ""),
         "Reconciling": Mark("True" if working else "False", reason, message),
-        "Stalled": Mark("True", reason, message) if stalled else Mark("False", "Progressing", ""),
+        "Stalled": Mark("True", verdict.stalled_by or reason, message) if stalled else Mark("False", "Progressing", ""),
     }
 
 
@@ -160,11 +160,17 @@ def notes(before: FineTuneJobStatus, after: FineTuneJobStatus) -> tuple[Note, ..
     None for one ordinary step after another: the status tells them while they last, and nobody asks for them later.
     """
     goes_on = after.phase not in ("Succeeded", "Failed") and _bad(before) == _bad(after)
-    if reason_of(before) == reason_of(after) and (goes_on or before.phase == after.phase):
+    if _reason(before) == _reason(after) and (goes_on or before.phase == after.phase):
         return ()
     if reason_of(after) in STEPS and reason_of(before) in STEPS:
         return ()
-    return (Note("Warning" if _bad(after) else "Normal", reason_of(after) or str(after.phase), after.message or ""),)
+    return (Note("Warning" if _bad(after) else "Normal", _reason(after) or str(after.phase), after.message or ""),)
+
+
+def _reason(status: FineTuneJobStatus) -> str:
+    """Of what is bad why it is, which may be another reason than that of the phase."""
+    stalled = condition(status, "Stalled")
+    return stalled.reason if stalled is not None and stalled.status == "True" else reason_of(status)
 
 
 def _bad(status: FineTuneJobStatus) -> bool:

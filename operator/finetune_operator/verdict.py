@@ -182,6 +182,8 @@ class Verdict:
     message: str
     stalled: bool = False
     """Nothing moves until somebody mends something; it is tried again all the same."""
+    stalled_by: str | None = None
+    """The reason of Stalled, if it is not that of the phase."""
     marks: Mapping[str, Mark] = field(default_factory=dict, hash=False)
     """Accepted, PreflightPassed and Evaluated, as far as this decision knows more than the status."""
     facts: Mapping[str, Any] = field(default_factory=dict, hash=False)

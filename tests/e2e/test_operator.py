@@ -1145,6 +1145,87 @@ def refused_jobs(plane: Plane) -> int:
     return sum(int(float(line.rsplit(" ", 1)[1])) for line in lines if all(word in line for word in wanted))
 
 
+ADMISSION = "/apis/admissionregistration.k8s.io/v1"
+
+
+def of_jobs(place: Place, operation: str) -> Document:
+    """What an admission rule for the Jobs of a namespace says of them."""
+    rule = {"apiGroups": ["batch"], "apiVersions": ["v1"], "operations": [operation], "resources": ["jobs"]}
+    return {"rule": rule, "where": {"matchLabels": {"kubernetes.io/metadata.name": place.name}}}
+
+
+def is_refused(place: Place, method: str, path: str, body: Document) -> bool:
+    try:
+        place.plane.text(path, method=method, body=body)
+    except urllib.error.HTTPError as error:
+        return error.code in (403, 500)
+    return False
+
+
+def test_a_webhook_that_does_not_answer_is_told_and_what_it_holds_up_goes_on_once_it_is_gone(place: Place) -> None:
+    """A queue's or a policy's, with failurePolicy Fail: the API server says that the error is its own."""
+    what = of_jobs(place, "CREATE")
+    hook = {
+        "name": "jobs.policy.example.com",
+        "admissionReviewVersions": ["v1"],
+        "sideEffects": "None",
+        "timeoutSeconds": 5,
+        "failurePolicy": "Fail",
+        "clientConfig": {"url": "https://127.0.0.1:1/validate"},
+        "rules": [what["rule"]],
+        "namespaceSelector": what["where"],
+    }
+    meta = {"name": f"closed-{place.name}"}
+    document = {"apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingWebhookConfiguration"}
+    path = f"{ADMISSION}/validatingwebhookconfigurations"
+    place.plane.create(path, {**document, "metadata": meta, "webhooks": [hook]})
+    pod = {"restartPolicy": "Never", "containers": [{"name": "c", "image": "i"}]}
+    job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "x"}, "spec": {"template": {"spec": pod}}}
+    jobs = f"/apis/batch/v1/namespaces/{place.name}/jobs?dryRun=All"
+    eventually("the webhook is asked", lambda: is_refused(place, "POST", jobs, job))
+    place.apply("one")
+    becomes(place, "one", "pending-webhook", "Pending", "CreateInternalError")
+    is_not_told_again(place, "one")
+    place.plane.delete(f"{path}/{meta['name']}")
+    becomes(place, "one", "succeeded", "Succeeded", "Trained", seconds=90)
+    assert place.kubelet.jobs_of("one") == ["p1", "t1"]
+
+
+def is_not_told_again(place: Place, job: str) -> None:
+    """However often it is looked at."""
+    for number in range(4):
+        changed = place.plane.patch(place.path(job), {"metadata": {"annotations": {"look": str(number)}}})
+        time.sleep(2)
+        assert place.get(job)["metadata"]["resourceVersion"] == changed["metadata"]["resourceVersion"]
+
+
+def test_a_job_that_a_policy_keeps_is_told_and_ends_once_it_may(place: Place) -> None:
+    what, name = of_jobs(place, "DELETE"), f"kept-{place.name}"
+    group, kinds = "admissionregistration.k8s.io/v1", ("ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding")
+    refusal = {"expression": "false", "message": "Jobs are kept for the auditors", "reason": "Forbidden"}
+    policy = {"matchConstraints": {"resourceRules": [what["rule"]]}, "validations": [refusal]}
+    binding = {
+        "policyName": name,
+        "validationActions": ["Deny"],
+        "matchResources": {"namespaceSelector": what["where"]},
+    }
+    paths = (f"{ADMISSION}/validatingadmissionpolicies", f"{ADMISSION}/validatingadmissionpolicybindings")
+    place.apply("one", lambda role, ordinal: passes() if role == "preflight" else None)
+    place.reaches("one", "Starting", "Loading")
+    for kind, path, spec in zip(kinds, paths, (policy, binding), strict=True):
+        place.plane.create(path, {"apiVersion": group, "kind": kind, "metadata": {"name": name}, "spec": spec})
+    job = f"/apis/batch/v1/namespaces/{place.name}/jobs/one-{place.get('one')['metadata']['uid'][:5]}-t1"
+    dry = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background", "dryRun": ["All"]}
+    eventually("the policy holds", lambda: is_refused(place, "DELETE", job, dry))
+    place.plane.patch(place.path("one"), {"spec": {"suspend": True}})
+    eventually("it is told", lambda: condition(place.status("one"), "Stalled").get("reason") == "DeleteForbidden")
+    becomes(place, "one", "suspending-kept", "Suspended", "Suspending")
+    is_not_told_again(place, "one")
+    for path in reversed(paths):
+        place.plane.delete(f"{path}/{name}")
+    becomes(place, "one", "suspended", "Suspended", "Suspended", seconds=90)
+
+
 def test_a_queue_without_kueue_is_told(place: Place) -> None:
     place.apply("one", queue={"name": "team-a"})
     becomes(place, "one", "pending-kueue", "Pending", "KueueNotInstalled")

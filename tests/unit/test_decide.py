@@ -1,7 +1,9 @@
 """What the operator does, as a table: each row is a world, what is said of it, and what is done about it."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -29,9 +31,9 @@ from finetune_api.status import (
     RunStatus,
     Usage,
 )
-from finetune_operator.decide import decide, refused
+from finetune_operator.decide import decide, refused, undeleted
 from finetune_operator.policies.restarts import jitter
-from finetune_operator.status import compose
+from finetune_operator.status import compose, notes
 from finetune_operator.verdict import (
     CreateConfig,
     CreatePreflight,
@@ -2678,6 +2680,79 @@ def test_what_reaches_its_limit_ends_though_an_edit_cannot_be_pinned(
     assert done == ["delete t1"]
     assert o.subject.status.usage is not None
     assert (o.subject.status.usage.running_seconds, o.subject.status.usage.counted) == (70, 1)
+
+
+def _while_jobs_are_kept(o: Observed, names: Collection[str], *, looks: int = 5) -> list[FineTuneJobStatus]:
+    """What is written, while a policy of the cluster lets none of these Jobs be deleted."""
+    written = []
+    for _ in range(looks):
+        decision = decide(o, now=NOW)
+        kept = [a.name for a in decision.actions if isinstance(a, DeleteJob) and a.name in names]
+        if kept:
+            words = dict.fromkeys(kept, "kept for the auditors")
+            decision = undeleted(o, words, reason="DeleteForbidden", now=NOW)
+        if decision.status is not None:
+            written.append(decision.status)
+            o = replace(o, subject=replace(o.subject, status=decision.status))
+        o = replace(o, last_write=ago(1))
+    return written
+
+
+KEPT_T1 = "; the API server refuses to delete Job one-11111-t1: kept for the auditors; tried again every 60 s"
+
+
+@pytest.mark.parametrize(
+    ("given", "phase", "reason"),
+    [
+        (world(TRAINING, *RUNNING, subject=subject(SUSPENDED, generation=2)), "Suspended", "Suspending"),
+        (
+            world(TRAINING, t(ended="Complete", ended_at=ago(1)), subject=subject(SUSPENDED, generation=2)),
+            "Suspended",
+            "Suspending",
+        ),
+        (
+            world(TRAINING, p(ended="Complete"), *RUNNING, subject=subject(SUSPENDED, generation=2)),
+            "Suspended",
+            "Suspending",
+        ),
+        (world(PASSED2, *RUNNING, **CHANGED), "Queued", "StoppingPreviousRun"),
+        (world(TRAINING, *RUNNING, rival(holding=True)), "Pending", "IdenticalRunInProgress"),
+    ],
+    ids=["suspended", "suspended when it has ended", "suspended, with its preflight", "changed", "for a twin"],
+)
+def test_a_job_that_may_not_be_deleted_is_told_once_with_what_waits_for_its_end(
+    given: Observed, phase: str, reason: str
+) -> None:
+    written = _while_jobs_are_kept(given, ["one-11111-t1", "one-11111-p1"])
+    last = written[-1]
+    assert len(written) <= 2
+    assert (last.phase, reason_of(last)) == (phase, reason)
+    assert (last.message or "").endswith(KEPT_T1)
+    stalled, working = condition(last, "Stalled"), condition(last, "Reconciling")
+    assert stalled is not None
+    assert working is not None
+    assert (stalled.status, stalled.reason, working.status) == ("True", "DeleteForbidden", "False")
+    told = [note for before, after in pairwise([given.subject.status, *written]) for note in notes(before, after)]
+    assert (told[-1].kind, told[-1].reason) == ("Warning", "DeleteForbidden")
+
+
+def test_a_job_that_may_not_be_deleted_and_that_nothing_waits_for_is_not_told() -> None:
+    followed = world(GO, t(ended="Failed", ended_at=ago(9)), t(2), pod(t(2)), progress(step=40))
+    (written,) = _while_jobs_are_kept(followed, ["one-11111-t1"])
+    assert (written.phase, written.message, truth(written, "Stalled")) == ("Training", "step 40 of 100", "False")
+    refusal = undeleted(followed, {"one-11111-t1": "kept"}, reason="DeleteForbidden", now=NOW)
+    assert refusal.again_after == 5.0
+
+
+def test_a_job_that_may_not_be_deleted_keeps_no_success_from_being_told() -> None:
+    done = (t(2, ended="Complete", ended_at=ago(1)), ended(t(2), 0, TRAINED))
+    (written,) = _while_jobs_are_kept(world(GO, t(), *done), ["one-11111-t1"])
+    assert written.phase == "Succeeded"
+    said = "; Job one-11111-t1 goes on, as the API server refuses to delete it: kept for the auditors"
+    assert (written.message or "").endswith(said)
+    over = t(ended="Failed", ended_at=ago(9))
+    (written,) = _while_jobs_are_kept(world(GO, over, *done), ["one-11111-t1"])
+    assert "refuses" not in (written.message or "")
 
 
 def test_a_success_shows_the_checkpoint_of_its_last_step() -> None:

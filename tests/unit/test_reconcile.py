@@ -62,7 +62,7 @@ class Api:
     async def write_status(self, namespace: str, name: str, *, body: dict[str, Any]) -> dict[str, Any]:
         self.statuses.append(body["status"])
         meta = {**JOB["metadata"], "resourceVersion": str(100 + len(self.statuses))}
-        return {**JOB, "metadata": meta, "status": body["status"]}
+        return {**JOB, "metadata": meta, "spec": body["spec"], "status": body["status"]}
 
 
 def ours(**labels: str) -> dict[str, Any]:
@@ -220,12 +220,90 @@ async def test_a_look_that_does_not_fail_begins_the_count_anew() -> None:
 
 @pytest.mark.parametrize(
     "error",
-    [ApiError(503, "ServiceUnavailable", "etcd"), ApiError(429, "TooManyRequests", "later"), TimeoutError(), OSError()],
+    [
+        ApiError(503, "ServiceUnavailable", "etcd"),
+        ApiError(500, "500", "etcdserver: request timed out"),
+        ApiError(429, "TooManyRequests", "later"),
+        TimeoutError(),
+        OSError(),
+    ],
 )
 async def test_an_api_server_in_trouble_is_no_event_of_a_job(error: Exception) -> None:
     api = Broken(error)
     await failing(api, 4)
     assert api.events == {}
+
+
+HOOK = 'Internal error occurred: failed calling webhook "jobs.example.com": failed to call webhook: '
+
+
+async def test_a_webhook_that_fails_is_told_from_the_third_look_on_until_it_does_not() -> None:
+    refused = ApiError(500, "InternalError", f"{HOOK}read tcp 10.0.0.1:51234->10.0.0.2:443: connection reset by peer")
+    api = Broken(refused)
+    look = await failing(api, 2)
+    assert api.statuses == []
+    assert await look("uid-one") == 60.0
+    (status,) = api.statuses
+    said = f"{HOOK}read tcp 10.0.0.2:443: connection reset by peer; tried again every 60 s"
+    assert status["message"] == f"the API server refuses what the job needs: {said}"
+    stalled = next(c for c in status["conditions"] if c["type"] == "Stalled")
+    assert (status["phase"], stalled["status"], stalled["reason"]) == ("Pending", "True", "CreateInternalError")
+    api.error = ApiError(500, "InternalError", refused.message.replace("51234", "51235"))
+    assert await look("uid-one") == 60.0
+    assert len(api.statuses) == 1
+    assert len(api.events) == 1
+    api.broken = False
+    await look("uid-one")
+    assert api.statuses[-1]["phase"] == "Preflight"
+    assert look._failed == {}
+
+
+class Unwritable(Broken):
+    """Takes no status, either."""
+
+    async def write_status(self, namespace: str, name: str, *, body: dict[str, Any]) -> dict[str, Any]:
+        raise self.error
+
+
+async def test_a_webhook_that_lets_no_status_be_written_is_told_in_an_event() -> None:
+    api = Unwritable(ApiError(500, "InternalError", HOOK))
+    await failing(api, 4)
+    (event,) = api.events.values()
+    assert (event["type"], event["reason"]) == ("Warning", "ReconcileError")
+
+
+class Keeping(Api):
+    """Deletes no Job."""
+
+    def __init__(self, error: ApiError) -> None:
+        super().__init__()
+        self.error: ApiError | None = error
+        self.deleted: list[str] = []
+        self.kept: list[str] = []
+
+    async def delete_job(self, namespace: str, name: str, *, uid: str) -> None:
+        (self.deleted if self.error is None else self.kept).append(name)
+        if self.error is not None:
+            raise self.error
+
+
+async def test_one_job_that_is_kept_keeps_no_other_from_being_deleted() -> None:
+    api, cache = Keeping(ApiError(403, "Forbidden", "kept for the auditors")), Cache()
+    look = reconciler(api, cache=cache, profile=False)
+    halted = {**JOB, "metadata": {**JOB["metadata"], "resourceVersion": "2"}, "spec": {**JOB["spec"], "suspend": True}}  # type: ignore[dict-item]
+    cache.apply("finetunejobs", halted)
+    for uid in ("one", "two"):
+        there = {**ours(**{MANAGED_BY: MANAGER})["metadata"], "creationTimestamp": "2026-03-01T00:00:00Z"}
+        cache.apply("jobs", {"metadata": {**there, "name": f"job-{uid}", "uid": uid}})
+    assert await look("uid-one") == 60.0
+    assert sorted(api.kept) == ["job-one", "job-two"]
+    told = api.statuses[-1]
+    stalled = next(c for c in told["conditions"] if c["type"] == "Stalled")
+    assert (told["phase"], stalled["reason"]) == ("Suspended", "DeleteForbidden")
+    assert "refuses to delete Job job-" in told["message"]
+    api.error = None
+    await look("uid-one")
+    assert sorted(api.deleted) == ["job-one", "job-two"]
 
 
 def twin(name: str, *, created: str) -> dict[str, Any]:
