@@ -133,10 +133,11 @@ def _diverted(spec: FineTuneJobSpec, profile: FineTuneProfileSpec) -> Iterator[R
         if variable.name.upper() not in DIVERTING:
             continue
         if not any(endpoint_matches(variable.value, pattern) for pattern in patterns):
-            listed = ", ".join(filter(None, [own, *patterns])) or "none"
+            # Neither value is told: they may hold passwords, and whatever else.
+            listed = ", ".join([*(["the profile's own"] if own is not None else []), *patterns]) or "none"
             yield Refusal(
                 "EndpointNotAllowed",
-                f"spec.podTemplate.spec.env[{index}]: {variable.name} {variable.value} is not allowed by the profile; "
+                f"spec.podTemplate.spec.env[{index}]: {variable.name} names a server that the profile does not allow; "
                 f"allowed: {listed}",
             )
 
@@ -201,6 +202,13 @@ def _names(
     if not any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns):
         listed = ", ".join(dict.fromkeys([*filter(None, own), *patterns])) or "none"
         yield Refusal(reason, f"{path}: {name} is not allowed by the profile; allowed: {listed}")
+
+
+def shown(endpoint: str) -> str:
+    """Scheme and host, on one line: what stands around the host may be a password or a signature."""
+    scheme, _, rest = endpoint.partition("://")
+    host = re.split(r"[/?#]", rest.rpartition("@")[2])[0]
+    return repr(f"{scheme}://{host}")[1:-1]
 
 
 def endpoint_matches(endpoint: str, pattern: str) -> bool:

@@ -31,7 +31,7 @@ from finetune_api.contract import (
     TrainingConfig,
 )
 from finetune_api.evaluation import Evaluation, Retention, RetentionTask
-from finetune_api.fence import Refusal, endpoint_matches, refusals
+from finetune_api.fence import Refusal, endpoint_matches, refusals, shown
 from finetune_api.job import FineTuneJobSpec
 from finetune_api.method import Method
 from finetune_api.pods import Checkpoint, PerNode, PodMetadata, PodSpec, PodTemplate, Resources, Retries, Storage
@@ -388,10 +388,10 @@ def _storage(asked: Storage, profile: FineTuneProfileSpec) -> StorageConfig:
     endpoint = first(asked.endpoint, default=own).rstrip("/")
     patterns = profile.allowed_endpoints or []
     if endpoint != own and not any(endpoint_matches(endpoint, pattern) for pattern in patterns):
-        allowed = ", ".join(filter(None, [own, *patterns])) or "none but AWS"
+        allowed = ", ".join([*([shown(own)] if own else []), *patterns]) or "none but AWS"
         raise ResolveError(
             "EndpointNotAllowed",
-            f"spec.storage.endpoint: {endpoint} is not allowed by the profile; allowed: {allowed}",
+            f"spec.storage.endpoint: {shown(endpoint)} is not allowed by the profile; allowed: {allowed}",
         )
     server = theirs if endpoint == own else Storage()
     addressing = asked.addressing or server.addressing

@@ -265,8 +265,25 @@ def test_a_hub_or_proxy_that_the_profile_allows_or_uses_itself_is_fine(spec: dic
 def test_a_hub_or_proxy_that_the_profile_does_not_know_gets_no_token(name: str, value: str) -> None:
     reason, message = refused(env(**{"A": "b", name: value}), HUB)
     assert reason == "EndpointNotAllowed"
-    assert message.startswith(f"spec.podTemplate.spec.env[1]: {name} {value} is not allowed by the profile; allowed: ")
-    assert message.endswith("https://*.example.org")
+    listed = ["the profile's own", "https://*.example.org"] if name == "HTTPS_PROXY" else ["https://*.example.org"]
+    told = f"spec.podTemplate.spec.env[1]: {name} names a server that the profile does not allow"
+    assert message == f"{told}; allowed: {', '.join(listed)}"
+
+
+def test_what_refuses_an_address_tells_no_password_and_forges_no_line() -> None:
+    """Neither the job's nor the profile's: status, Events and log are read by more people than either."""
+    secret = "http://svc:S3cret@proxy:3128"
+    for spec, profile in (
+        (env(HTTPS_PROXY="http://x"), env(HTTPS_PROXY=secret)),
+        (env(HTTPS_PROXY=f"{secret}\nERROR forged"), {}),
+        ({"storage": {"endpoint": secret}}, {"storage": {"endpoint": "https://other:S3cret@s3"}}),
+        ({"storage": {"endpoint": "https://me:S3#S3cret@s3\u2028forged?sig=S3cret"}}, {}),
+    ):
+        reason, message = refused(spec, profile)
+        assert reason == "EndpointNotAllowed"
+        assert "S3" not in message
+        assert message.isprintable()
+    assert "https://s3\\u2028forged is not allowed" in message
 
 
 @pytest.mark.parametrize(

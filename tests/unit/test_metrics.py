@@ -1,6 +1,7 @@
 """What the operator's own metrics say, and that the documentation names each of them."""
 
 import asyncio
+import io
 import json
 import logging
 import re
@@ -21,7 +22,7 @@ from tests.unit.test_reconcile import Api, reconciler
 
 from finetune_api.status import CheckpointStatus, FineTuneJobStatus, Ongoing, ProgressStatus, Restart, Usage
 from finetune_operator import metrics
-from finetune_operator.__main__ import _application, _Json
+from finetune_operator.__main__ import _application, _Json, _Text
 from finetune_operator.kube import _resource
 from finetune_operator.metrics import Phases, Spent
 from finetune_operator.queue import KeyedQueue
@@ -218,6 +219,23 @@ def test_a_line_of_the_log_names_job_and_run() -> None:
     told = json.loads(_Json().format(record))
     assert {"job": "ns/one", "job_uid": "u", "run": RUN, "phase": "Training"}.items() <= told.items()
     assert "job" not in json.loads(_Json().format(logging.LogRecord("x", logging.INFO, "", 0, "watching", (), None)))
+
+
+def test_no_text_of_a_document_or_a_pod_looks_like_a_line_of_the_log() -> None:
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(_Text())
+    logger = logging.Logger("x")
+    logger.addHandler(handler)
+    logger.info("ns/one: %s", "no\nERROR forged\x1b[2K\u2028\ttext")
+    try:
+        raise ValueError("no\n2026-01-01 00:00:00,000 ERROR forged")
+    except ValueError:
+        logger.exception("ns/one")
+    first, second, *others = stream.getvalue().splitlines()
+    assert first == r"ns/one: no\nERROR forged\x1b[2K\u2028\ttext"
+    assert second == "ns/one"
+    assert [line for line in others if not line.startswith("  ")] == []
 
 
 PAGE = (ROOT / "docs/observability.md").read_text(encoding="utf-8")
