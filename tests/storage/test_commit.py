@@ -21,6 +21,7 @@ from finetune_trainer.storage.commit import (
     Record,
     RecordKind,
     RunLog,
+    Staging,
     collect_garbage,
     decode,
     find,
@@ -31,6 +32,7 @@ from finetune_trainer.storage.commit import (
     publish_current,
     published,
     read_current,
+    uncommitted,
 )
 from finetune_trainer.storage.s3 import S3Store
 
@@ -382,6 +384,32 @@ def test_only_the_newest_attempt_collects_garbage(store: Store) -> None:
     with pytest.raises(Fenced):
         collect_garbage(old)
     assert store.head(torn.key) is not None
+
+
+def test_what_a_superseded_attempt_has_written_is_taken_away_unless_a_record_names_it(store: Store) -> None:
+    """Whatever has ended it; and a record can be there though its writer was told that the store is gone."""
+    old = RunLog(store, RUN).claim(holder=holder("old"))
+
+    def ended(*acts: Callable[[Staging], Any]) -> None:
+        with uncommitted(old) as staging:
+            for act in acts:
+                act(staging)
+            raise Unavailable("StoreUnavailable", "no answer")
+
+    def write(name: str) -> Callable[[Staging], Any]:
+        return lambda staging: staging.write(f"{old.prefix}{name}", b"x")
+
+    def name_it(_: Staging) -> None:
+        info = store.head(f"{old.prefix}named")
+        assert info is not None
+        old.append(RecordKind.EVALUATED, {"objects": [object_entry(info)]})
+
+    with pytest.raises(Unavailable):
+        ended(write("of an attempt that is to be repeated"))
+    with pytest.raises(Fenced):
+        ended(write("named"), name_it, write("late"), lambda _: RunLog(store, RUN).claim(holder=holder("new")))
+    left = {info.key.removeprefix(old.prefix) for info in store.list(old.prefix)}
+    assert left == {"named", "of an attempt that is to be repeated"}
 
 
 KILLED_IN_AN_UPLOAD = """

@@ -30,9 +30,11 @@ from finetune_trainer.storage.commit import (
     Fenced,
     Record,
     RecordKind,
+    Staging,
     collect_garbage,
     find,
     object_entry,
+    uncommitted,
     what_is_wrong,
 )
 
@@ -140,43 +142,51 @@ def _publish(
         beat=attempt.heart.beat_or_stop,
     )
     prefix = f"{attempt.claim.prefix}model/"
-    objects = publish.upload_directory(directory, attempt.store, prefix, beat=attempt.heart.beat_or_stop)
-    outcome = TrainOutcome(
-        final_step=trained.body["step"],
-        total_steps=trained.body["totalSteps"],
-        final_loss=trained.body["finalLoss"],
-        best=trained.body["best"],
-        partial=trained.body["end"] == STOPPED,
-        evaluation=status,
-        model=ModelStatus(
-            uri=f"{attempt.store.uri}/{prefix.rstrip('/')}",
-            digest=digest,
-            size_bytes=sum(entry["size"] for entry in objects),
-            trainable_parameters=trained_parameters,
-            parameters=parameters,
-        ),
-    )
-    hint = method.load_hint(model, merge=attempt.config.output.merge)
-    outcome, objects = _reported(attempt, outcome, objects, evaluation=evaluation, load_hint=hint)
-    body = {
-        "publicationId": publication,
-        "evaluationId": evaluation,
-        "end": trained.body["end"],
-        "outcome": outcome.model_dump(mode="json", by_alias=True),
-        "objects": objects,
-    }
-    attempt.claim.append(RecordKind.PUBLISHED, body)
+    with uncommitted(attempt.claim) as staging:
+        attempt.claim.check()
+        objects = publish.upload_directory(directory, staging, prefix, beat=attempt.heart.beat_or_stop)
+        outcome = TrainOutcome(
+            final_step=trained.body["step"],
+            total_steps=trained.body["totalSteps"],
+            final_loss=trained.body["finalLoss"],
+            best=trained.body["best"],
+            partial=trained.body["end"] == STOPPED,
+            evaluation=status,
+            model=ModelStatus(
+                uri=f"{attempt.store.uri}/{prefix.rstrip('/')}",
+                digest=digest,
+                size_bytes=sum(entry["size"] for entry in objects),
+                trainable_parameters=trained_parameters,
+                parameters=parameters,
+            ),
+        )
+        hint = method.load_hint(model, merge=attempt.config.output.merge)
+        outcome, objects = _reported(attempt, outcome, objects, staging=staging, evaluation=evaluation, load_hint=hint)
+        body = {
+            "publicationId": publication,
+            "evaluationId": evaluation,
+            "end": trained.body["end"],
+            "outcome": outcome.model_dump(mode="json", by_alias=True),
+            "objects": objects,
+        }
+        attempt.claim.append(RecordKind.PUBLISHED, body)
     return outcome
 
 
 def _reported(
-    attempt: Attempt, outcome: TrainOutcome, objects: list[dict[str, Any]], *, evaluation: str, load_hint: str
+    attempt: Attempt,
+    outcome: TrainOutcome,
+    objects: list[dict[str, Any]],
+    *,
+    staging: Staging,
+    evaluation: str,
+    load_hint: str,
 ) -> tuple[TrainOutcome, list[dict[str, Any]]]:
     """The outcome with the address of its report, which lies beside the model, and the objects with the report."""
     assert attempt.claim is not None
     judged, _ = gates.rejudged(outcome, attempt.records, attempt.config, evaluation=evaluation)
     html = page(gather(attempt, judged, evaluation=evaluation, load_hint=load_hint))
     key = f"{attempt.claim.prefix}report.html"
-    entry = object_entry(attempt.store.write(key, html.encode()))
+    entry = object_entry(staging.write(key, html.encode()))
     model = outcome.model.model_copy(update={"report_uri": f"{attempt.store.uri}/{key}"})
     return outcome.model_copy(update={"model": model}), [*objects, entry]

@@ -17,7 +17,7 @@ from finetune_trainer.data.order import Rows
 from finetune_trainer.evaluate import CHUNK, Evaluator, packed, unpacked
 from finetune_trainer.signs import Stopped
 from finetune_trainer.storage import Damaged, NotFound
-from finetune_trainer.storage.commit import Record, RecordKind, find, needed, object_entry
+from finetune_trainer.storage.commit import Record, RecordKind, find, needed, object_entry, uncommitted
 from finetune_trainer.storage.digests import digest_of
 from finetune_trainer.tasks import Outcomes
 
@@ -35,8 +35,10 @@ def commit(
     """
     assert attempt.claim is not None
     data = gzip.compress(packed(outcomes), mtime=0)
-    entry = object_entry(attempt.store.write(f"{attempt.claim.prefix}{name}.json.gz", data))
-    return attempt.claim.append(kind, {**body, "objects": [entry]})
+    with uncommitted(attempt.claim) as staging:
+        attempt.claim.check()
+        entry = object_entry(staging.write(f"{attempt.claim.prefix}{name}.json.gz", data))
+        return attempt.claim.append(kind, {**body, "objects": [entry]})
 
 
 def committed(attempt: Attempt, body: Mapping[str, Any]) -> dict[str, Outcomes] | None:

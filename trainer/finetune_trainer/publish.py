@@ -14,7 +14,7 @@ from finetune_trainer.adapt.base import Inputs, parameter_counts
 from finetune_trainer.card import model_card
 from finetune_trainer.layers import plain_of
 from finetune_trainer.storage import Store
-from finetune_trainer.storage.commit import object_entry
+from finetune_trainer.storage.commit import Staging, object_entry
 
 CARD = "README.md"
 _READS_WITH = re.compile(
@@ -87,7 +87,9 @@ def directory_digest(directory: Path, *, beat: Callable[[], None] = lambda: None
     return "sha256:" + hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def upload_directory(directory: Path, store: Store, prefix: str, *, beat: Callable[[], None]) -> list[dict[str, Any]]:
+def upload_directory(
+    directory: Path, store: Store | Staging, prefix: str, *, beat: Callable[[], None]
+) -> list[dict[str, Any]]:
     """Upload every file, verified; returns the entries of a record's `objects`. `beat` is called all the while."""
     objects = []
     for path in sorted(directory.rglob("*")):

@@ -22,7 +22,7 @@ from finetune_trainer.config import storage_settings
 from finetune_trainer.run import read_record, run_key
 from finetune_trainer.signs import Heart, Reporter, Signals, Stopped, wait_for
 from finetune_trainer.storage import Damaged, NotFound, StorageError, open_store
-from finetune_trainer.storage.commit import Fenced, latest_checkpoint
+from finetune_trainer.storage.commit import Fenced, latest_checkpoint, superseded
 
 _log = logging.getLogger("finetune.train")
 
@@ -165,12 +165,9 @@ class Rank:
         """What an attempt misses that a newer one has superseded, that one has deleted."""
         claim = self._attempt.claim if self._attempt is not None else None
         if claim is not None and isinstance(error, NotFound | Damaged):
-            try:
-                claim.check()
-            except Fenced as fenced:
+            fenced = superseded(claim)
+            if fenced is not None:
                 return self._say(ExitCode.FENCED, "Fenced", str(fenced))
-            except StorageError as failure:
-                _log.warning("whether a newer attempt holds the run is not known: %s", failure)
         found = lastmessage.failure(error)
         return self._say(ExitCode(found.code), found.reason, found.message)
 

@@ -30,9 +30,12 @@ from finetune_trainer.storage.commit import (
     Fenced,
     Record,
     RecordKind,
+    Staging,
     collect_garbage,
     live_checkpoints,
     object_entry,
+    superseded,
+    uncommitted,
 )
 from finetune_trainer.storage.files import file_error
 from finetune_trainer.world import World
@@ -128,44 +131,48 @@ class Checkpoints:
 
     def _told(self, files: dict[str, Tensors], place: str) -> dict[str, Any]:
         """What rank 0 is to know of this rank's files. It says so when they cannot be uploaded: others wait."""
+        staging = Staging(self._store)
         try:
-            return {"objects": self._uploaded(files, place, None)}
+            return {"objects": self._uploaded(files, place, None, staging), "keys": staging.keys}
         except StorageError as error:
-            return {"reason": error.reason, "message": str(error), "environment": error.environment}
+            told = {"reason": error.reason, "message": str(error), "environment": error.environment}
+            return {**told, "keys": staging.keys}
 
     def _record(
         self, claim: Claim, state: State, files: dict[str, Tensors], document: bytes | None, place: str
     ) -> Record:
-        """Commit what all ranks have uploaded. A fenced attempt takes its objects away: when the newer one is done
-        already, nobody else ever would. Once they are committed they are not its own any more."""
+        """Commit what all ranks have uploaded. A superseded attempt takes away what the others have uploaded, too."""
         started, late, entries = time.monotonic(), None, []
-        try:
-            claim.check()  # one that woke up too late uploads nothing
-            entries = self._uploaded(files, place, document)
-        except Fenced as error:
-            late = error
-        entries += self._of_others(place, patience=max(PATIENCE, 10 * (time.monotonic() - started)))
-        try:
+        with uncommitted(claim) as staging:
+            try:
+                claim.check()  # one that woke up too late uploads nothing
+                entries = self._uploaded(files, place, document, staging)
+            except Fenced as error:
+                late = error
+            except StorageError:
+                late = superseded(claim)
+                if late is None:
+                    raise
+            patience = max(PATIENCE, 10 * (time.monotonic() - started))
+            entries += self._of_others(place, staging, patience=patience)
             if late is not None:
                 raise late
             return claim.append(RecordKind.CHECKPOINT, _body(state, entries), live=self._kept(claim, state.best))
-        except Fenced:
-            try:
-                self._store.delete([entry["key"] for entry in entries])
-            except StorageError as error:
-                _log.warning("what this attempt has uploaded too late was not deleted: %s", error)
-            raise
 
-    def _of_others(self, place: str, *, patience: float) -> list[dict[str, Any]]:
+    def _of_others(self, place: str, staging: Staging, *, patience: float) -> list[dict[str, Any]]:
         """The entries of the other ranks' objects. Raises StorageError: theirs, or PeerSilent after `patience` s."""
         with _peers("hear from"):
             said = [json.loads(data) for data in self._world.collect(place, patience=patience)]
+        for answer in said:
+            staging.keys += answer["keys"]
         for answer in said:
             if "reason" in answer:
                 raise StorageError(answer["reason"], answer["message"], environment=answer["environment"])
         return [entry for answer in said for entry in answer["objects"]]
 
-    def _uploaded(self, files: dict[str, Tensors], place: str, document: bytes | None) -> list[dict[str, Any]]:
+    def _uploaded(
+        self, files: dict[str, Tensors], place: str, document: bytes | None, staging: Staging
+    ) -> list[dict[str, Any]]:
         paths = []
         with _scratch(self._work):
             shutil.rmtree(self._work, ignore_errors=True)
@@ -179,7 +186,7 @@ class Checkpoints:
                 paths[-1].write_bytes(document)
         entries = []
         for path in paths:
-            entries.append(object_entry(self._store.upload(path, f"{self._prefix}{place}/{path.name}")))
+            entries.append(object_entry(staging.upload(path, f"{self._prefix}{place}/{path.name}")))
             path.unlink()
         return entries
 

@@ -251,9 +251,9 @@ def test_training_waits_for_an_upload_only_when_the_next_one_is_due(tmp_path: Pa
     checkpoints, log, store = committed(tmp_path)
     gate, upload = threading.Event(), store.upload
 
-    def slow(path: Path, key: str) -> Any:
+    def slow(path: Path, key: str, **named: Any) -> Any:
         gate.wait(10)
-        return upload(path, key)
+        return upload(path, key, **named)
 
     store.upload = slow
     checkpoints.save(State(step=1), weights={"w": torch.ones(1)}, optimizer={})
@@ -343,10 +343,10 @@ def test_a_share_that_cannot_be_uploaded_is_told_to_rank_0_and_nothing_is_commit
     ranks, log, store = of_three(tmp_path)
     upload = store.upload
 
-    def full(path: Path, key: str) -> Any:
+    def full(path: Path, key: str, **named: Any) -> Any:
         if "-00003-" in key:
             raise StorageError("NoSpace", "the bucket is full")
-        return upload(path, key)
+        return upload(path, key, **named)
 
     store.upload = full
     for number, rank in enumerate(ranks):

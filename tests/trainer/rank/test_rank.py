@@ -299,7 +299,13 @@ PAUSES = {
     "before a step": ("finetune_trainer.training", "Duties", "due", 13),
     "between an upload and its record": ("finetune_trainer.storage.commit", "RunLog", "put", 3),
     "before the base is loaded": ("finetune_trainer.attempt", "Attempt", "load", 1),
+    "in an evaluation": ("finetune_trainer.storage.local", "LocalStore", "write", 1),
+    "in the midst of an upload of the model": ("finetune_trainer.storage.local", "LocalStore", "upload", 3),
+    "before the last file of the model is there": ("finetune_trainer.storage.local", "LocalStore", "_finish", 6),
+    "before the report is written": ("finetune_trainer.storage.local", "LocalStore", "write", 1),
 }
+WRITES = ("finetune_trainer", "publish", "write_directory", 1)
+"""Where all is measured."""
 
 
 def paused(made: Any, work: Path, where: str) -> Any:
@@ -339,6 +345,26 @@ def test_a_paused_attempt_that_goes_on_beside_a_newer_one_ends_with_44_and_leave
     assert bool(orphans) is (where == "between an upload and its record")
     assert not (done and orphans & set(before))  # the newer has collected them
     assert after == {key: data for key, data in before.items() if key not in orphans}
+
+
+@pytest.mark.parametrize("asked", [False, True], ids=["", "and is asked to stop"])
+@pytest.mark.parametrize("where", list(PAUSES)[3:])
+def test_a_paused_attempt_that_publishes_after_a_newer_one_ends_with_44_and_leaves_nothing(
+    make_run: Any, rows: Any, tmp_path: Path, where: str, asked: bool
+) -> None:
+    made = make_run(rows(120), training={**FAST, "epochs": 1.0})
+    if where != "in an evaluation":
+        assert made.run(tmp_path / "killed", stop=(*WRITES, signal.SIGKILL.value))[0] == -signal.SIGKILL
+    old = paused(made, tmp_path / "old", where)
+    code, log = made.run(tmp_path / "new")
+    assert code == 0, log
+    before = held(made)
+    if asked:
+        old.kill(signal.SIGTERM)
+    old.kill(signal.SIGCONT)
+    assert old.wait() == 44, old.log
+    assert held(made) == before
+    assert below_attempts(made) == needed(made)
 
 
 def needed(made: Any) -> set[str]:

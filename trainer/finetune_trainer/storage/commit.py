@@ -12,12 +12,15 @@ fields alone.
 
 import hashlib
 import json
+import logging
 import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
 from .base import (
@@ -38,6 +41,7 @@ _FORMAT = 2
 _SEAL = "sha256"
 # A bound against a store that answers AlreadyExists for ever; a real log is never this far ahead of a reader.
 _MAX_TRIES = 1000
+_log = logging.getLogger(__name__)
 
 
 class RecordKind(StrEnum):
@@ -256,6 +260,55 @@ class Claim:
         if newest.attempt > self.number:
             claim = self.log.at(newest.attempt)
             raise Fenced(self.log.run_id, self.number, newest.attempt, holder_of(claim) if claim else None)
+
+
+class Staging:
+    """Writes objects that a record is to name, and knows their keys as soon as they are begun."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.keys: list[str] = []
+
+    def write(self, key: str, data: bytes) -> ObjectInfo:
+        """As the store's."""
+        self.keys.append(key)
+        return self._store.write(key, data)
+
+    def upload(self, path: Path, key: str, *, progress: Callable[[int], None] | None = None) -> ObjectInfo:
+        """As the store's."""
+        self.keys.append(key)
+        return self._store.upload(path, key, progress=progress)
+
+
+@contextmanager
+def uncommitted(claim: Claim) -> Iterator[Staging]:
+    """For objects and the record that is to name them. Should an error end that, and the attempt be superseded, the
+    objects are taken away and Fenced is raised: when the newer attempt is done already, nobody else ever would."""
+    staging = Staging(claim.log.store)
+    try:
+        yield staging
+    except Exception as error:
+        fenced = error if isinstance(error, Fenced) else superseded(claim)
+        if fenced is None:
+            raise
+        # A record whose answer was lost may be there all the same.
+        unnamed = [key for key in staging.keys if not _names(claim.records, key)]
+        try:
+            claim.log.store.delete(unnamed)
+        except StorageError as failure:
+            _log.warning("what this attempt has written too late was not deleted: %s", failure)
+        raise fenced from None
+
+
+def superseded(claim: Claim) -> Fenced | None:
+    """What says that a newer attempt holds the run; None where none does, or the store does not tell."""
+    try:
+        claim.check()
+    except Fenced as fenced:
+        return fenced
+    except StorageError as error:
+        _log.warning("whether a newer attempt holds the run is not known: %s", error)
+    return None
 
 
 def find(records: Iterable[Record], kind: RecordKind) -> list[Record]:
