@@ -378,6 +378,22 @@ class RunConfig(Model):
     max_retries: int
     limits: LimitsConfig = LimitsConfig()
 
+    def continued(self, live: "RunConfig") -> "RunConfig":
+        """For a document of which only live fields have changed: nothing that a profile, or a newer version, would make
+        of the others by now. What the version that made this one did not know yet is left out."""
+        limits, checkpoint = (
+            mine.model_copy(update={name: getattr(theirs, name) for name in mine.model_fields_set})
+            for mine, theirs in ((self.limits, live.limits), (self.checkpoint, live.checkpoint))
+        )
+        update = {"generation": live.generation, "max_retries": live.max_retries}
+        return self.model_copy(update={**update, "limits": limits, "checkpoint": checkpoint})
+
+    def text(self) -> str:
+        """What pods read. Of one that was read itself no more than stood there: its images may be as old as it is, and
+        refuse a field that they do not know."""
+        was_read = "schema_version" in self.model_fields_set
+        return self.model_dump_json(by_alias=True, indent=2, exclude_unset=was_read) + "\n"
+
     @property
     def addresses(self) -> dict[str, str]:
         """Every URI that the document names, by its path there."""

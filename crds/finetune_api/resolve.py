@@ -90,8 +90,11 @@ def resolve(
     job_uid: str,
     generation: int,
     defaults: Defaults,
+    before: RunConfig | None = None,
 ) -> RunConfig:
     """The run a document asks for; `job` is namespace/name; where a document names no namespace, none is judged.
+
+    `before`: the run of a document that differs in nothing but live fields. It goes on, but is judged anew.
 
     Raises ResolveError when the profile forbids what the document names.
     """
@@ -120,6 +123,8 @@ def resolve(
         max_retries=first((spec.retries or Retries()).max, default=3),
         limits=_limits(spec, profile),
     )
+    if before is not None:
+        config = before.continued(config)
     if defaults.in_cluster:
         _refuse_files(config.addresses)
         _refuse(refusals(spec, profile, namespace=job.partition("/")[0] or None, pods=config.pods))

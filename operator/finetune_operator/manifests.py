@@ -87,7 +87,7 @@ def config_map(subject: Subject, config: RunConfig, *, key: str) -> Manifest:
             "ownerReferences": [owner_reference(subject)],
         },
         "immutable": True,
-        "data": {"config.json": config.model_dump_json(by_alias=True, indent=2) + "\n"},
+        "data": {"config.json": config.text()},
     }
 
 

@@ -970,6 +970,31 @@ def test_a_live_change_restarts_nothing(place: Place) -> None:
     assert place.kubelet.jobs_of("one") == ["p1", "t1"]
 
 
+def test_a_live_change_restarts_nothing_after_the_profile_and_the_operator_have_changed(place: Place) -> None:
+    plane, name = place.plane, place.name
+    add_profile(plane, name, images={"preflight": "theirs:1"})
+    script: Script = lambda role, ordinal: passes() if role == "preflight" else None  # noqa: E731
+    uid = place.apply("one", script, profile=name)["metadata"]["uid"]
+    place.reaches("one", "Starting", "Loading")
+    changed = {"images": {"preflight": "theirs:2"}, "gpu": {"memory": "80Gi"}, "allowedLicenses": ["mit"]}
+    plane.patch(f"/apis/finetune.dev/v1alpha1/finetuneprofiles/{name}", {"spec": changed})
+    place.operator.kill()
+    place.operator.version = "2"
+    place.operator.start()
+    plane.patch(place.path("one"), {"spec": {"deadline": "2h"}})
+    configs = f"/api/v1/namespaces/{name}/configmaps"
+    pinned = eventually("generation 2 is pinned", lambda: _named(plane.items(configs), f"one-{uid[:5]}-g2"))
+    pods = json.loads(pinned["data"]["config.json"])["pods"]
+    assert (pods["trainerImage"], pods["preflightImage"]) == ("trainer:1", "theirs:1")
+    eventually("generation 2 is observed", lambda: place.status("one")["observedGeneration"] == 2)
+    becomes(place, "one", "starting-changed-live", "Starting", "Loading")
+    assert place.kubelet.jobs_of("one") == ["p1", "t1"]
+    plane.patch(place.path("one"), {"spec": {"podTemplate": {"metadata": {"annotations": {"images": "of today"}}}}})
+    eventually("another attempt begins", lambda: "t2" in place.kubelet.jobs_of("one"))
+    attempt = _named(plane.items(f"/apis/batch/v1/namespaces/{name}/jobs"), f"one-{uid[:5]}-t2")
+    assert attempt["spec"]["template"]["spec"]["containers"][0]["image"] == "trainer:2"
+
+
 def test_a_suspended_job_has_no_pods_and_goes_on_when_it_is_resumed(place: Place) -> None:
     place.apply("one", lambda role, ordinal: trained() if ordinal == 2 else passes() if role == "preflight" else None)
     place.reaches("one", "Starting", "Loading")

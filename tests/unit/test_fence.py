@@ -1,5 +1,6 @@
 """What a profile keeps a job from, and in which words."""
 
+from dataclasses import replace
 from typing import Any, get_args
 
 import pytest
@@ -14,7 +15,7 @@ from finetune_api.job import FineTuneJob
 from finetune_api.profile import Requirable
 from finetune_api.resolve import Defaults, ResolveError, restart_key
 from finetune_operator.decide import decide
-from finetune_operator.verdict import reason_of
+from finetune_operator.verdict import CreateConfig, reason_of
 from finetune_operator.views import Profile
 
 LAPTOP = Defaults(trainer_image="", preflight_image="", in_cluster=False)
@@ -418,6 +419,60 @@ def test_a_changed_document_that_is_refused_leaves_the_old_run_going() -> None:
     assert decision.status is not None
     assert decision.status.phase == "Training"
     assert "generation 2 was refused: spec.resources: 1 x 1 GPUs is more" in (decision.status.message or "")
+
+
+OTHER = {
+    "images": {"trainer": "trainer:2", "preflight": "preflight:2"},
+    "gpu": {"memory": "80Gi", "watts": 700.0},
+    "storage": {"credentialsSecret": "another"},
+    "allowedLicenses": ["mit"],
+    "podTemplate": {"spec": {"nodeSelector": {"gpu": "h200"}}},
+    "limits": {"memory": "16Gi"},
+}
+
+
+def test_a_live_edit_restarts_nothing_whatever_the_profile_would_make_of_the_document_by_now() -> None:
+    """Nor does a newer operator, with images and keys of its own."""
+    longer = subject({**SPEC, "deadline": "2h"}, generation=2)
+    before = replace(pinned(), key="of an older operator")
+    going = t(key=before.key)
+    others = {"profiles": {"default": Profile("default", OTHER)}, "defaults": Defaults("trainer:9", "preflight:9")}
+    decision = decide(
+        world(TRAINING, going, pod_of(going), progress(), subject=longer, pinned={1: before}, **others), now=NOW
+    )
+    (action,) = decision.actions
+    assert isinstance(action, CreateConfig)
+    assert action.key == before.key
+    assert action.config.limits.deadline_seconds == 7200
+    assert action.config.limits.gpu_watts == 700
+    kept = {"generation": 2, "limits": action.config.limits}
+    assert action.config == before.config.model_copy(update=kept)
+    assert decision.status is not None
+    assert decision.status.phase == "Training"
+
+
+def test_a_document_of_which_more_is_changed_gets_what_the_profile_says_by_now() -> None:
+    changed = {
+        "subject": subject({**SPEC, "model": {"uri": "s3://models/other"}}, generation=2),
+        "pinned": {1: pinned()},
+    }
+    decision = decide(world(TRAINING, *running(), profiles={"default": Profile("default", OTHER)}, **changed), now=NOW)
+    pods = [action.config.pods for action in decision.actions if isinstance(action, CreateConfig)]
+    assert [one.trainer_image for one in pods] == ["trainer:2"]
+
+
+def test_pods_that_go_on_are_judged_by_what_the_profile_allows_by_now() -> None:
+    """Not those that the profile would give to the document by now."""
+    smaller = {
+        "default": Profile("default", {"resources": {"perNode": {"memory": "1Gi"}}, "limits": {"memory": "1Gi"}})
+    }
+    changed = {"subject": subject({**SPEC, "deadline": "2h"}, generation=2), "pinned": {1: pinned()}}
+    decision = decide(world(TRAINING, *running(), profiles=smaller, **changed), now=NOW)
+    assert decision.actions == ()
+    assert decision.status is not None
+    assert "refused: spec.resources.perNode.memory: 8Gi is more than the profile allows" in (
+        decision.status.message or ""
+    )
 
 
 def running() -> tuple[Any, ...]:

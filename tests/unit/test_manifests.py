@@ -1,5 +1,6 @@
 """The manifests as whole documents. UPDATE_GOLDEN=1 writes them anew; the diff is then what is reviewed."""
 
+import json
 import os
 import re
 from dataclasses import replace
@@ -175,6 +176,21 @@ def test_pods_satisfy_the_restricted_standard(name: str) -> None:
 def test_preflight_never_asks_for_a_gpu(name: str) -> None:
     container = DOCUMENTS[name]["spec"]["template"]["spec"]["containers"][0]
     assert {*container["resources"]["requests"], *container["resources"]["limits"]} == {"cpu", "memory"}
+
+
+def test_what_goes_on_is_told_to_its_images_in_the_words_of_their_version() -> None:
+    """They refuse fields that they do not know."""
+    pinned = json.loads(manifests.config_map(SUBJECT, config(SPEC), key="k")["data"]["config.json"])
+    for part, field in (("", "decoding"), ("limits", "keepSeconds"), ("limits", "gpuWatts"), ("pods", "cache")):
+        del (pinned[part] if part else pinned)[field]
+    pinned["pods"]["template"] = {}
+    older = RunConfig.model_validate_json(json.dumps(pinned))
+    newer = config({**SPEC, "deadline": "2h", "ttlAfterFinished": "2h"}, {"gpu": {"watts": 700.0}})
+    text = manifests.config_map(SUBJECT, older.continued(newer), key="k")["data"]["config.json"]
+    changed = {**pinned, "limits": {**pinned["limits"], "deadlineSeconds": 7200.0}}
+    assert json.loads(text) == changed
+    again = RunConfig.model_validate_json(text).continued(config(SPEC))
+    assert json.loads(manifests.config_map(SUBJECT, again, key="k")["data"]["config.json"]) == pinned
 
 
 def test_a_variables_value_is_what_the_document_says_to_the_letter() -> None:

@@ -50,7 +50,7 @@ def target_of(pinned: Pinned) -> Target:
 
 
 def _resolve(o: Observed) -> Target | Refusal:
-    subject = o.subject
+    subject, before = o.subject, _before(o)
     try:
         spec = FineTuneJobSpec.model_validate(dict(subject.spec))
     except ValidationError as error:
@@ -73,10 +73,19 @@ def _resolve(o: Observed) -> Target | Refusal:
             job_uid=subject.uid,
             generation=subject.generation,
             defaults=o.defaults,
+            before=before.config if before is not None else None,
         )
     except ResolveError as error:
         return Refusal(error.reason, error.message, final=True)
-    return Target(config, restart_key(config), is_pinned=False)
+    return Target(config, restart_key(config) if before is None else before.key, is_pinned=False)
+
+
+def _before(o: Observed) -> Pinned | None:
+    """The last pinned document, where only live fields have changed since: its pods go on, whatever a profile or a
+    newer operator would make of it by now."""
+    last = max((one for one in (*o.pinned, *o.unreadable) if one < o.subject.generation), default=0)
+    before = o.pinned.get(last)
+    return before if before is not None and before.asked == o.subject.asked else None
 
 
 def _explain(error: ValidationError, root: str) -> str:

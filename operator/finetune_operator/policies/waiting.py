@@ -59,7 +59,8 @@ CONFIG_MAP = Cause("ConfigMapNotFound", "a ConfigMap is missing", "create it", s
 IMAGE = Cause(
     "ImagePullBackOff",
     "the image cannot be pulled: no such tag, no permission, registry not reachable",
-    "mend the registry or `imagePullSecrets`; the kubelet tries again by itself; for another image change the profile",
+    "mend the registry or `imagePullSecrets`; the kubelet tries again by itself; for another image change "
+    "the profile, and then the document, with an annotation in `podTemplate.metadata` for instance",
     stalled=True,
 )
 CONTAINER = Cause(
