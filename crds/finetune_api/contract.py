@@ -19,6 +19,7 @@ from finetune_api.status import (
     ModelStatus,
     PreflightStatus,
     ProgressStatus,
+    Time,
 )
 from finetune_api.tasks import MethodType, PartType, TaskType
 
@@ -409,9 +410,9 @@ class RunConfig(Model):
 class Checkpointed(Model):
     """The last committed checkpoint."""
 
-    step: int
-    uri: str
-    committed_at: str
+    step: int = Field(ge=0)
+    uri: str = Field(max_length=2048)
+    committed_at: Time
     best: BestCheckpoint | None = None
 
 
@@ -422,17 +423,17 @@ class Progress(Model):
     run_id: RunId
     attempt: int | None = Field(None, description="number of the claim, once it is made")
     stage: Literal["Loading", "Training", "Evaluating", "Publishing"]
-    step: int
-    total_steps: int
-    resumed_from_step: int | None = None
+    step: int = Field(ge=0)
+    total_steps: int = Field(ge=0)
+    resumed_from_step: int | None = Field(None, ge=0)
     epoch: float | None = None
     loss: float | None = None
     learning_rate: float | None = None
     samples_per_second: float | None = None
-    estimated_completion_time: str | None = None
+    estimated_completion_time: Time | None = None
     checkpoint: Checkpointed | None = None
-    started_at: str
-    updated_at: str
+    started_at: Time
+    updated_at: Time
 
     @property
     def percent(self) -> int:
@@ -470,15 +471,15 @@ class PreflightOutcome(Model):
 
     state: Literal["Fresh", "Resume", "Reused"]
     run_id: RunId
-    step: int | None = Field(None, description="Resume: step of the last committed checkpoint")
+    step: int | None = Field(None, ge=0, description="Resume: step of the last committed checkpoint")
     summary: PreflightStatus
 
 
 class TrainOutcome(Model):
     """What a finished run leaves behind; also inside a preflight's message when the run is Reused."""
 
-    final_step: int
-    total_steps: int
+    final_step: int = Field(ge=0)
+    total_steps: int = Field(ge=0)
     final_loss: float | None = None
     best: BestCheckpoint | None = None
     partial: bool = False
@@ -497,8 +498,8 @@ class LastMessage(Model):
     message: str = Field(max_length=512)
     run_id: RunId | None = None
     attempt: int | None = None
-    step: int | None = Field(None, description="last committed step")
-    reached_step: int | None = Field(None, description="last step that was done, committed or not")
-    resumed_from_step: int | None = None
+    step: int | None = Field(None, ge=0, description="last committed step")
+    reached_step: int | None = Field(None, ge=0, description="last step that was done, committed or not")
+    resumed_from_step: int | None = Field(None, ge=0)
     preflight: PreflightOutcome | None = None
     result: TrainOutcome | None = None

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from math import inf
 
 import aiohttp
-from pydantic import ValidationError
 
 from finetune_api.contract import PROGRESS_PORT, Progress
 from finetune_operator import tracing
 from finetune_operator.kube import TROUBLE, Kube
 from finetune_operator.metrics import PROGRESS
+from finetune_operator.reading import heard
 from finetune_operator.views import Pod
 
 logger = logging.getLogger(__name__)
@@ -120,14 +120,16 @@ class ProgressReader:
         extra = dict(self._log_names(pod.subject))
         try:
             content = await (self._through_server(namespace, pod) if self._kube.outside else self._directly(pod))
-            return Progress.model_validate_json(content)
+            answer = heard(Progress, content)
         except TimeoutError:
             logger.debug("pod %s/%s does not answer in time", namespace, pod.name, extra=extra)
             raise
         except TROUBLE as error:
             logger.debug("pod %s/%s does not tell its progress: %s", namespace, pod.name, error, extra=extra)
-        except ValidationError:
-            logger.debug("pod %s/%s tells something that is no progress", namespace, pod.name, extra=extra)
+        else:
+            if answer is None:
+                logger.debug("pod %s/%s tells something that is no progress", namespace, pod.name, extra=extra)
+            return answer
         return None
 
     async def _through_server(self, namespace: str, pod: Pod) -> bytes:

@@ -19,6 +19,7 @@ from finetune_operator.kube import TROUBLE, ApiError, Kube, NotLeading
 from finetune_operator.manifests import Manifest
 from finetune_operator.metrics import ACTIONS, RECONCILE_SECONDS, RECONCILES, STATUS_WRITES, Spent
 from finetune_operator.observe import Observer
+from finetune_operator.reading import with_unknown
 from finetune_operator.status import PROGRESS_WRITES
 from finetune_operator.verdict import (
     Action,
@@ -326,7 +327,7 @@ class Reconciler:
                 "resourceVersion": subject.resource_version,
             },
             "spec": dict(subject.spec),
-            "status": status.document(),
+            "status": with_unknown(subject.status.document(), status.document(), subject.unknown),
         }
         try:
             written = await self._kube.write_status(subject.namespace, subject.name, body=body)

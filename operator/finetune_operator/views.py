@@ -11,11 +11,10 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
-from pydantic import ValidationError
-
 from finetune_api import GROUP
 from finetune_api.contract import LastMessage, RunConfig
 from finetune_api.status import FineTuneJobStatus, PreflightStatus
+from finetune_operator.reading import Place, heard, written
 
 MANAGED_BY = "app.kubernetes.io/managed-by"
 MANAGER = "finetune-operator"
@@ -75,14 +74,6 @@ def _created(meta: Raw) -> datetime:
     return parse_time(meta.get("creationTimestamp")) or datetime.fromtimestamp(0, UTC)
 
 
-def _parse_status(raw: Raw) -> FineTuneJobStatus:
-    """A status that does not parse is as good as a wiped one: everything in it can be found out again."""
-    try:
-        return FineTuneJobStatus.model_validate(dict(raw))
-    except ValidationError:
-        return FineTuneJobStatus()
-
-
 @dataclass(frozen=True, slots=True)
 class Subject:
     """A FineTuneJob."""
@@ -98,10 +89,14 @@ class Subject:
     """The annotation finetune.dev/retry."""
     spec: Raw = field(hash=False)
     status: FineTuneJobStatus
+    unknown: Mapping[Place, Any] = field(default_factory=dict, hash=False)
+    """Fields of the status that another version of this operator has written."""
 
     @classmethod
     def of(cls, raw: Raw) -> "Subject":
+        """What of its status cannot be read counts as wiped: everything in it can be found out again."""
         meta = raw["metadata"]
+        status, rest = written(FineTuneJobStatus, raw.get("status") or {})
         return cls(
             namespace=meta["namespace"],
             name=meta["name"],
@@ -112,7 +107,8 @@ class Subject:
             deleting="deletionTimestamp" in meta,
             retry=(meta.get("annotations") or {}).get(RETRY, "")[:256] or None,
             spec=raw.get("spec") or {},
-            status=_parse_status(raw.get("status") or {}),
+            status=status or FineTuneJobStatus(),
+            unknown=rest,
         )
 
     @property
@@ -243,10 +239,7 @@ class Child:
 
     @property
     def preflight(self) -> PreflightStatus | None:
-        try:
-            return PreflightStatus.model_validate_json(self.figures)
-        except ValidationError:
-            return None
+        return heard(PreflightStatus, self.figures)
 
     @classmethod
     def of(cls, raw: Raw) -> "Child":
@@ -515,12 +508,5 @@ def _exit(terminated: Raw | None) -> Exit | None:
         code=int(terminated.get("exitCode", 0)),
         reason=terminated.get("reason", ""),
         at=parse_time(terminated.get("finishedAt")),
-        last=_last_message(terminated.get("message", "")),
+        last=heard(LastMessage, terminated.get("message", "")),
     )
-
-
-def _last_message(text: str) -> LastMessage | None:
-    try:
-        return LastMessage.model_validate_json(text)
-    except ValidationError:
-        return None

@@ -593,6 +593,21 @@ def test_training_evaluation_a_silent_node_and_suspension_are_told_with_the_step
     becomes(place, "trains", "suspended-training", "Suspended", "Suspended")
 
 
+@pytest.mark.parametrize("said", [{"updatedAt": "soon"}, {"startedAt": "x" * 99}, {"step": 10**30}])
+def test_a_trainer_that_says_what_no_status_can_hold_can_still_be_suspended(
+    place: Place, trainer: Trainer, said: Document
+) -> None:
+    job = f"odd-{next(iter(said)).lower()}"
+    place.apply(job, train_of(OTHER))
+    trainer.says("Training", 40, saved=40)
+    place.reaches(job, "Training")
+    trainer.progress = {**trainer.progress, **said}
+    time.sleep(6)  # it is asked every five seconds
+    place.plane.patch(place.path(job), {"spec": {"suspend": True}})
+    status = place.reaches(job, "Suspended", "Suspended")
+    assert status["progress"]["step"] == 40
+
+
 def test_what_goes_on_while_a_changed_document_is_looked_at_is_told_beside_it(place: Place, trainer: Trainer) -> None:
     """Only once preflight has passed does the new run take its place."""
     assert isinstance(place.kubelet, Node)

@@ -16,7 +16,8 @@ from finetune_operator.views import Pod
 
 HOST = f"127.{os.getpid() >> 8 & 255}.{os.getpid() & 255}.77"
 """Of this process: the port is the same for all, and tests of this file may run in several at once."""
-GOOD = Progress(run_id="r", stage="Training", step=1, total_steps=9, started_at="s", updated_at="u")
+TIME = "2026-03-01T12:00:00+00:00"
+GOOD = Progress(run_id="r", stage="Training", step=1, total_steps=9, started_at=TIME, updated_at=TIME)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
