@@ -290,15 +290,27 @@ def _numerics_before(records: list[Record], store: Store, run_id: str, *, halve:
     checkpoints = live_checkpoints(records)
     if checkpoints and checkpoints[0].attempt == claims[-1].number:
         found["microBatch"] = checkpoints[0].body["microBatch"]
-    try:
-        note = json.loads(store.read(_memory_note(run_id, claims[-1].number)))
-    except NotFound:
-        if not halve:
-            return found
-        note = found
-    size = max(1, min(found["microBatch"], note["microBatch"]) // 2)
+    used_up = _used_up(store, _memory_note(run_id, claims[-1].number), known=found["microBatch"])
+    if used_up is None and not halve:
+        return found
+    size = max(1, min(found["microBatch"], used_up or found["microBatch"]) // 2)
     _log.warning("the attempt before ran out of memory: micro-batches have %d rows now", size)
     return {**found, "microBatch": size}
+
+
+def _used_up(store: Store, key: str, *, known: int) -> int | None:
+    """With how many rows an attempt has left word that memory was used up; None where it has left none. What lies there
+    and cannot be read still says that it was: with as many as are `known`."""
+    try:
+        rows = json.loads(store.read(key))["microBatch"]
+        if type(rows) is int and rows > 0:
+            return rows
+        raise ValueError(f"microBatch is {rows!r}")
+    except NotFound:
+        return None
+    except (Damaged, ValueError, KeyError, TypeError) as error:
+        _log.warning("%s is damaged (%s); it is taken to say that memory was used up", key, error)
+        return known
 
 
 def _memory_note(run_id: str, attempt: int) -> str:

@@ -514,6 +514,25 @@ def test_an_attempt_after_one_that_ran_out_of_memory_begins_halved(make_run: Any
     assert numerics.resolve(made.config, world=World(), before=before)["microBatch"] == 4
 
 
+@pytest.mark.parametrize(
+    "note",
+    [b"", b'{"microB', b'{"microBatbh": 8}', b'{"microBatch": "8"}', b'{"microBatch": 7.5}', b"[8]", b"\xff", b"8"],
+)
+def test_a_damaged_word_of_memory_that_was_used_up_is_still_one(
+    make_run: Any, rows: Any, note: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    from finetune_trainer.attempt import _memory_note, _numerics_before
+
+    made = make_run(rows(20), training={"microBatch": 8})
+    log = RunLog(made.store, "run")
+    claim = log.claim(holder=Holder(), numerics=numerics.resolve(made.config, world=World(), before=None))
+    made.store.write(_memory_note("run", claim.number), note)
+    before = _numerics_before(log.read(), made.store, "run")
+    assert before is not None
+    assert (before["microBatch"], type(before["microBatch"])) == (4, int)
+    assert "out-of-memory.json is damaged" in caplog.text
+
+
 def test_the_thread_count_is_measured_where_nothing_says_it(
     make_run: Any, rows: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
