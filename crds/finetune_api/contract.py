@@ -471,6 +471,8 @@ class PreflightOutcome(Model):
 
     state: Literal["Fresh", "Resume", "Reused"]
     run_id: RunId
+    inputs: RunId | None = None
+    """Names what was pinned for this document, for its train pods. None: by a version that wrote only run.json."""
     step: int | None = Field(None, ge=0, description="Resume: step of the last committed checkpoint")
     summary: PreflightStatus
 

@@ -19,6 +19,12 @@ Metrics = Annotated[dict[Annotated[str, StringConstraints(max_length=64)], Figur
 class RunStatus(Model):
     id: str = Field(description="Hash of everything that determines the weights.", max_length=64)
     generation: int = Field(description="metadata.generation this run was resolved from.")
+    inputs: str | None = Field(
+        None,
+        description="Names what the attempts of this document read, runs/ID/inputs/NAME.json under the output: another "
+        "document of the same run may be measured on other rows.",
+        max_length=64,
+    )
     attempt: int | None = Field(None, description="Number of the attempt's claim in storage.")
     started_at: Time | None = Field(None, description="When the first attempt began.")
     placed_at: Time | None = Field(None, description="When the first pod of the last attempt got its node.")

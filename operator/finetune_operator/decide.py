@@ -283,7 +283,7 @@ def _start(o: Observed, target: Target, *, now: datetime) -> Verdict:
     counters = looked.counters if looked else carried(o, target)
     counters = replace(counters, interruptions=0, finish=limit is not None)
     ordinal = o.next_ordinal("train")
-    action = CreateTrain(target.config, target.key, run.id, ordinal, counters)
+    action = CreateTrain(target.config, target.key, run.id, ordinal, counters, run.inputs)
     usage = with_attempt(o.subject.status.usage, ordinal)
     verdict = Verdict("Queued", "PodsPending", "waiting for a node", again_after=POLL, facts={"usage": usage})
     return verdict.doing(action)

@@ -29,6 +29,7 @@ from finetune_operator.views import (
     FINISH,
     GENERATION,
     HALVE,
+    INPUTS,
     INTERRUPTIONS,
     JOB_UID,
     MANAGED_BY,
@@ -111,12 +112,20 @@ def service(subject: Subject) -> Manifest:
 
 
 def preflight_job(
-    subject: Subject, config: RunConfig, *, key: str, ordinal: int, counters: Counters, attempts: int, run: str | None
+    subject: Subject,
+    config: RunConfig,
+    *,
+    key: str,
+    ordinal: int,
+    counters: Counters,
+    attempts: int,
+    run: str | None,
+    inputs: str | None = None,
 ) -> Manifest:
     """One pod without a GPU that looks at the document, the data and what storage already holds.
 
     `attempts`: train Jobs before it; once there is another one, what it said is acted upon. `run`: the one that was
-    begun for this document.
+    begun for this document, and `inputs` what it reads.
     """
     container: Manifest = {
         "name": CONTAINERS["preflight"],
@@ -129,6 +138,7 @@ def preflight_job(
     pod.pop("runtimeClassName", None)  # a GPU's runtime is of no use here
     if run is not None:  # no argument: an image that was pinned before there was one would refuse it
         container["env"].append({"name": "FINETUNE_RUN", "value": run})
+        container["env"] += _inputs(inputs)
     labels = _labels(subject, role="preflight", generation=config.generation)
     spec = {"template": _template(config, pod, labels, key)}
     if config.pods.queue is not None and config.pods.queue.preflight:
@@ -138,7 +148,14 @@ def preflight_job(
 
 
 def train_job(
-    subject: Subject, config: RunConfig, *, key: str, run_id: str, ordinal: int, counters: Counters
+    subject: Subject,
+    config: RunConfig,
+    *,
+    key: str,
+    run_id: str,
+    ordinal: int,
+    counters: Counters,
+    inputs: str | None = None,
 ) -> Manifest:
     """An attempt: one pod a node, each with its GPUs. A new attempt is a new Job, so nothing is retried in place."""
     pods, name = config.pods, child_name(subject, "train", ordinal)
@@ -151,6 +168,7 @@ def train_job(
         "resources": {"requests": {"cpu": pods.cpu, **amounts}, "limits": amounts},
     }
     pod = _pod(subject, config, container, job=name, gpus=pods.gpus)
+    container["env"] += _inputs(inputs)
     pod["terminationGracePeriodSeconds"] = pods.grace_seconds
     container["volumeMounts"].append({"name": "shm", "mountPath": "/dev/shm"})  # noqa: S108 (what torch shares tensors by)
     pod["volumes"].append({"name": "shm", "emptyDir": {"medium": "Memory"}})
@@ -180,7 +198,14 @@ def train_job(
     notes, found = _notes(subject, key, ordinal, counters), subject.status.preflight
     if found is not None:
         notes[FIGURES] = found.model_dump_json(by_alias=True, exclude_none=True)
+    if inputs is not None:
+        notes[INPUTS] = inputs
     return _job(subject, config, name, labels, spec, annotations=notes)
+
+
+def _inputs(name: str | None) -> list[Manifest]:
+    """What a pod reads, where preflight has told its name: no argument either."""
+    return [] if name is None else [{"name": "FINETUNE_INPUTS", "value": name}]
 
 
 def _queued(queue: QueueConfig, labels: dict[str, str], spec: Manifest) -> tuple[dict[str, str], Manifest]:

@@ -274,15 +274,24 @@ class Reconciler:
         match action:
             case CreateConfig(config, key):
                 await self._create(subject, manifests.config_map(subject, config, key=key))
-            case CreatePreflight(config, key, ordinal, counters, attempts, run):
+            case CreatePreflight(config, key, ordinal, counters, attempts, run, inputs):
                 job = manifests.preflight_job(
-                    subject, config, key=key, ordinal=ordinal, counters=counters, attempts=attempts, run=run
+                    subject,
+                    config,
+                    key=key,
+                    ordinal=ordinal,
+                    counters=counters,
+                    attempts=attempts,
+                    run=run,
+                    inputs=inputs,
                 )
                 await self._create(subject, job)
-            case CreateTrain(config, key, run_id, ordinal, counters):
+            case CreateTrain(config, key, run_id, ordinal, counters, inputs):
                 if config.pods.nodes > 1:
                     await self._create(subject, manifests.service(subject))
-                job = manifests.train_job(subject, config, key=key, run_id=run_id, ordinal=ordinal, counters=counters)
+                job = manifests.train_job(
+                    subject, config, key=key, run_id=run_id, ordinal=ordinal, counters=counters, inputs=inputs
+                )
                 await self._create(subject, job)
                 self._begun[subject.uid] = ordinal
             case DeleteJob(name, uid):

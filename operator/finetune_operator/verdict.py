@@ -137,6 +137,8 @@ class CreatePreflight:
     """Observed.attempts when it begins."""
     run: str | None
     """The run that was begun for this document before, if any."""
+    inputs: str | None = None
+    """And what it was found to read."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,8 @@ class CreateTrain:
     run_id: str
     ordinal: int
     counters: Counters
+    inputs: str | None = None
+    """RunStatus.inputs of this document: another one of the same run may have other test rows."""
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ SELECTOR = f"{MANAGED_BY}={MANAGER}"
 JOB_UID = "finetune.dev/job-uid"
 ROLE = "finetune.dev/role"
 RUN = "finetune.dev/run"
+INPUTS = "finetune.dev/inputs"
 GENERATION = "finetune.dev/generation"
 RESTART_KEY = "finetune.dev/restart-key"
 ASKED = "finetune.dev/asked"
@@ -236,6 +237,8 @@ class Child:
     """Neither are pods replaced, nor do they count as failed, before they have ended: podReplacementPolicy Failed."""
     figures: str = ""
     """What preflight had found before a train Job, as JSON: a status that somebody wiped has it no more."""
+    inputs: str | None = None
+    """Of a train Job: names what it reads, as preflight has pinned it for its document."""
 
     @property
     def preflight(self) -> PreflightStatus | None:
@@ -275,6 +278,7 @@ class Child:
             ended_at=when,
             patient=(raw.get("spec") or {}).get("podReplacementPolicy") == "Failed",
             figures=notes.get(FIGURES, ""),
+            inputs=notes.get(INPUTS),
         )
 
 

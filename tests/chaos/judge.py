@@ -115,5 +115,5 @@ def _documented(key: str, job: Job) -> bool:
     released, and what preflight leaves."""
     run = f"runs/{job.made.record.run_id}"
     return key in (CURRENT, f"{run}/run.json", job.made.record.encoded.key) or key.startswith(
-        (f"{run}/log/", f"{run}/released/", f"{run}/preflight/", "digests/")
+        (f"{run}/log/", f"{run}/released/", f"{run}/inputs/", f"{run}/preflight/", "digests/")
     )

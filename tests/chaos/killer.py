@@ -160,6 +160,7 @@ class Killer:
         """`finetune train`, a supervisor and its rank, both killed as a pod's processes are."""
         command = [sys.executable, "-m", "finetune_trainer", "train", "--config", str(job.made.config_path)]
         command += ["--run-id", job.made.record.run_id, "--work", str(work), "--port", "0"]
+        command += ["--inputs", str(job.made.inputs)]
         command += ["--credentials", str(job.made.settings.credentials_dir)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         with log.open("wb") as output:

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import itertools
 import json
 import re
 import shutil
@@ -79,8 +80,8 @@ class Bench:
         profile = FineTuneProfileSpec(allowed_endpoints=["http://*"])
         return resolve(spec, profile, job="default/test", job_uid="uid", generation=1, defaults=defaults)
 
-    def run(self, *, begun: str | None = None) -> LastMessage:
-        """`begun`: the run that the status names."""
+    def run(self, *, begun: str | None = None, inputs: str | None = None) -> LastMessage:
+        """`begun`: the run that the status names, and `inputs` what it reads."""
         (self.root / "config.json").write_text(self.config().model_dump_json(by_alias=True))
         message = self.root / "message"
         code = preflight.main(
@@ -89,6 +90,7 @@ class Bench:
             message=message,
             work=self.root / "work",
             run=begun,
+            inputs=inputs,
         )
         data = message.read_bytes()
         assert len(data) <= MESSAGE_LIMIT
@@ -105,6 +107,7 @@ class Bench:
         return last
 
     def record(self, last: LastMessage) -> RunRecord:
+        """What the run's newest preflight has pinned."""
         store = open_store((self.root / "output").as_uri(), StorageSettings())
         return read_record(store, f"runs/{last.run_id}/run.json")
 
@@ -809,6 +812,92 @@ def test_a_record_under_the_name_of_another_run_is_not_believed(bench: Bench) ->
     one = bench.run()
     bench.put(f"output/runs/{'f' * 16}/run.json", (bench.root / f"output/runs/{one.run_id}/run.json").read_bytes())
     assert bench.run(begun="f" * 16).run_id == one.run_id
+
+
+def go_on(bench: Bench, last: LastMessage) -> LastMessage:
+    """As the operator has it done, with what it was told before."""
+    assert last.preflight is not None
+    return bench.run(begun=last.run_id, inputs=last.preflight.inputs)
+
+
+@pytest.fixture
+def in_pods(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each preflight leaves a report of its own, as those of pods do."""
+    run, numbers = bench.run, itertools.count()
+
+    def in_a_pod(**told: Any) -> LastMessage:
+        monkeypatch.setenv("FINETUNE_POD_UID", f"pod-{next(numbers)}")
+        return run(**told)
+
+    monkeypatch.setattr(bench, "run", in_a_pod)
+
+
+@pytest.mark.usefixtures("in_pods")
+def test_a_run_keeps_its_rows_whatever_a_twin_pins_in_between(bench: Bench) -> None:
+    bench.put("test.jsonl", jsonl(fresh(20)))
+    bench.spec["data"]["test"] = {"uri": bench.uri("test.jsonl")}
+    one = bench.run()
+    assert one.preflight is not None
+    bench.put("test.jsonl", jsonl(fresh(30)))
+    twin = bench.run()  # the very same document, applied after the file has changed
+    assert twin.preflight is not None
+    assert (twin.run_id, bench.record(twin).encoded.rows) == (one.run_id, 60 + 30)
+    assert twin.preflight.inputs != one.preflight.inputs
+    known = [(last, last.preflight.inputs, last.preflight.summary.rows) for last in (one, twin) if last.preflight]
+    for last, inputs, counts in [*known, *known]:
+        again = go_on(bench, last)
+        assert again.preflight is not None
+        assert (again.preflight.inputs, again.preflight.summary.rows) == (inputs, counts)
+        assert [sentence.split()[0] for sentence in warnings(again) if CHANGED in sentence] == ["test"] * (last is one)
+
+
+@pytest.mark.usefixtures("in_pods")
+def test_a_run_goes_on_though_another_document_of_it_was_looked_at_since(bench: Bench) -> None:
+    one = bench.run()
+    spec = json.dumps(bench.spec)
+    bench.put("test.jsonl", jsonl(fresh(20)))
+    bench.spec["data"]["test"] = {"uri": bench.uri("test.jsonl")}
+    assert bench.run().run_id == one.run_id
+    bench.spec = json.loads(spec)
+    bench.put("train.jsonl", b"rows of today, which no reader can read")
+    last = go_on(bench, one)
+    assert (last.code, last.run_id) == (0, one.run_id), last.message
+    assert one.preflight is not None
+    assert last.preflight is not None
+    assert last.preflight.summary.rows == one.preflight.summary.rows
+
+
+@pytest.mark.parametrize("name", ["0" * 32, "../../x", "--config", "A" * 32])
+def test_inputs_that_are_made_up_or_gone_are_read_anew(bench: Bench, name: str) -> None:
+    one = bench.run()
+    assert one.preflight is not None
+    last = bench.run(begun=one.run_id, inputs=name)
+    assert (last.code, last.run_id) == (0, one.run_id)
+    assert last.preflight is not None
+    assert last.preflight.inputs == one.preflight.inputs
+
+
+def test_inputs_under_the_name_of_others_are_not_believed(bench: Bench) -> None:
+    one = bench.run()
+    assert one.preflight is not None
+    directory = f"output/runs/{one.run_id}/inputs"
+    data = (bench.root / directory / f"{one.preflight.inputs}.json").read_bytes()
+    bench.put(f"{directory}/{'0' * 32}.json", data)
+    last = bench.run(begun=one.run_id, inputs="0" * 32)
+    assert (last.code, last.reason) == (ExitCode.DAMAGED, "RunRecordDamaged")
+
+
+def test_a_published_model_is_reused_though_its_document_was_pinned_before_documents_had_inputs_of_their_own(
+    bench: Bench,
+) -> None:
+    one = bench.run()
+    outcome = publish(bench, one)
+    shutil.rmtree(bench.root / f"output/runs/{one.run_id}/inputs")
+    last = bench.run(begun=one.run_id)
+    (bench.root / "train.jsonl").unlink()
+    for _ in range(2):
+        assert (last.code, last.reason, last.result) == (0, "Reused", outcome)
+        last = go_on(bench, last)
 
 
 def test_what_is_measured_anew_is_read_anew(bench: Bench) -> None:

@@ -420,17 +420,34 @@ def test_a_message_that_cannot_be_written_is_no_reason_to_fail(tmp_path: Path) -
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("finish", [True, False])
-def test_the_ranks_are_told_to_finish_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finish: bool) -> None:
+@pytest.fixture
+def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Sequence[str]]:
+    """Gives the command of the ranks, by options of `finetune train`."""
     commands: list[Sequence[str]] = []
 
     def supervise(command: Sequence[str], **_: Any) -> LastMessage:
         commands.append(command)
         return LastMessage(code=0, reason="Completed", message="m")
 
+    def train(*options: str) -> Sequence[str]:
+        arguments = ["train", "--config", "c", "--run-id", "r", "--work", str(tmp_path), "--port", "0"]
+        assert command_line.main([*arguments, *options]) == 0
+        return commands[-1]
+
     monkeypatch.setattr(supervisor, "supervise", supervise)
     monkeypatch.setattr(supervisor, "read_config", lambda _: None)
     monkeypatch.setattr(supervisor, "world_of", lambda *_: None)
-    arguments = ["train", "--config", "c", "--run-id", "r", "--work", str(tmp_path), "--port", "0"]
-    assert command_line.main([*arguments, *(["--finish-now"] if finish else [])]) == 0
-    assert ("--finish-now" in commands[0]) is finish
+    return train
+
+
+@pytest.mark.parametrize("finish", [True, False])
+def test_the_ranks_are_told_to_finish_now(told: Callable[..., Sequence[str]], finish: bool) -> None:
+    assert ("--finish-now" in told(*["--finish-now"] * finish)) is finish
+
+
+def test_the_ranks_are_told_what_to_read(told: Callable[..., Sequence[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "--inputs" not in told()
+    for options, name in ((["--inputs", "one"], "one"), ([], "two")):
+        monkeypatch.setenv("FINETUNE_INPUTS", "two")
+        command = told(*options)
+        assert command[command.index("--inputs") + 1] == name

@@ -1986,9 +1986,10 @@ def _carried_out(o: Observed, decision: Decision) -> Observed:
             case CreatePreflight(config, key, ordinal, counters, attempts, _):
                 job = p(ordinal, uid=f"new-p{ordinal}", key=key, counters=counters, attempts=attempts, created=NOW)
                 children.append(replace(job, retry=o.subject.retry or "", generation=config.generation))
-            case CreateTrain(config, key, run_id, ordinal, counters):
+            case CreateTrain(config, key, run_id, ordinal, counters, inputs):
                 job = t(ordinal, uid=f"new-t{ordinal}", key=key, counters=counters, created=NOW, run=run_id)
-                children.append(replace(job, retry=o.subject.retry or "", generation=config.generation))
+                retry = o.subject.retry or ""
+                children.append(replace(job, retry=retry, generation=config.generation, inputs=inputs))
             case DeleteJob(_, uid):
                 children = [c for c in children if c.uid != uid]
     return replace(o, children=tuple(children), pinned=known)
@@ -2053,6 +2054,45 @@ def test_a_preflight_of_the_same_document_is_told_of_the_run_that_was_begun(fact
             given = replace(given, subject=replace(given.subject, status=decision.status))
         decision = decide(given, now=NOW)
     assert begun == [run]
+
+
+MINE, OTHERS = "ab" * 16, "cd" * 16
+"""What preflights of two documents of one run have pinned."""
+
+
+def reading(status: FineTuneJobStatus, inputs: str) -> FineTuneJobStatus:
+    assert status.run is not None
+    return status.model_copy(update={"run": status.run.model_copy(update={"inputs": inputs})})
+
+
+def test_attempts_read_what_the_preflight_of_their_document_has_pinned() -> None:
+    passed = outcome("Fresh")
+    assert passed.preflight is not None
+    found = passed.preflight.model_copy(update={"inputs": MINE})
+    given = world(PREFLIGHT, p(), ended(p(), 0, passed.model_copy(update={"preflight": found})))
+    told = _status(given)
+    assert told.run is not None
+    assert told.run.inputs == MINE
+    first = settled(replace(given, subject=replace(given.subject, status=told)))
+    assert [action.inputs for action in first.actions if isinstance(action, CreateTrain)] == [MINE]
+    crashed = world(reading(TRAINING, OTHERS), t(inputs=MINE), ended(t(), 1, at=60))
+    assert [action.inputs for action in settled(crashed).actions if isinstance(action, CreateTrain)] == [MINE]
+
+
+def test_what_an_attempt_reads_stands_in_the_status_also_where_that_was_wiped_or_the_document_changed_back() -> None:
+    for before in (FineTuneJobStatus(), reading(TRAINING, OTHERS)):
+        run = _status(world(before, t(inputs=MINE), pod(t()), progress())).run
+        assert run is not None
+        assert (run.id, run.inputs) == (RUN, MINE)
+
+
+def test_a_preflight_of_the_same_document_is_told_what_its_run_reads() -> None:
+    for given, known in ((world(IDLE_AT_30, **RESUMED), (RUN, MINE)), (world(IDLE_AT_30, **CHANGED), (None, None))):
+        told = replace(given.subject, status=reading(given.subject.status, MINE))
+        (looked,) = [
+            action for action in settled(replace(given, subject=told)).actions if isinstance(action, CreatePreflight)
+        ]
+        assert (looked.run, looked.inputs) == known
 
 
 def test_an_attempt_of_the_document_before_does_not_answer_a_preflight_of_this_one() -> None:

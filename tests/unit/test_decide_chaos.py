@@ -102,14 +102,27 @@ class World:
                         config.generation: Pinned(config.generation, config, key, self.o.subject.asked),
                     },
                 )
-            case CreatePreflight(config, key, ordinal, counters, attempts, run):
+            case CreatePreflight(config, key, ordinal, counters, attempts, run, inputs):
                 job = manifests.preflight_job(
-                    self.o.subject, config, key=key, ordinal=ordinal, counters=counters, attempts=attempts, run=run
+                    self.o.subject,
+                    config,
+                    key=key,
+                    ordinal=ordinal,
+                    counters=counters,
+                    attempts=attempts,
+                    run=run,
+                    inputs=inputs,
                 )
                 self._begin(job)
-            case CreateTrain(config, key, run_id, ordinal, counters):
+            case CreateTrain(config, key, run_id, ordinal, counters, inputs):
                 job = manifests.train_job(
-                    self.o.subject, config, key=key, run_id=run_id, ordinal=ordinal, counters=counters
+                    self.o.subject,
+                    config,
+                    key=key,
+                    run_id=run_id,
+                    ordinal=ordinal,
+                    counters=counters,
+                    inputs=inputs,
                 )
                 self._begin(job)
             case DeleteJob(_, uid):

@@ -78,29 +78,37 @@ def config(spec: dict[str, Any], profile: dict[str, Any] | None = None) -> RunCo
     )
 
 
-def train(spec: dict[str, Any], profile: dict[str, Any] | None = None) -> manifests.Manifest:
+def train(
+    spec: dict[str, Any], profile: dict[str, Any] | None = None, *, inputs: str | None = None
+) -> manifests.Manifest:
+    counters = Counters(failures=1, tries=2)
     return manifests.train_job(
-        SUBJECT, config(spec, profile), key="k" * 16, run_id="a" * 16, ordinal=3, counters=Counters(failures=1, tries=2)
+        SUBJECT, config(spec, profile), key="k" * 16, run_id="a" * 16, ordinal=3, counters=counters, inputs=inputs
     )
 
 
 def preflight(
-    spec: dict[str, Any], profile: dict[str, Any] | None = None, *, run: str | None = None
+    spec: dict[str, Any],
+    profile: dict[str, Any] | None = None,
+    *,
+    run: str | None = None,
+    inputs: str | None = None,
 ) -> manifests.Manifest:
+    asked = config(spec, profile)
     return manifests.preflight_job(
-        SUBJECT, config(spec, profile), key="k" * 16, ordinal=1, counters=Counters(), attempts=0, run=run
+        SUBJECT, asked, key="k" * 16, ordinal=1, counters=Counters(), attempts=0, run=run, inputs=inputs
     )
 
 
 DOCUMENTS = {
     "preflight-job": preflight(SPEC),
-    "train-job": train(SPEC),
+    "train-job": train(SPEC, inputs="d" * 32),
     "train-job-without-secret-or-gpu": train(
         {**SPEC, "storage": {}, "resources": {"perNode": {"gpus": 0, "cpu": "500m", "memory": "2Gi"}}}
     ),
     "train-job-another-gpu": train(SPEC, {"gpu": {"resourceName": "amd.com/gpu"}}),
     "preflight-job-rich": preflight(RICH),
-    "preflight-job-of-a-run-that-was-begun": preflight(SPEC, run="a" * 16),
+    "preflight-job-of-a-run-that-was-begun": preflight(SPEC, run="a" * 16, inputs="d" * 32),
     "train-job-rich": train(RICH, PROFILE),
     "service": manifests.service(SUBJECT),
     "config-map": manifests.config_map(SUBJECT, config(SPEC), key="k" * 16),
@@ -279,6 +287,13 @@ def test_a_train_job_carries_what_preflight_had_found() -> None:
     for figures in ("", "{", '{"rows": 3}', "[]"):  # nothing, or what somebody wrote there
         raw["metadata"]["annotations"]["finetune.dev/preflight"] = figures
         assert Child.of(raw).preflight is None
+
+
+def test_a_train_job_carries_the_name_of_what_it_reads() -> None:
+    for inputs in ("d" * 32, None):
+        raw = train(SPEC, inputs=inputs)
+        raw["metadata"] |= {"uid": "u", "creationTimestamp": "2026-03-01T00:00:00Z", "resourceVersion": "1"}
+        assert Child.of(raw).inputs == inputs
 
 
 def test_after_a_container_killed_for_its_memory_the_next_is_told_to_halve_the_micro_batch() -> None:

@@ -105,10 +105,12 @@ def _parser() -> argparse.ArgumentParser:
         default=os.environ.get("FINETUNE_RUN") or None,
         help="the run that was begun for this document: it goes on with its rows (default: $FINETUNE_RUN, else none)",
     )
+    _inputs(preflight)
     preflight.set_defaults(action=_preflight)
     train = commands.add_parser("train", help="train a resolved run (what a train pod does)")
     _pod_options(train)
     train.add_argument("--run-id", required=True, metavar="ID", help="the run that preflight has found")
+    _inputs(train)
     train.add_argument("--halve-micro-batch", action="store_true", help="the attempt before was killed for its memory")
     train.add_argument("--finish-now", action="store_true", help="train no more; publish the best checkpoint")
     train.add_argument("--cache", type=Path, metavar="DIR", help="base models that pods share (default: none)")
@@ -125,6 +127,15 @@ def _credentials(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="DIR",
         help="directory with files AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (default: the environment's)",
+    )
+
+
+def _inputs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--inputs",
+        metavar="NAME",
+        default=os.environ.get("FINETUNE_INPUTS") or None,
+        help="what preflight has pinned for this document (default: $FINETUNE_INPUTS, else what is newest of the run)",
     )
 
 
@@ -197,6 +208,7 @@ def _preflight(options: argparse.Namespace) -> int:
         message=options.message,
         work=options.work,
         run=options.run_id,
+        inputs=options.inputs,
     )
 
 
@@ -206,6 +218,7 @@ def _train(options: argparse.Namespace) -> int:
     return supervisor.main(
         config=options.config,
         run_id=options.run_id,
+        inputs=options.inputs,
         credentials=options.credentials,
         message=options.message,
         work=options.work,

@@ -184,7 +184,8 @@ class _Run:
     def _preflight(self) -> LastMessage:
         self.line.show("Preflight  reading model and data")
         last = self._call("preflight", "preflight.log", [])
-        self.status["run"] = RunStatus(id=last.run_id, generation=1) if last.run_id else None
+        inputs = last.preflight.inputs if last.preflight is not None else None
+        self.status["run"] = RunStatus(id=last.run_id, generation=1, inputs=inputs) if last.run_id else None
         if last.preflight is not None:
             self.status["preflight"] = last.preflight.summary
             self._tell(last)
@@ -204,11 +205,12 @@ class _Run:
     def _train(self, checked: LastMessage) -> LastMessage:
         """Attempts until one ends for good; each goes on from the last checkpoint."""
         started = datetime.now(UTC).isoformat(timespec="seconds")
-        tries = _Tries(self.config, committed=(checked.preflight.step if checked.preflight else None) or 0)
+        assert checked.preflight is not None  # it has passed
+        inputs, tries = checked.preflight.inputs, _Tries(self.config, committed=checked.preflight.step or 0)
         while True:
             self.attempts += 1
             self.line.show("Starting   loading the model")
-            arguments = ["--run-id", str(checked.run_id), "--port", "0", *tries.arguments]
+            arguments = ["--run-id", str(checked.run_id), "--inputs", str(inputs), "--port", "0", *tries.arguments]
             last = self._call("train", f"train-{self.attempts}.log", arguments)
             progress = read_progress(self.scratch / "state/progress.json")
             self._note_progress(progress, last, started)

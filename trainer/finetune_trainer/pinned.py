@@ -1,7 +1,7 @@
 """A run that was begun: whether it is what the document asks for, and what has changed in storage since. Torch-free.
 
-A run goes on with the inputs it began with, however long it rested: run.json has them, and neither a row is read again
-nor a new identity computed.
+A run goes on with the inputs it began with, however long it rested: its record has them, and neither a row is read
+again nor a new identity computed.
 """
 
 import logging
@@ -23,7 +23,8 @@ from finetune_trainer.run import (
     Input,
     RunRecord,
     input_changed,
-    read_record,
+    inputs_key,
+    read_inputs,
     run_key,
 )
 from finetune_trainer.storage import NotFound, StorageError, StorageSettings, Store, open_store, split_uri
@@ -82,14 +83,37 @@ def is_of(config: RunConfig, record: RunRecord) -> bool:
     return train_identity(config, labels=record.labels, inputs=record.identity.get("inputs", {})) == record.identity
 
 
-def begun(config: RunConfig, output: Store, run: str) -> RunRecord:
-    """The record of a run that was begun for this very document. `run` comes from a status, which anybody may have
-    written: nothing is believed of it. Raises CannotGoOnError, and StorageError also where the record is damaged."""
+def differs(config: RunConfig, record: RunRecord) -> str | None:
+    """Why a record of the document's run is not of its inputs; None where it is."""
+    if record.addresses != addresses(config) or config.task.labels not in (None, record.labels):
+        return "has the inputs of another document"
+    measured = {one.name: one.task.document() for one in config.evaluation.retention}
+    kept = {name: one.task for name, one in record.retention.items()}
+    if list(record.slices) != config.evaluation.slices or kept != measured:
+        return "is of other rows to measure, or of other slices of them"
+    return None
+
+
+def check_record(config: RunConfig, record: RunRecord) -> None:
+    """Raises StorageError, after which a preflight looks, where an attempt would measure what its document does not
+    ask for. A record of before there were addresses is believed."""
+    why = differs(config, record) if record.addresses else None
+    if why is not None:
+        raise StorageError(
+            "InputsOfAnotherDocument",
+            f"What was pinned for run {record.run_id} {why}: preflight looks again.",
+        )
+
+
+def begun(config: RunConfig, output: Store, run: str, inputs: str | None = None) -> RunRecord:
+    """The record of a run that was begun for this very document. `run` and `inputs` come from a status, which anybody
+    may have written: nothing is believed of them. Raises CannotGoOnError, and StorageError also where the record is
+    damaged."""
     if not _RUN_ID.fullmatch(run):
         raise CannotGoOnError("that is no run")
-    key = run_key(run)
+    key = run_key(run) if inputs is None else inputs_key(run, inputs)
     try:
-        record = read_record(output, key)
+        record = read_inputs(output, run, inputs)
     except NotFound as error:
         if error.reason != "ObjectNotFound":
             raise
@@ -98,12 +122,8 @@ def begun(config: RunConfig, output: Store, run: str) -> RunRecord:
         raise CannotGoOnError(f"{key} is of another document")
     if not record.addresses:
         raise CannotGoOnError(f"{key} is of a version that did not tell by which addresses the inputs were asked for")
-    if record.addresses != addresses(config) or config.task.labels not in (None, record.labels):
-        raise CannotGoOnError(f"{key} has the inputs of another document")
-    measured = {one.name: one.task.document() for one in config.evaluation.retention}
-    kept = {name: one.task for name, one in record.retention.items()}
-    if list(record.slices) != config.evaluation.slices or kept != measured:
-        raise CannotGoOnError("other rows are measured by now, or other slices of them")
+    if why := differs(config, record):
+        raise CannotGoOnError(f"{key} {why}")
     return record
 
 

@@ -1,8 +1,8 @@
 """What can be known on a CPU, before a GPU is asked for: access, model, rows, identity, and what is done already.
 
 The order is: output writable -> base model whole -> rows read, checked, split and encoded -> digests and run id ->
-encoded store and run.json written -> log read -> report. Nothing is written to the output before everything is right,
-but for a probe that is deleted at once. Run again at any time, it comes to the same end.
+encoded store and the run's record written -> log read -> report. Nothing is written to the output before everything is
+right, but for a probe that is deleted at once. Run again at any time, it comes to the same end.
 """
 
 import json
@@ -48,6 +48,7 @@ from finetune_trainer.run import (
     Input,
     RunRecord,
     encoded_key,
+    inputs_key,
     read_record,
     retained,
     run_key,
@@ -86,11 +87,19 @@ FINISHED = ("complete", "early-stopped")
 _TRIES = 5
 
 
-def main(*, config: Path, credentials: Path | None, message: Path | None, work: Path, run: str | None = None) -> int:
+def main(
+    *,
+    config: Path,
+    credentials: Path | None,
+    message: Path | None,
+    work: Path,
+    run: str | None = None,
+    inputs: str | None = None,
+) -> int:
     """`finetune preflight`: returns the exit code, having written the last message to `message`."""
     secrets = lastmessage.secrets_of(credentials)
     with _quiet_on_bad_input() as outcome:
-        outcome.message = preflight(read_config(config), credentials=credentials, work=work, run=run)
+        outcome.message = preflight(read_config(config), credentials=credentials, work=work, run=run, inputs=inputs)
     last = outcome.message
     assert last is not None
     print(lastmessage.scrub(f"{last.reason}: {last.message}", secrets), file=sys.stderr, flush=True)
@@ -134,10 +143,12 @@ def _quiet_on_bad_input() -> Iterator[_Outcome]:
         )
 
 
-def preflight(config: RunConfig, *, credentials: Path | None, work: Path, run: str | None = None) -> LastMessage:
+def preflight(
+    config: RunConfig, *, credentials: Path | None, work: Path, run: str | None = None, inputs: str | None = None
+) -> LastMessage:
     """Do all of it and say what was found. Raises DataError and StorageError.
 
-    `run`: the one that was begun for this document, which goes on with the inputs it began with.
+    `run`: the one that was begun for this document, which goes on with the inputs it began with, by their name.
     """
     settings = storage_settings(config, credentials)
     output = open_store(config.output.uri, settings)
@@ -145,7 +156,7 @@ def preflight(config: RunConfig, *, credentials: Path | None, work: Path, run: s
     lost = None
     if run is not None:
         try:
-            return _go_on(config, run, output=output, settings=settings, scratch=work)
+            return _go_on(config, run, inputs, output=output, settings=settings, scratch=work)
         except pinned.CannotGoOnError as error:
             lost = _Lost(run, str(error), rows=isinstance(error, pinned.RowsLostError))
             log.warning("run %s is not gone on with: %s", run, error)
@@ -473,7 +484,7 @@ def _commit(
         "publicationId": standing.publication,
     }
     output.write(_report_key(run), _report(record, data=data, more=more))
-    return _passed(run, standing, summary=summary)
+    return _passed(record, standing, summary=summary)
 
 
 _LASTING = "lastingWarnings"
@@ -504,20 +515,24 @@ class _Lost:
         )
 
 
-def _go_on(config: RunConfig, run: str, *, output: Store, settings: StorageSettings, scratch: Path) -> LastMessage:
+def _go_on(
+    config: RunConfig, run: str, inputs: str | None, *, output: Store, settings: StorageSettings, scratch: Path
+) -> LastMessage:
     """No row is read: what was found of them stands in the last report.
 
     Raises CannotGoOnError, StorageError; DataError where the license is not allowed any more.
     """
-    record = pinned.begun(config, output, run)
+    record = pinned.begun(config, output, run, inputs)
+    report = _last_report(output, record)
     standing = _standing(config, record, output)
     if standing.result is None or standing.result.partial:
         manifest = pinned.same_base(record, settings)
         license_name = license_of(open_store(pinned.base_of(record), settings), config)
         pinned.check_stores(output, _stores(record))
         record = pin(output, record.model_copy(update={"manifest": manifest, "license": license_name}), [])
+    else:
+        _keep(output, record)
     news = pinned.news_of_rows(config, record, settings, scratch)
-    report = _last_report(output, run)
     lasting = report.get(_LASTING, [])
     warnings = [*standing.trouble, *news, *lasting]
     summary = PreflightStatus.model_validate(report.get("summary", {})).model_copy(
@@ -528,24 +543,31 @@ def _go_on(config: RunConfig, run: str, *, output: Store, settings: StorageSetti
         "summary": summary.document(),
         "warnings": warnings,
         "publicationId": standing.publication,
+        "inputs": record.name,
         "record": record.document(),
     }
     output.write(_report_key(run), _json({**report, **more}))
-    return _passed(run, standing, summary=summary)
+    return _passed(record, standing, summary=summary)
 
 
-def _last_report(output: Store, run: str) -> dict[str, Any]:
-    """What the last preflight of a run has told people; nothing where none can be read."""
-    found = sorted(output.list(f"runs/{run}/preflight/"), key=lambda info: (info.modified is None, info.modified))
-    for info in reversed(found):
+def _last_report(output: Store, record: RunRecord) -> dict[str, Any]:
+    """What the last preflight has told people of a document's inputs, or of the run where it was never of these;
+    nothing where none can be read."""
+    listed = output.list(f"runs/{record.run_id}/preflight/")
+    newest_first = sorted(listed, key=lambda info: (info.modified is None, info.modified), reverse=True)
+    other: dict[str, Any] = {}
+    for info in newest_first:
         try:
             report = json.loads(output.read(info.key))
             PreflightStatus.model_validate(report["summary"])
         except (Damaged, NotFound, ValueError, TypeError, KeyError, RecursionError):
             continue
         told = report.get(_LASTING, report["summary"].get("warnings") or [])
-        return {**report, _LASTING: [str(sentence) for sentence in told] if isinstance(told, list) else []}
-    return {}
+        found = {**report, _LASTING: [str(sentence) for sentence in told] if isinstance(told, list) else []}
+        if found.get("inputs") == record.name:
+            return found
+        other = other or found
+    return other
 
 
 @dataclass(frozen=True)
@@ -586,8 +608,8 @@ def _standing(config: RunConfig, record: RunRecord, output: Store) -> _Standing:
     return _Standing(publication, result, step, unmet, trouble)
 
 
-def _passed(run: str, standing: _Standing, *, summary: PreflightStatus) -> LastMessage:
-    result, step, unmet = standing.result, standing.step, standing.unmet
+def _passed(record: RunRecord, standing: _Standing, *, summary: PreflightStatus) -> LastMessage:
+    run, result, step, unmet = record.run_id, standing.result, standing.step, standing.unmet
     state: Literal["Fresh", "Resume", "Reused"]
     if result is not None and not result.partial:
         state, sentence = "Reused", f"Run {run} is trained and published already; its model is reused."
@@ -601,7 +623,7 @@ def _passed(run: str, standing: _Standing, *, summary: PreflightStatus) -> LastM
         message=lastmessage.clip(unmet or sentence),
         run_id=run,
         step=step,
-        preflight=PreflightOutcome(state=state, run_id=run, step=step, summary=summary),
+        preflight=PreflightOutcome(state=state, run_id=run, inputs=record.name, step=step, summary=summary),
         result=result,
     )
 
@@ -617,6 +639,7 @@ def _report(record: RunRecord, *, data: Data, more: Mapping[str, Any]) -> bytes:
         "audit": data.quality.audit,
         "truncated": data.encoded.truncated,
         "dropped": data.quality.dropped.document(),
+        "inputs": record.name,
         "record": record.document(),
         "versions": {name: version(name) for name in ("numpy", "tokenizers", "pyarrow", "safetensors")},
     }
@@ -704,13 +727,24 @@ def _cached_digests(output: Store, key: str) -> tuple[str, str] | None:
 
 
 def pin(output: Store, record: RunRecord, encoded: Sequence[Encoded]) -> RunRecord:
-    """Make run.json say where this run's inputs lie now, and the encoded stores be there.
+    """Keep what the attempts of this document read, make run.json say the same, and the encoded stores be there.
 
     The identity fixes the content of all inputs but those that are only measured; what may differ from an earlier
     preflight is where they lie, what the run is measured on, and which columns slice that. Then run.json is replaced,
     with If-Match. When nothing differs, earlier encoded stores stay where they are whole, even if this version of the
     tokenizer library would make others. Without `encoded` there is nothing to mend them with: they were checked before.
     """
+    record = _newest(output, record, encoded)
+    _keep(output, record)
+    return record
+
+
+def _keep(output: Store, record: RunRecord) -> None:
+    """For attempts: another preflight of the run replaces run.json, but never this."""
+    output.write(inputs_key(record.run_id, record.name), record.sealed())
+
+
+def _newest(output: Store, record: RunRecord, encoded: Sequence[Encoded]) -> RunRecord:
     key = run_key(record.run_id)
     for _ in range(_TRIES):
         info = output.head(key)
@@ -719,7 +753,7 @@ def pin(output: Store, record: RunRecord, encoded: Sequence[Encoded]) -> RunReco
             same = (known.manifest, _asked(known)) == (record.manifest, _asked(record))
             # Columns have numbers in the store: in another order they are of another store.
             same = same and [*known.slices.items()] == [*record.slices.items()]
-            if same and (not encoded or _are_whole(output, _stores(known))):
+            if same and (_are_whole(output, _stores(known)) if encoded else _stores(known) == _stores(record)):
                 if (known.license, known.addresses) == (record.license, record.addresses):
                     return known
                 record = record.model_copy(update={"encoded": known.encoded, "retention": known.retention})

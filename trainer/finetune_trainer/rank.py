@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from finetune_api.contract import ExitCode, LastMessage, RunConfig, TrainOutcome
 from finetune_trainer import lastmessage, logs, oom
 from finetune_trainer.config import storage_settings
-from finetune_trainer.run import read_record, run_key
+from finetune_trainer.run import read_inputs
 from finetune_trainer.signs import Heart, Reporter, Signals, Stopped, wait_for
 from finetune_trainer.storage import Damaged, NotFound, StorageError, open_store
 from finetune_trainer.storage.commit import Fenced, latest_checkpoint, superseded
@@ -42,6 +42,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="finetune_trainer.rank")
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--run-id", required=True)
+    parser.add_argument("--inputs")
     parser.add_argument("--credentials", type=Path)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--cache", type=Path)
@@ -105,6 +106,7 @@ class Rank:
         from finetune_trainer import world as worlds
         from finetune_trainer.attempt import Attempt, begin, fetch_inputs
         from finetune_trainer.finish import finish
+        from finetune_trainer.pinned import check_record
         from finetune_trainer.retention import measure_base
         from finetune_trainer.training import train_what_is_left
 
@@ -115,7 +117,8 @@ class Rank:
         config = _config(self._options.config)
         settings = storage_settings(config, self._options.credentials)
         store = open_store(config.output.uri, settings)
-        record = read_record(store, run_key(run_id))
+        record = read_inputs(store, run_id, self._options.inputs)
+        check_record(config, record)
         world = worlds.join()
         if config.pods.gpus and world.device.type == "cpu":
             _log.warning("resources ask for %d GPUs but none is visible: training on the CPU", config.pods.gpus)

@@ -1,10 +1,12 @@
-"""What preflight leaves in storage for the train pods: run.json and the encoded store. Torch-free.
+"""What preflight leaves in storage for the train pods: records of a run's inputs, and the encoded store. Torch-free.
 
-Layout under output.uri (api.md): `runs/<run id>/run.json`, created once and never changed, and
-`encoded/<key>.safetensors`, addressed by what it was made of.
+Layout under output.uri: `runs/<run id>/inputs/<name>.json`, named by its content, which the attempts of the document
+read that it was made for; `runs/<run id>/run.json`, the same as the run's newest preflight has made it; and
+`encoded/<key>.safetensors`, named by its content.
 """
 
 import json
+import re
 from collections.abc import Iterable
 from typing import Any, Literal
 
@@ -12,7 +14,7 @@ from pydantic import Field
 
 from finetune_api.base import Model
 from finetune_api.resolve import digest
-from finetune_trainer.storage import Damaged, StorageError, Store
+from finetune_trainer.storage import Damaged, NotFound, StorageError, Store
 from finetune_trainer.storage.digests import PATTERN, hex_of
 
 TRAIN, VALIDATION, TEST, LEFT_OUT = 0, 1, 2, 3
@@ -20,10 +22,15 @@ TRAIN, VALIDATION, TEST, LEFT_OUT = 0, 1, 2, 3
 
 
 _SEAL = "sha256"
+_NAME = re.compile(r"[0-9a-f]{32}")
 
 
 def run_key(run_id: str) -> str:
     return f"runs/{run_id}/run.json"
+
+
+def inputs_key(run_id: str, name: str) -> str:
+    return f"runs/{run_id}/inputs/{name}.json"
 
 
 def encoded_key(content: str) -> str:
@@ -84,7 +91,7 @@ class RetentionRecord(Model):
 
 
 class RunRecord(Model):
-    """run.json: the identity's inputs, readable, the manifest, and what preflight fixed."""
+    """What the attempts of a document read: the identity's inputs, readable, the manifest, and what preflight fixed."""
 
     schema_version: Literal[2] = 2
     run_id: str
@@ -107,19 +114,33 @@ class RunRecord(Model):
         default={}, description="of each set of evaluation.retention, by name"
     )
 
+    @property
+    def name(self) -> str:
+        return digest(self.model_dump(mode="json", by_alias=True))[:32]
+
     def sealed(self) -> bytes:
         """What is stored: the record and its digest, by which read_record knows it is whole."""
         document = self.model_dump(mode="json", by_alias=True)
         return json.dumps({**document, _SEAL: digest(document)}, indent=1, ensure_ascii=False).encode()
 
 
-def read_record(output: Store, key: str, etag: str | None = None) -> RunRecord:
-    """A run's record. Raises StorageError; Damaged where it is none, or not as it was written."""
+def read_inputs(output: Store, run_id: str, name: str | None) -> RunRecord:
+    """What was pinned for one document; without a name, by the run's newest preflight. Raises as read_record does."""
+    if name is None:
+        return read_record(output, run_key(run_id))
+    if not _NAME.fullmatch(name):  # of a status, which anybody may have written
+        raise NotFound("ObjectNotFound", f"Run {run_id} has no inputs of the name that the status tells.")
+    return read_record(output, inputs_key(run_id, name), name=name)
+
+
+def read_record(output: Store, key: str, etag: str | None = None, *, name: str = "") -> RunRecord:
+    """A run's record. Raises StorageError; Damaged where it is none, or not as it was written, or of another name."""
     data = output.read(key, if_match=etag)
     record = None
     try:
         document = json.loads(data)
-        whole = document.pop(_SEAL, None) == digest(document)
+        seal = document.pop(_SEAL, None)
+        whole = seal == digest(document) and seal.startswith(name)
         _check_version(f"{output.uri}/{key}", document.get("schemaVersion") if whole else None)
         record = RunRecord.model_validate(document) if whole else None
     except (ValueError, TypeError, AttributeError, RecursionError):  # ValidationError is a ValueError

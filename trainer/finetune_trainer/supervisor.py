@@ -110,6 +110,7 @@ def main(
     credentials: Path | None,
     message: Path | None,
     work: Path,
+    inputs: str | None = None,
     cache: Path | None = None,
     halve: bool = False,
     finish: bool = False,
@@ -132,6 +133,8 @@ def main(
         )
     else:
         command = [sys.executable, "-m", "finetune_trainer.rank", "--config", str(config), "--run-id", run_id]
+        if inputs is not None:
+            command += ["--inputs", inputs]
         if credentials is not None:
             command += ["--credentials", str(credentials)]
         if cache is not None:

@@ -27,6 +27,7 @@ from finetune_operator.policies.restarts import (
     no_progress,
     recorded,
     rewound,
+    run_of,
 )
 from finetune_operator.policies.rivals import ahead, wait_for
 from finetune_operator.policies.success import last_checkpoint, not_good_enough, succeeded
@@ -223,10 +224,10 @@ def _run_facts(o: Observed, target: Target, job: Child, *, superseded: bool) -> 
     """The run as the Job's label names it: also after the status was wiped."""
     status = o.subject.status
     same = status.run is not None and status.run.id == job.run
-    before = status.run if same and status.run is not None else RunStatus(id=job.run or "", generation=job.generation)
+    before = status.run if same and status.run is not None else run_of(job)
     if not superseded:
         before = counted(before, replace(job.counters, halve=False)).model_copy(
-            update={"generation": target.config.generation}
+            update={"generation": target.config.generation, "inputs": job.inputs}
         )
     run = placed(o, job, before)
     return {"run": run, "usage": with_attempt(status.usage, job.ordinal)}
@@ -422,7 +423,7 @@ def _next(
         return verdict if run is None else verdict.stating(run=run.model_copy(update={"next_at": format_time(due)}))
     ordinal = o.next_ordinal("train")
     counters = replace(after(job, end), finish=limit is not None)
-    action = CreateTrain(target.config, target.key, job.run or "", ordinal, counters)
+    action = CreateTrain(target.config, target.key, job.run or "", ordinal, counters, job.inputs)
     usage = with_attempt(o.subject.status.usage, ordinal)
     verdict = Verdict("Starting", end.reason, f"{end.message}; {where}", again_after=POLL, facts={"usage": usage})
     return verdict.doing(action, DeleteJob.of(job))

@@ -95,10 +95,12 @@ def _begin(o: Observed, target: Target, *, counters: Counters) -> Verdict:
 
 def _another(o: Observed, target: Target, counters: Counters) -> CreatePreflight:
     ordinal = o.next_ordinal("preflight")
-    return CreatePreflight(target.config, target.key, ordinal, counters, o.attempts, _begun(o, target))
+    run = _begun(o, target)
+    known = (run.id, run.inputs) if run is not None else (None, None)
+    return CreatePreflight(target.config, target.key, ordinal, counters, o.attempts, *known)
 
 
-def _begun(o: Observed, target: Target) -> str | None:
+def _begun(o: Observed, target: Target) -> RunStatus | None:
     """The run that was begun for this very document: it goes on with the rows it began with, whatever lies there now.
 
     Two documents are the same where they differ in nothing but when, for how long and how well; also where a profile or
@@ -110,7 +112,7 @@ def _begun(o: Observed, target: Target) -> str | None:
         return None
     audited = before.config.data.audit == target.config.data.audit
     same = before.asked == o.subject.asked or (before.key == target.key and audited)
-    return run.id if same else None
+    return run if same else None
 
 
 def _checking(o: Observed, counters: Counters) -> Verdict:
@@ -245,10 +247,10 @@ def _run_facts(
     before = status.run
     if before is None or before.id != outcome.run_id:
         checkpoint = CheckpointStatus(step=outcome.step) if outcome.step is not None else None
-        run = RunStatus(id=outcome.run_id, generation=target.config.generation)
+        run = RunStatus(id=outcome.run_id, generation=target.config.generation, inputs=outcome.inputs)
         run = restarts.counted(run, job.counters)
         return {"run": run, "progress": None, "checkpoint": checkpoint, "restarts": None}
-    run = before.model_copy(update={"generation": target.config.generation})
+    run = before.model_copy(update={"generation": target.config.generation, "inputs": outcome.inputs})
     run = restarts.counted(run, job.counters)
     if o.jobs("train"):
         return {"run": run}

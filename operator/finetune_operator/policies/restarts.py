@@ -129,11 +129,16 @@ def expected_step(status: FineTuneJobStatus) -> int:
     return max(status.checkpoint.step if status.checkpoint else 0, (last.resumed_from_step or 0) if last else 0)
 
 
+def run_of(child: Child) -> RunStatus:
+    """What a train Job says of its run: all there is where the status was wiped, or tells of another one."""
+    return RunStatus(id=child.run or "", generation=child.generation, inputs=child.inputs)
+
+
 def recorded(o: Observed, child: Child, end: End, cost: Cost) -> dict[str, Any]:
     """The status fields that tell of an ended attempt; empty when they do so already."""
     status = o.subject.status
     run = status.run if status.run is not None and status.run.id == child.run else None
-    run = counted(run or RunStatus(id=child.run or "", generation=child.generation), after(child, end))
+    run = counted(run or run_of(child), after(child, end))
     usage = with_cost(status, cost)
     told = _Ended(child.ordinal, end.kind, end.reason, end.at, end.reached, end.began_at)
     return _told(o, run, told, usage=usage, committed=committed_step(o, end))

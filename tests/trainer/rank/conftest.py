@@ -19,7 +19,7 @@ from finetune_api.job import FineTuneJobSpec
 from finetune_api.profile import FineTuneProfileSpec
 from finetune_api.resolve import Defaults, resolve
 from finetune_trainer.preflight import preflight
-from finetune_trainer.run import RunRecord, read_record, run_key
+from finetune_trainer.run import RunRecord, read_inputs
 from finetune_trainer.storage import StorageSettings, Store, open_store
 from finetune_trainer.storage.commit import Record, RecordKind, RunLog, latest_checkpoint
 
@@ -212,6 +212,7 @@ class Ranks:
         environment = environment or {}
         log = work.parent / f"{work.name}-{environment.get('RANK', '0')}.log"
         arguments = ["--config", str(made.config_path), "--run-id", made.record.run_id, "--work", str(work)]
+        arguments += ["--inputs", made.inputs] if made.inputs is not None else []
         arguments += options
         if made.settings.credentials_dir is not None:
             arguments += ["--credentials", str(made.settings.credentials_dir)]
@@ -270,6 +271,8 @@ class Made:
     config_path: Path
     ranks: "Ranks"
     settings: StorageSettings = field(default_factory=StorageSettings)
+    inputs: str | None = None
+    """What preflight has pinned, by its name; None: what is newest of the run."""
 
     @property
     def store(self) -> Store:
@@ -436,5 +439,7 @@ def made(root: Path, spec: dict[str, Any], ranks: Ranks, settings: StorageSettin
     path.write_text(config.model_dump_json(by_alias=True))
     last = preflight(config, credentials=settings.credentials_dir, work=root / "preflight")
     assert last.run_id is not None
-    store = open_store(config.output.uri, settings)
-    return Made(config, read_record(store, run_key(last.run_id)), path, ranks, settings)
+    assert last.preflight is not None
+    inputs = last.preflight.inputs
+    record = read_inputs(open_store(config.output.uri, settings), last.run_id, inputs)
+    return Made(config, record, path, ranks, settings, inputs)

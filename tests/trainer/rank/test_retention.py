@@ -4,6 +4,7 @@ import json
 import random
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -224,7 +225,8 @@ def test_a_set_that_is_added_later_measures_and_trains_nothing(march: Callable[.
     again.config_path.write_text(json.dumps(document))
     last = preflight(type(made.config).model_validate(document), credentials=None, work=tmp_path / "preflight")
     assert (last.run_id, last.reason) == (made.record.run_id, "PreflightPassed")
-    assert made.run(tmp_path / "two")[0] == 0
+    assert last.preflight is not None
+    assert replace(made, inputs=last.preflight.inputs).run(tmp_path / "two")[0] == 0
     assert made.kinds().count("trained") == 1
     assert [record.body["set"] for record in made.records if record.kind is RecordKind.RETENTION] == [
         *("walks", "walks"),
@@ -234,10 +236,9 @@ def test_a_set_that_is_added_later_measures_and_trains_nothing(march: Callable[.
     # By another name and another metric the same rows are not measured again.
     document["evaluation"]["retention"] = [{**more, "name": "renamed", "metric": "loss"}]
     again.config_path.write_text(json.dumps(document))
-    assert (
-        preflight(type(made.config).model_validate(document), credentials=None, work=tmp_path / "preflight").code == 0
-    )
-    assert made.run(tmp_path / "three")[0] == 0
+    last = preflight(type(made.config).model_validate(document), credentials=None, work=tmp_path / "preflight")
+    assert last.preflight is not None
+    assert replace(made, inputs=last.preflight.inputs).run(tmp_path / "three")[0] == 0
     found = only(made, tmp_path / "three")
     assert (found.name, found.metric, found.rows) == ("renamed", "loss", 50)
     assert made.kinds().count("retention") == 4

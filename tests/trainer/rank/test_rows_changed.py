@@ -55,7 +55,7 @@ def preflight(run: Made, work: Path, *, begun: str = "") -> LastMessage:
     files = {"config": run.config_path, "credentials": run.settings.credentials_dir, "message": message, "work": work}
     options = [word for name, path in files.items() for word in (f"--{name}", str(path))]
     command = [sys.executable, "-m", "finetune_trainer", "preflight", *options]
-    environment = {**os.environ, "FINETUNE_RUN": begun}
+    environment = {**os.environ, "FINETUNE_RUN": begun, "FINETUNE_INPUTS": str(run.inputs) if begun else ""}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return LastMessage.model_validate_json(message.read_bytes())
