@@ -20,7 +20,7 @@ from finetune_operator.manifests import Manifest
 from finetune_operator.metrics import ACTIONS, RECONCILE_SECONDS, RECONCILES, STATUS_WRITES, Spent
 from finetune_operator.observe import Observer
 from finetune_operator.reading import with_unknown
-from finetune_operator.status import PROGRESS_WRITES
+from finetune_operator.status import PROGRESS_WRITES, notes
 from finetune_operator.verdict import (
     Action,
     CreateConfig,
@@ -108,6 +108,8 @@ class Reconciler:
         """How many looks in a row have failed."""
         self._written: dict[str, datetime] = {}
         """When a status was last written, to space writes of mere progress; nothing else depends on it."""
+        self._unanswered: dict[str, tuple[Subject, FineTuneJobStatus]] = {}
+        """What a status was written over and with, where no answer told whether it is."""
         self._begun: dict[str, int] = {}
         """The last attempt that was begun, to know it if its Job is gone before the status tells of it."""
         self._claims: dict[str, tuple[str, float]] = {}
@@ -120,6 +122,7 @@ class Reconciler:
         outcome = "error"
         try:
             again = None
+            await self._hear(key)
             if self._cache.rests(key):
                 self._forget(key)
             else:
@@ -243,6 +246,7 @@ class Reconciler:
         self._written.pop(key, None)
         self._begun.pop(key, None)
         self._claims.pop(key, None)
+        self._unanswered.pop(key, None)
         self._pace.forget(key)
         self._observer.forget(key)
 
@@ -338,9 +342,12 @@ class Reconciler:
             "spec": dict(subject.spec),
             "status": with_unknown(subject.status.document(), status.document(), subject.unknown),
         }
+        self._unanswered[subject.uid] = subject, status
         try:
             written = await self._kube.write_status(subject.namespace, subject.name, body=body)
         except ApiError as error:
+            if error.code < 500:
+                del self._unanswered[subject.uid]
             STATUS_WRITES.labels("conflict" if error.code == 409 else "error").inc()
             if error.code == 404:
                 return
@@ -349,12 +356,24 @@ class Reconciler:
             raise
         STATUS_WRITES.labels("written").inc()
         tracing.wrote(status)
+        del self._unanswered[subject.uid]
         Spent.of(subject, status).count()
         self._written[subject.uid] = now
         self._cache.apply("finetunejobs", written)
         run = {"run": status.run.id} if status.run is not None else {}
         told = {**subject.log_names, **run, "phase": status.phase}
         logger.info("%s/%s: %s: %s", subject.namespace, subject.name, status.phase, status.message, extra=told)
+
+    async def _hear(self, key: str) -> None:
+        """Whether a status that nobody answered was written: then it counts, and is told, like any other."""
+        subject = self._cache.subject(key)
+        before, status = self._unanswered.get(key, (subject, None))
+        if subject is None or before is None or status is None or subject.resource_version == before.resource_version:
+            return
+        del self._unanswered[key]
+        if subject.status == status:
+            Spent.of(before, status).count()
+            await self._tell(before, notes(before.status, status), now=self._clock())
 
     async def _tell(self, subject: Subject, events: tuple[Note, ...], *, now: datetime) -> None:
         for note in events:

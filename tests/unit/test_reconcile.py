@@ -10,15 +10,17 @@ from typing import Any, cast
 import pytest
 from prometheus_client import REGISTRY
 from tests.unit.cluster import controlled_by
+from tests.unit.test_decide import resolved
 
 from finetune_api.resolve import Defaults
 from finetune_operator.__main__ import _Json
 from finetune_operator.cache import Cache
 from finetune_operator.kube import ApiError, Kube
+from finetune_operator.manifests import config_map
 from finetune_operator.observe import Observer
 from finetune_operator.progress import ProgressReader
 from finetune_operator.reconcile import LONGEST_BEHIND, LONGEST_REST, Reconciler
-from finetune_operator.views import MANAGED_BY, MANAGER
+from finetune_operator.views import GENERATION, MANAGED_BY, MANAGER, ROLE, RUN, Subject
 
 JOB = {
     "metadata": {
@@ -132,6 +134,83 @@ async def test_no_clock_makes_a_job_rest_for_longer_than_ten_minutes(monkeypatch
     cache.apply("jobs", {"metadata": {**meta, **notes}, "status": {"conditions": [ended]}})
     assert await behind("uid-one") == LONGEST_REST
     assert "next try at 2026-03-01T00:00:" in api.statuses[-1]["message"]
+
+
+# --- a write without an answer ---
+
+
+class Mute(Api):
+    """Takes a status, or does not, and says neither."""
+
+    def __init__(self, *, takes: bool) -> None:
+        super().__init__()
+        self.takes = takes
+        self.silent = True
+        self.events: list[str] = []
+        self.written: dict[str, Any] | None = None
+
+    async def create(self, manifest: dict[str, Any]) -> dict[str, Any]:
+        if manifest["kind"] == "Event":
+            self.events.append(manifest["reason"])
+        return await super().create(manifest)
+
+    async def delete_job(self, namespace: str, name: str, *, uid: str) -> None:
+        """It goes."""
+
+    async def refusals(self, namespace: str) -> dict[str, str]:
+        return {}
+
+    async def write_status(self, namespace: str, name: str, *, body: dict[str, Any]) -> dict[str, Any]:
+        if not self.silent:
+            return await super().write_status(namespace, name, body=body)
+        if self.takes:
+            meta = {**STOPPED["metadata"], "resourceVersion": "50"}
+            self.written = {**STOPPED, "metadata": meta, "status": body["status"]}
+        raise TimeoutError
+
+
+STOPPED = {
+    **JOB,
+    "spec": {**JOB["spec"], "suspend": True},
+    "status": {
+        "phase": "Training",
+        "observedGeneration": 1,
+        "run": {
+            "id": "a" * 16,
+            "generation": 1,
+            "startedAt": "2026-03-01T00:00:00Z",
+            "placedAt": "2026-03-01T00:00:00Z",
+        },
+        "usage": {"attempts": 1},
+    },
+}
+
+
+@pytest.mark.parametrize("takes", [True, False])
+async def test_what_was_written_without_an_answer_counts_once(takes: bool) -> None:
+    """The API server took it, and the network lost the word of it; or it took nothing, and it is written again."""
+    api, cache = Mute(takes=takes), Cache()
+    look = reconciler(api, cache=cache, now=datetime(2026, 3, 1, 0, 1, 40, tzinfo=UTC))
+    cache.apply("finetunejobs", {**STOPPED, "metadata": {**JOB["metadata"], "resourceVersion": "2"}})
+    pinned = config_map(Subject.of(STOPPED), resolved(), key="k")
+    cache.apply("configmaps", {**pinned, "metadata": {**pinned["metadata"], "uid": "uid-g1", "resourceVersion": "3"}})
+    raw = ours(**{GENERATION: "1", ROLE: "train", RUN: "a" * 16})
+    notes = {"finetune.dev/ordinal": "1", "finetune.dev/restart-key": "k"}
+    cache.apply("jobs", {"metadata": {**raw["metadata"], "uid": "uid-t1", "annotations": notes}})
+    before = counted()
+    with pytest.raises(TimeoutError):
+        await look("uid-one")
+    assert counted() == before, "nobody knows yet"
+    api.silent = False
+    if api.written is not None:
+        cache.apply("finetunejobs", api.written)
+    for _ in range(3):
+        await look("uid-one")
+    assert counted() == before + 100
+
+
+def counted() -> float:
+    return REGISTRY.get_sample_value("finetune_gpu_seconds_total") or 0.0
 
 
 # --- looks that fail ---
