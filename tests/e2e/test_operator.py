@@ -75,7 +75,7 @@ def eventually(what: str, check: Callable[[], Any], *, seconds: float = 40) -> A
 
 
 class Plane:
-    """etcd, kube-apiserver and kube-controller-manager on the loopback. AlwaysAllow: rights are the chart's test."""
+    """etcd, kube-apiserver and kube-controller-manager on the loopback. AlwaysAllow: rights are test_rights.py's."""
 
     def __init__(
         self,
@@ -84,6 +84,7 @@ class Plane:
         audit: Sequence[Document] = (),
         server: Sequence[str] = (),
         users: Sequence[str] = (),
+        authorization: str = "AlwaysAllow",
     ) -> None:
         """`audit`: more rules of the audit policy; `server`: more arguments of the API server; `users`: operators that
         are no masters, which API priority and fairness lets pass whatever there is."""
@@ -91,6 +92,7 @@ class Plane:
         self._audit = audit
         self._server = server
         self._users = users
+        self._authorization = authorization
         self.port = free_port()
         self.kubeconfig = directory / "kubeconfig"
         self._commands: dict[str, list[str]] = {}
@@ -151,7 +153,7 @@ class Plane:
             "--endpoint-reconciler-type=none",
             f"--cert-dir={self.directory / 'certs'}",
             "--service-cluster-ip-range=10.96.0.0/24",
-            "--authorization-mode=AlwaysAllow",
+            f"--authorization-mode={self._authorization}",
             f"--token-auth-file={self.directory / 'tokens.csv'}",
             f"--audit-policy-file={self.directory / 'audit.yaml'}",
             f"--audit-log-path={self.directory / 'audit.log'}",
