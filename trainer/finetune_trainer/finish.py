@@ -69,7 +69,8 @@ def finish(attempt: Attempt) -> tuple[TrainOutcome, str | None]:
         outcome = _publish(attempt, trained, tuned, status, evaluation=evaluation, publication=publication)
     outcome, unmet = gates.rejudged(outcome, attempt.records, attempt.config, evaluation=evaluation)
     if unmet is None:
-        gates.release(attempt.store, attempt.record.run_id, publication, outcome)
+        assert attempt.claim is not None
+        gates.release(attempt.store, attempt.record.run_id, publication, outcome, check=attempt.claim.check)
     _tidy(attempt)
     return outcome, unmet
 

@@ -6,7 +6,7 @@ Torch-free.
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from finetune_api.contract import GateConfig, RetentionConfig, RunConfig, TrainOutcome
@@ -14,7 +14,7 @@ from finetune_api.status import EvaluationStatus, GateStatus, RetentionStatus
 from finetune_api.tasks import lower_is_better
 from finetune_trainer.slices import widest_gap
 from finetune_trainer.storage import AlreadyExists, Store
-from finetune_trainer.storage.commit import Record, RecordKind, publish_current, read_current
+from finetune_trainer.storage.commit import Record, RecordKind, publish_current
 
 Metrics = Mapping[str, float]
 BASELINES = ("trivial", "base", "probe")
@@ -159,17 +159,26 @@ def _with(status: EvaluationStatus, judged: list[GateStatus]) -> EvaluationStatu
     return status.model_copy(update={"gates": judged or None, "warnings": [*said, *others][:10] or None})
 
 
-def release(store: Store, run_id: str, publication: str, outcome: TrainOutcome) -> None:
+def release(
+    store: Store, run_id: str, publication: str, outcome: TrainOutcome, *, check: Callable[[], None] = lambda: None
+) -> None:
     """Let `current.json` name this model, once: what was released before is not released again by a later look, unless
-    that file is gone or damaged, or names what this model has replaced because it was damaged."""
+    that file is gone or damaged, or names what this model has replaced because it was damaged.
+
+    `check` is called when all is ready; what it raises keeps the model from being released.
+    """
     marker = f"runs/{run_id}/released/{publication}.json"
     body = {"runId": run_id, "publicationId": publication, "model": outcome.model.uri, "digest": outcome.model.digest}
-    current = read_current(store)
-    if current is not None and store.head(marker) is not None:
+
+    def settled(current: dict[str, Any] | None) -> bool:
+        check()
+        if current is None or store.head(marker) is None:
+            return False
         ours = (current.get("runId"), current.get("publicationId")) == (run_id, publication)
-        if not ours or current == body:
-            return
-    publish_current(store, body)
+        return not ours or current == body
+
+    if not publish_current(store, body, unless=settled):
+        return
     try:
         store.create(marker, json.dumps(body, sort_keys=True).encode())
     except AlreadyExists:

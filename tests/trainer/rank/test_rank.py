@@ -21,7 +21,7 @@ from finetune_trainer.checkpoint import OPTIMIZER, STATE, WEIGHTS, file_name
 from finetune_trainer.data.batch import Encoded
 from finetune_trainer.run import TRAIN
 from finetune_trainer.storage import StorageSettings, open_store
-from finetune_trainer.storage.commit import CURRENT, Holder, RecordKind, RunLog, live_checkpoints
+from finetune_trainer.storage.commit import CURRENT, Holder, RecordKind, RunLog, live_checkpoints, publish_current
 
 FAST = {"epochs": 4.0, "batchSize": 16, "learningRate": 3e-3, "microBatch": 8}
 
@@ -303,6 +303,8 @@ PAUSES = {
     "in the midst of an upload of the model": ("finetune_trainer.storage.local", "LocalStore", "upload", 3),
     "before the last file of the model is there": ("finetune_trainer.storage.local", "LocalStore", "_finish", 6),
     "before the report is written": ("finetune_trainer.storage.local", "LocalStore", "write", 1),
+    "before it releases its model": ("finetune_trainer", "gates", "publish_current", 1),
+    "when nothing but the swap is left": ("finetune_trainer.storage.local", "LocalStore", "replace", 1),
 }
 WRITES = ("finetune_trainer", "publish", "write_directory", 1)
 """Where all is measured."""
@@ -348,7 +350,7 @@ def test_a_paused_attempt_that_goes_on_beside_a_newer_one_ends_with_44_and_leave
 
 
 @pytest.mark.parametrize("asked", [False, True], ids=["", "and is asked to stop"])
-@pytest.mark.parametrize("where", list(PAUSES)[3:])
+@pytest.mark.parametrize("where", list(PAUSES)[3:7])
 def test_a_paused_attempt_that_publishes_after_a_newer_one_ends_with_44_and_leaves_nothing(
     make_run: Any, rows: Any, tmp_path: Path, where: str, asked: bool
 ) -> None:
@@ -365,6 +367,21 @@ def test_a_paused_attempt_that_publishes_after_a_newer_one_ends_with_44_and_leav
     assert old.wait() == 44, old.log
     assert held(made) == before
     assert below_attempts(made) == needed(made)
+
+
+@pytest.mark.parametrize("where", list(PAUSES)[7:])
+def test_a_paused_attempt_releases_no_model_in_place_of_a_newer_one(
+    make_run: Any, rows: Any, tmp_path: Path, where: str
+) -> None:
+    made = make_run(rows(60), training={**FAST, "epochs": 1.0})
+    old = paused(made, tmp_path / "old", where)
+    code, log = made.run(tmp_path / "new")
+    assert code == 0, log
+    publish_current(made.store, {"runId": "of a changed document", "model": "s3://another"})
+    before = held(made)
+    old.kill(signal.SIGCONT)
+    assert old.wait() == 44, old.log
+    assert held(made) == before
 
 
 def needed(made: Any) -> set[str]:

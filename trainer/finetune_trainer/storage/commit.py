@@ -375,22 +375,29 @@ def what_is_wrong(
     return None if entries else "it names no objects"
 
 
-def publish_current(store: Store, body: Mapping[str, Any]) -> None:
+def publish_current(
+    store: Store, body: Mapping[str, Any], *, unless: Callable[[dict[str, Any] | None], bool] = lambda _: False
+) -> bool:
     """Replace `current.json`, what consumers read: the last act, after the published record. It carries its digest.
 
-    Raises PreconditionFailed when others replace it faster than this process can.
+    `unless` is asked first, with what is there (as read_current has it), and may refuse: False is returned then. No
+    other version is replaced than the one it was asked about. Raises PreconditionFailed when others replace it faster
+    than this process can.
     """
     data = _canonical({**body, _SEAL: _seal(body)})
     for tries_left in reversed(range(10)):
         found = store.head(CURRENT)
-        if found is not None and found.size == len(data) and store.read(CURRENT) == data:
-            return
         try:
-            store.replace(CURRENT, data, if_match=found.etag if found else None)
-            return
+            said = _read_current(store, found.etag) if found else b""
+            if unless(_current_in(said)):
+                return False
+            if said != data:
+                store.replace(CURRENT, data, if_match=found.etag if found else None)
+            return True
         except PreconditionFailed:
             if not tries_left:
                 raise
+    return False
 
 
 def read_current(store: Store) -> dict[str, Any] | None:
@@ -398,10 +405,21 @@ def read_current(store: Store) -> dict[str, Any] | None:
 
     Earlier versions wrote no digest into it.
     """
+    return _current_in(_read_current(store))
+
+
+def _read_current(store: Store, etag: str | None = None) -> bytes:
     try:
-        body = json.loads(store.read(CURRENT))
+        return store.read(CURRENT, if_match=etag)
+    except (NotFound, Damaged):
+        return b""
+
+
+def _current_in(data: bytes) -> dict[str, Any] | None:
+    try:
+        body = json.loads(data)
         seal = body.pop(_SEAL, None)
-    except (NotFound, Damaged, ValueError, TypeError, AttributeError):
+    except (ValueError, TypeError, AttributeError):
         return None
     return dict(body) if seal is None or seal == _seal(body) else None
 
