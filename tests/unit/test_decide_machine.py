@@ -11,7 +11,7 @@ from typing import Any
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from tests.unit.cluster import (
     DONE_STEP,
     LAG,
@@ -146,28 +146,35 @@ class Operator(RuleBasedStateMachine):
     def apply(self, name: str) -> None:
         self.cluster.create("finetunejobs", {"metadata": {"name": name, "namespace": "ns"}, "spec": SPEC})
 
-    @initialize(twins=st.booleans())
-    def begin(self, twins: bool) -> None:
+    @initialize(twins=st.booleans(), rounds=st.integers(0, 8), steps=st.integers(0, 3))
+    def begin(self, twins: bool, rounds: int, steps: int) -> None:
+        """Somewhere between the first look and an attempt that trains."""
         self.apply("one")
         if twins:
             self.apply("two")
         self.process.catch_up()
+        self.undisturbed(rounds)
+        for pod in self.cluster.running("train"):
+            self.cluster.trainers[pod["metadata"]["uid"]].step += steps
 
-    @rule(name=st.sampled_from(["one", "two"]))
-    def apply_again(self, name: str) -> None:
-        if not self.cluster.named("finetunejobs", name):
-            self.apply(name)
+    @precondition(lambda self: len(self.cluster.subjects()) < 2)
+    @rule()
+    def another_document(self) -> None:
+        self.apply("two" if self.cluster.named("finetunejobs", "one") else "one")
 
-    @rule(n=which, foreground=st.booleans())
-    def delete_a_document(self, n: int, foreground: bool) -> None:
-        """In the foreground it stays until all that it owns is gone."""
-        if (subject := self.pick(self.cluster.subjects(), n)) is not None:
-            self.changed(subject)
-            if foreground:
-                meta = {**subject["metadata"], "deletionTimestamp": self.cluster.time()}
-                self.cluster.put("finetunejobs", {**subject, "metadata": meta})
-            else:
-                self.cluster.remove(subject["metadata"]["uid"])
+    @precondition(lambda self: self.cluster.subjects())
+    @rule(n=which, foreground=st.booleans(), again=st.booleans())
+    def delete_a_document(self, n: int, foreground: bool, again: bool) -> None:
+        """In the foreground it stays until all that it owns is gone; else it may be applied again at once."""
+        subject = self.pick(self.cluster.subjects(), n)
+        self.changed(subject)
+        if foreground:
+            meta = {**subject["metadata"], "deletionTimestamp": self.cluster.time()}
+            self.cluster.put("finetunejobs", {**subject, "metadata": meta})
+            return
+        self.cluster.remove(subject["metadata"]["uid"])
+        if again:
+            self.apply(subject["metadata"]["name"])
 
     @rule(n=which, spec=st.sampled_from(SPECS))
     def edit(self, n: int, spec: Raw) -> None:
@@ -181,11 +188,13 @@ class Operator(RuleBasedStateMachine):
             self.cluster.put("finetunejobs", {**subject, "status": {}})
             self.changed(subject)
 
+    @precondition(lambda self: self.cluster.jobs())
     @rule(n=which)
     def delete_a_job(self, n: int) -> None:
         if (job := self.pick(self.cluster.jobs(), n)) is not None:
             self.cluster.remove(job["metadata"]["uid"])
 
+    @precondition(lambda self: self.cluster.pods())
     @rule(n=which, evicted=st.booleans())
     def delete_a_pod(self, n: int, evicted: bool) -> None:
         pods = [pod for pod in self.cluster.pods() if "deletionTimestamp" not in pod["metadata"]]
@@ -199,6 +208,7 @@ class Operator(RuleBasedStateMachine):
         if (chore := self.pick(self.cluster.chores(), n)) is not None:
             chore()
 
+    @precondition(lambda self: self.cluster.running("train"))
     @rule(n=which, steps=st.integers(1, 3), committed=st.booleans())
     def train(self, n: int, steps: int, committed: bool) -> None:
         if (pod := self.pick(self.cluster.running("train"), n)) is not None:
@@ -207,6 +217,7 @@ class Operator(RuleBasedStateMachine):
             if committed:
                 self.cluster.stored(pod["metadata"]["labels"][RUN]).step = trainer.step
 
+    @precondition(lambda self: self.cluster.running())
     @rule(n=which, code=st.sampled_from([0, 1, 45, 49, 137]), said=st.booleans())
     def a_program_ends(self, n: int, code: int, said: bool) -> None:
         pods = [pod for pod in self.cluster.running() if self.cluster.may_end(pod)]
@@ -225,22 +236,26 @@ class Operator(RuleBasedStateMachine):
         self.cluster.kill_overdue()
         self.process.catch_up(older_than=LAG)
 
+    @precondition(lambda self: self.process.behind())
     @rule(n=which, newest=st.booleans())
     def a_watch_tells(self, n: int, newest: bool) -> None:
         if (uid := self.pick(self.process.behind(), n)) is not None:
             self.process.deliver(uid, newest=newest)
 
+    @precondition(lambda self: self.process.ready())
     @rule(n=which)
     def look(self, n: int) -> None:
         if (key := self.pick(self.process.ready(), n)) is not None:
             self.process.look(key)
 
+    @precondition(lambda self: self.process.ready())
     @rule(n=which)
     def look_to_the_end(self, n: int) -> None:
         if (key := self.pick(self.process.ready(), n)) is not None:
             self.process.look(key)
             self.process.finish(key)
 
+    @precondition(lambda self: self.process.flights)
     @rule(n=which, outcome=st.sampled_from(["", "", "lost"]))
     def a_request_moves_on(self, n: int, outcome: str) -> None:
         if (key := self.pick(list(self.process.flights), n)) is not None:
@@ -251,11 +266,13 @@ class Operator(RuleBasedStateMachine):
         self.process.die()
         self.process = Process(self.cluster)
 
+    @precondition(lambda self: self.process.flights)
     @rule()
     def another_leads(self) -> None:
         self.late += [(self.process, key) for key in self.process.flights]
         self.process = Process(self.cluster)
 
+    @precondition(lambda self: self.late)
     @rule(n=which)
     def a_late_request_arrives(self, n: int) -> None:
         """Of an operator that leads no more. It sends no other."""
@@ -349,7 +366,7 @@ class Operator(RuleBasedStateMachine):
 
 
 Operator.TestCase.settings = settings(
-    max_examples=100,
+    max_examples=150,
     stateful_step_count=50,
     deadline=None,
     derandomize=True,
