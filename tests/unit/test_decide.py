@@ -998,6 +998,14 @@ FAILING = [
         "begin t2, delete t1",
     ),
     Row(
+        "a twin that took over the run meanwhile is waited for",
+        world(TRAINING, t(), ended(t(), 1, at=6), rival(holding=True, created=ago(1))),
+        "Pending",
+        "IdenticalRunInProgress",
+        "delete t1",
+        again=60.0,
+    ),
+    Row(
         "the third crash waits longer",
         world(TRAINING, t(3, counters=Counters(failures=2)), ended(t(3), 139, at=2)),
         "Starting",
@@ -2851,3 +2859,11 @@ def test_a_refusal_names_the_job_and_not_the_pod_that_each_try_gives_another_nam
     assert after is not None
     assert f'pods "{p().name}" is forbidden: exceeded quota: team-a' in (after.message or "")
     assert told(f"{p().name}-qqqqq", after) is None
+
+
+def test_what_an_attempt_has_cost_is_told_before_its_job_makes_room_for_a_twin() -> None:
+    decision = decide(world(TRAINING, t(), ended(t(), 1, at=6), rival(holding=True)), now=NOW)
+    assert decision.actions == ()
+    assert decision.again_after == 0.0
+    assert decision.status is not None
+    assert [restart.reason for restart in decision.status.restarts or []] == ["Crashed"]

@@ -421,6 +421,13 @@ def _next(
         verdict = Verdict("Starting", end.reason, message, again_after=(due - now).total_seconds())
         run = o.subject.status.run
         return verdict if run is None else verdict.stating(run=run.model_copy(update={"next_at": format_time(due)}))
+    rival = ahead(o, job.run or "", holding=False)
+    if rival is not None:  # it has taken over the run while this one rested
+        waits = wait_for(rival)
+        if superseded:
+            return waits
+        said = reason_of(o.subject.status) == IDENTICAL
+        return waits.doing(DeleteJob.of(job)) if said else replace(waits, again_after=0.0)
     ordinal = o.next_ordinal("train")
     counters = replace(after(job, end), finish=limit is not None)
     action = CreateTrain(target.config, target.key, job.run or "", ordinal, counters, job.inputs)
