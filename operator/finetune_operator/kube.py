@@ -17,6 +17,8 @@ from finetune_operator.views import SELECTOR, Raw
 TIMEOUT, SHORT = 30.0, 10.0
 """Seconds for an answer; less where only words depend on it."""
 PAGE, EVENTS = 1000, 500
+UNPREPARED = ("NetworkNotReady", "FailedCreatePodSandBox", "FailedMapVolume", "FailedMount", "FailedAttachVolume")
+"""Reasons of the Events of a pod that its node has taken and cannot prepare, the most telling last."""
 """Items in one answer."""
 JSON = "application/json"
 METADATA = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
@@ -201,6 +203,23 @@ class Kube:
                 newest[uid] = max(newest.get(uid, ("", "")), (when, str(item.get("message", ""))))
             if not answer["metadata"].get("continue"):
                 return {uid: message for uid, (_, message) in newest.items() if message}
+            query["continue"] = answer["metadata"]["continue"]
+
+    async def unprepared(self, namespace: str) -> dict[str, tuple[str, str]]:
+        """By UID of a pod: why its node cannot prepare it, in the reason and the words of an Event."""
+        scope = "involvedObject.kind=Pod,type=Warning,reason!=FailedScheduling,reason!=BackOff"
+        query = {"fieldSelector": scope, "limit": str(EVENTS)}
+        found: dict[str, tuple[int, str, str, str]] = {}
+        while True:
+            answer = await self._request("GET", _path("events", namespace), query=query, seconds=SHORT)
+            for item in answer["items"]:
+                uid, reason = item["involvedObject"].get("uid", ""), str(item.get("reason", ""))
+                if reason in UNPREPARED:
+                    when = item.get("lastTimestamp") or item.get("eventTime") or ""
+                    told = UNPREPARED.index(reason), when, reason, str(item.get("message", ""))
+                    found[uid] = max(found.get(uid, told), told)
+            if not answer["metadata"].get("continue"):
+                return {uid: (reason, message) for uid, (_, _, reason, message) in found.items()}
             query["continue"] = answer["metadata"]["continue"]
 
     async def kueue(self) -> str | None:

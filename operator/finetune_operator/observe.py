@@ -12,12 +12,14 @@ from finetune_operator.kube import ApiError, Kube
 from finetune_operator.policies.suspend import still_there
 from finetune_operator.policies.waiting import ANOTHER_GROUP
 from finetune_operator.progress import ProgressReader
-from finetune_operator.refusals import Refusals
+from finetune_operator.refusals import Told
 from finetune_operator.verdict import PASSED, Group, Observed, Rival, condition, reason_of
 from finetune_operator.views import Admission, Child, Pod, Subject
 
 PATIENCE = timedelta(seconds=4)
 """How long a Job may have no pods before its Events are read."""
+SLOW = timedelta(seconds=30)
+"""How long a node may take to mount a pod's volumes and to give it a network before its Events are read."""
 ASKED_AGAIN = 10.0
 """Seconds between two questions whether Kueue is installed."""
 
@@ -35,7 +37,8 @@ class Observer:
         self._defaults = defaults
         self._heard: dict[str, float] = {}
         """By UID of a FineTuneJob: when its trainer last answered, or was first seen to run, by the monotonic clock."""
-        self._refusals = Refusals(kube)
+        self._refusals = Told(lambda namespace: kube.refusals(namespace))
+        self._unprepared = Told(lambda namespace: kube.unprepared(namespace))
         self._kueue: str | None = None
         self._kueue_asked: float | None = None
 
@@ -49,6 +52,7 @@ class Observer:
         live = not subject.finished and not subject.deleting
         progress = await self._read_progress(uid, ask=ask) if live else None
         refusals = await self._read_refusals(uid, now=now) if live else {}
+        unprepared = await self._read_unprepared(uid, now=now) if live else {}
         kueue = await self._kueue_version() if live and self._queued(subject) else None
         admissions = await self._read_admissions(subject, kueue) if kueue is not None else {}
         subject = self._cache.subject(uid)  # time has passed: take everything else from one moment
@@ -70,6 +74,7 @@ class Observer:
             progress=progress,
             silent=self._silence(uid, answered=progress is not None),
             refusals=refusals,
+            unprepared=unprepared,
             kueue=kueue is not None,
             admissions=admissions,
             known_for=self._cache.known_for(uid),
@@ -181,6 +186,17 @@ class Observer:
             refusal = await self._refusals.of(subject.namespace, child.uid)
             if refusal:
                 found[child.uid] = refusal
+        return found
+
+    async def _read_unprepared(self, uid: str, *, now: datetime) -> Mapping[str, tuple[str, str]]:
+        found: dict[str, tuple[str, str]] = {}
+        subject = self._cache.subject(uid)
+        for pod in self._cache.pods(uid):
+            if subject is None or not pod.being_prepared or pod.placed is None or now - pod.placed < SLOW:
+                continue
+            told = await self._unprepared.of(subject.namespace, pod.uid)
+            if told is not None:
+                found[pod.uid] = told
         return found
 
     def _queued(self, subject: Subject) -> bool:

@@ -65,6 +65,8 @@ class Observed:
     """How long this process has seen its pods run without an answer, by a clock that cannot jump."""
     refusals: Mapping[str, str] = field(default_factory=dict, hash=False)
     """By UID of a child Job: why the cluster refuses to create its pods."""
+    unprepared: Mapping[str, tuple[str, str]] = field(default_factory=dict, hash=False)
+    """By UID of a pod: why its node cannot prepare it, as reason and words."""
     kueue: bool = False
     """Whether Kueue's resources are served. Asked only where a queue is named."""
     admissions: Mapping[str, Admission] = field(default_factory=dict, hash=False)

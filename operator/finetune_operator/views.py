@@ -402,6 +402,8 @@ class Pod:
     exit: Exit | None
     run: str | None = None
     """Of a train pod."""
+    ready_to_start: bool = False
+    """Its volumes are mounted, and its network is there: what it waits for is its image, or the container itself."""
 
     @classmethod
     def of(cls, raw: Raw) -> "Pod":
@@ -435,7 +437,14 @@ class Pod:
             running=running,
             exit=ended,
             run=labels.get(RUN),
+            ready_to_start=bool(_true(status, "PodReadyToStartContainers")),
         )
+
+    @property
+    def being_prepared(self) -> bool:
+        """Its node has taken it, and is not done with its volumes and its network."""
+        idle = not self.running and self.exit is None and not self.over and self.gone_by is None
+        return idle and self.node is not None and not self.ready_to_start
 
     @property
     def over(self) -> bool:

@@ -192,6 +192,7 @@ def storage_that_goes_away() -> Script:
     return script
 
 
+IN_USE = 'Multi-Attach error for volume "cache" Volume is already exclusively attached to one node'
 SEEN = 1.0
 """Seconds after which the operator has surely seen a pod run: that it did is told."""
 
@@ -307,6 +308,20 @@ def a_change_that_is_refused(place: Place, job: str) -> None:
     change(place, job, preflight(said(42, "ColumnMissing")))
 
 
+def a_volume_is_elsewhere(place: Place, job: str) -> None:
+    """As the cluster tells it, which then says of the pod itself no more than that its container is being created."""
+    place.reaches(job, "Starting", "PodsStarting")
+    path = pod_path(place, job, "t1")
+    meta = place.plane.get(path)["metadata"]
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    of = {"apiVersion": "v1", "kind": "Pod", "namespace": place.name, "name": meta["name"], "uid": meta["uid"]}
+    told = {"FailedAttachVolume": IN_USE, "FailedMount": "unmounted volumes=[cache]: timed out"}
+    for reason, message in told.items():
+        event: Document = {"apiVersion": "v1", "kind": "Event", "metadata": {"generateName": "volume-"}}
+        event |= {"involvedObject": of, "type": "Warning", "reason": reason, "message": message, "lastTimestamp": now}
+        place.plane.create(f"/api/v1/namespaces/{place.name}/events", event)
+
+
 CASES: dict[str, Case] = {
     # What lasts for a minute only comes first.
     "queued": Case("Queued", "PreflightPassed", trouble=of_train(forgotten)),
@@ -346,6 +361,9 @@ CASES: dict[str, Case] = {
         "Starting",
         "ConfigMapNotFound",
         trouble=of_train(waits("CreateContainerConfigError", 'configmap "proxies" not found')),
+    ),
+    "starting-mount": Case(
+        "Starting", "FailedAttachVolume", trouble=of_train(waits("ContainerCreating")), then=a_volume_is_elsewhere
     ),
     "again-preempted": Case(
         "Starting",

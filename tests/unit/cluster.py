@@ -472,6 +472,9 @@ class _Kube:
     async def refusals(self, namespace: str) -> dict[str, str]:
         return {}
 
+    async def unprepared(self, namespace: str) -> dict[str, tuple[str, str]]:
+        return {}
+
 
 class _Progress:
     """What trainers answer."""

@@ -369,6 +369,9 @@ CHANGED = {"subject": subject(FASTER, generation=2), "pinned": {1: pinned(), 2: 
 GATED = {"subject": subject(STRICTER, generation=2), "pinned": {1: pinned(), 2: pinned(STRICTER, generation=2)}}
 """Generation 2 asks for a gate; the run is the same."""
 RUNNING = (t(1), pod(t(1)))
+LOOKING = pod(p(), running=False, waiting=("ContainerCreating", ""), placed=ago(40))
+CREATING = pod(t(), running=False, waiting=("ContainerCreating", ""), placed=ago(40))
+"""Pods that their node does not get ready."""
 REFUSED2 = said("Training", "ColumnMissing", generation=2, passed="False", run_generation=1)
 PASSED2 = said("Queued", "PreflightPassed", generation=2, passed="True", run=OTHER_RUN)
 
@@ -465,6 +468,22 @@ LOOKING = [
         "SecretNotFound",
         says='secret "s3" not found',
         stalled=True,
+    ),
+    Row(
+        "so is what its node cannot mount",
+        world(None, p(), LOOKING, unprepared={LOOKING.uid: ("FailedMount", 'configmap "one-g1" not found')}),
+        "Pending",
+        "FailedMount",
+        says='configmap "one-g1" not found',
+        stalled=True,
+        again=30.0,
+    ),
+    Row(
+        "and that is looked into though nothing happens",
+        world(None, p(), LOOKING),
+        "Preflight",
+        "Checking",
+        again=30.0,
     ),
     Row(
         "pods that the cluster refuses are told in its words",
@@ -871,6 +890,33 @@ TRAINING_ROWS = [
         "Queued",
         "PodsRefused",
         stalled=True,
+    ),
+    Row(
+        "what keeps a node from preparing a pod is told",
+        world(PLACED, t(), CREATING, unprepared={CREATING.uid: ("FailedAttachVolume", "Multi-Attach error for cache")}),
+        "Starting",
+        "FailedAttachVolume",
+        says="Multi-Attach error for cache",
+        stalled=True,
+        again=5.0,
+    ),
+    Row(
+        "numbers that are made up for each try are not: each would be a change",
+        world(
+            PLACED,
+            t(),
+            CREATING,
+            unprepared={CREATING.uid: ("FailedCreatePodSandBox", f'no network for sandbox "{"0af1" * 16}": EOF')},
+        ),
+        "Starting",
+        "FailedCreatePodSandBox",
+        says="no network for sandbox ...: EOF",
+        stalled=True,
+    ),
+    Row(
+        "once it runs that is over",
+        world(TRAINING, *RUNNING, unprepared={RUNNING[1].uid: ("FailedMount", "timed out")}),
+        None,
     ),
     Row("a trainer that says nothing changes nothing", world(TRAINING, *RUNNING), None, again=5.0),
     Row(

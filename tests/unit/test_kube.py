@@ -80,7 +80,7 @@ async def test_the_election_is_asked_for_each_write_anew(name: str) -> None:
 def test_every_method_that_changes_something_is_among_those() -> None:
     """A new one must be added above; what only reads or is the election's own is named here."""
     others = {"connect", "close", "write_only_while", "read_lease", "write_lease", "get", "read", "list", "refusals"}
-    others |= {"pod_progress", "served", "outside", "kueue", "workload"}
+    others |= {"unprepared", "pod_progress", "served", "outside", "kueue", "workload"}
     methods = {name for name in vars(Kube) if not name.startswith("_")}
     assert methods - others == {"create", "delete_job", "write_status"}
 
@@ -157,6 +157,27 @@ async def test_of_the_events_of_a_job_the_newest_counts() -> None:
     assert await api.refusals("team-a") == {"a": "now", "b": "no time"}
     assert [path for _, path, _ in client.sent] == ["/api/v1/namespaces/team-a/events"] * 2
     assert client.asked[0][0]["fieldSelector"] == "reason=FailedCreate,involvedObject.kind=Job"
+
+
+async def test_of_the_events_of_a_pod_that_is_not_prepared_the_most_telling_counts_and_of_equal_ones_the_newest() -> (
+    None
+):
+    def event(uid: str, reason: str, minute: int, message: str) -> dict[str, Any]:
+        when = f"2026-01-01T00:{minute:02d}:00Z"
+        return {"involvedObject": {"uid": uid}, "reason": reason, "lastTimestamp": when, "message": message}
+
+    first = [event("a", "FailedAttachVolume", 1, "Multi-Attach"), event("b", "FailedMount", 2, "new")]
+    second = [
+        event("a", "FailedMount", 3, "timed out"),
+        event("b", "FailedMount", 1, "old"),
+        event("c", "Unhealthy", 1, "of no matter"),
+    ]
+    api, client = kube(
+        Answer(200, {"metadata": {"continue": "there"}, "items": first}), Answer(200, {"metadata": {}, "items": second})
+    )
+    found = await api.unprepared("team-a")
+    assert found == {"a": ("FailedAttachVolume", "Multi-Attach"), "b": ("FailedMount", "new")}
+    assert client.asked[0][0]["fieldSelector"].startswith("involvedObject.kind=Pod,type=Warning,")
 
 
 async def test_a_lease_is_created_or_replaced_in_the_version_that_was_read() -> None:

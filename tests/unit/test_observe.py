@@ -1,6 +1,7 @@
 """What one decision gets to see: only what concerns it, and of twins only those that really stand in the way."""
 
 import asyncio
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, cast
 
@@ -15,7 +16,7 @@ from finetune_operator.manifests import config_map
 from finetune_operator.observe import Observer
 from finetune_operator.policies.rivals import ahead
 from finetune_operator.progress import ProgressReader
-from finetune_operator.refusals import Refusals
+from finetune_operator.refusals import Told
 from finetune_operator.verdict import Observed
 from finetune_operator.views import GENERATION, JOB_UID, ROLE, RUN, Admission, Subject
 
@@ -47,6 +48,10 @@ class Events:
         if self.answer == "forbidden":
             raise ApiError(403, "Forbidden", "no Events for you")
         return {} if self.answer is None else {f"uid-{name}-t1": self.answer for name in ("one", "two")}
+
+    async def unprepared(self, namespace: str) -> dict[str, tuple[str, str]]:
+        self.asked.append(f"pods of {namespace}")
+        return {} if self.answer is None else {"uid-one-t1-x": ("FailedMount", self.answer)}
 
 
 def document(
@@ -298,7 +303,7 @@ async def test_who_comes_while_events_are_read_again_is_told_what_they_said_befo
     clock = [100.0]
     monkeypatch.setattr("finetune_operator.refusals.time.monotonic", lambda: clock[0])
     events = Events("exceeded quota")
-    refusals = Refusals(cast("Kube", events))
+    refusals = Told(lambda namespace: events.refusals(namespace))
     assert await refusals.of("ns", "uid-one-t1") == "exceeded quota"
     clock[0], slow = 120.0, asyncio.Event()
 
@@ -321,6 +326,59 @@ async def test_without_the_right_to_read_events_the_rest_is_seen() -> None:
     observed = await seen(cache, events=Events("forbidden"))
     assert observed.refusals == {}
     assert [child.name for child in observed.children] == ["one-t1"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "reads"),
+    [
+        ({}, True),
+        ({"since": "2026-03-01T11:59:45Z"}, False),
+        ({"node": None}, False),
+        ({"state": {"running": {}}}, False),
+        ({"prepared": True}, False),
+    ],
+    ids=["half a minute on its node", "not so long", "no node yet", "it runs", "prepared: it pulls its image"],
+)
+async def test_events_of_pods_are_read_only_for_one_that_its_node_does_not_prepare(
+    changes: dict[str, Any], reads: bool
+) -> None:
+    cache, events = Cache(), Events("no such volume")
+    cache.apply("finetunejobs", document("one"))
+    cache.apply("jobs", train_job("one"))
+    cache.apply("pods", slow_pod(**changes))
+    observed = await seen(cache, events=events)
+    assert observed.unprepared == ({"uid-one-t1-x": ("FailedMount", "no such volume")} if reads else {})
+    assert events.asked == (["pods of ns"] if reads else [])
+
+
+def slow_pod(
+    *,
+    since: str = "2026-03-01T11:59:25Z",
+    node: str | None = "n",
+    state: Mapping[str, Any] | None = None,
+    prepared: bool = False,
+) -> dict[str, Any]:
+    waits = {"waiting": {"reason": "ContainerCreating"}}
+    conditions = [
+        {"type": "PodScheduled", "status": "True" if node else "False", "lastTransitionTime": since},
+        {"type": "PodReadyToStartContainers", "status": str(prepared), "lastTransitionTime": since},
+    ]
+    return {
+        "metadata": {
+            "name": "one-t1-x",
+            "namespace": "ns",
+            "uid": "uid-one-t1-x",
+            "resourceVersion": "1",
+            "labels": {ROLE: "train", JOB_UID: "uid-one"},
+            "ownerReferences": [controlled_by("Job", "uid-one-t1")],
+        },
+        "spec": {"nodeName": node} if node else {},
+        "status": {
+            "phase": "Pending",
+            "conditions": conditions,
+            "containerStatuses": [{"name": "trainer", "state": state or waits}],
+        },
+    }
 
 
 async def test_of_a_job_that_is_done_nothing_is_asked() -> None:

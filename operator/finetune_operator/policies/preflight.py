@@ -23,7 +23,7 @@ from finetune_operator.policies.restarts import (
     nothing_lost,
 )
 from finetune_operator.policies.success import last_checkpoint, not_good_enough, succeeded
-from finetune_operator.policies.waiting import HELD, ORDINARY, queue_of, wait_of
+from finetune_operator.policies.waiting import HELD, ORDINARY, STARTING, queue_of, wait_of
 from finetune_operator.policies.ways import PREFLIGHT_LOST, Kind
 from finetune_operator.verdict import PASSED, CreatePreflight, DeleteJob, Mark, Observed, Verdict, condition, mark_of
 from finetune_operator.views import Child, Counters, format_time, told_time
@@ -138,7 +138,7 @@ def _look(o: Observed, target: Target, job: Child, *, now: datetime) -> Verdict:
         return _ended(o, target, job, end, now=now)
     wait = wait_of(o, job, nodes=1, now=now)
     if wait is None or wait.reason in ORDINARY:
-        again = 5.0 if not pods else None
+        again = 5.0 if not pods else 30.0 if wait is not None and wait.cause is STARTING else None
         return replace(_checking(o, job.counters), again_after=again)
     phase: Phase = "Pending" if wait.stalled else "Queued" if wait.cause in HELD else "Preflight"
     unknown = Mark("Unknown", wait.reason, wait.message)

@@ -16,6 +16,10 @@ BACK_OFF = re.compile(rf'^Back-off pulling image "[^"]*": (?:(?:{"|".join(PULLIN
 """What it puts before the registry's words meanwhile."""
 
 
+SANDBOX = re.compile(r'"?\b[0-9a-f]{64}\b"?')
+"""A number that is made up for each try would be a change of the status each time."""
+
+
 @dataclass(frozen=True)
 class Cause:
     """One thing that pods wait for. docs/failures.md is generated from these."""
@@ -54,6 +58,13 @@ UNSCHEDULABLE = Cause(
 )
 PENDING = Cause("PodsPending", "the scheduler looks for a node", "nothing", stalled=False)
 STARTING = Cause("PodsStarting", "the node pulls the image and starts the container", "nothing", stalled=False)
+UNPREPARED = Cause(
+    "FailedMount and others",
+    "the node cannot prepare the pod, in the cluster's own word: a volume is attached to another node or cannot be "
+    "mounted, or there is no network; told after half a minute",
+    "what the message names; the node tries again by itself",
+    stalled=True,
+)
 SECRET = Cause("SecretNotFound", "a Secret is missing", "create it", stalled=True)
 CONFIG_MAP = Cause("ConfigMapNotFound", "a ConfigMap is missing", "create it", stalled=True)
 IMAGE = Cause(
@@ -97,6 +108,7 @@ CAUSES = (
     UNSCHEDULABLE,
     PENDING,
     STARTING,
+    UNPREPARED,
     SECRET,
     CONFIG_MAP,
     IMAGE,
@@ -150,6 +162,11 @@ def wait_of(o: Observed, child: Child, *, nodes: int, now: datetime) -> Wait | N
     for pod in pods:
         if pod.waiting is not None and pod.waiting[0] not in NORMAL:
             return _mend(pod.waiting[0], pod.waiting[1])
+    for pod in pods:
+        told = o.unprepared.get(pod.uid) if pod.being_prepared else None
+        if told is not None:
+            reason, words = told
+            return Wait(UNPREPARED, reason, SANDBOX.sub("...", words) or UNPREPARED.happened, placed=True)
     for pod in pods:
         if pod.unschedulable and pod.node is None:
             return _wait(UNSCHEDULABLE, f"no node for pod {pod.name}: {pod.unschedulable}", placed=False)
