@@ -30,12 +30,13 @@ PARTS = 1000
 
 
 def heard(model: type[M], text: str | bytes) -> M | None:
-    """What a pod says, in JSON. None for what is none, and for what lacks something that has to be there."""
+    """What a pod says, in JSON. None where it lacks something that has to be there, or where nothing of it is left."""
     try:
         found = _storable(json.loads(text))
     except (ValueError, RecursionError):
         return None
-    return salvaged(model, found) if isinstance(found, dict) else None
+    whole = salvaged(model, found) if isinstance(found, dict) else None
+    return whole if whole is not None and whole.model_fields_set else None
 
 
 def _storable(value: Any) -> Any:
@@ -69,7 +70,7 @@ def _is_time(value: Any) -> bool:
 
 
 def salvaged(model: type[M], raw: Raw) -> M | None:
-    """As much of it as is right, the smallest part around a mistake left out. None where nothing is left."""
+    """As much of it as is right, the smallest part around a mistake left out. None where that is the whole."""
     whole, mended = dict(raw), False
     for _ in range(PARTS):
         try:
