@@ -113,7 +113,11 @@ REFUSALS = (
         "the same of a Job that has to end first; phase and `Succeeded` say what waits for its end",
         "the same, or delete the Job",
     ),
-    ("`NameTaken`", "an object of somebody else has the name", "delete it"),
+    (
+        "`NameTaken`",
+        "an object of somebody else has the name",
+        "delete it; if it is another FineTuneJob's, as the message says, make this one under another name",
+    ),
     (
         "`LabelLost`",
         "an object of the job is there without the label by which it is found",

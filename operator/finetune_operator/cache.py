@@ -59,7 +59,7 @@ class Folded:
 
     @classmethod
     def of(cls, raw: Raw) -> "Folded":
-        meta = {name: raw["metadata"].get(name) for name in ("labels", "annotations")}
+        meta = {name: raw["metadata"].get(name) for name in ("name", "labels", "annotations")}
         generation = number_of((meta["labels"] or {}).get(GENERATION))
         return cls(generation, _pack({"metadata": meta, "data": raw.get("data")}))
 

@@ -57,8 +57,14 @@ CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"
 
 
 def base_name(subject: Subject) -> str:
-    """At most 46 characters: with `-t<ordinal>` and a pod's index it still is a host name."""
-    return f"{subject.name[:40].replace('.', '-').strip('-')}-{subject.uid[:5]}"
+    """At most 46 characters: with `-t<ordinal>` and a pod's index it still is a host name.
+
+    Names that a program makes are often alike in all that is kept of them, and there may be a thousand.
+    """
+    name = subject.name
+    if len(name) > 40:
+        name = f"{name[:33]}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
+    return f"{name.replace('.', '-').strip('-')}-{subject.uid[:5]}"
 
 
 def config_name(subject: Subject, generation: int) -> str:
@@ -121,9 +127,11 @@ def preflight_job(
     attempts: int,
     run: str | None,
     inputs: str | None = None,
+    pinned_in: str = "",
 ) -> Manifest:
     """One pod without a GPU that looks at the document, the data and what storage already holds.
 
+    `pinned_in`: the ConfigMap of the run, where another version named it.
     `attempts`: train Jobs before it; once there is another one, what it said is acted upon. `run`: the one that was
     begun for this document, and `inputs` what it reads.
     """
@@ -134,7 +142,8 @@ def preflight_job(
         "resources": {"requests": {"cpu": "250m", "memory": "512Mi"}, "limits": {"memory": "2Gi"}},
     }
     name = child_name(subject, "preflight", ordinal)
-    pod = _pod(subject, config, container, job=name, gpus=0)
+    source = pinned_in or config_name(subject, config.generation)
+    pod = _pod(config, container, job=name, gpus=0, source=source)
     pod.pop("runtimeClassName", None)  # a GPU's runtime is of no use here
     if run is not None:  # no argument: an image that was pinned before there was one would refuse it
         container["env"].append({"name": "FINETUNE_RUN", "value": run})
@@ -156,6 +165,7 @@ def train_job(
     ordinal: int,
     counters: Counters,
     inputs: str | None = None,
+    pinned_in: str = "",
 ) -> Manifest:
     """An attempt: one pod a node, each with its GPUs. A new attempt is a new Job, so nothing is retried in place."""
     pods, name = config.pods, child_name(subject, "train", ordinal)
@@ -167,7 +177,8 @@ def train_job(
         "ports": [{"name": "metrics", "containerPort": PROGRESS_PORT}],
         "resources": {"requests": {"cpu": pods.cpu, **amounts}, "limits": amounts},
     }
-    pod = _pod(subject, config, container, job=name, gpus=pods.gpus)
+    source = pinned_in or config_name(subject, config.generation)
+    pod = _pod(config, container, job=name, gpus=pods.gpus, source=source)
     container["env"] += _inputs(inputs)
     pod["terminationGracePeriodSeconds"] = pods.grace_seconds
     container["volumeMounts"].append({"name": "shm", "mountPath": "/dev/shm"})  # noqa: S108 (what torch shares tensors by)
@@ -305,7 +316,7 @@ def _template(config: RunConfig, pod: Manifest, labels: dict[str, str], key: str
     }
 
 
-def _pod(subject: Subject, config: RunConfig, container: Manifest, *, job: str, gpus: int) -> Manifest:
+def _pod(config: RunConfig, container: Manifest, *, job: str, gpus: int, source: str) -> Manifest:
     """What both kinds of pods share; satisfies the Pod Security Standard `restricted`."""
     theirs = config.pods.template.spec or PodSpec()
     container |= {
@@ -332,21 +343,20 @@ def _pod(subject: Subject, config: RunConfig, container: Manifest, *, job: str, 
         "securityContext": {"runAsNonRoot": True, "fsGroup": USER, "seccompProfile": {"type": "RuntimeDefault"}},
         "containers": [container],
         "volumes": [
-            {"name": "config", "projected": {"defaultMode": 0o440, "sources": _sources(subject, config)}},
+            {"name": "config", "projected": {"defaultMode": 0o440, "sources": _sources(config, source)}},
             {"name": "work", "emptyDir": {}},
             {"name": "tmp", "emptyDir": {}},
         ],
     }
 
 
-def _sources(subject: Subject, config: RunConfig) -> list[Manifest]:
+def _sources(config: RunConfig, source: str) -> list[Manifest]:
     """Config, credentials and authority as one volume: a mount inside a read-only mount cannot be made.
 
     Secret and authority are optional, so that a missing one is preflight's to name; a pod that cannot mount it would
     only hang.
     """
-    name = config_name(subject, config.generation)
-    storage, found = config.storage, [_file_of(name, "config.json", CONFIG_PATH)]
+    storage, found = config.storage, [_file_of(source, "config.json", CONFIG_PATH)]
     if storage.credentials_secret is not None:
         items = [{"key": key, "path": f"credentials/{key}"} for key in CREDENTIALS]
         found.append({"secret": {"name": storage.credentials_secret, "optional": True, "items": items}})

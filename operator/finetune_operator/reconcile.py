@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from math import inf
 
 from finetune_api import GROUP, VERSION
+from finetune_api.contract import RunConfig
 from finetune_api.status import FineTuneJobStatus
 from finetune_operator import manifests, tracing
 from finetune_operator.cache import NEWS_SECONDS, Cache, Kind
@@ -288,13 +289,21 @@ class Reconciler:
                     attempts=attempts,
                     run=run,
                     inputs=inputs,
+                    pinned_in=self._pinned_in(subject, config),
                 )
                 await self._create(subject, job)
             case CreateTrain(config, key, run_id, ordinal, counters, inputs):
                 if config.pods.nodes > 1:
                     await self._create(subject, manifests.service(subject))
                 job = manifests.train_job(
-                    subject, config, key=key, run_id=run_id, ordinal=ordinal, counters=counters, inputs=inputs
+                    subject,
+                    config,
+                    key=key,
+                    run_id=run_id,
+                    ordinal=ordinal,
+                    counters=counters,
+                    inputs=inputs,
+                    pinned_in=self._pinned_in(subject, config),
                 )
                 await self._create(subject, job)
                 self._begun[subject.uid] = ordinal
@@ -306,6 +315,10 @@ class Reconciler:
         ACTIONS.labels(type(action).__name__).inc()
         tracing.acted(type(action).__name__)
 
+    def _pinned_in(self, subject: Subject, config: RunConfig) -> str:
+        pinned = self._cache.pinned(subject.uid).get(config.generation)
+        return pinned.name if pinned is not None else ""
+
     async def _create(self, subject: Subject, manifest: Manifest) -> None:
         kind, name = manifest["kind"], manifest["metadata"]["name"]
         try:
@@ -315,7 +328,7 @@ class Reconciler:
                 raise
             there = await self._kube.get(kind, subject.namespace, name)
             if controller(there, "FineTuneJob") != subject.uid:
-                message = f"{kind} {name} is in the way: it belongs to something else; delete it"
+                message = f"{kind} {name} is in the way: {_whose(there)}"
                 raise ApiError(422, NAME_TAKEN, message) from error
             if kind in KINDS and (there["metadata"].get("labels") or {}).get(MANAGED_BY) != MANAGER:
                 message = f"{kind} {name} is there, but without its label {SELECTOR}; put it back, or delete the {kind}"
@@ -392,6 +405,14 @@ class Reconciler:
 def _steady(words: str) -> str:
     """Without the port that a connection happened to have: another with each try would be a change of the status."""
     return re.sub(r"\b(read|write) tcp \S+?->", r"\1 tcp ", words)
+
+
+def _whose(there: Manifest) -> str:
+    owners = there["metadata"].get("ownerReferences") or ()
+    names = [owner["name"] for owner in owners if owner.get("kind") == "FineTuneJob" and owner.get("controller")]
+    if names:
+        return f"it belongs to FineTuneJob {names[0]}, whose name and UID begin alike; make this one under another name"
+    return "it belongs to something else; delete it"
 
 
 def _told(action: Action) -> str:

@@ -173,6 +173,8 @@ class Pinned:
     key: str
     asked: str
     """Subject.asked of the document that was pinned."""
+    name: str = ""
+    """Of the ConfigMap, which another version may have named otherwise."""
 
     @classmethod
     def of(cls, raw: Raw) -> "Pinned":
@@ -183,6 +185,7 @@ class Pinned:
             config=RunConfig.model_validate_json((raw.get("data") or {}).get("config.json", "")),
             key=(meta.get("annotations") or {}).get(RESTART_KEY, ""),
             asked=(meta.get("annotations") or {}).get(ASKED, ""),
+            name=meta["name"],
         )
 
 

@@ -254,9 +254,29 @@ def test_names_stay_host_names(name: str) -> None:
     assert manifests.service_name(subject)[0].isalpha()
 
 
+def test_long_names_that_begin_alike_differ_in_what_is_made_for_them() -> None:
+    """A program that makes a thousand of them would otherwise have two with the same beginning of their UIDs."""
+    prefix = "sweep-of-the-learning-rate-and-of-the-batch-size-"
+    names = {manifests.base_name(replace(SUBJECT, name=f"{prefix}{number}")) for number in range(1000)}
+    assert len(names) == 1000
+    assert all(name.startswith("sweep-of-the-learning-rate-and-of-") and len(name) == 46 for name in names)
+    assert manifests.base_name(replace(SUBJECT, name="a" * 40)) == f"{'a' * 40}-{SUBJECT.uid[:5]}"
+
+
+def test_pods_mount_what_another_version_has_pinned_under_another_name() -> None:
+    counters: dict[str, Any] = {"key": "k", "ordinal": 1, "counters": Counters(), "pinned_in": "older-g2"}
+    jobs = (
+        manifests.preflight_job(SUBJECT, config(SPEC), attempts=0, run=None, **counters),
+        manifests.train_job(SUBJECT, config(SPEC), run_id="a" * 16, **counters),
+    )
+    for job in jobs:
+        (mounted,) = [v["projected"]["sources"] for v in job["spec"]["template"]["spec"]["volumes"] if "projected" in v]
+        assert mounted[0]["configMap"]["name"] == "older-g2"
+
+
 def test_a_pinned_config_is_read_back_as_it_was_written() -> None:
     raw = manifests.config_map(SUBJECT, config(RICH), key="k" * 16)
-    assert Pinned.of(raw) == Pinned(2, config(RICH), "k" * 16, SUBJECT.asked)
+    assert Pinned.of(raw) == Pinned(2, config(RICH), "k" * 16, SUBJECT.asked, "support-intents-1f3a9-g2")
 
 
 def test_a_job_is_read_back_with_all_that_it_carries() -> None:
