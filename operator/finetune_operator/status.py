@@ -99,7 +99,8 @@ def worth_writing(
     """
     if _same(before, after) or (brief and (_waits_for_pods(before) or _starts(before))):
         return False
-    last = last_write or _told_at(before, now=now)
+    ours = last_write is not None and last_write <= now  # or the clock was set back since
+    last = last_write if ours else _told_at(before, now=now)
     if not mere_progress(before, after) or last is None:
         return True
     apart = max(NEVER_WITHIN, timedelta(seconds=trainings / PROGRESS_WRITES))

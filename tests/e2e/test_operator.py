@@ -30,7 +30,7 @@ import pytest
 import yaml
 from tests.e2e import forked
 from tests.e2e.api import Api
-from tests.e2e.goldens import becomes
+from tests.e2e.goldens import becomes, masked_text, same
 from tests.ports import free_port
 from tests.unit.documents import LIVES
 
@@ -1170,6 +1170,27 @@ def refused_jobs(plane: Plane) -> int:
     lines = plane.text("/metrics").splitlines()
     wanted = ("apiserver_request_total{", 'code="403"', 'resource="jobs"', 'verb="POST"')
     return sum(int(float(line.rsplit(" ", 1)[1])) for line in lines if all(word in line for word in wanted))
+
+
+def test_a_bucket_that_is_missing_is_one_event_however_often_it_is_looked_for(place: Place) -> None:
+    """Who waits for the job does not see it work and fail in turn."""
+    found: list[tuple[str, str, str]] = []
+
+    def seen() -> bool:
+        status = place.status("one")
+        succeeded, stalled = (condition(status, kind).get("reason", "") for kind in ("Succeeded", "Stalled"))
+        told = (status.get("phase", ""), succeeded, stalled)
+        found.extend([told] if found[-1:] != [told] else [])
+        return len(place.kubelet.jobs_of("one")) >= 3
+
+    place.apply("one", lambda role, ordinal: fails(49, "BucketNotFound"))
+    eventually("it is looked for a third time", seen, seconds=90)
+    missing = ("Pending", "BucketNotFound", "BucketNotFound")
+    assert found[found.index(missing) :] == [missing]
+    job = place.get("one")
+    path = f"/api/v1/namespaces/{place.name}/events?fieldSelector=involvedObject.uid={job['metadata']['uid']}"
+    told = [f"{one['type']} {one['reason']}: {one['message']}" for one in place.plane.items(path)]
+    same("events-pending-bucket", masked_text("\n".join(told) + "\n", job))
 
 
 ADMISSION = "/apis/admissionregistration.k8s.io/v1"

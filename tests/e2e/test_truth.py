@@ -410,7 +410,7 @@ CASES: dict[str, Case] = {
     "again-job-deleted": Case("Starting", "Loading", only_train(None), then=delete_the_train_job),
     "again-crashed": Case("Starting", "Loading", only_train(CRASH, None)),
     "again-memory": Case("Starting", "Loading", only_train(said(50, "OutOfMemory"), None)),
-    "again-storage": Case("Preflight", "Checking", storage_that_goes_away()),
+    "again-storage": Case("Pending", "StorageUnavailable", storage_that_goes_away()),
     "changed-refused": Case("Starting", "ColumnMissing", only_train(None), then=a_change_that_is_refused),
     "suspending": Case("Suspended", "Suspending", only_train(None), then=suspend),
     "changed-suspending": Case("Suspended", "Suspending", only_train(None), then=suspend_and_change),

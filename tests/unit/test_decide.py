@@ -326,6 +326,13 @@ def looked_at(phase: Any = "Preflight", reason: str = "Checking", **counted: Any
     return said(phase, reason, run=None, preflight_job=PreflightJobStatus(generation=1, **counted))
 
 
+def missing(words: str) -> FineTuneJobStatus:
+    """Preflight has found that the environment lacks something."""
+    mark = Mark("Unknown", "BucketNotFound", words)
+    verdict = Verdict("Pending", "BucketNotFound", words, stalled=True).marking(PreflightPassed=mark)
+    return compose(subject(), verdict, now=ago(100))
+
+
 TRAINING = said(
     "Training",
     "Training",
@@ -557,6 +564,26 @@ LOOKING = [
         "BucketNotFound",
         "begin p2, delete p1",
         stalled=True,
+    ),
+    Row(
+        "it goes on to say what is missing until the next one knows",
+        world(missing("no bucket; next try at 2026-03-01T12:00:00Z"), p(2, counters=Counters(tries=1)), pod(p(2))),
+        "Pending",
+        "BucketNotFound",
+        says="no bucket; looking again now",
+        stalled=True,
+    ),
+    Row(
+        "what its pod waited for is there once the pod runs",
+        world(missing("no such image"), p(2, counters=Counters(tries=1)), pod(p(2))),
+        "Preflight",
+        "Checking",
+    ),
+    Row(
+        "what took the pod away says nothing of what is missing",
+        world(missing("no bucket; looking again now"), p(3, counters=Counters(tries=2, interruptions=1)), pod(p(3))),
+        "Preflight",
+        "Checking",
     ),
     Row(
         "the Job before is deleted when the next one is there",
@@ -2604,6 +2631,36 @@ def test_a_clock_that_is_ahead_voids_no_delay(given: Observed, job: Child, delay
     assert any(isinstance(action, CreatePreflight | CreateTrain) for action in told.actions)
 
 
+AN_HOUR = 3600
+
+
+@pytest.mark.parametrize(
+    ("given", "job", "delay"),
+    [
+        (world(PREFLIGHT, p(), ended(p(), 49, message(49, "BucketNotFound"), at=-AN_HOUR)), p(), 10.0),
+        (world(GO, t(), ended(t(), 1, at=-AN_HOUR)), t(), 5.0),
+        (world(GO, t(), ended(t(), 45, at=-AN_HOUR, disrupted="EvictionByEvictionAPI")), t(), 0.0),
+    ],
+    ids=["a wait", "a crash", "an eviction"],
+)
+def test_a_nodes_clock_that_is_ahead_lengthens_no_delay(given: Observed, job: Child, delay: float) -> None:
+    """Ends are told by other clocks than ours: by ours, these will be in an hour."""
+    for known in (1.0, 4.0, 30.0):
+        told = _once_told(replace(given, known_for={job.uid: timedelta(seconds=known)}))
+        begins = any(isinstance(action, CreatePreflight | CreateTrain) for action in told.actions)
+        assert begins is (known >= delay)
+        assert begins or told.again_after == delay - known
+
+
+def _once_told(o: Observed) -> Decision:
+    """What it cost is told before its Job goes."""
+    decision = decide(o, now=NOW)
+    while decision.status is not None and decision.again_after == 0.0 and not decision.actions:
+        o = replace(o, subject=replace(o.subject, status=decision.status))
+        decision = decide(o, now=NOW)
+    return decision
+
+
 def test_mere_progress_is_written_seldom() -> None:
     told = _status(world(GO, *RUNNING, progress(step=40)))
     moved = replace(world(told, *RUNNING, progress(step=41)), last_write=ago(5))
@@ -2774,6 +2831,49 @@ def test_what_reaches_its_limit_ends_though_an_edit_cannot_be_pinned(
     assert done == ["delete t1"]
     assert o.subject.status.usage is not None
     assert (o.subject.status.usage.running_seconds, o.subject.status.usage.counted) == (70, 1)
+
+
+def _three_tries(o: Observed) -> list[FineTuneJobStatus]:
+    """What is written while preflight looks three times for a bucket that is missing."""
+    written, now = [], NOW
+
+    def look(o: Observed) -> tuple[Observed, float | None]:
+        decision = decide(o, now=now)
+        status = decision.status or o.subject.status
+        written.append(status)
+        after = _carried_out(o, decision)
+        return replace(after, subject=replace(o.subject, status=status), last_write=now), decision.again_after
+
+    for _ in range(3):
+        o, _ = look(o)
+        (job,) = o.jobs("preflight")
+        others = tuple(pod for pod in o.pods if pod.role == "train")
+        o, _ = look(replace(o, pods=(*others, pod(job))))
+        gone = replace(ended(job, 49, message(49, "BucketNotFound")), exit=None)
+        exit_ = Exit(49, "Error", now, message(49, "BucketNotFound"))
+        o, again = look(replace(o, pods=(*others, replace(gone, exit=exit_))))
+        assert again is not None
+        now += timedelta(seconds=10 * 2 ** len(written))
+    return written
+
+
+def test_what_is_missing_is_told_once_however_often_it_is_looked_for() -> None:
+    """Who waits for the job would hear of work and of failure in turn."""
+    written = _three_tries(world())
+    assert [note.reason for a, b in pairwise(written) for note in notes(a, b)] == ["BucketNotFound"]
+    told = written[2:]
+    assert {(s.phase, reason_of(s), truth(s, "Stalled"), truth(s, "Reconciling")) for s in told} == {
+        ("Pending", "BucketNotFound", "True", "False")
+    }
+    assert len({c.last_transition_time for s in told for c in s.conditions or [] if c.type == "Stalled"}) == 1
+    words = [(status.message or "").partition(";")[2][:12] for status in told]
+    assert words == [" next try at", *[" looking aga", " looking aga", " next try at"] * 2]
+
+
+def test_what_a_changed_document_misses_is_told_once_while_the_run_before_it_goes_on() -> None:
+    written = _three_tries(world(TRAINING, *RUNNING, progress(), **CHANGED))
+    assert [note.reason for a, b in pairwise(written) for note in notes(a, b)] == ["BucketNotFound"]
+    assert {(status.phase, reason_of(status)) for status in written[2:]} == {("Training", "BucketNotFound")}
 
 
 def _while_jobs_are_kept(o: Observed, names: Collection[str], *, looks: int = 5) -> list[FineTuneJobStatus]:

@@ -119,8 +119,21 @@ async def test_an_action_counts_once_it_is_done() -> None:
     assert (done("CreateConfig"), done("CreatePreflight")) == (before[0] + 1, before[1] + 1)
 
 
-async def test_no_clock_makes_a_job_rest_for_longer_than_ten_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that was a year behind when a delay was computed must not hold the job for a year once it is right again."""
+async def test_no_clock_makes_a_job_rest_for_longer_than_ten_minutes() -> None:
+    """One that is a year behind what was told must not hold the job for a year once it is right again."""
+    lost = {"attempt": 1, "reason": "JobLost", "at": "2026-03-01T00:00:00Z", "resumedFromStep": 0, "lostSteps": 0}
+    run = {"id": "a" * 16, "generation": 1, "interruptions": 3}
+    status = {"phase": "Preflight", "run": run, "restarts": [lost], "usage": {"attempts": 1}}
+    cache = Cache()
+    look = reconciler(Api(), cache=cache, now=datetime(2025, 3, 1, tzinfo=UTC))
+    newer = {**JOB["metadata"], "resourceVersion": "2"}
+    cache.apply("finetunejobs", {**JOB, "metadata": newer, "status": status})
+    assert await look("uid-one") == LONGEST_REST
+    assert await look("uid-one") == LONGEST_REST
+
+
+async def test_a_clock_that_is_behind_lengthens_no_delay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By this one the end will be in a year; it was over when it became known."""
     monkeypatch.setattr("finetune_operator.cache.NEWS_SECONDS", 0.0)  # no news of pods comes here
     api, cache = Api(), Cache()
     now = datetime(2026, 3, 1, tzinfo=UTC)
@@ -132,8 +145,10 @@ async def test_no_clock_makes_a_job_rest_for_longer_than_ten_minutes(monkeypatch
     meta = {**job, "name": preflight.name, "uid": preflight.uid, "resourceVersion": "200"}
     notes = {"annotations": {"finetune.dev/restart-key": preflight.key, "finetune.dev/ordinal": "1"}}
     cache.apply("jobs", {"metadata": {**meta, **notes}, "status": {"conditions": [ended]}})
-    assert await behind("uid-one") == LONGEST_REST
-    assert "next try at 2026-03-01T00:00:" in api.statuses[-1]["message"]
+    rest = await behind("uid-one")
+    assert rest is not None
+    assert 9.0 < rest <= 10.0
+    assert "next try at 2025-03-01T00:00:" in api.statuses[-1]["message"]
 
 
 # --- a write without an answer ---

@@ -197,6 +197,12 @@ def test_a_restarted_operator_writes_no_sooner_than_the_one_before_would_have() 
     assert worth_writing(before, after, now=NOW - timedelta(seconds=1), last_write=None)  # its clock goes wrong
 
 
+def test_a_clock_that_is_set_back_holds_no_progress_up() -> None:
+    before = told(RUNNING)
+    after = moved(before, progress=ProgressStatus(step=2, total_steps=9, percent=22))
+    assert worth_writing(before, after, now=NOW, last_write=NOW + timedelta(hours=1))
+
+
 def test_many_trainings_share_the_writes_of_mere_progress() -> None:
     before = told(RUNNING)
     after = moved(before, progress=ProgressStatus(step=2, total_steps=9, percent=22))

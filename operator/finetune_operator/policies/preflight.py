@@ -25,10 +25,22 @@ from finetune_operator.policies.restarts import (
 from finetune_operator.policies.success import last_checkpoint, not_good_enough, succeeded
 from finetune_operator.policies.waiting import HELD, ORDINARY, STARTING, queue_of, wait_of
 from finetune_operator.policies.ways import PREFLIGHT_LOST, Kind
-from finetune_operator.verdict import PASSED, CreatePreflight, DeleteJob, Mark, Observed, Verdict, condition, mark_of
+from finetune_operator.verdict import (
+    PASSED,
+    CreatePreflight,
+    DeleteJob,
+    Mark,
+    Observed,
+    Verdict,
+    condition,
+    mark_of,
+    reason_of,
+)
 from finetune_operator.views import Child, Counters, format_time, told_time
 
 RUN_ID = re.compile(r"[0-9a-f]{16}")
+LOOKING_AGAIN = "; looking again now"
+NEXT_TRY = re.compile(rf"; next try at \S+$|{LOOKING_AGAIN}$")
 
 
 def preflight(o: Observed, target: Target, *, now: datetime, carried: Counters | None = None) -> Verdict:
@@ -116,9 +128,25 @@ def _begun(o: Observed, target: Target) -> RunStatus | None:
 
 
 def _checking(o: Observed, counters: Counters) -> Verdict:
+    missing = _still_missing(o, counters)
+    if missing is not None:
+        return _resting(missing, stalled=True, again_after=None).stating(preflight_job=told(o, counters))
     reason, message = "Checking", "checking storage, data and labels"
     verdict = Verdict("Preflight", reason, message).marking(PreflightPassed=Mark("Unknown", reason, message))
     return verdict.stating(preflight_job=told(o, counters))
+
+
+def _still_missing(o: Observed, counters: Counters) -> Mark | None:
+    """What the environment lacked the last time, as the status says: it does until somebody has looked.
+
+    Or who waits for the job, or is told by its Events, would hear of work and of failure again with every try.
+    """
+    mark, status = mark_of(o.subject, "PreflightPassed"), o.subject.status
+    waited = status.phase != "Preflight" and counters.tries > 0 and not counters.interruptions
+    if mark is None or not waited or reason_of(status) != mark.reason:
+        return None
+    found = NEXT_TRY.search(mark.message)
+    return replace(mark, message=mark.message[: found.start()] + LOOKING_AGAIN) if found else None
 
 
 def told(o: Observed, counters: Counters, due: datetime | None = None) -> PreflightJobStatus:
@@ -183,7 +211,7 @@ def _again(o: Observed, target: Target, job: Child, end: End, *, now: datetime) 
     due = due_at(o, job, end, delay, now=now)
     if now < due:
         return _rest(o, end, counters, due, now=now)
-    mark = Mark("Unknown", end.reason, f"{end.message}; looking again now")
+    mark = Mark("Unknown", end.reason, end.message + LOOKING_AGAIN)
     verdict = _resting(mark, stalled=end.kind is Kind.ENVIRONMENT, again_after=None)
     return verdict.stating(preflight_job=told(o, counters)).doing(_another(o, target, counters), DeleteJob.of(job))
 

@@ -58,10 +58,13 @@ def free_delay(interruptions: int) -> timedelta:
 
 def due_at(o: Observed, job: Child, end: End, delay: timedelta, *, now: datetime) -> datetime:
     """When the next try begins after an end: by the clock, and however far ahead that may be, not before the delay, or
-    LEAST_BETWEEN where it is longer, has passed since the end became known."""
+    LEAST_BETWEEN where it is longer, has passed since the end became known. Nor later, where the clock that told of the
+    end is ahead: it was over when it became known."""
     known_for = o.known_for.get(job.uid)
-    rest = min(delay, LEAST_BETWEEN) - known_for if known_for is not None else timedelta(0)
-    return max(end.at + delay, now + rest)
+    if known_for is None:
+        return max(end.at + delay, now)
+    known = now - known_for
+    return max(min(end.at, known) + delay, known + min(delay, LEAST_BETWEEN))
 
 
 def jitter(key: str) -> float:
