@@ -112,12 +112,12 @@ class Attempt:
 
     @cached_property
     def encoded(self) -> Encoded:
-        return Encoded(self.base.parent / "encoded.safetensors")
+        return Encoded(self.path_of(self.record.encoded))
 
-    def retention_path(self, name: str) -> Path:
-        """Where the encoded store of a retention set lies: by its content, since another document may name it alike."""
-        stored = self.record.retention[name].encoded
-        return self.base.parent / f"retention-{hex_of(stored.digest)[:32]}.safetensors"
+    def path_of(self, stored: EncodedRef) -> Path:
+        """Where an encoded store lies: by its content, since a work directory may have one of the same run already that
+        was encoded of other rows to measure, or under another name of a retention set."""
+        return self.base.parent / f"encoded-{hex_of(stored.digest)[:32]}.safetensors"
 
     @cached_property
     def accelerator(self) -> Any:
@@ -334,9 +334,8 @@ def fetch_inputs(attempt: Attempt) -> None:
         if kind == "model":
             get = partial(_download, attempt, entry)
             _once(attempt, attempt.base / name, partial(_link, attempt, entry, shared, get) if shared else get)
-    _fetch(attempt, attempt.record.encoded, attempt.base.parent / "encoded.safetensors")
-    for name, kept in attempt.record.retention.items():
-        _fetch(attempt, kept.encoded, attempt.retention_path(name))
+    for stored in (attempt.record.encoded, *(kept.encoded for kept in attempt.record.retention.values())):
+        _fetch(attempt, stored)
 
 
 def _link(attempt: Attempt, entry: Input, cache: Cache, download: Callable[[Path], Any], path: Path) -> None:
@@ -357,9 +356,9 @@ def _link(attempt: Attempt, entry: Input, cache: Cache, download: Callable[[Path
         path.symlink_to(found)
 
 
-def _fetch(attempt: Attempt, stored: EncodedRef, path: Path) -> None:
+def _fetch(attempt: Attempt, stored: EncodedRef) -> None:
     get = partial(attempt.store.download, stored.key, digest=stored.digest, progress=attempt.heart.beat_or_stop)
-    _once(attempt, path, lambda path: get(path=path))
+    _once(attempt, attempt.path_of(stored), lambda path: get(path=path))
 
 
 def _download(attempt: Attempt, entry: Input, path: Path) -> None:

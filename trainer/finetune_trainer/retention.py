@@ -70,7 +70,7 @@ def _set(attempt: Attempt, one: RetentionConfig) -> RetentionSet:
     )
     learner = tasks.get(config_of(attempt.config, one)).learner(facts)
     key = digest({"task": record.task, "encoded": record.encoded.digest})[:16]
-    return RetentionSet(one, learner, Encoded(attempt.retention_path(one.name)), key)
+    return RetentionSet(one, learner, Encoded(attempt.path_of(record.encoded)), key)
 
 
 def measure_base(attempt: Attempt) -> None:

@@ -18,6 +18,7 @@ from finetune_api.contract import LastMessage, RunConfig
 from finetune_api.job import FineTuneJobSpec
 from finetune_api.profile import FineTuneProfileSpec
 from finetune_api.resolve import Defaults, resolve
+from finetune_trainer.data.batch import Encoded
 from finetune_trainer.preflight import preflight
 from finetune_trainer.run import RunRecord, read_inputs
 from finetune_trainer.storage import StorageSettings, Store, open_store
@@ -279,6 +280,11 @@ class Made:
         return open_store(self.config.output.uri, self.settings)
 
     @property
+    def encoded(self) -> Encoded:
+        """The rows as preflight has left them."""
+        return Encoded(Path(self.store.uri.removeprefix("file://")) / self.record.encoded.key)
+
+    @property
     def records(self) -> list[Record]:
         return RunLog(self.store, self.record.run_id).read()
 
@@ -347,13 +353,11 @@ class Made:
 def loaded(made: Made) -> tuple[Any, Any, Any]:
     """Learner, store and base model of a run."""
     from finetune_trainer.batches import learner_of
-    from finetune_trainer.data.batch import Encoded
     from finetune_trainer.model import load
 
     base = Path(made.config.model.removeprefix("file://"))
-    path = Path(made.store.uri.removeprefix("file://")) / made.record.encoded.key
     learner = learner_of(made.config, made.record, base=base)
-    return learner, Encoded(path), load(base, learner=learner, seed=17)
+    return learner, made.encoded, load(base, learner=learner, seed=17)
 
 
 MakeRun = Callable[..., Made]

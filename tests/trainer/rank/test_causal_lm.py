@@ -261,7 +261,7 @@ def test_rows_seen_more_often_share_no_sequence_with_others(make_run: Any, base:
     made = make_run(texts(30), base=base, **{**spec, "data": {**SPEC["data"], "train": sources}})
     code, log = made.run(tmp_path / "work")
     assert code == 0, log
-    rows = Encoded(tmp_path / "work" / "runs" / made.record.run_id / "encoded.safetensors")
+    rows = made.encoded
     lengths = {part: rows.lengths(chosen) for part, chosen in by_source(rows).items()}
     first, second = (len(pack(np.arange(len(part)), part, limit=32)) for part in lengths.values())
     assert len(made.losses()) == first + 2 * second

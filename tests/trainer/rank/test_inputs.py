@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.trainer.rank.conftest import STOPPABLE, Made, tiny_rows
+from tests.trainer.rank.conftest import STOPPABLE, Made, dictionaries, tiny_rows, write
+from tests.trainer.test_run_local import running
 
 from finetune_trainer.storage.commit import CURRENT, RecordKind, find
 
@@ -59,3 +60,35 @@ def test_an_attempt_that_was_not_told_what_to_read_measures_no_rows_of_another_d
         message = one.message(tmp_path / f"work-{name}")
         assert message.reason == "InputsOfAnotherDocument"
         assert one.kinds() == [], "no attempt has claimed the run"
+
+
+def test_a_document_that_is_run_again_measures_its_rows_as_they_are(tiny_base: Path, tmp_path: Path) -> None:
+    """`finetune run` keeps its scratch directory where a gate is not met."""
+    write(tmp_path / "train.jsonl", dictionaries(TRAINED))
+    gates = [{"metric": "f1", "atLeast": 0.999}]
+    spec: dict[str, Any] = {
+        "task": {"type": "text-classification"},
+        "model": {"uri": tiny_base.as_uri()},
+        "data": {
+            "train": [{"uri": (tmp_path / "train.jsonl").as_uri()}],
+            "validation": {"fraction": 0.1},
+            "test": {"uri": (tmp_path / "test.jsonl").as_uri()},
+        },
+        "training": {"maxSteps": 2, "batchSize": 16},
+        "resources": {"perNode": {"gpus": 0}},
+        "output": {"uri": (tmp_path / "output").as_uri()},
+    }
+    document = {"apiVersion": "finetune.dev/v1alpha1", "kind": "FineTuneJob", "metadata": {"name": "colours"}}
+    runs = set()
+    for count, slices in ((40, []), (60, ["kind"])):
+        write(tmp_path / "test.jsonl", [{**row, "kind": n % 2} for n, row in enumerate(held_out(count, seed=count))])
+        asked = {**spec, "evaluation": {"gates": gates, "baseline": "None", **({"slices": slices} if slices else {})}}
+        with running(tmp_path, {**document, "spec": asked}) as run:
+            code, status = run.end()
+            assert code == 48, run.errors()
+        assert status.run is not None
+        assert status.evaluation is not None
+        assert status.evaluation.rows == count
+        assert [one.column for one in status.evaluation.slices or []] == slices
+        runs.add(status.run.id)
+    assert len(runs) == 1

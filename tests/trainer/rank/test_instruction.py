@@ -16,7 +16,6 @@ from tests.trainer.rank.test_loop import config
 
 from finetune_trainer import tasks
 from finetune_trainer.checkpoint import OPTIMIZER, STATE, WEIGHTS
-from finetune_trainer.data.batch import Encoded
 from finetune_trainer.tasks import Facts
 
 ANIMALS = {"red": "cat", "green": "dog", "blue": "cat"}
@@ -148,6 +147,6 @@ def test_a_run_learns_to_answer_and_publishes_its_template(
     answer = model.generate(**asked)[0, asked["input_ids"].shape[1] :]
     assert tokenizer.decode(answer, skip_special_tokens=True) == "the dog"
     assert int(answer[-1]) == END  # it stops by itself
-    rows = Encoded(tmp_path / "work-calm" / "runs" / calm.record.run_id / "encoded.safetensors")
+    rows = calm.encoded
     ids = rows.each("input_ids", np.arange(1))[0]
     assert list(ids).count(BOS) == 1

@@ -14,7 +14,6 @@ import pytest
 import torch
 
 from finetune_trainer.checkpoint import State
-from finetune_trainer.data.batch import Encoded
 from finetune_trainer.data.order import Order
 from finetune_trainer.intervals import Draws
 from finetune_trainer.loop import Objective, train
@@ -152,7 +151,7 @@ def test_where_the_model_errs_is_told_task_by_task(make_run: MakeRun, tmp_path: 
     assert errors["colour"]["labels"] == ["blue", "green", "red"]
     assert np.array(errors["colour"]["confusion"]).sum() == 24, "the test rows of that task alone"
     places = np.array([found["place"] for found in errors["colour"]["mistakes"]], dtype=np.int64)
-    store = Encoded(tmp_path / "work/runs" / made.record.run_id / "encoded.safetensors")
+    store = made.encoded
     assert set(store.values("task", places).tolist()) <= {0}
     suspects = bodies[RecordKind.BASELINE]["suspects"]
     assert suspects, "the probe sees the colour in a text"

@@ -11,7 +11,6 @@ from tests.trainer.rank.lm import save_lm
 from tests.trainer.rank.test_causal_lm import SPEC as LANGUAGE
 from tests.trainer.rank.test_causal_lm import texts
 
-from finetune_trainer.data.batch import Encoded
 from finetune_trainer.data.read import DataError
 from finetune_trainer.run import TRAIN
 from finetune_trainer.where import Step, rows_of_step
@@ -87,6 +86,6 @@ def test_rows_that_share_a_sequence_are_named_together_once_that_is_settled(make
     assert first.packed
     steps = [rows_of_step(made.config, step=1 + n, run=None, credentials=None) for n in range(first.batches)]
     seen = sorted(int(place.rpartition(":")[2]) for step in steps for place in places_of(step))
-    encoded = Encoded(tmp_path / "work/runs" / made.record.run_id / "encoded.safetensors")
+    encoded = made.encoded
     assert seen == sorted(encoded.values("row", encoded.rows(TRAIN)).tolist())  # long rows have become several
     assert max(len(sequence) for step in steps for sequence in step.sequences) > 1
