@@ -522,10 +522,10 @@ def evaluation_id(
     *,
     test: str | None,
     retention: Mapping[str, str] | None = None,
-    stopped_at: int | None = None,
+    part: Mapping[str, Any] | None = None,
 ) -> str:
     """Identity of an evaluation; `test` is the digest of the test rows, None for the validation rows, and `retention`
-    that of the rows of each retention set, by its name. `stopped_at` is the step after which training was ended before
+    that of the rows of each retention set, by its name. `part` names what there is of a training that was ended before
     its time: what is measured then says nothing of the whole run.
 
     Gates and bounds are not part of it: they are judged again from what was measured. What is at its default counts
@@ -535,7 +535,7 @@ def evaluation_id(
     sources = config.data.test_sources
     tasks = {} if sources is None else {"testTasks": [source.task for source in sources]}
     kept = {"retention": dict(retention)} if retention else {}
-    ended = {} if stopped_at is None else {"stoppedAt": stopped_at}
+    ended = {} if part is None else {"part": dict(part)}
     return digest({"run": run, "test": test, **decoding, **tasks, **kept, **ended, **_measured(config, "uri")})[:16]
 
 

@@ -28,7 +28,15 @@ from finetune_trainer.__main__ import main as command_line
 from finetune_trainer.gates import ON_VALIDATION
 from finetune_trainer.run import RunRecord, read_record
 from finetune_trainer.storage import StorageSettings, Store, open_store, split_uri
-from finetune_trainer.storage.commit import CURRENT, Holder, RecordKind, RunLog, publish_current, read_current
+from finetune_trainer.storage.commit import (
+    CURRENT,
+    Holder,
+    RecordKind,
+    RunLog,
+    part_of,
+    publish_current,
+    read_current,
+)
 from finetune_trainer.storage.digests import digest_of
 
 SECRET_TEXT = "the launch code is 12345"
@@ -529,17 +537,22 @@ def commit(bench: Bench, last: LastMessage, kind: RecordKind, body: dict[str, An
     RunLog(store, str(last.run_id)).claim(holder=Holder()).append(kind, body)
 
 
-def publish(bench: Bench, last: LastMessage, *, end: str = "complete") -> TrainOutcome:
+def publish(
+    bench: Bench, last: LastMessage, *, end: str = "complete", part: dict[str, Any] | None = None
+) -> TrainOutcome:
     store = open_store(bench.spec["output"]["uri"], StorageSettings())
     info = store.write(f"runs/{last.run_id}/attempts/1/model/model.safetensors", b"weights")
     outcome = TrainOutcome(
         final_step=30,
         total_steps=30,
+        partial=part is not None,
         evaluation=EvaluationStatus(rows=12, on="validation", tuned={"f1": 0.9}),
         model=ModelStatus(uri="file:///somewhere", digest="sha256:0", size_bytes=7),
     )
     body = {
-        "publicationId": publication_id(evaluation_id(str(last.run_id), bench.config(), test=None), bench.config()),
+        "publicationId": publication_id(
+            evaluation_id(str(last.run_id), bench.config(), test=None, part=part), bench.config()
+        ),
         "end": end,
         "objects": [{"key": info.key, "size": info.size, "digest": info.digest}],
         "outcome": outcome.document(),
@@ -602,6 +615,20 @@ def test_a_result_that_ended_early_for_its_budget_is_not_reused(bench: Bench) ->
     again = bench.run()
     assert again.preflight is not None
     assert again.preflight.state == "Fresh"
+
+
+def test_what_was_published_of_other_weights_of_the_same_step_is_no_result(bench: Bench) -> None:
+    one = bench.run()
+    store = open_store(bench.spec["output"]["uri"], StorageSettings())
+    for number in range(2):  # the second time an evaluation at the last step has chosen other weights
+        claim = RunLog(store, str(one.run_id)).claim(holder=Holder())
+        best = claim.append(RecordKind.CHECKPOINT, {"step": 6, "objects": []})
+        ended = {"step": 6, "totalSteps": 30, "end": "stopped", "weights": {"Best": best.number, "Last": best.number}}
+        end = claim.append(RecordKind.TRAINED, ended)
+        assert bench.run().result is None
+        part = part_of(claim.records, end, weights="Best")
+        outcome = publish(bench, one, end="stopped", part=part)
+        assert bench.run().result == outcome, number
 
 
 @pytest.mark.parametrize(

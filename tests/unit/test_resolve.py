@@ -152,9 +152,10 @@ def test_limits_are_seconds_and_absent_where_none_is_asked_for() -> None:
 
 def test_what_is_measured_of_a_part_is_never_taken_for_the_whole() -> None:
     config = resolved({})
-    whole, part, more = (evaluation_id("r", config, test=None, stopped_at=step) for step in (None, 10, 20))
-    assert len({whole, part, more}) == 3
-    assert whole == evaluation_id("r", config, test=None)
+    parts = [None, *({"step": step, "weights": weights} for step in (10, 20) for weights in "ab")]
+    found = [evaluation_id("r", config, test=None, part=part) for part in parts]
+    assert len({*found}) == 5
+    assert found[0] == evaluation_id("r", config, test=None)
 
 
 # --- what is refused ---

@@ -34,6 +34,7 @@ from finetune_trainer.storage.commit import (
     collect_garbage,
     find,
     object_entry,
+    part_of,
     uncommitted,
     what_is_wrong,
 )
@@ -55,7 +56,7 @@ def finish(attempt: Attempt) -> tuple[TrainOutcome, str | None]:
         attempt.config,
         test=tested(manifest),
         retention=retained(manifest),
-        stopped_at=trained.body["step"] if trained.body["end"] == STOPPED else None,
+        part=part_of(attempt.records, trained, weights=attempt.config.output.weights),
     )
     publication = publication_id(evaluation, attempt.config)
     outcome = _published(attempt, publication)

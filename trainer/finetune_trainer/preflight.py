@@ -73,6 +73,7 @@ from finetune_trainer.storage.commit import (
     RunLog,
     find,
     latest_checkpoint,
+    part_of,
     training_end,
     what_is_wrong,
 )
@@ -588,13 +589,14 @@ def _standing(config: RunConfig, record: RunRecord, output: Store) -> _Standing:
     run = record.run_id
     records = RunLog(output, run).read()
     trained = training_end(records, partial=True)
-    partial = trained is not None and trained.body.get("end") == STOPPED
+    part = part_of(records, trained, weights=config.output.weights)
+    partial = part is not None
     evaluation = evaluation_id(
         run,
         config,
         test=tested(record.manifest),
         retention=retained(record.manifest),
-        stopped_at=trained.body["step"] if trained is not None and partial else None,
+        part=part,
     )
     publication = publication_id(evaluation, config)
     result, step, trouble = progress_of(records, publication=publication, output=output, partial=partial)

@@ -85,6 +85,26 @@ def test_ended_twice_the_newer_checkpoint_counts(make_run: Any, rows: Any, tmp_p
     assert first["publicationId"] != second["publicationId"]
 
 
+def test_ended_twice_at_one_step_the_weights_that_are_the_best_by_then_are_measured_and_published(
+    make_run: Any, rows: Any, tmp_path: Path
+) -> None:
+    """The first time an evaluation was due there, which the attempt in between has done before it was killed."""
+    training = {**STOPPABLE["training"], "evaluateEvery": {"steps": 3}}
+    made = make_run(rows(300), **{**STOPPABLE, "training": training, "evaluation": {"primary": "loss"}})
+    assert made.run(tmp_path / "one", stop=stop_at(6))[0] == 45
+    code, log = made.run(tmp_path / "two", options=FINISH)
+    assert code == 0, log
+    second_commit = ("finetune_trainer.storage.commit", "Claim", "append", 2, signal.SIGKILL.value)
+    assert made.run(tmp_path / "three", stop=second_commit)[0] == -signal.SIGKILL
+    code, log = made.run(tmp_path / "four", options=FINISH)
+    assert code == 0, log
+    results = [made.message(tmp_path / work).result for work in ("two", "four")]
+    assert [(result.final_step, result.best.step) for result in results] == [(6, 3), (6, 6)]
+    assert results[0].model.digest != results[1].model.digest
+    assert results[0].evaluation.tuned["loss"] > results[1].evaluation.tuned["loss"]
+    assert looked(made, tmp_path).result == results[1]
+
+
 def test_without_a_checkpoint_nothing_is_published_and_the_message_says_what_to_do(
     make_run: Any, rows: Any, tmp_path: Path
 ) -> None:

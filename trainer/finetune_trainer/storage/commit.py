@@ -331,6 +331,15 @@ def training_end(records: Sequence[Record], *, partial: bool) -> Record | None:
     return last if partial and (newest is None or newest.number < last.number) else None
 
 
+def part_of(records: Sequence[Record], end: Record | None, *, weights: str) -> dict[str, Any] | None:
+    """Names what there is of a training that was ended before its time: its step, and the checkpoint that is measured,
+    for an evaluation that was due at that step may choose another one when the run goes on. None of a whole one."""
+    if end is None or end.body.get("end") != STOPPED:
+        return None
+    chosen = next((record for record in records if record.number == end.body["weights"][weights]), None)
+    return {"step": end.body["step"], "weights": chosen.sha256 if chosen is not None else None}
+
+
 def live_checkpoints(records: Sequence[Record]) -> list[Record]:
     """Checkpoints that the last valid record still names, newest first: try them in this order."""
     live = set(_live(records))
