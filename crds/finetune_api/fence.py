@@ -74,7 +74,8 @@ def _above(spec: FineTuneJobSpec, limits: Limits, pods: PodsConfig) -> Iterator[
     if limits.gpus is not None and pods.nodes * pods.gpus > limits.gpus:
         yield _limited("resources", f"{pods.nodes} x {pods.gpus} GPUs", "gpus", str(limits.gpus))
     for name, found, most in (("cpu", pods.cpu, limits.cpu), ("memory", pods.memory, limits.memory)):
-        if most is not None and amount(found) > amount(most):
+        # What was pinned before an amount had to be more than 0 may be 0: that is no limit.
+        if most is not None and not 0 < amount(found) <= amount(most):
             yield _limited(f"resources.perNode.{name}", found, name, most)
     if spec.deadline and limits.deadline and seconds(spec.deadline) > seconds(limits.deadline):
         yield _limited("deadline", spec.deadline, "deadline", limits.deadline)

@@ -92,6 +92,12 @@ def test_nothing_is_no_amount(name: str, amount: str) -> None:
             resolved(spec, {**profile, "limits": {name: "16"}})
 
 
+def test_what_an_older_operator_pinned_without_a_limit_is_not_taken_for_a_little() -> None:
+    before = resolved()
+    unlimited = before.model_copy(update={"pods": before.pods.model_copy(update={"memory": "0"})})
+    assert refused({}, {"limits": {"memory": "16Gi"}}, before=unlimited)[0] == "LimitExceeded"
+
+
 @pytest.mark.parametrize("amount", ["1", "0.5", "010.0Gi", "0.010Gi", "100m"])
 def test_a_little_is_an_amount(amount: str) -> None:
     assert resolved({"resources": {"perNode": {"memory": amount}}}).pods.memory == amount
