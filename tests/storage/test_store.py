@@ -22,6 +22,7 @@ from finetune_trainer.storage import (
     Store,
     open_store,
     probe_conditional_writes,
+    remove_old_probes,
     split_uri,
 )
 from finetune_trainer.storage.digests import digest_of
@@ -235,6 +236,20 @@ def test_delete_forgets_objects_and_forgives_missing_ones(store: Store) -> None:
 def test_conditional_writes_are_probed_without_a_trace(store: Store) -> None:
     assert probe_conditional_writes(store, "runs/x")
     assert list(store.list()) == []
+
+
+def test_probes_that_killed_processes_have_left_go_when_they_are_old(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = ("probe-notes.txt", "probe-00000000000000aa/a", "runs/probe-0123456789abcdef", "a")
+    for key in ("probe-0123456789abcdef", "probe-ffffffffffffffff", *kept):
+        store.write(key, b"first")
+    assert remove_old_probes(store, "") == []
+    now = store.now() + timedelta(hours=2)
+    monkeypatch.setattr(store, "now", lambda: now)
+    assert remove_old_probes(store, "") == ["probe-0123456789abcdef", "probe-ffffffffffffffff"]
+    assert remove_old_probes(store, "runs/") == ["runs/probe-0123456789abcdef"]
+    assert {info.key for info in store.list()} == {*kept} - {"runs/probe-0123456789abcdef"}
 
 
 def test_a_download_that_is_interrupted_leaves_nothing(store: Store, tmp_path: Path) -> None:

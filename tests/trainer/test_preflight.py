@@ -4,6 +4,7 @@ import gzip
 import io
 import itertools
 import json
+import os
 import re
 import shutil
 import socket
@@ -559,6 +560,16 @@ def publish(
     }
     commit(bench, last, RecordKind.PUBLISHED, body)
     return outcome
+
+
+def test_what_a_killed_preflight_has_probed_with_goes_with_the_next_one(bench: Bench) -> None:
+    bench.run()
+    old, new = (bench.root / "output" / f"probe-{digit * 16}" for digit in "01")
+    for path in (old, new):
+        path.write_bytes(b"first")
+    os.utime(old, (0, 0))
+    bench.run()
+    assert (old.exists(), new.exists()) == (False, True)
 
 
 def test_a_committed_checkpoint_is_gone_on_from(bench: Bench) -> None:

@@ -64,6 +64,7 @@ from finetune_trainer.storage import (
     Store,
     open_store,
     probe_conditional_writes,
+    remove_old_probes,
 )
 from finetune_trainer.storage.base import read_through
 from finetune_trainer.storage.commit import (
@@ -218,6 +219,10 @@ def check_output(output: Store) -> None:
             "could both commit; use a store that honours them.",
             environment=False,
         )
+    try:
+        remove_old_probes(output, "")
+    except StorageError as error:
+        log.warning("what killed preflights have left was not deleted: %s", error)
 
 
 # --- rows ---

@@ -1,7 +1,9 @@
 """Storage: one small protocol over S3 and local directories, and the commit log built on it."""
 
 import os
+import re
 import secrets
+from datetime import timedelta
 from pathlib import Path
 
 from .base import (
@@ -34,8 +36,13 @@ __all__ = [
     "Unreachable",
     "open_store",
     "probe_conditional_writes",
+    "remove_old_probes",
     "split_uri",
 ]
+
+
+_PROBED = timedelta(hours=1)
+"""More than any process needs for a probe."""
 
 
 def open_store(uri: str, settings: StorageSettings) -> Store:
@@ -59,7 +66,7 @@ def probe_conditional_writes(store: Store, prefix: str) -> bool:
 
     Writes a small object below `prefix` and deletes it again.
     """
-    key = "/".join(filter(None, (prefix.strip("/"), f"probe-{secrets.token_hex(8)}")))
+    key = f"{_probes(prefix)}{secrets.token_hex(8)}"
     try:
         store.create(key, b"first")
     except (AccessDenied, NotFound, Unreachable):
@@ -86,3 +93,19 @@ def probe_conditional_writes(store: Store, prefix: str) -> bool:
         raise
     finally:
         store.delete([key])
+
+
+def remove_old_probes(store: Store, prefix: str) -> list[str]:
+    """Delete the probes below `prefix` that killed processes have left; returns their keys. A younger one may be
+    another process's, which would be told a wrong answer."""
+    probe = re.compile(re.escape(_probes(prefix)) + r"[0-9a-f]{16}")
+    found = [info for info in store.list(_probes(prefix)) if probe.fullmatch(info.key)]
+    before = store.now() - _PROBED if found else None
+    old = [info.key for info in found if before and info.modified and info.modified < before]
+    store.delete(old)
+    return old
+
+
+def _probes(prefix: str) -> str:
+    """How the keys of probes begin."""
+    return "/".join(filter(None, (prefix.strip("/"), "probe-")))

@@ -65,8 +65,10 @@ class LocalStore:
         start = self.root / prefix.rpartition("/")[0]
         found: list[ObjectInfo] = []
         with self._errors("list", prefix):
-            for directory, _, names in os.walk(start, onerror=_raise_unless_missing):
+            for directory, below, names in os.walk(start, onerror=_raise_unless_missing):
                 relative = Path(directory).relative_to(self.root)
+                if Path(directory) == start:
+                    below[:] = [name for name in below if name.startswith(prefix.rpartition("/")[2])]
                 for name in names:
                     key = (relative / name).as_posix()
                     if name.startswith(TEMPORARY) or not key.startswith(prefix):
