@@ -50,6 +50,7 @@ def masked_text(text: str, job: Document) -> str:
     text = re.sub(r"the attempts ran [\dhms]+", "the attempts ran DURATION", text)
     text = TIME.sub("TIME", text.replace(meta["uid"], "UID")).replace(f"-{meta['uid'][:5]}-", "-UID-")
     text = UUID.sub("ANOTHER-UID", text)  # of what Kueue names, say
+    text = re.sub(r"-[0-9a-f]{5}(-[pt]\d+-\d+)-[a-z0-9]{5}\b", r"-ANOTHER\1-POD", text)  # of one that is deleted
     text = re.sub(r"(-UID-[pt]\d+(?:-\d+)?)-[a-z0-9]{5}\b", r"\1-POD", text)
     return re.sub(rf"\b{re.escape(meta['namespace'])}\b", "NAMESPACE", text)
 

@@ -334,6 +334,8 @@ class Kubelet(threading.Thread):
         """By UID of a preflight Job, the oldest first: the run that its pod is told of."""
         self.room: int | None = None
         """Pods that have a node at a time, if not all may."""
+        self.commits = False
+        """Whether pods that are asked to end still commit a checkpoint, and go on for so long."""
         self.address = "127.0.0.9"
         """Of every pod. An API server passes nothing on to the loopback: nobody answers there."""
         self._since: dict[str, float] = {}
@@ -377,6 +379,8 @@ class Kubelet(threading.Thread):
             self.begun[job["uid"]] = environment.get("FINETUNE_RUN")
         phase = pod["status"].get("phase")
         if "deletionTimestamp" in meta:
+            if phase == "Running" and self.commits:
+                return None
             if phase == "Running":
                 self._end(path, pod, Ends(45))
             return self.plane.delete(path, grace=0)
@@ -937,6 +941,26 @@ def test_when_the_owner_of_a_run_goes_its_twin_takes_over(place: Place) -> None:
     gone.set()
     place.plane.delete(place.path("one"))
     becomes(place, "two", "succeeded", "Succeeded", "Trained")
+
+
+def test_one_that_is_deleted_and_applied_again_goes_on_from_the_last_checkpoint_of_the_one_before(place: Place) -> None:
+    gone = threading.Event()
+
+    def script(role: str, ordinal: int) -> Ends | None:
+        return passes() if role == "preflight" else (trained() if gone.is_set() else None)
+
+    place.kubelet.commits = True
+    first = place.apply("one", script)["metadata"]["uid"]
+    place.reaches("one", "Starting", "Loading")
+    place.plane.delete(place.path("one"))
+    second = place.apply("one", script)["metadata"]["uid"]
+    becomes(place, "one", "pending-deleted", "Pending", "IdenticalRunInProgress")
+    assert [job for job in place.children("jobs") if "-t" in job] in ([], [f"one-{first[:5]}-t1"])
+    gone.set()
+    place.kubelet.commits = False
+    becomes(place, "one", "succeeded", "Succeeded", "Trained")
+    assert place.kubelet.jobs_of("one") == ["p1", "p1", "p1", "t1", "t1"]
+    assert f"one-{second[:5]}-t1" in place.children("jobs")
 
 
 def test_a_changed_document_waits_for_preflight_before_the_old_run_is_stopped(place: Place) -> None:
