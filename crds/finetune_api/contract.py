@@ -433,6 +433,7 @@ class Progress(Model):
     estimated_completion_time: Time | None = None
     checkpoint: Checkpointed | None = None
     started_at: Time
+    first_step_at: Time | None = Field(None, description="when the attempt had done its first step")
     updated_at: Time
 
     @property
@@ -450,6 +451,7 @@ class Progress(Model):
             learning_rate=self.learning_rate,
             samples_per_second=self.samples_per_second,
             estimated_completion_time=self.estimated_completion_time,
+            first_step_at=self.first_step_at,
             updated_at=self.updated_at,
         )
 

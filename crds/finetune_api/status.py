@@ -64,6 +64,7 @@ class ProgressStatus(Model):
     learning_rate: Figure | None = Field(None, description="Learning rate of the last step.")
     samples_per_second: Figure | None = Field(None, description="Training rows per second over the whole job.")
     estimated_completion_time: Time | None = Field(None, description="When the last step is expected to be done.")
+    first_step_at: Time | None = Field(None, description="When the attempt had done its first step.")
     updated_at: Time | None = Field(None, description="When the trainer said this.")
 
 

@@ -95,9 +95,11 @@ def _first_step(subject: Subject, after: FineTuneJobStatus) -> float | None:
         before.usage.attempts if before.usage else None
     ) or 0  # of all runs: a changed document is no first step
     earlier = attempts > 1 or before.restarts or before.checkpoint or (before.progress and before.progress.step)
-    if earlier or progress is None or not progress.step or after.phase != "Training":
+    if earlier or progress is None or not progress.step:
         return None
-    at = told_time(progress.updated_at)
+    if progress.first_step_at is None and after.phase != "Training":  # an older trainer, which evaluates by now
+        return None
+    at = told_time(progress.first_step_at or progress.updated_at)
     return max(0.0, (at - subject.created).total_seconds()) if at is not None else None
 
 

@@ -20,7 +20,7 @@ Place = tuple[int | str, ...]
 """A path in a document."""
 BOUND = 2**53
 """Of integers that everybody reads alike in JSON; sums of them are far from what the API server stores at most."""
-TIMES = ("startedAt", "updatedAt", "committedAt", "estimatedCompletionTime")
+TIMES = ("startedAt", "firstStepAt", "updatedAt", "committedAt", "estimatedCompletionTime")
 """Fields in which pods tell times."""
 RFC_3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:\d\d)", re.ASCII)
 NAMING = ("schemaVersion", "runId")

@@ -7,6 +7,7 @@ import logging
 import re
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, get_args
 
@@ -101,6 +102,17 @@ LOADING = TRAINING.model_copy(update={"progress": None, "checkpoint": None})
 )
 def test_the_first_step_of_a_run_is_counted_once(before: FineTuneJobStatus, counts: bool) -> None:
     assert (spent(before, **FIRST).first_step is not None) is counts
+
+
+@pytest.mark.parametrize("phase", ["Training", "Evaluating"])
+def test_the_first_step_counts_from_when_it_was_done_however_late_it_is_seen(phase: Any) -> None:
+    """Training is told with step 0 already, and what comes then is mere progress, which is written now and then."""
+    began = LOADING.model_copy(update={"progress": ProgressStatus(step=0, total_steps=100, percent=0)})
+    first, seen = (format_time(subject().created + timedelta(seconds=seconds)) for seconds in (61, 90))
+    later = ProgressStatus(step=40, total_steps=100, percent=40, first_step_at=first, updated_at=seen)
+    assert spent(began, phase=phase, progress=later).first_step == 61
+    told = began.model_copy(update={"phase": phase, "progress": later})
+    assert spent(told, progress=later.model_copy(update={"step": 50})).first_step is None, "it is counted once"
 
 
 @pytest.mark.parametrize("said", ["yesterday", "2026-03-01T12:00:00"])

@@ -27,7 +27,7 @@ from finetune_trainer.optim import learning_rate, make_optimizer
 from finetune_trainer.regularise import Anchor, add_noise
 from finetune_trainer.run import TRAIN, VALIDATION
 from finetune_trainer.saving import Checkpoints
-from finetune_trainer.signs import Pace, checkpointed, wait_for
+from finetune_trainer.signs import Pace, checkpointed, timestamp, wait_for
 from finetune_trainer.storage import StorageError
 from finetune_trainer.storage.commit import STOPPED, Record, RecordKind, attempt_prefix, live_checkpoints
 from finetune_trainer.tasks import Metrics
@@ -268,6 +268,7 @@ class Duties:
         self._validation: Rows = attempt.encoded.rows(VALIDATION)
         self._pace = Pace()
         self._reported = now = time.monotonic()
+        self._began, self._first_step = trainee.state.step, attempt.reporter.progress.first_step_at
         self._mine = checkpoint.share(trainee.model, rank=attempt.world.rank, ranks=attempt.world.size)
         self._cadence = Cadence(
             attempt.config.checkpoint, grace=attempt.config.pods.grace_seconds, step=trainee.state.step, now=now
@@ -275,6 +276,7 @@ class Duties:
 
     def due(self) -> tuple[bool, bool, bool, bool]:
         self._pace.step()
+        self._note_first_step()
         stop = self._attempt.signals.stop
         self._checkpoints.poll()
         if not self._attempt.world.leads:
@@ -321,11 +323,17 @@ class Duties:
         """A rank may have waited for an upload: the others wait for it here, where they can show signs of life."""
         self._attempt.world.flags([]).wait(self._attempt.heart.beat)
 
+    def _note_first_step(self) -> None:
+        if self._first_step is None and self._trainee.state.step > self._began:
+            self._first_step = timestamp()
+
     def report(self, state: State) -> None:
+        self._note_first_step()
         self._reported = time.monotonic()
         setup = self._trainee.setup
         self._attempt.reporter.update(
             step=state.step,
+            first_step_at=self._first_step,
             epoch=round(state.step / setup.order.steps_per_epoch, 4),
             loss=recent(state),
             learning_rate=learning_rate(setup.config, step=max(0, state.step - 1), total=setup.plan.total),

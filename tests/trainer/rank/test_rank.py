@@ -68,6 +68,7 @@ def test_a_run_trains_evaluates_and_publishes(make_run: Any, rows: Any, tmp_path
     progress = json.loads((tmp_path / "work/state/progress.json").read_text())
     assert (progress["stage"], progress["step"], progress["totalSteps"]) == ("Publishing", 68, 68)
     assert progress["checkpoint"]["step"] == 68
+    assert progress["startedAt"] <= progress["firstStepAt"] <= progress["updatedAt"]
 
     code, _ = made.run(tmp_path / "again")
     assert code == 0
