@@ -298,8 +298,8 @@ class Ends:
     after: float = 0.3
 
 
-def passes(state: str = "Fresh", run: str = "a" * 16, **fields: Any) -> Ends:
-    outcome = {"state": state, "runId": run, "step": None, "summary": {"labels": 2}}
+def passes(state: str = "Fresh", run: str = "a" * 16, *, inputs: str | None = None, **fields: Any) -> Ends:
+    outcome = {"state": state, "runId": run, "inputs": inputs, "step": None, "summary": {"labels": 2}}
     result = {"result": RESULT} if state == "Reused" else {}
     return Ends(0, {"code": 0, "reason": state, "message": "fine", "preflight": outcome, **result}, **fields)
 
@@ -332,6 +332,8 @@ class Kubelet(threading.Thread):
         """By Job UID: name of the Job and of the FineTuneJob."""
         self.begun: dict[str, str | None] = {}
         """By UID of a preflight Job, the oldest first: the run that its pod is told of."""
+        self.reads: dict[str, str | None] = {}
+        """By FineTuneJob and Job, such as one-t1: what its pod is told to read."""
         self.room: int | None = None
         """Pods that have a node at a time, if not all may."""
         self.commits = False
@@ -374,8 +376,9 @@ class Kubelet(threading.Thread):
         name, _, tail = job["name"].rpartition("-")
         owner = name.rpartition("-")[0]
         self.seen[job["uid"]] = (job["name"], owner)
+        environment = {one["name"]: one.get("value") for one in pod["spec"]["containers"][0]["env"]}
+        self.reads[f"{owner}-{tail}"] = environment.get("FINETUNE_INPUTS")
         if labels["finetune.dev/role"] == "preflight":
-            environment = {one["name"]: one.get("value") for one in pod["spec"]["containers"][0]["env"]}
             self.begun[job["uid"]] = environment.get("FINETUNE_RUN")
         phase = pod["status"].get("phase")
         if "deletionTimestamp" in meta:
@@ -1056,6 +1059,37 @@ def test_the_twin_of_a_suspended_job_takes_its_run_over(place: Place) -> None:
     place.reaches("one", "Suspended", "Suspended")
     becomes(place, "two", "succeeded", "Succeeded", "Trained")
     becomes(place, "one", "suspended", "Suspended", "Suspended")
+
+
+def test_of_two_documents_of_one_run_each_has_its_attempts_read_what_was_pinned_for_it(place: Place) -> None:
+    """They differ in their test rows. The second one is looked at while the first one is between two attempts."""
+    same, data = {"uri": "s3://models/same"}, {"train": [{"uri": "s3://data/train.jsonl"}]}
+    crashed = threading.Event()
+
+    def first(role: str, ordinal: int) -> Ends | None:
+        if role == "preflight":
+            return passes(inputs="1" * 32)
+        return (fails(1, "Crashed") if crashed.is_set() else None) if ordinal == 1 else trained()
+
+    place.apply("one", first, output=same)
+    place.reaches("one", "Starting", "Loading")
+    test = {"test": {"uri": "s3://data/test.jsonl"}}
+    place.apply(
+        "two",
+        lambda role, ordinal: passes(inputs="2" * 32) if role == "preflight" else trained(),
+        output=same,
+        data={**data, **test},
+    )
+    waiting = place.reaches("two", "Pending", "IdenticalRunInProgress")
+    assert waiting["run"]["inputs"] == "2" * 32
+    crashed.set()
+    assert place.reaches("one", "Succeeded", "Trained")["run"]["inputs"] == "1" * 32
+    place.reaches("two", "Succeeded", "Trained", seconds=120)
+    assert place.kubelet.jobs_of("two") == ["p1", "p1", "t1"]
+    assert place.kubelet.reads == {  # the newest of each name
+        **{"one-p1": None, "one-t1": "1" * 32, "one-t2": "1" * 32},
+        **{"two-p1": "2" * 32, "two-t1": "2" * 32},
+    }
 
 
 def test_a_used_up_budget_is_finished_by_an_attempt_of_its_own_and_a_raised_one_goes_on(place: Place) -> None:
