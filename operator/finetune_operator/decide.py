@@ -20,7 +20,7 @@ from finetune_operator.policies.limits import REASONS, reached
 from finetune_operator.policies.preflight import preflight
 from finetune_operator.policies.restarts import carried, forgotten, lost
 from finetune_operator.policies.rivals import ahead, wait_for
-from finetune_operator.policies.suspend import SUSPENDING, last_words, still_there, suspend
+from finetune_operator.policies.suspend import SUSPENDING, last_words, still_there, suspend, unasked, unseen_job
 from finetune_operator.policies.vanished import gone, vanished
 from finetune_operator.policies.waiting import ANOTHER_GROUP, HELD, KUEUE_MISSING, queue_of
 from finetune_operator.policies.ways import DOCUMENT_CHANGED, GROUP_INCOMPLETE
@@ -40,7 +40,7 @@ from finetune_operator.verdict import (
     mark_of,
     reason_of,
 )
-from finetune_operator.views import Child, Pod, told_time
+from finetune_operator.views import SELECTOR, Child, Pod, told_time
 
 REFUSED_AGAIN = 60.0
 SPARE_AGAIN = 5.0
@@ -255,13 +255,20 @@ def _start(o: Observed, target: Target, *, now: datetime) -> Verdict:
     assert run is not None
     former = [job for job in o.jobs("train") if job.key != target.key]
     said = reason_of(o.subject.status)
-    if former or any(_still_runs(o, pod, target, now=now) for pod in o.pods):
+    running = [pod for pod in o.pods if _still_runs(o, pod, target, now=now)]
+    if former or running:
         message = "the attempt before commits a checkpoint and ends"
+        unseen = [pod for pod in unasked(o, now=now) if pod in running]
+        mine = next((pod for pod in unseen if pod.key == target.key), None)
+        if mine is not None:  # its Job may be seen the next moment, and is the one that is wanted
+            why = f"its Job {unseen_job(mine).name} is not found: put its label {SELECTOR} back, or delete it"
+            message = f"pod {mine.name} of this run goes on, and {why}"
         verdict = Verdict("Queued", said if said in REASONS else STOPPING, message, again_after=2.0)
         if former and said != STOPPING:  # what it cost is told before it goes
             cost = stopped(o, former[-1], reason=DOCUMENT_CHANGED.reason, now=now)
             return replace(verdict, facts=cost, again_after=0.0)
-        return verdict.doing(*(DeleteJob.of(job) for job in former))
+        others = (unseen_job(pod) for pod in unseen if pod.key != target.key)
+        return verdict.doing(*(DeleteJob.of(job) for job in former), *others)
     rival = ahead(o, run.id, holding=False)
     if rival is not None:
         return wait_for(rival).doing(*(DeleteJob.of(job) for job in o.jobs("preflight")))

@@ -566,6 +566,22 @@ LOOKING = [
         stalled=True,
     ),
     Row(
+        "a preflight whose node is silent says so",
+        world(PREFLIGHT, p(), pod(p(), unreachable=True)),
+        "Preflight",
+        "NodeSilent",
+        says="node node0 does not answer, and may be lost",
+        again=30.0,
+    ),
+    Row(
+        "a preflight Job that somebody wants no pod of says so",
+        world(PREFLIGHT, p(nodes=0)),
+        "Pending",
+        "FewerPodsWanted",
+        says="the parallelism of Job one-11111-p1 was set to 0 instead of 1",
+        stalled=True,
+    ),
+    Row(
         "it goes on to say what is missing until the next one knows",
         world(missing("no bucket; next try at 2026-03-01T12:00:00Z"), p(2, counters=Counters(tries=1)), pod(p(2))),
         "Pending",
@@ -854,8 +870,8 @@ TRAINING_ROWS = [
         "nor one of several",
         world(
             PLACED,
-            t(key=pinned(TWO_NODES).key),
-            pod(t(key=pinned(TWO_NODES).key)),
+            t(key=pinned(TWO_NODES).key, nodes=2),
+            pod(t(key=pinned(TWO_NODES).key, nodes=2)),
             subject=subject(TWO_NODES),
             pinned={1: pinned(TWO_NODES)},
         ),
@@ -957,8 +973,8 @@ TRAINING_ROWS = [
         "two pods run when both run",
         world(
             GO,
-            t(key=pinned(TWO_NODES).key),
-            pod(t(key=pinned(TWO_NODES).key)),
+            t(key=pinned(TWO_NODES).key, nodes=2),
+            pod(t(key=pinned(TWO_NODES).key, nodes=2)),
             subject=subject(TWO_NODES),
             pinned={1: pinned(TWO_NODES)},
         ),
@@ -2629,6 +2645,47 @@ def test_a_clock_that_is_ahead_voids_no_delay(given: Observed, job: Child, delay
         if told.status is not None and not told.actions:
             told = decide(replace(late, subject=replace(late.subject, status=told.status)), now=NOW)
     assert any(isinstance(action, CreatePreflight | CreateTrain) for action in told.actions)
+
+
+def test_an_attempt_that_somebody_wants_no_pod_of_trains_no_more() -> None:
+    """kubectl patch job ... parallelism: 0"""
+    asked = pod(t(nodes=0), gone_by=NOW + timedelta(seconds=60), was_asked_to_go=True)
+    assert _status(world(TRAINING, t(nodes=0), asked)).message == "a pod is taken away; " + (
+        "a checkpoint is committed before the next attempt begins"
+    )
+    status = _status(world(TRAINING, t(nodes=0)))
+    assert (status.phase, reason_of(status), truth(status, "Stalled")) == ("Queued", "FewerPodsWanted", "True")
+    back = _status(world(status, t(), pod(t()), progress(step=41)))
+    assert (back.phase, truth(back, "Stalled")) == ("Training", "False")
+
+
+UNSEEN = pod(t(), name="one-11111-t1-0-abcde")
+"""Its Job has lost the label by which it is found."""
+
+
+def test_what_trains_for_a_job_that_is_not_seen_is_named_and_not_said_to_end() -> None:
+    decision = decide(world(GO, UNSEEN), now=NOW)
+    assert decision.status is not None
+    assert decision.actions == ()
+    assert (decision.status.phase, reason_of(decision.status)) == ("Queued", "StoppingPreviousRun")
+    where = "put its label app.kubernetes.io/managed-by=finetune-operator back, or delete it"
+    words = f"pod one-11111-t1-0-abcde of this run goes on, and its Job one-11111-t1 is not found: {where}"
+    assert decision.status.message == words
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        world(PASSED2, UNSEEN, **CHANGED),
+        world(TRAINING, UNSEEN, subject=subject(SUSPENDED, generation=2)),
+    ],
+    ids=["changed", "suspended"],
+)
+def test_what_trains_for_a_job_that_is_not_seen_ends_where_nothing_of_it_is_wanted(given: Observed) -> None:
+    decision = decide(given, now=NOW)
+    assert DeleteJob("one-11111-t1", "train-1") in decision.actions
+    assert decision.status is not None
+    assert "commits a checkpoint and ends" in (decision.status.message or "")
 
 
 AN_HOUR = 3600

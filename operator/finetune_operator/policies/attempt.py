@@ -40,6 +40,7 @@ from finetune_operator.policies.waiting import (
     STOPPING,
     answered,
     pods_left,
+    silence,
     wait_of,
 )
 from finetune_operator.policies.ways import BUDGET_EXHAUSTED, BUDGET_RAISED, GATES_CHANGED, GROUP_INCOMPLETE, Kind, Way
@@ -215,7 +216,7 @@ def _running(o: Observed, job: Child, facts: dict[str, object]) -> Verdict:
     lost = next((pod for pod in o.pods_of(job) if pod.unreachable), None)
     if lost is None:
         return verdict
-    said = f"node {lost.node} does not answer, and may be lost"
+    said = silence(lost)
     # Without news the verdict's words are those of the status, which may be these.
     return replace(verdict, reason=SILENT.reason, message=f"{said}; {verdict.message}" if o.progress else said)
 

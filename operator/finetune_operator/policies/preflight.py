@@ -23,7 +23,7 @@ from finetune_operator.policies.restarts import (
     nothing_lost,
 )
 from finetune_operator.policies.success import last_checkpoint, not_good_enough, succeeded
-from finetune_operator.policies.waiting import HELD, ORDINARY, STARTING, queue_of, wait_of
+from finetune_operator.policies.waiting import HELD, ORDINARY, SILENT, STARTING, Wait, queue_of, silence, wait_of
 from finetune_operator.policies.ways import PREFLIGHT_LOST, Kind
 from finetune_operator.verdict import (
     PASSED,
@@ -165,6 +165,9 @@ def _look(o: Observed, target: Target, job: Child, *, now: datetime) -> Verdict:
     if end is not None:
         return _ended(o, target, job, end, now=now)
     wait = wait_of(o, job, nodes=1, now=now)
+    lost = next((pod for pod in pods if pod.unreachable), None)
+    if lost is not None:
+        wait = Wait(SILENT, SILENT.reason, silence(lost), placed=True)
     if wait is None or wait.reason in ORDINARY:
         again = 5.0 if not pods else 30.0 if wait is not None and wait.cause is STARTING else None
         return replace(_checking(o, job.counters), again_after=again)

@@ -1,5 +1,6 @@
 """spec.suspend: nothing is begun, and what runs commits a checkpoint and ends. False again, preflight looks first."""
 
+import re
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -14,6 +15,8 @@ from finetune_operator.verdict import DeleteJob, Mark, Observed, Verdict, reason
 from finetune_operator.views import Pod
 
 SUSPENDING = "Suspending"
+POD_OF_JOB = re.compile(r"(.+-t\d+)-\d+-[a-z0-9]{5}")
+"""The name of a train Job's pod."""
 ZOMBIE = timedelta(seconds=60)
 """How long after its deadline a pod that should have ended is still waited for."""
 
@@ -32,7 +35,8 @@ def suspend(o: Observed, target: Target | Refusal, *, now: datetime) -> Verdict:
         verdict = verdict.stating(**{**forgotten(o.subject.status), **verdict.facts})
     if trains and not told:
         return replace(verdict.stating(**stopped(o, trains[-1], reason=SUSPENDED.reason, now=now)), again_after=0.0)
-    return verdict.doing(*(DeleteJob.of(job) for job in (*trains, *o.remaining("preflight"))))
+    mine = (DeleteJob.of(job) for job in (*trains, *o.remaining("preflight")))
+    return verdict.doing(*mine, *(unseen_job(pod) for pod in unasked(o, now=now)))
 
 
 def _over_before(o: Observed, *, now: datetime) -> Verdict | None:
@@ -84,6 +88,20 @@ def _where(o: Observed) -> str:
     if not step and status.run is None:
         return ""
     return f" at step {step}" if step else " before a checkpoint was committed"
+
+
+def unasked(o: Observed, *, now: datetime) -> list[Pod]:
+    """Pods of attempts that nobody has asked to go, and whose Jobs are not seen: without its label no Job is."""
+    seen = {child.uid for child in o.children}
+    trains = [pod for pod in o.pods if pod.role == "train" and POD_OF_JOB.fullmatch(pod.name)]
+    return [pod for pod in trains if pod.owner not in seen and pod.gone_by is None and still_there(pod, now=now)]
+
+
+def unseen_job(pod: Pod) -> DeleteJob:
+    """The Job of such a pod, if it is there at all."""
+    found = POD_OF_JOB.fullmatch(pod.name)
+    assert found is not None
+    return DeleteJob(name=found[1], uid=pod.owner)
 
 
 def still_there(pod: Pod, *, now: datetime) -> bool:

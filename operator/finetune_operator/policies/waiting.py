@@ -53,6 +53,12 @@ ANOTHER_GROUP = Cause(
     stalled=False,
 )
 REFUSED = Cause("PodsRefused", "a quota, or an admission rule of the cluster", "what the message names", stalled=True)
+FEWER = Cause(
+    "FewerPodsWanted",
+    "somebody has set the Job's `parallelism` to fewer pods than the attempt needs",
+    "set it back, or delete the Job: the next one is made as it should be",
+    stalled=True,
+)
 UNSCHEDULABLE = Cause(
     "Unschedulable", "no node has room, or fits", "nodes, or other `resources` or `podTemplate.spec`", stalled=False
 )
@@ -105,6 +111,7 @@ CAUSES = (
     SUSPENDED,
     ANOTHER_GROUP,
     REFUSED,
+    FEWER,
     UNSCHEDULABLE,
     PENDING,
     STARTING,
@@ -152,6 +159,9 @@ def wait_of(o: Observed, child: Child, *, nodes: int, now: datetime) -> Wait | N
         return queue_of(o, child.queue) or _admission(o, child, now=now)
     if child.suspended:
         return _wait(SUSPENDED, _held(o, child), placed=False)
+    if child.nodes < nodes and len(pods) < nodes:
+        words = f"the parallelism of Job {child.name} was set to {child.nodes} instead of {nodes}; {FEWER.remedy}"
+        return _wait(FEWER, words, placed=False)
     if refusal and len(pods) < nodes:
         return _wait(REFUSED, f"the cluster refuses the pods: {_without_pod(refusal, child)}", placed=False)
     for pod in pods:
@@ -185,6 +195,11 @@ def pods_left(o: Observed, child: Child) -> list[Pod]:
         for pod in o.pods_of(child)
         if not (pod.never_began and pod.gone_by is not None and pod.disrupted == NOT_STARTED.reason)
     ]
+
+
+def silence(pod: Pod) -> str:
+    """Of a pod that is unreachable."""
+    return f"node {pod.node} does not answer, and may be lost"
 
 
 def _held(o: Observed, child: Child) -> str:
