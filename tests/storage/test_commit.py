@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,6 +23,7 @@ from finetune_trainer.storage.commit import (
     RecordKind,
     RunLog,
     Staging,
+    _sealed,
     collect_garbage,
     decode,
     find,
@@ -34,11 +36,24 @@ from finetune_trainer.storage.commit import (
     read_current,
     uncommitted,
 )
+from finetune_trainer.storage.local import LocalStore
 from finetune_trainer.storage.s3 import S3Store
 
 T = TypeVar("T")
 MIB = 1024 * 1024
 RUN = "1f3a9c0d2b7e4a55"
+
+
+class SlowStore(LocalStore):
+    """Takes its time for each object."""
+
+    SECONDS = 0.02
+    asked = 0
+
+    def read(self, key: str, *, if_match: str | None = None, limit: int | None = None) -> bytes:
+        self.asked += 1
+        time.sleep(self.SECONDS)
+        return super().read(key, if_match=if_match, limit=limit)
 
 
 def holder(name: str) -> Holder:
@@ -191,6 +206,31 @@ def test_threads_of_one_attempt_append_one_after_the_other(store: Store) -> None
     records = RunLog(store, RUN).read()
     assert [record.number for record in records] == [1, 2, 3, 4, 5, 6, 7]
     assert sorted(record.body["chunk"] for record in records[1:]) == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_long_log_on_a_slow_store_is_read_in_parallel_with_signs_of_life(tmp_path: Path) -> None:
+    """A checkpoint a minute are 2,000 records in a day and a half."""
+    store = SlowStore(tmp_path)
+    records = [RunLog(store, RUN).claim(holder=holder("p")).record]
+    for number in range(2, 2001):
+        next_one = _sealed(number, RecordKind.EVALUATED, attempt=1, records=records[-1:], body={}, live=())
+        (tmp_path / f"runs/{RUN}/log/{number}.json").write_bytes(next_one.encoded())
+        records.append(next_one)
+    (tmp_path / f"runs/{RUN}/log/7.json").write_bytes(b"rubbish")
+    log, told = RunLog(store, RUN), [time.monotonic()]
+    found = log.read(beat=lambda: told.append(time.monotonic()))
+    assert found == records[:6] + records[7:]
+    assert (log.last, log.damaged) == (2000, [7])
+    assert told[-1] - told[0] < 2000 * SlowStore.SECONDS / 2
+    assert len(told) == 2001
+
+    def stop() -> None:
+        raise InterruptedError
+
+    asked, log = store.asked, RunLog(store, RUN)
+    with pytest.raises(InterruptedError):
+        log.read(beat=stop)
+    assert store.asked - asked < 100
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"[]", b"\xff\xfe", b'{"number": 3}', None])

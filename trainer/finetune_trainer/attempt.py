@@ -258,7 +258,7 @@ def begin(attempt: Attempt, *, halve: bool = False) -> bool:
     news: dict[str, Any] | None = None
     if world.leads:
         log = RunLog(attempt.store, attempt.record.run_id)
-        before = _numerics_before(log.read(), attempt.store, attempt.record.run_id, halve=halve)
+        before = _numerics_before(log.read(beat=attempt.heart.beat), attempt.store, attempt.record.run_id, halve=halve)
         settled = numerics.resolve(attempt.config, world=world, before=before)
         changed = numerics.changes(before, settled)
         if changed:
@@ -266,6 +266,7 @@ def begin(attempt: Attempt, *, halve: bool = False) -> bool:
         attempt.claim = log.claim(holder=_holder(attempt.config), numerics=settled)
         news = {"number": attempt.claim.number, "numerics": settled, "over": attempt.trained is not None}
         _log.info("attempt %d of run %s: %s", attempt.claim.number, log.run_id, json.dumps(settled))
+    world.flags([]).wait(attempt.heart.beat)  # a long log takes rank 0 its time
     news = world.share(news)
     attempt.number, attempt.numerics = news["number"], news["numerics"]
     numerics.apply(attempt.numerics)

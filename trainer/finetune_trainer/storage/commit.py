@@ -16,6 +16,7 @@ import logging
 import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
@@ -41,6 +42,10 @@ _FORMAT = 2
 _SEAL = "sha256"
 # A bound against a store that answers AlreadyExists for ever; a real log is never this far ahead of a reader.
 _MAX_TRIES = 1000
+_READERS = 16
+"""Records that are asked for at once: what a read takes is mostly the way to the store and back."""
+_BATCH = 512
+"""Records that are begun before the first of them is waited for."""
 _log = logging.getLogger(__name__)
 
 
@@ -141,33 +146,50 @@ class RunLog:
         """Numbers whose record is missing, unreadable or does not continue the one before."""
         return [number for number, valid in self._judged() if not valid]
 
-    def read(self) -> list[Record]:
-        """Read what is new and return all valid records in order."""
+    def read(self, *, beat: Callable[[], None] = lambda: None) -> list[Record]:
+        """Read what is new and return all valid records in order. `beat` is called for each that is read."""
         numbers = (_number_in(info, self.prefix) for info in self.store.list(self.prefix))
         # No digest covers a listing: what it names counts when something lies there. A claim behind a gap would leave
         # older attempts a number to commit under.
-        for number in range(1, max(self._last, *numbers, 0) + 1):
-            self.look(number)
+        last = max(self._last, *numbers, 0)
+        with ThreadPoolExecutor(_READERS, "log") as pool:  # makes no thread that it does not need
+            try:
+                for start in range(1, last + 1, _BATCH):
+                    batch = range(start, min(start + _BATCH, last + 1))
+                    new = [number for number in batch if number not in self._found]
+                    for number, found in zip(new, pool.map(self._there, new), strict=True):
+                        self._take(number, found)
+                        beat()
+            except BaseException:
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
         while self.look(self._last + 1):  # a listing may lag behind
             pass
         return self.records
 
     def look(self, number: int) -> bool:
         """Read one number. True when something lies there, readable or not."""
-        if number in self._found:
-            return True
+        return number in self._found or self._take(number, self._there(number))
+
+    def _there(self, number: int) -> tuple[bool, Record | None]:
+        """Whether something lies under a number, and the record that it is."""
         try:
             record = decode(self.store.read(self.key(number)))
         except NotFound as error:
             if error.reason == "ObjectNotFound":
-                return False
+                return False, None
             raise
         except Damaged:
             record = None
+        return True, record
+
+    def _take(self, number: int, found: tuple[bool, Record | None]) -> bool:
+        there, record = found
         if record is not None and record.number == number:
             self._found[number] = record
-        self._last = max(self._last, number)
-        return True
+        if there:
+            self._last = max(self._last, number)
+        return there
 
     def claim(self, *, holder: Holder, numerics: Mapping[str, Any] | None = None) -> "Claim":
         """Begin an attempt: from the moment this returns, every older attempt is fenced.
