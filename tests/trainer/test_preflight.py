@@ -1004,6 +1004,24 @@ def test_without_its_encoded_store_a_run_reads_its_rows_again_and_takes_no_other
     assert digest_of((bench.root / "output" / key).read_bytes()) == whole
 
 
+@pytest.mark.parametrize("name", ["test", "kept"])
+def test_rows_to_measure_that_are_others_by_now_take_the_place_of_no_encoded_ones(bench: Bench, name: str) -> None:
+    """The run's name tells nothing of them."""
+    bench.put("test.jsonl", jsonl(fresh(20)))
+    bench.spec["data"]["test"] = {"uri": bench.uri("test.jsonl")}
+    retention(bench, jsonl(fresh(40)))
+    one = bench.run()
+    key = bench.record(one).encoded.key
+    (bench.root / "output" / key).unlink()
+    before = (bench.root / f"{name}.jsonl").read_bytes()
+    bench.put(f"{name}.jsonl", jsonl(fresh(30)))
+    bench.refused(ExitCode.INVALID, "InputChanged", key, f"run {one.run_id}", "restore", begun=one.run_id)
+    bench.put(f"{name}.jsonl", before)
+    last = bench.run(begun=one.run_id)
+    assert (last.code, last.run_id) == (0, one.run_id)
+    assert (bench.root / "output" / key).exists()
+
+
 def test_the_encoded_store_of_a_retention_set_is_mended_as_well(bench: Bench) -> None:
     retention(bench, jsonl(fresh(40)))
     one = bench.run()

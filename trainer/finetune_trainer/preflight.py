@@ -160,7 +160,8 @@ def preflight(
         try:
             return _go_on(config, run, inputs, output=output, settings=settings, scratch=work)
         except pinned.CannotGoOnError as error:
-            lost = _Lost(run, str(error), rows=isinstance(error, pinned.RowsLostError))
+            theirs = isinstance(error, pinned.RowsLostError)
+            lost = _Lost(run, str(error), pinned.begun(config, output, run, inputs) if theirs else None)
             log.warning("run %s is not gone on with: %s", run, error)
     task = tasks.get(config)
     base = read_base_model(open_store(config.model, settings), reads=task.reads)
@@ -455,7 +456,7 @@ def _commit(
     model = model_digest([entry for entry in manifest if entry.role.startswith("model/")])
     identity = train_identity(config, labels=data.labels, inputs={"model": model, **digests})
     run = run_id(identity)
-    if lost is not None and lost.rows and lost.run != run:
+    if lost is not None and lost.takes_others(run, manifest):
         raise lost.refusal()
     record = RunRecord(
         run_id=run,
@@ -503,8 +504,15 @@ class _Lost:
 
     run: str
     why: str
-    rows: bool
-    """It is the document's, and only its encoded rows are lost."""
+    record: RunRecord | None
+    """Where it is the document's, and only its encoded rows are lost."""
+
+    def takes_others(self, run: str, manifest: Sequence[Input]) -> bool:
+        """Whether other rows would take the place of the lost ones: a run's name tells nothing of those to measure."""
+        if self.record is None:
+            return False
+        before, now = ((tested(inputs), retained(inputs)) for inputs in (self.record.manifest, manifest))
+        return self.run != run or before != now
 
     def refusal(self) -> StorageError:
         return StorageError(
