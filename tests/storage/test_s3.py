@@ -10,9 +10,11 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tests import ports
 
 from finetune_trainer.storage import (
     AccessDenied,
@@ -25,6 +27,7 @@ from finetune_trainer.storage import (
     Unavailable,
     Unreachable,
     open_store,
+    s3,
 )
 from finetune_trainer.storage.answers import Answer, Request, meaning
 from finetune_trainer.storage.digests import Hasher, digest_of
@@ -459,6 +462,29 @@ def test_an_upload_is_read_back_unless_the_store_tells_the_checksums_of_its_part
     sent = proxied.upload(tmp_path / "source", "big")
     assert (len(read_back), proxy.damages) == (0 if told else 1, [])
     assert sent.digest == digest_of(data)
+
+
+def test_the_pauses_between_tries_are_drawn_from_wider_and_wider_ranges_until_the_deadline(
+    s3_settings: StorageSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ranges: list[tuple[float, float]] = []
+    now = [0.0]
+
+    def draw(low: float, high: float) -> float:
+        ranges.append((low, high))
+        return high
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+
+    monkeypatch.setattr(s3, "random", SimpleNamespace(uniform=draw))
+    monkeypatch.setattr(s3, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=sleep))
+    settings = replace(s3_settings, endpoint=f"http://127.0.0.1:{ports.free_port()}", connect_deadline=60.0)
+    with pytest.raises(Unreachable):
+        open_store("s3://bucket", settings).read("a")
+    assert ranges == [(0, min(8.0, 0.1 * 2**number)) for number in range(len(ranges))]
+    assert len(ranges) > 10
+    assert now[0] <= 60.0 < now[0] + 8.0
 
 
 def test_a_slow_upload_tells_every_second_that_it_goes_on(proxied: Store, proxy: Any, tmp_path: Path) -> None:

@@ -111,6 +111,24 @@ def test_a_run_killed_again_and_again_ends_in_the_same_bytes(make_run: Any, rows
     assert made.published()["outcome"]["evaluation"] == calm.published()["outcome"]["evaluation"]
 
 
+def test_a_second_signal_in_the_midst_of_an_upload_damages_nothing(make_run: Any, rows: Any, tmp_path: Path) -> None:
+    spec = {"training": {**FAST, "epochs": 2.0}, "checkpoint": {"every": {"steps": 4}}}
+    calm = make_run(rows(120), name="calm", **spec)
+    assert calm.run(tmp_path / "work-calm")[0] == 0
+    made = make_run(rows(120), name="ended", **spec)
+    ended = paused(made, tmp_path / "work-ended", "in the midst of a second checkpoint's upload")
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCONT):  # the same one twice would come once
+        ended.kill(number)
+    assert ended.wait() in (128 + signal.SIGTERM, 128 + signal.SIGINT)
+    assert made.kinds() == ["claim", "checkpoint"]
+    code, log = made.run(tmp_path / "work-last")
+    assert code == 0, log
+    assert "going on from the checkpoint of step 4" in log
+    assert made.losses() == calm.losses()
+    assert made.published()["outcome"]["model"]["digest"] == calm.published()["outcome"]["model"]["digest"]
+    assert below_attempts(made) == needed(made)
+
+
 def test_a_real_model_killed_in_training_ends_in_the_same_model(
     make_run: Any, rows: Any, minilm_dir: Path, tmp_path: Path
 ) -> None:
@@ -304,6 +322,7 @@ PAUSES = {
     "in the midst of an upload of the model": ("finetune_trainer.storage.local", "LocalStore", "upload", 3),
     "before the last file of the model is there": ("finetune_trainer.storage.local", "LocalStore", "_finish", 6),
     "before the report is written": ("finetune_trainer.storage.local", "LocalStore", "write", 1),
+    "in the midst of a second checkpoint's upload": ("finetune_trainer.storage.local", "LocalStore", "upload", 5),
     "before it releases its model": ("finetune_trainer", "gates", "publish_current", 1),
     "when nothing but the swap is left": ("finetune_trainer.storage.local", "LocalStore", "replace", 1),
 }
@@ -370,7 +389,7 @@ def test_a_paused_attempt_that_publishes_after_a_newer_one_ends_with_44_and_leav
     assert below_attempts(made) == needed(made)
 
 
-@pytest.mark.parametrize("where", list(PAUSES)[7:])
+@pytest.mark.parametrize("where", list(PAUSES)[8:])
 def test_a_paused_attempt_releases_no_model_in_place_of_a_newer_one(
     make_run: Any, rows: Any, tmp_path: Path, where: str
 ) -> None:
@@ -602,6 +621,29 @@ def test_early_stopping_ends_the_run_and_the_best_weights_are_published(
     best = body["outcome"]["best"]
     assert (best["step"], body["outcome"]["finalStep"], body["outcome"]["totalSteps"]) == (12, 36, 108)
     assert body["outcome"]["evaluation"]["tuned"]["loss"] == pytest.approx(best["value"], abs=1e-6)
+
+
+def test_a_run_that_was_killed_when_it_had_stopped_early_trains_no_further(
+    make_run: Any, rows: Any, tmp_path: Path
+) -> None:
+    spec = {
+        "training": {**FAST, "epochs": 9.0, "earlyStopping": {"patience": 1, "minDelta": 5.0}},
+        "evaluation": {"primary": "loss"},
+    }
+    calm = make_run(rows(100), name="calm", **spec)
+    assert calm.run(tmp_path / "work-calm")[0] == 0
+    made = make_run(rows(100), name="killed", **spec)
+    stop = ("finetune_trainer", "training", "_trained", 1, signal.SIGKILL.value)
+    assert made.run(tmp_path / "work-killed", stop=stop)[0] == -signal.SIGKILL
+    assert json.loads(made.last(STATE).read_bytes())["stoppedEarly"]
+    assert "trained" not in made.kinds()
+    code, log = made.run(tmp_path / "work-last")
+    assert code == 0, log
+    assert made.kinds()[made.kinds().index("trained") - 1] == "claim", "no step is done, and nothing committed again"
+    assert made.losses() == calm.losses()
+    ours, theirs = (run.published() for run in (made, calm))
+    assert ours["end"] == theirs["end"] == "early-stopped"
+    assert ours["outcome"]["model"]["digest"] == theirs["outcome"]["model"]["digest"]
 
 
 def test_several_labels_a_row(make_run: Any, rows: Any, tmp_path: Path) -> None:
