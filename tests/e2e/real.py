@@ -109,6 +109,7 @@ class _Mask:
         self._names = {job["spec"]["output"]["uri"]: "OUTPUT", **names}
         if "run" in status:
             self._names[status["run"]["id"]] = "RUN"
+            self._names[status["run"].get("inputs", "INPUTS")] = "INPUTS"
         self._steps = {0: 0}
         if "resumedFromStep" not in without:
             self._steps |= {r["resumedFromStep"]: "RESUMED" for r in status.get("restarts", ()) if r["resumedFromStep"]}
