@@ -539,7 +539,12 @@ def commit(bench: Bench, last: LastMessage, kind: RecordKind, body: dict[str, An
 
 
 def publish(
-    bench: Bench, last: LastMessage, *, end: str = "complete", part: dict[str, Any] | None = None
+    bench: Bench,
+    last: LastMessage,
+    *,
+    end: str = "complete",
+    part: dict[str, Any] | None = None,
+    unknown: dict[str, Any] | None = None,
 ) -> TrainOutcome:
     store = open_store(bench.spec["output"]["uri"], StorageSettings())
     info = store.write(f"runs/{last.run_id}/attempts/1/model/model.safetensors", b"weights")
@@ -556,7 +561,7 @@ def publish(
         ),
         "end": end,
         "objects": [{"key": info.key, "size": info.size, "digest": info.digest}],
-        "outcome": outcome.document(),
+        "outcome": {**outcome.document(), **(unknown or {})},
     }
     commit(bench, last, RecordKind.PUBLISHED, body)
     return outcome
@@ -587,6 +592,12 @@ def test_a_published_result_is_reused(bench: Bench) -> None:
     assert again.preflight is not None
     assert again.preflight.state == "Reused"
     assert again.result == outcome
+
+
+def test_a_result_that_a_newer_version_has_published_is_reused_after_a_rollback(bench: Bench) -> None:
+    outcome = publish(bench, bench.run(), unknown={"ofTheFuture": {"a": 1}})
+    again = bench.run()
+    assert (again.code, again.reason, again.result) == (0, "Reused", outcome)
 
 
 def test_a_changed_gate_is_judged_again_and_releases_the_model_once(bench: Bench) -> None:

@@ -96,7 +96,8 @@ def _published(attempt: Attempt, publication: str) -> TrainOutcome | None:
                 _log.warning("the published model is not whole (%s); it is made again", wrong)
                 continue
             try:
-                return TrainOutcome.model_validate_json(json.dumps(record.body["outcome"]))
+                # A newer version, which was rolled back since, may have written more than is known here.
+                return TrainOutcome.model_validate_json(json.dumps(record.body["outcome"]), extra="ignore")
             except (ValidationError, KeyError):
                 continue
     return None

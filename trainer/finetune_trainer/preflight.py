@@ -838,7 +838,8 @@ def _step(records: Sequence[Record]) -> int | None:
 
 
 def _outcome(document: Any) -> TrainOutcome | None:
+    """A newer version, which was rolled back since, may have written more than is known here."""
     try:
-        return TrainOutcome.model_validate_json(json.dumps(document))
+        return TrainOutcome.model_validate_json(json.dumps(document), extra="ignore")
     except ValidationError:
         return None
