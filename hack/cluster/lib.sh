@@ -29,10 +29,11 @@ await() { # await SECONDS WHAT COMMAND...
 }
 
 # A process is known by its pid file and by the program that this pid really runs: a reused pid is never touched.
+# It goes on when its program's file is gone, with a checkout or by make clean.
 pid_of() { # pid_of NAME: prints the pid when it runs NAME's program
-  local p
-  p=$(cat "$STATE/run/$1.pid" 2>/dev/null) || return 1
-  [ -n "$p" ] && [ "$(readlink "/proc/$p/exe")" = "$(cat "$STATE/run/$1.exe" 2>/dev/null)" ] && echo "$p"
+  local p e
+  p=$(cat "$STATE/run/$1.pid" 2>/dev/null) && [ -n "$p" ] && e=$(readlink "/proc/$p/exe") || return 1
+  [ "${e% (deleted)}" = "$(cat "$STATE/run/$1.exe" 2>/dev/null)" ] && echo "$p"
 }
 start() { # start NAME PROGRAM ARGS...: in a session of its own, with pid file and log; remembered for restart
   pid_of "$1" >/dev/null && return 0

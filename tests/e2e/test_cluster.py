@@ -48,6 +48,24 @@ def test_up_again_is_quick_and_touches_nothing_that_runs(world: Any) -> None:
     assert (STATE / "kubeconfig").stat().st_mtime_ns == written
 
 
+def test_a_process_is_known_by_its_pid_when_its_programs_file_is_gone(tmp_path: Path) -> None:
+    """make clean takes the S3 server's program away under it."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "log").mkdir()
+    program = shutil.copy("/bin/sleep", tmp_path / "server")
+    steps = f". hack/cluster/lib.sh; start it {program} 60; await 5 it pid_of it; rm {program}; pid_of it; stop it"
+    done = subprocess.run(
+        ["bash", "-euc", f"{steps}; ! pid_of it"],
+        cwd=ROOT,
+        env={**os.environ, "STATE": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[-1].isdigit()
+
+
 def test_a_node_offers_four_gpus(world: Any) -> None:
     for node in world.look("/api/v1/nodes")["items"]:
         assert node["status"]["capacity"]["nvidia.com/gpu"] == "4"
