@@ -7,7 +7,7 @@ supervisor; LastMessage is the container's termination message.
 from enum import IntEnum
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from finetune_api.base import Model
 from finetune_api.pods import PodSpec, PodTemplate
@@ -261,6 +261,12 @@ class EvaluationConfig(Model):
     slices: list[str] = Field([])
     gates: list[GateConfig] = Field([])
     retention: list[RetentionConfig] = Field([])
+
+    @field_validator("slices")
+    @classmethod
+    def _each_once(cls, columns: list[str]) -> list[str]:
+        """A document may name a column twice."""
+        return list(dict.fromkeys(columns))
 
     @property
     def judged(self) -> tuple[list[GateConfig], dict[str, tuple[float | None, float | None]]]:

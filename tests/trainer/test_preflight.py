@@ -27,6 +27,7 @@ from finetune_api.status import EvaluationStatus, GateStatus, ModelStatus
 from finetune_trainer import preflight
 from finetune_trainer.__main__ import main as command_line
 from finetune_trainer.gates import ON_VALIDATION
+from finetune_trainer.pinned import differs
 from finetune_trainer.run import RunRecord, read_record
 from finetune_trainer.storage import StorageSettings, Store, open_store, split_uri
 from finetune_trainer.storage.commit import (
@@ -980,6 +981,45 @@ def test_slices_in_another_order_are_numbered_anew_in_record_and_store_alike(ben
         assert np.array_equal(after[f"slice.{number}"], before[f"slice.{other}"])
     bench.put("train.jsonl", b"rows of today, which no reader can read")
     assert bench.run(begun=one.run_id).code == 0, "the next time no row is read"
+
+
+def test_inputs_with_slices_in_another_order_are_others_though_their_columns_are_alike(bench: Bench) -> None:
+    """Numbers of two columns may be the same in each row: country, and its code."""
+    bench.put("train.jsonl", jsonl([{**row, "kind": n % 3, "old": n % 3 + 7} for n, row in enumerate(rows())]))
+    bench.spec["evaluation"] = {"slices": ["kind", "old"]}
+    one = bench.run()
+    bench.spec["evaluation"] = {"slices": ["old", "kind"]}
+    two = bench.run()
+    assert one.run_id == two.run_id
+    assert one.preflight is not None
+    assert two.preflight is not None
+    assert one.preflight.inputs != two.preflight.inputs
+    bench.put("train.jsonl", b"rows of today, which no reader can read")
+    bench.spec["evaluation"] = {"slices": ["kind", "old"]}
+    again = bench.run(begun=one.run_id, inputs=one.preflight.inputs)
+    assert (again.code, again.run_id) == (0, one.run_id), "no row is read"
+
+
+def test_a_record_with_several_slices_of_an_earlier_version_is_whole(bench: Bench) -> None:
+    """It was sealed without the order of their names."""
+    bench.put("train.jsonl", jsonl([{**row, "kind": n % 3, "old": n % 2} for n, row in enumerate(rows())]))
+    bench.spec["evaluation"] = {"slices": ["kind", "old"]}
+    one = bench.run()
+    path = bench.root / "output" / f"runs/{one.run_id}/run.json"
+    document = json.loads(path.read_text())
+    del document["sha256"]
+    path.write_text(json.dumps({**document, "sha256": digest(document)}))
+    bench.put("train.jsonl", b"rows of today, which no reader can read")
+    assert bench.run(begun=one.run_id).code == 0
+
+
+def test_a_column_that_is_named_twice_is_one_slice(bench: Bench) -> None:
+    bench.put("train.jsonl", jsonl([{**row, "kind": n % 3} for n, row in enumerate(rows())]))
+    bench.spec["evaluation"] = {"slices": ["kind", "kind"]}
+    one = bench.run()
+    config = bench.config()
+    assert config.evaluation.slices == ["kind"]
+    assert differs(config, bench.record(one)) is None
 
 
 def test_retention_sets_in_another_order_are_the_same_ones_and_no_row_is_read(bench: Bench) -> None:

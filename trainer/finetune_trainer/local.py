@@ -205,12 +205,13 @@ class _Run:
     def _train(self, checked: LastMessage) -> LastMessage:
         """Attempts until one ends for good; each goes on from the last checkpoint."""
         started = datetime.now(UTC).isoformat(timespec="seconds")
-        assert checked.preflight is not None  # it has passed
-        inputs, tries = checked.preflight.inputs, _Tries(self.config, committed=checked.preflight.step or 0)
+        found = checked.preflight  # what it says in few words may have no room for it
+        inputs = ["--inputs", found.inputs] if found is not None and found.inputs is not None else []
+        tries = _Tries(self.config, committed=(found.step if found is not None else None) or 0)
         while True:
             self.attempts += 1
             self.line.show("Starting   loading the model")
-            arguments = ["--run-id", str(checked.run_id), "--inputs", str(inputs), "--port", "0", *tries.arguments]
+            arguments = ["--run-id", str(checked.run_id), *inputs, "--port", "0", *tries.arguments]
             last = self._call("train", f"train-{self.attempts}.log", arguments)
             progress = read_progress(self.scratch / "state/progress.json")
             self._note_progress(progress, last, started)
