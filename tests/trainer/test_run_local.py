@@ -267,6 +267,21 @@ def test_a_process_that_the_kernel_kills_for_memory_is_told_with_what_helps(tmp_
     assert (by_hand.code, by_hand.reason) == (137, "Crashed")
 
 
+def test_a_model_below_a_long_address_is_found_again(tmp_path: Path, document: dict[str, Any]) -> None:
+    """What preflight says of it has no room for all that it found: an attempt finds out again."""
+    document["spec"]["training"] = {"maxSteps": 4, "batchSize": 8}
+    del document["spec"]["checkpoint"]
+    document["spec"]["output"] = {"uri": (tmp_path / ("ж" * 70) / ("ж" * 70)).as_uri()}
+    models = []
+    for _ in range(2):
+        with running(tmp_path, document) as run:
+            code, status = run.end()
+        assert (code, status.phase) == (0, "Succeeded")
+        assert status.model is not None
+        models.append(status.model.digest)
+    assert len(set(models)) == 1
+
+
 def test_bad_data_ends_with_the_sentence_and_no_training(tmp_path: Path, document: dict[str, Any]) -> None:
     (tmp_path / "train.jsonl").write_text('{"body": "x"}\n')
     with running(tmp_path, document) as run:
