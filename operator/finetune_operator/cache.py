@@ -367,11 +367,19 @@ class Cache:
         uids = self._outputs.get(subject.output, set()) - {subject.uid} if subject.output else set()
         return [view for uid in uids if isinstance(view := self._entries[uid].view, Subject)]
 
-    def unattended(self, run: str, namespace: str) -> list[Child | Pod]:
-        """What has not ended of a run in a namespace, though its FineTuneJob is done, goes away or is gone."""
+    def unattended(self, run: str, subject: Subject) -> list[Child | Pod]:
+        """What has not ended of a run beside a FineTuneJob, though its own one is done, goes away or is gone.
+
+        The same run may write to several outputs. Of what is gone nobody knows to which.
+        """
         found = (self._entries[uid] for uid in sorted(self._going.get(run, ())))
-        here = (e for e in found if e.namespace == namespace and self._is_own(e) and self.rests(e.subject))
-        return [entry.view for entry in here if isinstance(entry.view, Child | Pod)]
+        here = (e for e in found if e.namespace == subject.namespace and self._is_own(e))
+        left = (e for e in here if self._may_write_to(subject.output, e.subject))
+        return [entry.view for entry in left if isinstance(entry.view, Child | Pod)]
+
+    def _may_write_to(self, output: str, other: str) -> bool:
+        entry = self._entries.get(other)
+        return entry is None or (isinstance(entry.view, Rested) and entry.view.output == output)
 
     def _views(self, subject: str) -> Iterator[View]:
         entries = (self._entries[uid] for uid in self._of.get(subject, ()) if uid != subject)

@@ -105,7 +105,9 @@ def undeleted(o: Observed, words: Mapping[str, str], *, reason: str, now: dateti
     """
     verdict = _verdict(o, now=now)
     stay = [child for name in words for child in o.children if child.name == name]
-    needed = next((child for child in stay if _is_waited_for(o, verdict, child)), None)
+    seen = {child.name for child in stay}
+    unseen = [name for name in words if name not in seen]  # without its label no Job is, and its pods go on
+    needed = next(iter((*(child.name for child in stay if _is_waited_for(o, verdict, child)), *unseen)), None)
     if verdict.final:
         going = next((child for child in stay if child.ended is None), None)
         why = (
@@ -113,7 +115,7 @@ def undeleted(o: Observed, words: Mapping[str, str], *, reason: str, now: dateti
         )
         verdict = replace(verdict, message=f"{verdict.message}{why}")
     elif needed is not None:
-        why = f"the API server refuses to delete Job {needed.name}: {words[needed.name]}"
+        why = f"the API server refuses to delete Job {needed}: {words[needed]}"
         said = f"{verdict.message}; {why}; tried again every {REFUSED_AGAIN:.0f} s"
         verdict = replace(verdict, message=said, stalled=True, stalled_by=reason, again_after=REFUSED_AGAIN)
     elif verdict.again_after is not None:

@@ -121,8 +121,9 @@ class Observer:
         They commit a last checkpoint if nobody fences them; what goes on has begun before what is to begin.
         """
         run = subject.status.run
-        left = self._cache.unattended(run.id, subject.namespace) if run is not None else []
-        names = [f"pod {pod.name}" for pod in left if isinstance(pod, Pod) and still_there(pod, now=now)]
+        left = self._cache.unattended(run.id, subject) if run is not None else []
+        pods = [pod for pod in left if isinstance(pod, Pod) and pod.exit is None]  # another container may go on
+        names = [f"pod {pod.name}" for pod in pods if still_there(pod, now=now)]
         jobs = [job for job in left if isinstance(job, Child)]
         names += [f"Job {job.name}" for job in jobs if not self._pods_of(job, job.owner)]
         return [_unattended(name, run.id) for name in names if run is not None]

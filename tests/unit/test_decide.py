@@ -32,7 +32,10 @@ from finetune_api.status import (
     Usage,
 )
 from finetune_operator.decide import decide, refused, undeleted
-from finetune_operator.policies.restarts import jitter
+from finetune_operator.policies.endings import End
+from finetune_operator.policies.restarts import due_at, jitter
+from finetune_operator.policies.suspend import unasked
+from finetune_operator.policies.ways import JOB_LOST
 from finetune_operator.status import compose, notes
 from finetune_operator.verdict import (
     CreateConfig,
@@ -621,7 +624,7 @@ LOOKING = [
         world(PREFLIGHT, p(4, counters=Counters(failures=3)), ended(p(4), 137, word="OOMKilled")),
         "Failed",
         "HostOutOfMemory",
-        says="preflight crashed 4 times",
+        says="(crash 4, 3 are forgiven)",
         passed="False",
     ),
     Row(
@@ -1155,7 +1158,7 @@ FAILING = [
         world(PREFLIGHT, p(4, counters=Counters(failures=3)), ended(p(4), 50, message(50, "HostOutOfMemory"))),
         "Failed",
         "HostOutOfMemory",
-        says="preflight crashed 4 times",
+        says="(crash 4, 3 are forgiven)",
     ),
     Row(
         "wrong data found while training is final",
@@ -3070,3 +3073,37 @@ def test_what_an_attempt_has_cost_is_told_before_its_job_makes_room_for_a_twin()
     assert decision.again_after == 0.0
     assert decision.status is not None
     assert [restart.reason for restart in decision.status.restarts or []] == ["Crashed"]
+
+
+def test_the_end_of_a_pod_that_never_ends_is_when_it_was_told_first() -> None:
+    """On a dead node it ends at each look: the next attempt would be due in five seconds for ever."""
+
+    def due(job: Child, *, told: float, now: datetime) -> datetime:
+        restart = Restart(attempt=1, reason="NodeLost", at=format_time(ago(told)))
+        o = world(TRAINING.model_copy(update={"restarts": [restart]}), job)
+        return due_at(o, job, End(JOB_LOST, "NodeLost", "m", now), timedelta(seconds=5), now=now)
+
+    assert due(t(), told=6, now=NOW) == NOW
+    later = NOW + timedelta(seconds=2)
+    assert due(t(), told=1, now=NOW) == due(t(), told=1, now=later) == NOW + timedelta(seconds=4)
+    assert due(t(2), told=6, now=NOW) == NOW + timedelta(seconds=5), "it is of the attempt before"
+    assert due(p(), told=6, now=NOW) == NOW + timedelta(seconds=5), "it is of no preflight"
+
+
+@pytest.mark.parametrize(("name", "is_ours"), [("one-11111-t1-0-abcde", True), ("nightly-t1-0-abcde", False)])
+def test_a_pod_names_no_job_to_be_deleted_but_one_of_its_own_fine_tune_job(name: str, is_ours: bool) -> None:
+    """Who may create pods may label and own them as he likes, and may have no right to delete Jobs."""
+    o = world(said("Suspended", "Suspending"), pod(t(), name=name), **HALTED)
+    assert [one.name for one in unasked(o, now=NOW)] == ([name] if is_ours else [])
+    does = [action.name for action in decide(o, now=NOW).actions if isinstance(action, DeleteJob)]
+    assert does == (["one-11111-t1"] if is_ours else [])
+
+
+def test_a_job_without_its_label_that_may_not_be_deleted_is_told() -> None:
+    o = world(said("Suspended", "Suspending"), pod(t(), name="one-11111-t1-0-abcde"), **HALTED)
+    decision = undeleted(o, {"one-11111-t1": "kept"}, reason="DeleteForbidden", now=NOW)
+    assert decision.again_after == 60.0
+    assert decision.status is not None
+    assert (decision.status.message or "").endswith(
+        "the API server refuses to delete Job one-11111-t1: kept; tried again every 60 s"
+    )

@@ -193,11 +193,16 @@ async def test_a_twin_holds_the_run_until_its_pods_have_ended(
     assert (rival.holding, rival.run) == (holds, RUN_ID if holds or not suspended else None)
 
 
-def train_pod(owner: str, *, phase: str = "Running", **meta: Any) -> dict[str, Any]:
+def train_pod(owner: str, *, phase: str = "Running", beside_a_proxy: bool = False, **meta: Any) -> dict[str, Any]:
     labels = {ROLE: "train", JOB_UID: f"uid-{owner}", RUN: RUN_ID}
     references = [controlled_by("Job", f"uid-{owner}-t1")]
     fixed = {"name": f"{owner}-t1-x", "namespace": "ns", "uid": f"uid-{owner}-t1-x", "resourceVersion": "1"}
-    return {"metadata": {**fixed, "labels": labels, "ownerReferences": references, **meta}, "status": {"phase": phase}}
+    containers = [
+        {"name": "proxy", "state": {"running": {}}},
+        {"name": "trainer", "state": {"terminated": {"exitCode": 1, "finishedAt": "2026-03-01T11:59:59Z"}}},
+    ]
+    status = {"phase": phase, **({"containerStatuses": containers} if beside_a_proxy else {})}
+    return {"metadata": {**fixed, "labels": labels, "ownerReferences": references, **meta}, "status": status}
 
 
 GOING = {"deletionTimestamp": "2026-03-01T12:01:00Z"}
@@ -214,6 +219,7 @@ FAILED = {"conditions": [{"type": "Failed", "status": "True", "lastTransitionTim
         ([train_job("two"), train_pod("two", phase="Succeeded")], None),
         ([train_pod("two", deletionTimestamp="2026-03-01T11:58:59Z")], None),
         ([train_pod("two", namespace="another", **GOING)], None),
+        ([train_pod("two", beside_a_proxy=True)], None),
         ([train_pod("two", labels={ROLE: "train", JOB_UID: "uid-two", RUN: "b" * 16}, **GOING)], None),
     ],
     ids=[
@@ -224,6 +230,7 @@ FAILED = {"conditions": [{"type": "Failed", "status": "True", "lastTransitionTim
         "its pod has ended",
         "its pod is on a dead node",
         "in another namespace",
+        "its trainer has ended, and a proxy beside it goes on",
         "of another run",
     ],
 )
@@ -243,6 +250,15 @@ async def test_what_is_left_of_a_fine_tune_job_that_is_over_holds_its_run(
         cache.forget("uid-two")
     found = [(rival.name, rival.run, rival.holding) for rival in (await seen(cache)).rivals if not rival.attended]
     assert found == ([(waited_for, RUN_ID, True)] if waited_for else [])
+
+
+async def test_what_is_left_of_a_run_with_another_output_is_not_waited_for() -> None:
+    cache = Cache()
+    cache.apply("finetunejobs", document("one", run=run()))
+    two = document("two", output="s3://another", run=run(), phase="Failed", observedGeneration=1)
+    cache.apply("finetunejobs", two)
+    cache.apply("pods", train_pod("two", **GOING))
+    assert (await seen(cache)).rivals == ()
 
 
 async def test_who_trains_does_not_make_room_for_what_is_left_of_another() -> None:

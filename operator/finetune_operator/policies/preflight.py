@@ -190,8 +190,9 @@ def _ended(o: Observed, target: Target, job: Child, end: End, *, now: datetime) 
 
 def _given_up(target: Target, before: Counters, end: End) -> Verdict | None:
     if end.kind in (Kind.CRASH, Kind.MEMORY) and before.failures + 1 > target.config.max_retries:
-        message = f"preflight crashed {before.failures + 1} times, the last time: {end.message}"
-        return _failure(end.reason, message)
+        allowed = target.config.max_retries
+        tried = f" (crash {before.failures + 1}, {allowed} are forgiven)" if allowed else ""
+        return _failure(end.reason, f"preflight crashed: {end.message}{tried}")
     if end.kind in (Kind.FREE, Kind.LOST) and before.interruptions + 1 >= FREE_WITHOUT_PROGRESS:
         said = f"preflight was interrupted {FREE_WITHOUT_PROGRESS} times in a row, the last time: {end.message}"
         advice = PREFLIGHT_LOST.remedy if end.way is PREFLIGHT_LOST else "ask for nodes that stay"

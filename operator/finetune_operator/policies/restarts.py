@@ -12,7 +12,7 @@ from finetune_operator.policies.endings import End
 from finetune_operator.policies.ledger import Cost, with_attempt, with_cost
 from finetune_operator.policies.ways import GATES_CHANGED, JOB_LOST, MESSAGE_LOST, OOM_KILLED, Kind
 from finetune_operator.verdict import Observed, Verdict
-from finetune_operator.views import Child, Counters, format_time
+from finetune_operator.views import Child, Counters, format_time, told_time
 
 LONGEST = timedelta(minutes=10)
 SETTLED = timedelta(minutes=10)
@@ -62,9 +62,16 @@ def due_at(o: Observed, job: Child, end: End, delay: timedelta, *, now: datetime
     end is ahead: it was over when it became known."""
     known_for = o.known_for.get(job.uid)
     if known_for is None:
-        return max(end.at + delay, now)
+        return max(_told_end(o, job, end) + delay, now)
     known = now - known_for
     return max(min(end.at, known) + delay, known + min(delay, LEAST_BETWEEN))
+
+
+def _told_end(o: Observed, job: Child, end: End) -> datetime:
+    """Of a pod that never ends, as its node is dead, nobody knows when it did: what was told first holds."""
+    last = next(reversed(o.subject.status.restarts or []), None)
+    told = told_time(last.at) if last is not None and job.role == "train" and last.attempt == job.ordinal else None
+    return end.at if told is None else min(told, end.at)
 
 
 def jitter(key: str) -> float:

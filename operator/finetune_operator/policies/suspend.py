@@ -91,9 +91,12 @@ def _where(o: Observed) -> str:
 
 
 def unasked(o: Observed, *, now: datetime) -> list[Pod]:
-    """Pods of attempts that nobody has asked to go, and whose Jobs are not seen: without its label no Job is."""
-    seen = {child.uid for child in o.children}
-    trains = [pod for pod in o.pods if pod.role == "train" and POD_OF_JOB.fullmatch(pod.name)]
+    """Pods of attempts that nobody has asked to go, and whose Jobs are not seen: without its label no Job is.
+
+    Whoever makes a pod may say what he likes of whose it is: a Job that is named otherwise than ours is not deleted.
+    """
+    seen, mine = {child.uid for child in o.children}, f"-{o.subject.uid[:5]}-t"
+    trains = [pod for pod in o.pods if pod.role == "train" and mine in pod.name and POD_OF_JOB.fullmatch(pod.name)]
     return [pod for pod in trains if pod.owner not in seen and pod.gone_by is None and still_there(pod, now=now)]
 
 
