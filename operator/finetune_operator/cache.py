@@ -145,6 +145,8 @@ class Cache:
         """By UID of a train Job: its pods that run."""
         self._going: dict[str, set[str]] = defaultdict(set)
         """By run: UIDs of its train Jobs and their pods that have not ended."""
+        self._wrote_to: OrderedDict[str, str] = OrderedDict()
+        """By UID of a FineTuneJob that is gone: its output."""
         self._ends: dict[str, float] = {}
         """By UID of a Job or a pod: when its end became known, by the monotonic clock."""
         self._gone: OrderedDict[str, float] = OrderedDict()
@@ -229,6 +231,10 @@ class Cache:
         concerned = self._concerned(entry)
         if isinstance(entry.view, Pod) and self._is_own(entry):
             self._remember(entry.view, entry.subject)
+        if isinstance(entry.view, Subject | Rested):
+            self._wrote_to[uid] = entry.view.output
+            if len(self._wrote_to) > REMEMBERED:
+                self._wrote_to.popitem(last=False)
         self._left.pop(uid, None)
         self._unlink(uid)
         del self._entries[uid]
@@ -370,7 +376,7 @@ class Cache:
     def unattended(self, run: str, subject: Subject) -> list[Child | Pod]:
         """What has not ended of a run beside a FineTuneJob, though its own one is done, goes away or is gone.
 
-        The same run may write to several outputs. Of what is gone nobody knows to which.
+        The same run may write to several outputs. Of what was gone when this process began nobody knows to which.
         """
         found = (self._entries[uid] for uid in sorted(self._going.get(run, ())))
         here = (e for e in found if e.namespace == subject.namespace and self._is_own(e))
@@ -379,7 +385,9 @@ class Cache:
 
     def _may_write_to(self, output: str, other: str) -> bool:
         entry = self._entries.get(other)
-        return entry is None or (isinstance(entry.view, Rested) and entry.view.output == output)
+        if entry is None:
+            return self._wrote_to.get(other, output) == output
+        return isinstance(entry.view, Rested) and entry.view.output == output
 
     def _views(self, subject: str) -> Iterator[View]:
         entries = (self._entries[uid] for uid in self._of.get(subject, ()) if uid != subject)

@@ -601,17 +601,6 @@ def test_a_train_job_without_its_label_ends_when_its_document_is_suspended(place
     eventually("the GPU is free", lambda: not [pod for pod in place.children("pods") if "-t1-" in pod])
 
 
-def test_a_train_job_of_which_somebody_wants_no_pod_says_so_until_it_has_one_again(place: Place) -> None:
-    place.apply("one", lambda role, ordinal: passes() if role == "preflight" else None)
-    place.reaches("one", "Starting", "Loading")
-    (job,) = train_jobs(place)
-    path = f"/apis/batch/v1/namespaces/{place.name}/jobs/{job['metadata']['name']}"
-    place.plane.patch(path, {"spec": {"parallelism": 0}})
-    becomes(place, "one", "queued-fewer-pods", "Queued", "FewerPodsWanted")
-    place.plane.patch(path, {"spec": {"parallelism": 1}})
-    place.reaches("one", "Starting", "Loading")
-
-
 def test_a_train_job_that_somebody_deletes_is_made_again_after_a_look_at_storage(place: Place) -> None:
     place.apply("one", lambda role, ordinal: None if (role, ordinal) == ("train", 1) else ordinary(role, ordinal))
     place.reaches("one", "Starting", "Loading")

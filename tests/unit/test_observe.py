@@ -252,12 +252,15 @@ async def test_what_is_left_of_a_fine_tune_job_that_is_over_holds_its_run(
     assert found == ([(waited_for, RUN_ID, True)] if waited_for else [])
 
 
-async def test_what_is_left_of_a_run_with_another_output_is_not_waited_for() -> None:
+@pytest.mark.parametrize("gone", [True, False])
+async def test_what_is_left_of_a_run_with_another_output_is_not_waited_for(gone: bool) -> None:
     cache = Cache()
     cache.apply("finetunejobs", document("one", run=run()))
     two = document("two", output="s3://another", run=run(), phase="Failed", observedGeneration=1)
     cache.apply("finetunejobs", two)
     cache.apply("pods", train_pod("two", **GOING))
+    if gone:
+        cache.forget("uid-two")
     assert (await seen(cache)).rivals == ()
 
 
